@@ -271,7 +271,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             self.register_to_config(id2label=dict(id2label))
         self.register_modules(scheduler=scheduler, encoder=encoder, light=light, model=model, vae=vae)
         self._optional_components = [name for name in (*ROLES, VAE) if getattr(self, name) is None]  # of this very one
-        self.num_timesteps, self._guidance_scale = 0, 1.0  # of the latest call
+        self.num_timesteps, self._guidance_scale, self._interrupt = 0, 1.0, False  # of the latest call
         self._texts: Path | None = None
         _ = self._how
         made_by, own = self._experiment.codec.fingerprint, self.as_model().codec
@@ -377,6 +377,15 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         """Of the latest call."""
         return self._guidance_scale
 
+    @property
+    def interrupt(self) -> bool:
+        """Whether the latest call makes no more steps, as a callback or another thread may ask it to."""
+        return self._interrupt
+
+    @interrupt.setter
+    def interrupt(self, value: bool) -> None:
+        self._interrupt = value
+
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
         """Raises ValueError for a part of a library that is neither diffusers nor imported already.
@@ -462,10 +471,14 @@ class DualRatePipeline(Checked, DiffusionPipeline):
                    `dualrate.sample`'s of that seed. One that was drawn from before gives its next number for a seed
         latents:   (B, C, H, W), the noise to start from
         output_type: pil, np (B, H, W, C) and pt (B, C, H, W) in [0, 1], latent: (B, C, H, W) what networks see
-        callback_on_step_end: (pipeline, step, its time t, {"latents": z after it}) -> a dict. Other latents in it are
-                   taken over; a context of the old ones is dropped then, so the next step makes a heavy call
+        callback_on_step_end: (pipeline, step, its time t, {"latents": z after it}) -> a dict, or None. Other latents
+                   in it are taken over; a context of the old ones is dropped then, so the next step makes a heavy call.
+                   Where it sets the pipeline's `_interrupt`, no step follows, and the images are of the latents so far
         Raises ValueError for a plan or labels that the model does not serve, and for numbers of images that disagree.
         """
+        callback_on_step_end_tensor_inputs = getattr(  # of diffusers' own class of callbacks
+            callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs
+        )
         if strange := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(f"a callback can have {', '.join(self._callback_tensor_inputs)}, got {sorted(strange)}")
         if output_type not in OUTPUTS:
@@ -524,12 +537,26 @@ class DualRatePipeline(Checked, DiffusionPipeline):
 
         def changed(step: int, t: float, z: Tensor) -> Tensor:
             assert callback_on_step_end is not None
-            given = dict.fromkeys(callback_on_step_end_tensor_inputs, z)
-            return callback_on_step_end(self, step, t, given).pop("latents", z)
+            returned = callback_on_step_end(self, step, t, dict.fromkeys(callback_on_step_end_tensor_inputs, z))
+            later = z if returned is None else returned.get("latents", z) if isinstance(returned, Mapping) else returned
+            if not isinstance(later, Tensor) or later is returned:
+                raise ValueError(
+                    f'a callback returns {{"latents": a tensor}}, {{}} or None, got {type(later).__name__}'
+                )
+            return later
 
         self.num_timesteps, self._guidance_scale = drawer.plan.num_steps, drawer.guidance.weight
+        self._interrupt = False
         with self.progress_bar(total=drawer.plan.num_steps) as bar:  # pyright: ignore[reportCallIssue]
-            z = sampled(drawer, draws, cond, latents, bar.update, changed if callback_on_step_end else None)
+            z = sampled(
+                drawer,
+                draws,
+                cond,
+                latents,
+                bar.update,
+                changed if callback_on_step_end else None,
+                lambda: self._interrupt,
+            )
         if output_type != "latent":
             z = decoded(drawer.model.codec, z, draws)
         self.maybe_free_model_hooks()
@@ -570,6 +597,7 @@ def sampled(
     start: Tensor | None = None,
     tick: Callable[[], object] = lambda: None,
     changed: Callable[[int, float, Tensor], Tensor] | None = None,
+    ended: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """(B, C, H, W) at the plan's last time, as `dualrate.sample` draws it.
 
@@ -577,6 +605,7 @@ def sampled(
     tick:    called after every step
     changed: (step, its time t, z after it) -> z to go on with. Where that is another one, what was computed of the old
              one is dropped: the next step makes a heavy call instead of a reuse, a multistep solver starts anew
+    ended:   asked before every step; where it says so, z is that of an earlier time
     Raises ValueError for a start or a change of another shape, and what `trajectory` raises.
     """
     shape, plan = drawer.model.shape, drawer.plan
@@ -586,7 +615,7 @@ def sampled(
     noise = StepNoise(drawer.step.process, draws, plan.num_steps, shape)
     states = trajectory(drawer.denoiser, drawer.step, plan, z, cond, noise)
     z, i = next(states).z, 0
-    while i < plan.num_steps:
+    while i < plan.num_steps and not ended():
         z, i = next(states).z, i + 1
         tick()
         if changed is None:
