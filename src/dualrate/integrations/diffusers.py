@@ -50,7 +50,7 @@ from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import UNGUIDED, Drawer, Guidance
 from dualrate.experiment.experiment import Experiment, Model
 from dualrate.experiment.upgrade import upgraded
-from dualrate.from_diffusers.diffusers_folder import names_of
+from dualrate.from_diffusers.diffusers_folder import names_of, settings_in
 from dualrate.from_diffusers.pipelines import negated
 from dualrate.from_diffusers.retrofitted import encoder_of
 from dualrate.from_diffusers.text_folder import copy_encoders
@@ -61,7 +61,7 @@ from dualrate.runs.train import check_export
 from dualrate.sampling.catalogue import sampler_named
 from dualrate.sampling.trajectory import StepNoise, first_state, trajectory
 from dualrate.system.device import own_defaults
-from dualrate.system.files import check_files, read_json
+from dualrate.system.files import blaming, check_files, check_fractions, read_header, read_json
 from dualrate.system.folders import MANIFEST, Damaged, Manifest
 
 STUB = '''"""For `DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)`."""
@@ -115,7 +115,18 @@ class Checked:
         folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
         if folder.is_dir():
             check_sealed(folder, cls.config_name)  # pyright: ignore[reportAttributeAccessIssue]
+            settings_in(folder / cls.config_name)  # pyright: ignore[reportAttributeAccessIssue]
         return super().load_config(pretrained_model_name_or_path, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:
+        """Raises ValueError, naming the file, for settings that lead the other library astray."""
+        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
+        with blaming(folder / cls.config_name):  # pyright: ignore[reportAttributeAccessIssue]
+            for file in folder.glob("*.safetensors"):
+                with file.open("rb") as opened:
+                    check_fractions(file, read_header(opened))
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
