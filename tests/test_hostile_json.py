@@ -6,12 +6,14 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mutations import mutations
 from runs.made import ONE, TWO, saved
 
 import dualrate as dr
+from dualrate.data.images import load_images, prepare
 from dualrate.runs.release import export
 from dualrate.runs.store import read_stored, write_class_names
 from dualrate.system.folders import MANIFEST, Manifest
@@ -146,6 +148,43 @@ def test_a_codec(tmp_path):
     net = diffusers.AutoencoderKL(**blocks, block_out_channels=(8, 16), norm_num_groups=4, latent_channels=4)
     net.save_pretrained(tmp_path / "vae")
     check(tmp_path / "vae" / "config.json", lambda: read_codec(tmp_path / "vae").latent_shape((3, 16, 16)), tmp_path)
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
+    np.savez(tmp_path / "images.npz", images=np.zeros((12, 4, 4, 3), np.uint8), labels=np.arange(12) % 2)
+    prepare(tmp_path / "images.npz", tmp_path / "prepared", size=4)
+    return tmp_path / "prepared"
+
+
+@pytest.mark.parametrize("part", ["images", "class_names", "notes", "name", "fingerprint"])
+@pytest.mark.parametrize("value", [None, -1, 2.5, 10**400, "x", {"a": 1}, [None]], ids=lambda value: str(value)[:9])
+def test_the_record_of_prepared_images(prepared, part, value):
+    file = prepared / "dataset.json"
+    plain = json.loads(file.read_text())
+    plain["splits"]["train"][part] = value
+    file.write_text(json.dumps(plain))
+    Manifest.write(prepared, json.loads((prepared / MANIFEST).read_text())["files"])
+    if isinstance(value, str) and part in ("name", "fingerprint"):
+        load_images(prepared, split="train")
+    else:
+        with pytest.raises(ValueError, match=str(file)):
+            load_images(prepared, split="train")
+
+
+@pytest.mark.parametrize("part", ["images", "labels", "blocks", "rejects"])
+@pytest.mark.parametrize(
+    "value", [None, -1, 2.5, 10**400, "x", {"a": 1}, [None], [10**400] * 11], ids=lambda v: str(v)[:9]
+)
+def test_a_shard_whose_record_is_odd_is_made_again(prepared, part, value):
+    expected = (prepared / "dataset.json").read_bytes()
+    (prepared / MANIFEST).unlink()
+    file = prepared / "train-00000.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), part: value}))
+    if (part, value) not in (("labels", None), ("blocks", "x")):  # the one has no labels, the other is no sum
+        prepare(prepared.parent / "images.npz", prepared, size=4)
+        assert (prepared / "dataset.json").read_bytes() == expected
 
 
 @pytest.mark.parametrize("what", ["manifest", "checkpoint"])

@@ -33,7 +33,7 @@ from dualrate.from_diffusers.pipelines import COMPONENTS, check_whole, is_pipeli
 from dualrate.from_diffusers.schedulers import NO_MEAN, own_times, read_scheduler
 from dualrate.networks.blocks import copied
 from dualrate.system.device import own_defaults
-from dualrate.system.files import blaming, check_files, check_fractions, read_header, read_json, shown
+from dualrate.system.files import blaming, check_files, check_fractions, read_json, shown
 from dualrate.system.folders import some_of
 
 INDEX, NETWORK, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
@@ -99,9 +99,7 @@ def read_weights(kind: Any, place: Path) -> nn.Module:
 
     name = kind.__name__
     variant = _variant(place, name)
-    for file in place.glob("*.safetensors"):
-        with file.open("rb") as opened:
-            check_fractions(file, read_header(opened))
+    check_fractions(place)
     with blaming(place / NETWORK):
         net, info = kind.from_pretrained(
             place,
@@ -377,7 +375,7 @@ def _adopted(path: Path, folder: Folder, num_classes: int | None, tokens: int) -
     own = {name: value for name, value in folder.config.items() if not name.startswith("_")}
     config = {name: value for name, value in own.items() if name not in (OWN_CLASSES, OWN_TOKENS)}
     side = USUAL_SIDE if kind.tokens and not config.get("sample_size") else 0
-    grows = folder.scheduler.get("use_dynamic_shifting")
+    grows = (folder.scheduler or {}).get("use_dynamic_shifting")
     tokens_of_image = image_tokens(kind, config, shape_of(kind, config, side)) if grows else 0
     schedule, convention = folder.schedule(tokens_of_image)
     num_classes = own.get(OWN_CLASSES) if num_classes is None else num_classes

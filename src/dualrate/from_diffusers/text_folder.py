@@ -73,10 +73,10 @@ def read_pipeline(folder: Path) -> Any:
     check_own(folder, index)
     for part in (folder / name for name in index if name.startswith(PARTS[0])):
         check_config(part, settings_in(part / NETWORK) if (part / NETWORK).is_file() else {})
+        check_fractions(part)
         for file in part.glob("*.safetensors"):  # transformers draws at random what it does not find
             with file.open("rb") as opened:
-                check_fractions(file, header := read_header(opened))
-                if any(LORA.search(name) for name in header):
+                if any(LORA.search(name) for name in read_header(opened)):
                     raise ValueError(f"{part} was saved with a LoRA beside its weights: {FUSE}")
     for part in (folder / name for name in index if name.startswith(PARTS[1])):
         if not any((part / name).is_file() for name in VOCABULARY):  # transformers would make do with none

@@ -61,7 +61,7 @@ from dualrate.runs.train import check_export
 from dualrate.sampling.catalogue import sampler_named
 from dualrate.sampling.trajectory import StepNoise, first_state, trajectory
 from dualrate.system.device import own_defaults
-from dualrate.system.files import blaming, check_files, check_fractions, read_header, read_json
+from dualrate.system.files import blaming, check_files, check_fractions, read_json
 from dualrate.system.folders import MANIFEST, Damaged, Manifest
 
 STUB = '''"""For `DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)`."""
@@ -115,18 +115,9 @@ class Checked:
         folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
         if folder.is_dir():
             check_sealed(folder, cls.config_name)  # pyright: ignore[reportAttributeAccessIssue]
+            check_fractions(folder)
             settings_in(folder / cls.config_name)  # pyright: ignore[reportAttributeAccessIssue]
         return super().load_config(pretrained_model_name_or_path, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:
-        """Raises ValueError, naming the file, for settings that lead the other library astray."""
-        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
-        with blaming(folder / cls.config_name):  # pyright: ignore[reportAttributeAccessIssue]
-            for file in folder.glob("*.safetensors"):
-                with file.open("rb") as opened:
-                    check_fractions(file, read_header(opened))
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
@@ -186,7 +177,9 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
         """
         dtype = [found for name in ("torch_dtype", "dtype") if (found := kwargs.pop(name, None)) is not None]
         kwargs.pop("use_safetensors", None)  # no pickle, whatever is asked for
-        network = super().from_pretrained(pretrained_model_name_or_path, use_safetensors=True, **kwargs)
+        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
+        with blaming(folder / cls.config_name):
+            network = super().from_pretrained(pretrained_model_name_or_path, use_safetensors=True, **kwargs)
         for weight in network.parameters():
             form = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
             weight.data = weight.data.clone(memory_format=form)
@@ -214,9 +207,10 @@ class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
         guidance_scale: float = 1.0,
         guidance_interval: Sequence[float] | None = None,
     ) -> None:
-        given = None if plan is None else StepPlan.from_json(json.dumps(plan))
-        self.choice = Choice(sampler=sampler, gamma=gamma, eta=eta, plan=given)
-        self.guided(guidance_scale)
+        with blaming("the settings of a DualRateScheduler"):
+            given = None if plan is None else StepPlan.from_json(json.dumps(plan))
+            self.choice = Choice(sampler=sampler, gamma=gamma, eta=eta, plan=given)
+            self.guided(guidance_scale)
 
     @staticmethod
     def of(choice: Choice, guidance: Guidance = UNGUIDED) -> DualRateScheduler:
@@ -427,7 +421,8 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             for key in ("dtype", "torch_dtype"):
                 if isinstance(kwargs.get(key), torch.dtype):  # the vae stays in the dtype that it was trained in
                     kwargs[key] = {VAE: torch.float32, "default": kwargs[key]}
-        return super().from_pretrained(path, use_safetensors=True, **kwargs)
+        with blaming(Path(path) / str(cls.config_name)):
+            return super().from_pretrained(path, use_safetensors=True, **kwargs)
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: str | os.PathLike[str], safe_serialization: bool = True, **kwargs: Any

@@ -230,15 +230,19 @@ def check_dtypes(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.dty
             raise ValueError(f"{name} is of {tensor.dtype}, expected {expected[name]}: fetch the file again")
 
 
-def check_fractions(path: Path, header: Mapping[str, Any]) -> None:
-    """Raises ValueError for weights of another library, by their file's header, that are no numbers with fractions.
+def check_fractions(folder: Path) -> None:
+    """Raises ValueError for weights in a folder of another library, by their files' headers, that are whole numbers.
 
     Counters, of 64 bits, may be among them.
     """
-    for name, entry in header.items():
-        dtype = entry.get("dtype") if isinstance(entry, dict) and name != "__metadata__" else "F32"
-        if dtype != "I64" and not str(dtype).startswith(("F", "BF")):
-            raise ValueError(f"{path} has {name} as {dtype}, expected F32, F16 or BF16: fetch the file again")
+    for file in sorted(folder.glob("*.safetensors")):
+        check_regular(file)
+        with blaming(file), file.open("rb") as opened:
+            header = read_header(opened)
+        for name, entry in header.items():
+            dtype = entry.get("dtype") if isinstance(entry, dict) and name != "__metadata__" else "F32"
+            if dtype != "I64" and not str(dtype).startswith(("F", "BF")):
+                raise ValueError(f"{file} has {name} as {dtype}, expected F32, F16 or BF16: fetch the file again")
 
 
 def check_files(folder: Path) -> None:
