@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dualrate.from_diffusers.classes import flux, pixart, qwen_image, sana, sd3, unet_text
 from dualrate.from_diffusers.classes.kind import Config, Kind, Rows, by_label
+from dualrate.system.files import shown
 
 KINDS: dict[str, Kind] = {
     "DiTTransformer2DModel": Kind(  # of classes (Peebles and Xie 2022)
@@ -27,9 +28,11 @@ def kind_of(name: str, config: Config) -> Kind:
     """The kind of a class. Raises ValueError for one that is not known, and for an unknown set-up."""
     if name not in KINDS:
         by_name = "with convention 'sit' or 'repa' any network that is called (state, time, label)"
-        raise ValueError(f"no {name} is known; known are {', '.join(KINDS)}, and {by_name}")
+        raise ValueError(f"no {shown(name, 60)} is known; known are {', '.join(KINDS)}, and {by_name}")
     for setting, known in (KINDS[name].known or {}).items():
         if (found := config.get(setting, known[0])) not in known:
             takes = " or ".join(map(repr, known))
-            raise ValueError(f"this {name} has {setting} {found!r}, of another process: {takes} is known")
+            raise ValueError(
+                f"this {name} has {setting} {shown(repr(found), 60)}, of another process: {takes} is known"
+            )
     return KINDS[name]
