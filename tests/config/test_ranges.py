@@ -104,6 +104,8 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.data.fields.Timing",
     "dualrate.data.forecast.Fields",
     "dualrate.data.forecast.Statistics",
+    "dualrate.data.metadata.Coordinate",
+    "dualrate.report.field_pictures.Axis",
     "dualrate.likelihood.bound.Bound",
     "dualrate.training.loop._Update",
     "dualrate.denoisers.denoiser.Meter",
