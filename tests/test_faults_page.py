@@ -110,6 +110,19 @@ HELD_BY = {  # what happens: the tests
         "pipelines/test_pipeline.py::test_a_flipped_bit_in_any_file_is_an_error_that_names_the_folder",
         "test_bad_input.py::test_a_plan_that_is_none_is_named",
     ],
+    "a value in a JSON file is of another kind, too large or missing": [
+        "test_hostile_json.py::test_a_run",
+        "test_hostile_json.py::test_released_weights",
+        "test_hostile_json.py::test_a_folder_of_diffusers",
+        "test_hostile_json.py::test_a_pipeline_of_ours",
+    ],
+    "a weight is declared as of another type": [
+        "test_hostile_json.py::test_a_run_s_weights_are_not_cast",
+        "test_hostile_json.py::test_weights_of_other_libraries_are_not_cast",
+    ],
+    "a newer version wrote the folder": [
+        "test_hostile_json.py::test_a_format_of_a_newer_version_is_refused_as_that",
+    ],
     "a pickle among the files": [
         "test_bad_input.py::test_pickles_among_a_run_s_files_are_never_executed",
         "test_bad_input.py::test_pickles_among_released_weights_are_never_executed",

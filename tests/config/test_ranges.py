@@ -197,6 +197,9 @@ def network() -> dr.UViTConfig:
     return dr.UViTConfig(8, 1, levels, 3, patch=2, embedding=8, head_dim=16)
 
 
+DIT = '{"in_channels": 4, "num_layers": 3, "sample_size": 8}'
+
+
 def examples() -> Iterator[Any]:
     """Instances that between them hold one of every class."""
     run, plan, of, config = Path("run"), dr.StepPlan.uniform(4, 2), process(), network()
@@ -260,7 +263,7 @@ def examples() -> Iterator[Any]:
     yield from (
         RectifiedFlow(),
         Truncated(Cosine(), -6.0),
-        ForeignConfig("", "", Discrete(Betas())),
+        ForeignConfig("DiTTransformer2DModel", DIT, Discrete(Betas())),
         Flow(),
         Tap(0, 1, 1),
         RetrofitRecipe(),
@@ -280,7 +283,7 @@ def examples() -> Iterator[Any]:
     for kind in (ResidualDenoising, Refining):
         yield kind(networks, denoiser, of, Sigmoid(), GivenTimes())
     yield OneCall(networks, denoiser, of, 2, "crps")
-    yield OwnBlocks(ForeignConfig("DiTTransformer2DModel", '{"num_layers": 3}', Discrete(Betas())), 2)
+    yield OwnBlocks(ForeignConfig("DiTTransformer2DModel", DIT, Discrete(Betas())), 2)
     yield Card("name", "0", Architecture(1, 8, 2), "0", 0.5, 0, 1)
     yield from (Stacked(1, 8, 2), Mixed(1, 8, 2))
     yield LanguageCard("name", "0", Recurrent(3, 8, 8), "0", 16, 2.0, 0, 1)

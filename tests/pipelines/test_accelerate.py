@@ -538,6 +538,36 @@ def test_a_sampling_spends_what_its_calls_say(method):
     assert sum(call.macs for call in calls(handle)) == spent
 
 
+@pytest.mark.parametrize("policy", [Verified(0.0), Verified(0.0, FIRST), FirstBlock(0.0)])
+def test_a_forecast_that_is_refused_has_its_price(policy):
+    """The last block ran for it, and runs again; the first one's run is of use."""
+    pipe, draw = of_dit()
+    _, plain = counted(draw)
+    block = pipe.transformer.transformer_blocks[-1]
+    passes = []
+    hook = block.register_forward_hook(lambda *_: passes.append(1))
+    with dr.accelerate(pipe, "taylor", refresh=policy) as handle:
+        draw()
+        passes.clear()
+        _, spent = counted(draw)
+    hook.remove()
+    more = (len(passes) - STEPS) * macs_of_block(pipe, block)
+    assert len(passes) == STEPS + (STEPS - 1) * (policy == Verified(0.0))
+    assert sum(call.macs for call in calls(handle)) == spent == plain + more
+    assert sum(call.plain for call in calls(handle)) == plain
+
+
+def macs_of_block(pipe, block):
+    """Of one run of a block, in a plain call of its network."""
+    given = []
+    hook = block.register_forward_pre_hook(lambda module, *call: given.append(call), with_kwargs=True)
+    with torch.no_grad():
+        pipe.transformer(torch.randn(2, 4, 8, 8), torch.tensor([5, 5]), torch.tensor([0, 1]))
+        hook.remove()
+        ((positional, named),) = given
+        return macs_of(lambda: block(*positional, **named))
+
+
 def test_a_time_that_a_scheduler_repeats_is_a_step_of_the_same_cache():
     pipe, draw = of_dit(steps=6)
     pipe.scheduler = diffusers.PNDMScheduler(skip_prk_steps=True)

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
 pytest.importorskip("diffusers")
 
 import diffusers
+import diffusers.callbacks
 import torch
 from runs.made import ONE, TWO, saved
 from trouble import flip_each
@@ -228,6 +231,81 @@ def test_changed_latents_are_taken_over_with_a_context_of_their_own(model, pipe,
 def test_latents_of_another_shape_are_refused_where_a_callback_gives_them(pipe):
     with pytest.raises(ValueError, match=r"a callback is given latents of .*, and returned"):
         drawn(pipe, callback_on_step_end=lambda pipeline, step, t, given: {"latents": given["latents"][:1]})
+
+
+@pytest.mark.parametrize("name", ["_interrupt", "interrupt"])
+def test_a_callback_that_interrupts_ends_the_steps(pipe, name):
+    """As in diffusers: the images are of the latents so far, and the next call has all its steps."""
+    seen = []
+
+    def callback(pipeline, step, t, tensors):
+        seen.append(tensors["latents"].clone())
+        setattr(pipeline, name, step == 1)
+        return {}
+
+    images = drawn(pipe, callback_on_step_end=callback)
+    assert len(seen) == 2
+    assert torch.equal(images, seen[-1])
+    assert pipe.interrupt
+    whole = drawn(pipe)
+    assert not torch.equal(whole, images)
+    assert not pipe.interrupt
+    seen.clear()
+    images = pipe(generator=generators(), callback_on_step_end=callback, output_type="pt").images
+    torch.testing.assert_close(images, (seen[-1] / 2 + 0.5).clamp(0, 1))
+
+
+def test_an_interrupt_from_another_place_ends_the_steps_without_a_callback(pipe, monkeypatch):
+    steps, bar = [], pipe.progress_bar
+
+    @contextmanager
+    def watched(**settings):
+        with bar(**settings) as inner:
+
+            def update():
+                steps.append(1)
+                pipe._interrupt = True
+                return inner.update()
+
+            yield SimpleNamespace(update=update)
+
+    monkeypatch.setattr(pipe, "progress_bar", watched)
+    drawn(pipe)
+    assert len(steps) == 1
+
+
+@pytest.mark.parametrize("returned", [None, {}, {"prompt_embeds": None}])
+def test_a_callback_may_return_nothing(pipe, returned):
+    assert torch.equal(drawn(pipe, callback_on_step_end=lambda *given: returned), drawn(pipe))
+
+    def zeroed(pipeline, step, t, tensors):
+        tensors["latents"].zero_()
+
+    assert not drawn(pipe, callback_on_step_end=zeroed).any()
+
+
+@pytest.mark.parametrize(
+    "returned", [0, "latents", [torch.zeros(2, 1, 8, 8)], torch.zeros(2, 1, 8, 8), {"latents": None}]
+)
+def test_what_a_callback_cannot_return_is_refused(pipe, returned):
+    with pytest.raises(ValueError, match=r'a callback returns \{"latents": a tensor\}, \{\} or None, got \w+'):
+        drawn(pipe, callback_on_step_end=lambda *given: returned)
+
+
+def test_callbacks_of_diffusers_class_say_what_they_see(pipe):
+    class Doubled(diffusers.callbacks.PipelineCallback):
+        tensor_inputs = ["latents"]  # noqa: RUF012
+
+        def callback_fn(self, pipeline, step_index, timesteps, callback_kwargs):
+            seen.append(step_index)
+            return callback_kwargs
+
+    seen = []
+    both = diffusers.callbacks.MultiPipelineCallbacks([Doubled(), Doubled()])
+    assert torch.equal(drawn(pipe, callback_on_step_end=both, callback_on_step_end_tensor_inputs=[]), drawn(pipe))
+    assert seen == [step for step in range(STEPS) for _ in range(2)]
+    with pytest.raises(ValueError, match="a callback can have latents"):
+        drawn(pipe, callback_on_step_end=diffusers.callbacks.SDCFGCutoffCallback())
 
 
 def test_the_last_latents_may_be_replaced(pipe):

@@ -18,7 +18,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from dualrate.config.classes import import_class, import_classes
-from dualrate.system.files import parse_json
+from dualrate.system.files import parse_json, shown
 
 
 def to_plain(value: Any) -> Any:
@@ -80,22 +80,21 @@ def type_name(kind: type) -> str:
 def _one_of(kind: type, value: Any, where: str) -> Any:
     """The class or the subclass that the value names; a dataclass itself needs no name."""
     _checked(value, isinstance(value, dict), where, f"a {kind.__name__}")
-    known, name = _readable(kind), value.get("type")
+    known, name = _readable(kind), value.get("type", type_name(kind))
+    _checked(name, isinstance(name, str), f"{where}.type", "a name")
     if name not in known:
-        import_class(str(name))
+        import_class(name)
         known = _readable(kind)
-    if name not in known and (type_name(kind) not in known or ":" in str(name)):
-        _checked(value, isinstance(name, str), where, f"a {kind.__name__}")
+    if name not in known and (type_name(kind) not in known or ":" in name):
         module, colon, _ = name.partition(":")
         if colon:
             raise ValueError(
-                f"{where}: {name} is of another package, not imported: if you trust it, dualrate --import {module} "
-                "COMMAND ..."
+                f"{where}: {shown(name, 100)} is of another package, not imported: if you trust it, dualrate --import "
+                f"{shown(module, 100)} COMMAND ..."
             )
         import_classes()
-        raise ValueError(
-            f"{where}: there is no {kind.__name__} {name!r}, it is one of {', '.join(sorted(_readable(kind)))}"
-        )
+        names = ", ".join(sorted(_readable(kind)))
+        raise ValueError(f"{where}: there is no {kind.__name__} {shown(repr(name), 100)}, it is one of {names}")
     made = known.get(name, kind)
     hints, names = typing.get_type_hints(made), [field.name for field in fields(made)]
     values = {}
@@ -105,11 +104,11 @@ def _one_of(kind: type, value: Any, where: str) -> Any:
         elif key != "type":
             close = difflib.get_close_matches(key, names, 1)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(names)}"
-            raise ValueError(f"{where}: {made.__name__} has no field {key!r}; {hint}")
+            raise ValueError(f"{where}: {made.__name__} has no field {shown(repr(key), 100)}; {hint}")
     try:
         return made(**values)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{where}: {shown(error)}") from error
 
 
 def _readable(kind: type) -> dict[str, type]:
@@ -143,5 +142,5 @@ def _expected(kind: Any) -> str:
 
 def _checked(value: Any, right: bool, where: str, expected: str) -> Any:
     if not right:
-        raise ValueError(f"{where}: expected {expected}, got {value!r}")
+        raise ValueError(f"{where}: expected {expected}, got {shown(repr(value), 200)}")
     return value

@@ -34,8 +34,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from dualrate.config.serial import from_plain
 from dualrate.data.source import SPLITS, DataProgress, Item, Items, Raw, Source, Split, reading
-from dualrate.system.files import check_regular, naming, read_json, whole, write_whole, written_aside
+from dualrate.system.files import blaming, check_regular, naming, read_json, whole, write_whole, written_aside
 from dualrate.system.folders import MANIFEST, Damaged, Manifest, some_of
 from dualrate.system.progress import run_lock
 from dualrate.system.workers import Mapper
@@ -55,7 +56,7 @@ class Shards:
     """
 
     def __init__(self, folder: Path, row: Mapping[str, Any], shards: Sequence[Mapping[str, Any]]) -> None:
-        self._made_of, self.dtype = (folder, row, shards), np.dtype(row["dtype"])
+        self.folder, self._made_of, self.dtype = folder, (folder, row, shards), np.dtype(row["dtype"])
         self.starts = np.array([0, *accumulate(shard["images"] * row["each"] for shard in shards)])
         self.shape = (int(self.starts[-1]), *row["shape"])
         self._mapped = lru_cache(maxsize=_OPEN)(self._map)
@@ -142,6 +143,15 @@ class Packed:
     dataset: dict[str, Any]
     part: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        """Raises ValueError, naming dataset.json, for a record of a split that no command wrote."""
+        with blaming(self.rows.folder / DATASET):
+            for shard in self.part["shards"]:
+                _check_record(shard)
+            _check_record(self.part)
+            if sum(shard["images"] for shard in self.part["shards"]) != self.part["images"]:
+                raise ValueError(f"its shards have other images than its {self.part['images']}")
+
 
 def read_packed(folder: Path, split: Split) -> Packed:
     """One split, memory-mapped. Reads labels and sizes of files, and no row.
@@ -184,11 +194,30 @@ def _parsed(content: bytes, folder: Path, split: Split) -> tuple[dict[str, Any],
         type(n) is int and n > 0 for n in (row["each"], *row["shape"])
     ):
         raise ValueError(f"its rows are {row}; expected a shape of whole numbers and a dtype of numbers")
+    for shard in part["shards"]:
+        _check_record(shard)
     if outside := [shard["file"] for shard in part["shards"] if Path(shard["file"]).name != shard["file"]]:
         raise ValueError(f"it names {outside[0]!r}, which is no file of its folder")
     if not isinstance(part["name"], str) or not all(isinstance(name, str) for name in part["class_names"]):
         raise ValueError("its name and those of its classes are not all texts")
     return dataset, {folder / shard["file"]: shard["images"] * _bytes_of(row) for shard in part["shards"]}
+
+
+# of a split and of a shard, where it has them
+RECORD: dict[str, Any] = {
+    **dict.fromkeys(("name", "file", "blocks", "fingerprint", "sha256"), str),
+    **dict.fromkeys(("class_names", "notes", "rejects"), tuple[str, ...]),
+    "images": int,
+    "labels": tuple[int, ...] | None,
+}
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Raises ValueError for a value of another kind than `RECORD` has."""
+    for name in record.keys() & RECORD.keys():
+        from_plain(RECORD[name], record[name], name)
+    if not all(0 <= number < 2**62 for number in (record["images"], *(record.get("labels") or ()))):
+        raise ValueError("its images and labels are not all numbers from 0 on")
 
 
 def packed_source(folder: Path, split: Split) -> Source:
@@ -312,6 +341,7 @@ def _is_done(shard: Path, row: int) -> bool:
     """Whether a shard is there with its record, which says how many rows it has."""
     try:
         record = read_json(shard.with_suffix(".json"))
+        _check_record(record)
         return record.keys() >= {"blocks", "labels"} and shard.stat().st_size == record["images"] * row
     except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):  # no record: the shard is made again
         return False

@@ -378,9 +378,11 @@ def task_named(text: str) -> Condition:
 
 def smaller(x: Tensor, factor: int) -> Tensor:
     """(B, C, H, W) at 1 / factor of its sides, as PIL's antialiased bicubic resizing: two passes, each to 8 bits."""
+    half = torch.full((), 127.5, device=x.device)  # as in `to_float`
+    levels = torch.add(half, x, alpha=127.5)
     for size in ((x.shape[2], x.shape[3] // factor), (x.shape[2] // factor, x.shape[3] // factor)):
-        x = to_float(to_bytes(F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False)))
-    return x
+        levels = F.interpolate(levels, size, mode="bicubic", antialias=True, align_corners=False).round().clamp(0, 255)
+    return levels / half - 1
 
 
 def grey(x: Tensor) -> Tensor:

@@ -297,7 +297,7 @@ def _pack(
     splits = packed.pack(folder, raws, job, row, shard_bytes=shard_bytes, mapper=mapper, progress=progress, what=what)
     for split, part in splits.items():
         name, raw = raws[split]
-        rejects = [reject for shard in part["shards"] for reject in shard["rejects"]]
+        rejects = [reject for shard in part["shards"] for reject in shard.get("rejects", ())]
         if not part["images"]:
             raise ValueError(f"none of the {raw.count} images of {name} can be used: {rejects[0]}")
         labels = packed.read_labels(folder, split) if part["labelled"] else None

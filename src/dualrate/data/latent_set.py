@@ -31,7 +31,7 @@ from dualrate.data.source import SPLITS, DataProgress, Raw, Split, resolved, sil
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
 from dualrate.system.device import pick_device, whole_products
-from dualrate.system.files import read_json
+from dualrate.system.files import blaming, read_json
 from dualrate.system.workers import Mapper, in_turn
 
 
@@ -93,7 +93,11 @@ def read_latents(source: str | Path, split: Split) -> LatentSet:
 
     Raises ValueError for a folder that is not finished, Damaged (an OSError) for what is not as it was written.
     """
-    return LatentSet(read_packed(resolved(source), split))
+    rows = read_packed(resolved(source), split)
+    with blaming(resolved(source) / packed.DATASET):
+        latents = LatentSet(rows)
+        _ = latents.shape, latents.fingerprint
+        return latents
 
 
 def encoded_images(source: str | Path, split: Split, progress: DataProgress | None = None) -> ImageSet:

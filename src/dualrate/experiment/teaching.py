@@ -22,6 +22,7 @@ from dualrate.diffusion.process import Process
 from dualrate.experiment.experiment import Experiment, Model, Start
 from dualrate.experiment.network_configs import NOISE, NetworksConfig
 from dualrate.networks.blocks import cast_layers
+from dualrate.system.files import check_dtypes, shown
 
 
 def check_teacher(student: Experiment, teacher: Model, name: str, guidance: float) -> NetworksConfig:
@@ -247,6 +248,7 @@ def check_same_network(own: Any, its: Any, problem: str) -> None:
 def fill(module: nn.Module, weights: Mapping[str, Tensor], problem: str) -> None:
     """Give a module weights. Raises ValueError, which begins with `problem`, if they are of another one."""
     try:
+        check_dtypes(weights, {name: tensor.dtype for name, tensor in module.state_dict().items()})
         module.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{problem}: {' '.join(str(error).split())[:300]}") from error
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{problem}: {shown(error, 300)}") from error

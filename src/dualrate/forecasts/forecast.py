@@ -17,8 +17,8 @@ from dualrate.config.ranges import Precision
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.experiment import Model
-from dualrate.forecasts.evaluation import StabilityReport, ForecastReport, forecast_scores, judged
-from dualrate.forecasts.folder import PAGE, SCORES, Format, ForecastWritten, write_forecast
+from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, forecast_scores, judged
+from dualrate.forecasts.folder import PAGE, SCORES, ForecastWritten, Format, write_forecast
 from dualrate.forecasts.page import forecast_page
 from dualrate.forecasts.rollout import Frame, forecast_of, with_stride
 from dualrate.forecasts.starts import Starts, held_out_starts, read_starts

@@ -1,21 +1,25 @@
 """A cache on a pipeline of diffusers that the user has, and off again: `handle = dr.accelerate(pipe, refresh=4)`.
 
 Each network's `forward` is wrapped on the instance. Modules, names and weights stay. A pipeline that calls a network
-several times at a step, as for guidance, has a cache for each of these calls. Caches begin anew with a sampling: where
-the scheduler has new times, where time rises, and after an error in a call.
+several times at a step, as for guidance, has a cache for each of these calls: a branch. Branches are told apart by all
+that a call is given but the state and the time, whatever their order; those given the same, as where attention is
+perturbed, by their order among each other. A branch that the step before did not have begins with a full call. Caches
+begin anew with a sampling: where the scheduler has new times, where time rises, and after an error in a call.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from dualrate.denoisers.feature_cache import ORDER
 from dualrate.diffusion.prediction import Convention, Flow
@@ -27,12 +31,13 @@ from dualrate.pipelines.schedulers import read_scheduler
 METHODS = ("fora", "taylor", "deep-cache", "toca", "duca")
 PASSIVE = {"group_offloading", "layerwise_casting"}  # hooks of diffusers that leave alone what is computed
 REMEMBERED = 16  # samplings
+JOINT = "; decides for a batch as one, so an image depends on the others in it"
 
 
 class CallRecord(NamedTuple):
     """A call of a network, and what it did.
 
-    branch: which of the calls at this time
+    branch: which of the conditions of its sampling, in the order in which they came
     change: what the policy saw
     macs:   multiply-adds; plain: of the network without a cache
     """
@@ -71,7 +76,9 @@ class Accelerated:
         lines = []
         for network in self._networks:
             policy, earlier = network.method.policy, network.begun - len(network.samplings)
-            lines.append(f"{network.name} ({type(network.net).__name__}): {self._method}, {policy}")
+            lines.append(
+                f"{network.name} ({type(network.net).__name__}): {self._method}, {policy}{JOINT * bool(policy.sees)}"
+            )
             for number, calls in enumerate(network.samplings, earlier + 1):
                 lines.append(f"  sampling {number}: {sampling_summary(calls, policy)}")
         return "\n".join(lines)
@@ -167,7 +174,7 @@ class _Network:
         self.name, self.net, self.method, self.pipe = name, method.net, method, pipe
         self.samplings: deque[list[CallRecord]] = deque(maxlen=REMEMBERED)
         self.begun = self.branch = 0
-        self.on = True
+        self.on, self.digests = True, Digests()
         self.forget()
         self.place = "_old_forward" if "_hf_hook" in vars(self.net) else "forward"  # offloading stays outside
         self.was_set, self.before = self.place in self.net.__dict__, getattr(self.net, self.place)
@@ -188,11 +195,13 @@ class _Network:
     def forget(self) -> None:
         self.now: tuple[float, Any] | None = None
         self.times: Any = None
-        self.caches: list[Cache] = []
+        self.earlier: dict[Hashable, Cache] = {}  # of the step before
+        self.caches: dict[Hashable, Cache] = {}
+        self.branches: dict[Hashable, int] = {}
         self.convention: Convention | None = None
 
-    def cache(self, time: float, shapes: tuple[Any, ...]) -> Cache:
-        """The cache of a call at this time and of these shapes of tensors; a new one where a sampling begins."""
+    def cache(self, time: float, shapes: tuple[Any, ...], condition: Hashable) -> Cache:
+        """The cache of a call at a step of the scheduler, of these shapes of tensors and this condition."""
         scheduler = self.pipe.scheduler
         times, step = getattr(scheduler, "timesteps", None), getattr(scheduler, "step_index", None)
         step = getattr(scheduler, "counter", None) if step is None else step  # of PNDM, which repeats a time
@@ -201,12 +210,15 @@ class _Network:
             self.times, self.convention = times, convention(self.pipe.scheduler, self.method)
             self.samplings.append([])
             self.begun += 1
-        self.branch = self.branch + 1 if self.now == (time, step) else 0
-        self.now = time, step  # in bfloat16 two steps may have the same time
-        if self.branch == len(self.caches) or self.caches[self.branch].shapes != shapes:
-            fresh = Cache(copy.deepcopy(self.method.policy), shapes, deque(maxlen=self.method.order + 1))
-            self.caches[self.branch : self.branch + 1] = [fresh]
-        return self.caches[self.branch]
+        if self.now != (time, step):  # in bfloat16 two steps may have the same time
+            self.now, self.earlier, self.caches = (time, step), self.caches, {}
+        called = ((shapes, condition, rank) for rank in itertools.count())
+        branch = next(one for one in called if one not in self.caches)
+        self.branch = self.branches.setdefault(branch, len(self.branches))
+        self.caches[branch] = self.earlier.get(branch) or Cache(
+            copy.deepcopy(self.method.policy), shapes, deque(maxlen=self.method.order + 1)
+        )
+        return self.caches[branch]
 
     def clock(self, time: float) -> tuple[Schedule | None, Tensor]:
         """A schedule, and where it has a step of the scheduler."""
@@ -218,12 +230,53 @@ class _Network:
         return self.convention.betas, (step + 1) / self.convention.betas.steps
 
 
+class Digests:
+    """What conditions are told apart by: of tensors 64 bits of their content, computed where they are.
+
+    A tensor that is passed again, as pipelines do at every step, is not read again unless it was written to. Any other
+    costs a wait for its device. None of them is kept.
+    """
+
+    def __init__(self) -> None:
+        self.seen = WeakTensorKeyDictionary()  # tensor -> its version, its digest
+
+    def of(self, value: Any) -> Hashable:
+        """Equal for equal conditions."""
+        if isinstance(value, Tensor):
+            return tuple(value.shape), value.dtype, self._of_tensor(value)
+        if isinstance(value, Mapping):
+            return tuple((name, self.of(part)) for name, part in value.items() if part is not None)
+        if isinstance(value, list | tuple):
+            return tuple(map(self.of, value))
+        return value if isinstance(value, Hashable) else repr(value)
+
+    def _of_tensor(self, x: Tensor) -> int:
+        if x.is_inference():  # which count no versions
+            return _digest(x)
+        if x not in self.seen or self.seen[x][0] != x._version:
+            self.seen[x] = x._version, _digest(x)
+        return self.seen[x][1]
+
+
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _digest(x: Tensor) -> int:
+    """A sum over all elements of a hash of each and its place."""
+    x = torch.view_as_real(x) if x.is_complex() else x
+    mixed = x.detach().contiguous().view(BITS[x.element_size()]).flatten().long()
+    mixed = (mixed + torch.arange(len(mixed), device=x.device) * 0x1E3779B97F4A7C15) * 0x3F58476D1CE4E5B9
+    mixed = (mixed ^ mixed >> 32) * 0x14D049BB133111EB
+    return int((mixed ^ mixed >> 29).sum())
+
+
 def _forward(network: _Network, *positional: Any, **named: Any) -> Any:
     """A function, for a partial of it is copied with the network it is of."""
     net, method = network.net, network.method
     if not network.on:
         return network.before(*positional, **named)
     arguments = by_name(net, positional, named)
+    state, *_ = arguments
     times = set(torch.as_tensor(arguments.get("timestep", ())).flatten().tolist())
     entering = [name for name in method.kind.between if arguments.get(name) is not None]
     if entering or len(times) != 1:
@@ -233,7 +286,8 @@ def _forward(network: _Network, *positional: Any, **named: Any) -> Any:
     shapes = tuple((name, tuple(value.shape)) for name, value in arguments.items() if isinstance(value, Tensor))
     try:
         time = times.pop() * method.kind.units(net)
-        cache, (schedule, t) = network.cache(time, shapes), network.clock(time)
+        condition = network.digests.of({name: arguments[name] for name in arguments if name not in (state, "timestep")})
+        cache, (schedule, t) = network.cache(time, shapes, condition), network.clock(time)
         out, did = method.call(lambda copied: type(net).forward(copied, *positional, **named), cache, schedule, t)
     except BaseException:
         network.forget()

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from dualrate.codecs.codec import Codec, Moments, Normalisation
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
-from dualrate.pipelines.folder import class_named, read_weights
+from dualrate.pipelines.folder import NETWORK, check_config, class_named, read_weights, settings_in
 from dualrate.system.device import pick_device
-from dualrate.system.files import check_files, read_json
+from dualrate.system.files import blaming, check_files, shown
 
 RULES_VERSION = 1  # part of every fingerprint: a rule that changes makes other latents
 
@@ -200,8 +200,14 @@ def read_autoencoder(folder: Path, device: torch.device | str | None = None) -> 
     Raises ValueError for a class without a rule; also what `class_named` and `read_weights` raise.
     """
     check_files(folder)
-    name = read_json(folder / "config.json")["_class_name"]
-    if name not in RULES:
-        raise ValueError(f"{folder} holds a {name}, for which there is no rule; known are {', '.join(RULES)}")
+    config = settings_in(folder / NETWORK)
+    check_config(folder, config)
+    if (name := str(config.get("_class_name"))) not in RULES:
+        raise ValueError(
+            f"{folder} holds a {shown(name, 60)}, for which there is no rule; known are {', '.join(RULES)}"
+        )
     module: Any = read_weights(class_named(name, RULES), folder)
-    return Autoencoder(module.float().to(pick_device(device)), module.config, str(folder))
+    with blaming(folder / NETWORK):
+        made = Autoencoder(module.float().to(pick_device(device)), module.config, str(folder))
+        made.image_shape((made.rule.channels(made.config), 1, 1))
+        return made

@@ -18,6 +18,9 @@ A policy says when a call refreshes.
                    forecast, r_hat. SpeCa, Liu et al. 2025, arXiv 2509.11628. Deviates: the threshold is the same at all
                    times, and a kept step has the block's real output
 
+Those that see a change decide for a batch as one, by its mean, or of Verified by its worst row: so an image depends on
+the others in it. By rows, rows that need no refresh would have to stand aside in every block.
+
 A call goes through a copy of the network that shares all parts but the blocks. The network stays as it is.
 """
 
@@ -53,7 +56,7 @@ SKIPS = "res_hidden_states_tuple"
 
 
 class Policy(Ranged, ABC):
-    """When a call refreshes. Each cache has a copy, new in every sampling, so it may count.
+    """When a call refreshes, all rows of its batch. Each cache has a copy, new in every sampling, so it may count.
 
     sees: what `change` is of (module docstring); "": nothing, and it is 0
     """

@@ -55,7 +55,7 @@ from dualrate.data.source import (
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
 from dualrate.system.device import pick_device
-from dualrate.system.files import check_regular, parse_json, read_bytes, read_json, whole
+from dualrate.system.files import blaming, check_regular, parse_json, read_bytes, read_json, whole
 from dualrate.system.folders import Damaged, some_of
 from dualrate.system.workers import Mapper, in_turn
 
@@ -620,4 +620,8 @@ def read_prompts(source: str | Path, split: Split) -> PromptSet:
             "--prompts CAPTIONS PIPELINE"
         )
     folder = resolved(source) / PROMPTS
-    return PromptSet(read_packed(folder, split), folder)
+    rows = read_packed(folder, split)
+    with blaming(folder / packed.DATASET):
+        found = PromptSet(rows, folder)
+        _ = found.size, found.fingerprint
+        return found

@@ -41,7 +41,8 @@ AT_A_TIME = 50  # images, and texts
 
 def is_clip(folder: Path) -> bool:
     """Whether a folder holds a CLIPModel."""
-    return (folder / CONFIG).is_file() and cast(Any, read_json(folder / CONFIG)).get("model_type") == "clip"
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    return isinstance(config, dict) and config.get("model_type") == "clip"
 
 
 class ClipImages(nn.Module):

@@ -53,7 +53,7 @@ from dualrate.experiment.upgrade import upgraded
 from dualrate.networks.blocks import blocks_of, cast_layers
 from dualrate.pipelines.autoencoder import Autoencoder
 from dualrate.pipelines.condition import Prompts
-from dualrate.pipelines.folder import class_names_of
+from dualrate.pipelines.folder import class_names_of, settings_in
 from dualrate.pipelines.prompts import negated
 from dualrate.pipelines.retrofitted import encoder_of
 from dualrate.pipelines.text_encoders import copy_encoders
@@ -61,7 +61,7 @@ from dualrate.runs.train import check_export
 from dualrate.sampling.catalogue import sampler_named
 from dualrate.sampling.trajectory import StepNoise, first_state, trajectory
 from dualrate.system.device import own_defaults
-from dualrate.system.files import check_files, read_json
+from dualrate.system.files import blaming, check_files, check_fractions, read_json
 from dualrate.system.folders import MANIFEST, Damaged, Manifest
 
 STUB = '''"""For `DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)`."""
@@ -115,6 +115,8 @@ class Checked:
         folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
         if folder.is_dir():
             check_sealed(folder, cls.config_name)  # pyright: ignore[reportAttributeAccessIssue]
+            check_fractions(folder)
+            settings_in(folder / cls.config_name)  # pyright: ignore[reportAttributeAccessIssue]
         return super().load_config(pretrained_model_name_or_path, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -175,7 +177,9 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
         """
         dtype = [value for name in ("torch_dtype", "dtype") if (value := kwargs.pop(name, None)) is not None]
         kwargs.pop("use_safetensors", None)  # no pickle, whatever is asked for
-        network = super().from_pretrained(pretrained_model_name_or_path, use_safetensors=True, **kwargs)
+        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
+        with blaming(folder / cls.config_name):
+            network = super().from_pretrained(pretrained_model_name_or_path, use_safetensors=True, **kwargs)
         for weight in network.parameters():
             form = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
             weight.data = weight.data.clone(memory_format=form)
@@ -203,9 +207,10 @@ class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
         guidance_scale: float = 1.0,
         guidance_interval: Sequence[float] | None = None,
     ) -> None:
-        step_plan = None if plan is None else StepPlan.from_json(json.dumps(plan))
-        self.choice = Choice(sampler=sampler, gamma=gamma, eta=eta, plan=step_plan)
-        self.guided(guidance_scale)
+        with blaming("the settings of a DualRateScheduler"):
+            step_plan = None if plan is None else StepPlan.from_json(json.dumps(plan))
+            self.choice = Choice(sampler=sampler, gamma=gamma, eta=eta, plan=step_plan)
+            self.guided(guidance_scale)
 
     @staticmethod
     def of(choice: Choice, guidance: Guidance = UNGUIDED) -> DualRateScheduler:
@@ -271,7 +276,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             self.register_to_config(id2label=dict(id2label))
         self.register_modules(scheduler=scheduler, encoder=encoder, light=light, model=model, vae=vae)
         self._optional_components = [name for name in (*ROLES, VAE) if getattr(self, name) is None]  # of this very one
-        self.num_timesteps, self._guidance_scale = 0, 1.0  # of the latest call
+        self.num_timesteps, self._guidance_scale, self._interrupt = 0, 1.0, False  # of the latest call
         self._texts: Path | None = None
         _ = self._how
         made_by, codec = self._experiment.codec.fingerprint, self.as_model().codec
@@ -377,6 +382,15 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         """The weight of guidance in the latest call."""
         return self._guidance_scale
 
+    @property
+    def interrupt(self) -> bool:
+        """Whether the latest call makes no more steps, as a callback or another thread may ask it to."""
+        return self._interrupt
+
+    @interrupt.setter
+    def interrupt(self, value: bool) -> None:
+        self._interrupt = value
+
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
         """Raises ValueError for a part of a library that is neither diffusers nor imported already.
@@ -410,7 +424,8 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             for key in ("dtype", "torch_dtype"):
                 if isinstance(kwargs.get(key), torch.dtype):  # the vae stays in the dtype that it was trained in
                     kwargs[key] = {VAE: torch.float32, "default": kwargs[key]}
-        return super().from_pretrained(path, use_safetensors=True, **kwargs)
+        with blaming(Path(path) / str(cls.config_name)):
+            return super().from_pretrained(path, use_safetensors=True, **kwargs)
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: str | os.PathLike[str], safe_serialization: bool = True, **kwargs: Any
@@ -465,10 +480,14 @@ class DualRatePipeline(Checked, DiffusionPipeline):
                    `dualrate.sample`'s of that seed. One that was drawn from before gives its next number for a seed
         latents:   (B, C, H, W), the noise to start from
         output_type: pil, np (B, H, W, C) and pt (B, C, H, W) in [0, 1], latent: (B, C, H, W) what networks see
-        callback_on_step_end: (pipeline, step, its time t, {"latents": z after it}) -> a dict. Other latents in it are
-                   taken over; a context of the old ones is dropped then, so the next step makes a heavy call
+        callback_on_step_end: (pipeline, step, its time t, {"latents": z after it}) -> a dict, or None. Other latents
+                   in it are taken over; a context of the old ones is dropped then, so the next step makes a heavy call.
+                   Where it sets the pipeline's `_interrupt`, no step follows, and the images are of the latents so far
         Raises ValueError for a plan or labels that the model does not serve, and for numbers of images that disagree.
         """
+        callback_on_step_end_tensor_inputs = getattr(  # of diffusers' own class of callbacks
+            callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs
+        )
         if strange := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(f"a callback can have {', '.join(self._callback_tensor_inputs)}, got {sorted(strange)}")
         if output_type not in OUTPUTS:
@@ -527,12 +546,26 @@ class DualRatePipeline(Checked, DiffusionPipeline):
 
         def changed(step: int, t: float, z: Tensor) -> Tensor:
             assert callback_on_step_end is not None
-            given = dict.fromkeys(callback_on_step_end_tensor_inputs, z)
-            return callback_on_step_end(self, step, t, given).pop("latents", z)
+            returned = callback_on_step_end(self, step, t, dict.fromkeys(callback_on_step_end_tensor_inputs, z))
+            later = z if returned is None else returned.get("latents", z) if isinstance(returned, Mapping) else returned
+            if not isinstance(later, Tensor) or later is returned:
+                raise ValueError(
+                    f'a callback returns {{"latents": a tensor}}, {{}} or None, got {type(later).__name__}'
+                )
+            return later
 
         self.num_timesteps, self._guidance_scale = drawer.plan.num_steps, drawer.guidance.weight
+        self._interrupt = False
         with self.progress_bar(total=drawer.plan.num_steps) as bar:  # pyright: ignore[reportCallIssue]
-            z = sampled(drawer, draws, cond, latents, bar.update, changed if callback_on_step_end else None)
+            z = sampled(
+                drawer,
+                draws,
+                cond,
+                latents,
+                bar.update,
+                changed if callback_on_step_end else None,
+                lambda: self._interrupt,
+            )
         if output_type != "latent":
             z = decoded(drawer.model.codec, z, draws)
         self.maybe_free_model_hooks()
@@ -573,6 +606,7 @@ def sampled(
     start: Tensor | None = None,
     tick: Callable[[], object] = lambda: None,
     changed: Callable[[int, float, Tensor], Tensor] | None = None,
+    ended: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """(B, C, H, W) at the plan's last time, as `dualrate.sample` draws it.
 
@@ -580,6 +614,7 @@ def sampled(
     tick:    called after every step
     changed: (step, its time t, z after it) -> z to go on with. Where that is another one, what was computed of the old
              one is dropped: the next step makes a heavy call instead of a reuse, a multistep solver starts anew
+    ended:   asked before every step; where it says so, z is that of an earlier time
     Raises ValueError for a start or a change of another shape, and what `trajectory` raises.
     """
     shape, plan = drawer.model.shape, drawer.plan
@@ -589,7 +624,7 @@ def sampled(
     noise = StepNoise(drawer.step.process, draws, plan.num_steps, shape)
     states = trajectory(drawer.denoiser, drawer.step, plan, z, cond, noise)
     z, i = next(states).z, 0
-    while i < plan.num_steps:
+    while i < plan.num_steps and not ended():
         z, i = next(states).z, i + 1
         tick()
         if changed is None:

@@ -11,7 +11,8 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -33,7 +34,7 @@ from dualrate.pipelines.network import ForeignNetwork, check_direction, labels_o
 from dualrate.pipelines.prompts import COMPONENTS, check_whole, is_pipeline, negative_prompt, parts_of
 from dualrate.pipelines.schedulers import NO_MEAN, own_times, read_scheduler
 from dualrate.system.device import own_defaults
-from dualrate.system.files import check_files, read_json
+from dualrate.system.files import blaming, check_files, check_fractions, read_json, shown
 from dualrate.system.folders import some_of
 
 INDEX, NETWORK, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
@@ -54,7 +55,8 @@ DISTILLED = {"schnell", "turbo", "lcm", "lightning", "sprint", "dmd", "distill",
 class Folder:
     """A network's folder, and what stands beside it.
 
-    name, config: the network's class and configuration; scheduler: the scheduler's, None if there is none
+    name, config: the network's class and configuration
+    scheduler:    the scheduler's configuration, None if there is none; beside: its file
     codec:        of the pipeline's VAE, None if it has none: then an image is of latents
     class_names:  as of `class_names_of`
     """
@@ -65,10 +67,18 @@ class Folder:
     scheduler: Mapping[str, Any] | None
     codec: Path | None
     class_names: tuple[str, ...] = ()
+    beside: Path | None = None
 
     def network(self) -> nn.Module:
         """The network with its weights. Raises what `class_named` and `read_weights` raise."""
         return read_weights(class_named(self.name), self.place)
+
+    def schedule(self, tokens: int) -> tuple[Schedule, Convention]:
+        """As of `read_scheduler`; there is a scheduler."""
+        assert self.scheduler is not None
+        assert self.beside is not None
+        with blaming(self.beside):
+            return read_scheduler(self.scheduler, tokens)
 
     @property
     def fingerprint(self) -> str:
@@ -83,23 +93,23 @@ class Folder:
 def read_weights(kind: Any, place: Path) -> nn.Module:
     """A model of a class of diffusers, with the weights of its folder.
 
-    Raises OSError where there are none in safetensors, as `_variant`; ValueError where some lack, and for a
-    configuration that the class does not take. Warns of weights that the class does not have.
+    Raises OSError where there are none in safetensors, as `_variant`; ValueError where some lack, or are whole numbers,
+    and for a configuration that the class does not take. Warns of weights that the class does not have.
     """
     from diffusers.utils.import_utils import is_accelerate_available
 
     name = kind.__name__
-    try:
+    variant = _variant(place, name)
+    check_fractions(place)
+    with blaming(place / NETWORK):
         net, info = kind.from_pretrained(
             place,
-            variant=_variant(place, name),
+            variant=variant,
             use_safetensors=True,
             local_files_only=True,
             low_cpu_mem_usage=is_accelerate_available(),  # without it diffusers asks for it at length
             output_loading_info=True,
         )
-    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
-        raise ValueError(f"{place} holds a {name} that cannot be built as configured: {error}") from error
     if any(LORA.search(key) for key in info["unexpected_keys"]):
         raise ValueError(f"{place} was saved with a LoRA beside its weights: {FUSE}")
     if wrong := [key for keys in ("missing_keys", "mismatched_keys") for key in info[keys]]:
@@ -141,25 +151,26 @@ def read_folder(path: Path) -> Folder:
     """Raises ValueError for a folder that is none of theirs, or of a distilled model; OSError if it cannot be read."""
     if not is_diffusers(path):
         raise ValueError(f"{path} is no folder of diffusers: it has neither {INDEX} nor {NETWORK}")
-    index = _object(path / INDEX) if (path / INDEX).is_file() else {}
+    index = settings_in(path / INDEX) if (path / INDEX).is_file() else {}
     check_own(path, index)
     role = next((role for role in COMPONENTS if index.get(role)), None)
     if index and role is None:
         raise ValueError(f"{path} has no {' or '.join(COMPONENTS)}; its {INDEX} lists {', '.join(index)}")
     place = path / role if role and (path / role).is_dir() else path  # of old pipelines the pipeline's own
     check_files(place)  # their library would wait for a pipe
-    config = _object(place / NETWORK)
+    config = settings_in(place / NETWORK)
     beside = next((file for file in (path / "scheduler" / SCHEDULER, path / SCHEDULER) if file.is_file()), None)
     check_name(path, config)
-    check_whole_numbers(place, config)
+    check_config(place, config)
     codec = next((role for role in CODECS if index.get(role)), None)
     return Folder(
         place,
         str(config.get("_class_name")),
         config,
-        None if beside is None else _object(beside),
+        None if beside is None else settings_in(beside),
         path / codec if codec else None,
         class_names_of(index.get("id2label")),
+        beside,
     )
 
 
@@ -171,7 +182,7 @@ def check_own(path: Path, index: Mapping[str, Any]) -> None:
             f"{path} is a pipeline that dualrate exported: DualRatePipeline.from_pretrained({str(path)!r}) of {EXPORT} "
             "reads it, or name the run that it was made of"
         )
-    foreign = [f"its {name} is of {part[0]}" for name, part in read.items() if part and part[0] not in KNOWN]
+    foreign = [f"its {name} is of {shown(part[0], 60)}" for name, part in read.items() if part and part[0] not in KNOWN]
     if isinstance(index.get("_class_name"), list):
         foreign.append("its class is in a file of the folder")
     if foreign:
@@ -181,13 +192,34 @@ def check_own(path: Path, index: Mapping[str, Any]) -> None:
         )
 
 
-def check_whole_numbers(place: Path, config: Mapping[str, Any]) -> None:
-    """Raises ValueError for a model in a folder that is quantised."""
+def check_config(place: Path, config: Mapping[str, Any]) -> None:
+    """Raises ValueError for a model in a folder that is quantised, or larger than any."""
+    with blaming(place / NETWORK):
+        check_sizes(config)
     if config.get("quantization_config"):
         raise ValueError(
             f"the model in {place} is quantised: take one in float32, float16 or bfloat16, or load it so "
             "(torch_dtype=torch.bfloat16, without quantization_config), and save that"
         )
+
+
+LARGEST, LAYERS = 10_000_000, 1000  # numbers in a configuration, and those of layers or blocks
+
+
+def check_sizes(config: Mapping[str, Any]) -> None:
+    """Raises ValueError for numbers with which another library would build a network for ever."""
+    for name, value in config.items():
+        most = LAYERS if re.search("layer|block|depth", name) and "channel" not in name else LARGEST
+        if any(abs(number) > most for number in _whole_numbers(value)):
+            raise ValueError(f"its {name} is {shown(value, 60)}, expected at most {most:,}")
+
+
+def _whole_numbers(value: object) -> Iterator[int]:
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _whole_numbers(item)
 
 
 def class_names_of(labels: object) -> tuple[str, ...]:
@@ -197,11 +229,11 @@ def class_names_of(labels: object) -> tuple[str, ...]:
     return tuple(names) if len(names) == len(by_number) else ()
 
 
-def _object(path: Path) -> dict[str, Any]:
-    """The settings in a file. Raises ValueError, naming it, for anything but a JSON object."""
+def settings_in(path: Path) -> dict[str, Any]:
+    """What a file of settings holds. Raises ValueError, naming it, for anything but a JSON object."""
     settings = read_json(path)
     if not isinstance(settings, dict):
-        raise ValueError(f"{path} holds no settings: expected a JSON object, got {str(settings)[:60]}")
+        raise ValueError(f"{path} holds no settings: expected a JSON object, got {shown(settings, 60)}")
     return settings
 
 
@@ -219,7 +251,7 @@ def check_name(path: Path, config: Mapping[str, Any]) -> None:
 def class_named(name: str, classes: Collection[str] = KINDS) -> Any:
     """The class of diffusers. Raises ValueError for one that is not known, and without diffusers."""
     if name not in classes:
-        raise ValueError(f"no {name} is known; known are {', '.join(classes)}")
+        raise ValueError(f"no {shown(name, 60)} is known; known are {', '.join(classes)}")
     try:
         import diffusers
     except ImportError as error:
@@ -259,6 +291,12 @@ class ForeignConfig(Ranged):
     side: Annotated[int, Range(0, 100_000)] = 0
     """Of a state, where its configuration says none."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        with blaming(f"{self.kind} of diffusers, as configured"):
+            check_sizes(self._config)
+            _ = self.shape, self.prompt.size
+
     @property
     def guided_already(self) -> bool:
         """Whether guidance was distilled into it."""
@@ -267,10 +305,8 @@ class ForeignConfig(Ranged):
     def build(self) -> ForeignNetwork:
         """A network with random weights. Raises ValueError for a configuration of no network, and without diffusers."""
         kind = class_named(self.kind)
-        try:
+        with blaming(f"{self.kind} of diffusers, as configured"):
             return self.around(kind.from_config(self._config))
-        except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
-            raise ValueError(f"{self.kind} of diffusers cannot be built as configured: {error}") from error
 
     def around(self, net: nn.Module) -> ForeignNetwork:
         """Wrap such a network, which is built already."""
@@ -316,7 +352,8 @@ class Adopted:
     def weights(self) -> nn.Module:
         """The module, with its weights. Raises ValueError where its time runs another way than its scheduler says."""
         net = self.folder.network()
-        check_direction(self.network.around(net), self.network.shape)
+        with blaming(self.folder.place / NETWORK):
+            check_direction(self.network.around(net), self.network.shape)
         return net
 
 
@@ -329,13 +366,18 @@ def adopted(path: Path, num_classes: int | None = None) -> Adopted:
     folder = read_folder(path)
     if folder.scheduler is None:
         raise ValueError(f"{path} has no scheduler, which says the schedule: name the pipeline's folder")
+    with blaming(folder.place / NETWORK):
+        return _adopted(path, folder, num_classes)
+
+
+def _adopted(path: Path, folder: Folder, num_classes: int | None) -> Adopted:
     kind = kind_of(folder.name, folder.config)
     settings = {name: value for name, value in folder.config.items() if not name.startswith("_")}
     config = {name: value for name, value in settings.items() if name not in (OWN_CLASSES, OWN_TOKENS)}
     side = USUAL_SIDE if kind.tokens and not config.get("sample_size") else 0
-    grows = folder.scheduler.get("use_dynamic_shifting")
+    grows = (folder.scheduler or {}).get("use_dynamic_shifting")
     tokens_of_image = image_tokens(kind, config, shape_of(kind, config, side)) if grows else 0
-    schedule, convention = read_scheduler(folder.scheduler, tokens_of_image)
+    schedule, convention = folder.schedule(tokens_of_image)
     num_classes = settings.get(OWN_CLASSES) if num_classes is None else num_classes
     network = ForeignConfig(
         folder.name,
@@ -386,7 +428,7 @@ def from_diffusers(
     or with more networks, and for a network that is offloaded or quantised. Warns of an untrained network, and of one
     that guidance was distilled into.
     """
-    pipeline = source if is_pipeline(source) else None
+    pipeline, folder = source if is_pipeline(source) else None, None
     if pipeline is not None:
         source, scheduler = parts_of(pipeline, scheduler)
         if shape is None and not getattr(source, "config", {}).get("sample_size"):
@@ -400,36 +442,40 @@ def from_diffusers(
         check_name(Path(name), config)
     else:
         folder = read_folder(as_path(source))
-        scheduler = folder.scheduler if scheduler is None else scheduler
         name, config, tokens = folder.name, folder.config, tokens or folder.config.get(OWN_TOKENS, 0)
         num_classes = config.get(OWN_CLASSES) if num_classes is None else num_classes
-        kind_of(name, config)
+        with blaming(folder.place / NETWORK):
+            kind_of(name, config)
         with own_defaults():
             net = folder.network()
         config = dict(getattr(net, "config", config))
     if isinstance(convention, str) and convention not in ("diffusers", *CONVENTIONS):
         raise ValueError(f"convention is diffusers, {', '.join(CONVENTIONS)}, or a Convention, got {convention!r}")
-    kind = NetworkSpec(by_place) if convention in CONVENTIONS and name not in KINDS else kind_of(name, config)
-    shape = shape_of(kind, config) if shape is None else shape
+    with nullcontext() if folder is None else blaming(folder.place / NETWORK):
+        kind = NetworkSpec(by_place) if convention in CONVENTIONS and name not in KINDS else kind_of(name, config)
+        shape = shape_of(kind, config) if shape is None else shape
+        labels, prompt = labels_of(kind, config, num_classes), layout_of(kind, config, tokens, shape)
+        tokens_of_image = image_tokens(kind, config, shape)
     schedule, spoken = RectifiedFlow(), None
-    if scheduler is not None:
+    if scheduler is None and folder is not None and folder.beside is not None:
+        schedule, spoken = folder.schedule(tokens_of_image)
+    elif scheduler is not None:
         is_config = isinstance(scheduler, Mapping)
         named = scheduler if is_config else {**scheduler.config, "_class_name": type(scheduler).__name__}
-        schedule, spoken = read_scheduler(named, image_tokens(kind, config, shape))
+        schedule, spoken = read_scheduler(named, tokens_of_image)
     if convention != "diffusers":
         spoken = CONVENTIONS[convention] if isinstance(convention, str) else convention
     if spoken is None:
         raise ValueError("a network alone does not say its schedule: pass the scheduler that it was trained with")
-    prompt = layout_of(kind, config, tokens, shape)
     empty = negative_prompt(kind, prompt, negative, pipeline)
     if config.get("guidance_embeds"):
         warnings.warn(GUIDED.format(name=name), stacklevel=2)
-    labels = labels_of(kind, config, num_classes)
     if prompt.parts:
         labels["null"] = empty is not None
     empty = None if empty is None else empty.to(next(net.parameters()).device)
     network = ForeignNetwork(net, kind, spoken, **labels, prompt=prompt, empty=empty)
-    check_direction(network, shape)
+    with nullcontext() if folder is None else blaming(folder.place / NETWORK):
+        check_direction(network, shape)
     return Plain(network, GaussianProcess(schedule))
 
 

@@ -164,9 +164,10 @@ def shape_of(kind: NetworkSpec, config: Config, side: int = 0) -> Shape:
     """(C, H, W) of a configuration; side: where that has none. Raises ValueError where nothing says it."""
     channels, size = kind.channels(config), config.get("sample_size") or side
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    if not (channels and height and width):
+    shape: Any = channels, height, width
+    if not all(type(number) is int and number > 0 for number in shape):
         raise ValueError(f"{channels} channels and sample_size {size or None} say no shape: pass shape=(C, H, W)")
-    return int(channels), int(height), int(width)
+    return shape
 
 
 LOG_SNR = -4.0

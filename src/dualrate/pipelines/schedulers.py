@@ -20,6 +20,7 @@ import torch
 
 from dualrate.diffusion.prediction import TO_V, Convention, Discrete, Flow
 from dualrate.diffusion.schedule import Betas, Kind, RectifiedFlow, Schedule
+from dualrate.system.files import shown
 
 DISCRETE = {
     "DDPMScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler", "PNDMScheduler",
@@ -53,7 +54,7 @@ def read_scheduler(config: Mapping[str, Any], tokens: int = 0) -> tuple[Schedule
     tokens: of an image, where a shift grows with them; 0: it is that of the smallest images
     Raises ValueError for a scheduler of distilled models, and for one, or settings, that are not known here.
     """
-    name = str(config.get("_class_name", "a scheduler without _class_name"))
+    name = shown(config.get("_class_name", "a scheduler without _class_name"), 60)
     if name in DISTILLED:
         raise ValueError(f"{name} samples a distilled model: {NO_MEAN}")
     if name not in FLOW | DISCRETE:

@@ -28,11 +28,12 @@ from dualrate.pipelines.folder import (
     LORA,
     NETWORK,
     ForeignConfig,
+    check_config,
     check_own,
-    check_whole_numbers,
+    settings_in,
 )
 from dualrate.pipelines.prompts import COMPONENTS, encoded, negative_prompt
-from dualrate.system.files import check_files, read_bytes, read_header, read_json, write_whole
+from dualrate.system.files import blaming, check_files, check_fractions, read_bytes, read_header, write_whole
 
 PARTS = ("text_encoder", "tokenizer")  # as folders of a pipeline begin
 VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
@@ -68,10 +69,11 @@ def read_pipeline(folder: Path) -> Any:
 
     if not is_transformers_available():
         raise ValueError(f"the text encoders of {folder} need transformers: pip install transformers")
-    index = read_json(folder / INDEX)
+    index = settings_in(folder / INDEX)
     check_own(folder, index)
     for part in (folder / name for name in index if name.startswith(PARTS[0])):
-        check_whole_numbers(part, read_json(part / NETWORK) if (part / NETWORK).is_file() else {})
+        check_config(part, settings_in(part / NETWORK) if (part / NETWORK).is_file() else {})
+        check_fractions(part)
         for file in part.glob("*.safetensors"):  # transformers draws at random what it does not find
             with file.open("rb") as opened:
                 if any(LORA.search(name) for name in read_header(opened)):
@@ -80,7 +82,8 @@ def read_pipeline(folder: Path) -> Any:
         if not any((part / name).is_file() for name in VOCABULARY):  # transformers would make do with none
             raise ValueError(f"{part} has no vocabulary ({', '.join(VOCABULARY)}): fetch the pipeline again")
     unused = {part: None for part in index if part in UNUSED}
-    return DiffusionPipeline.from_pretrained(folder, **unused, use_safetensors=True, local_files_only=True)
+    with blaming(folder / INDEX):
+        return DiffusionPipeline.from_pretrained(folder, **unused, use_safetensors=True, local_files_only=True)
 
 
 def copy_encoders(folder: Path, target: Path) -> None:
@@ -99,8 +102,9 @@ def copy_encoders(folder: Path, target: Path) -> None:
 def _pipeline(folder: Path, fingerprint: str, side: int, device: str) -> Any:
     pipeline = read_pipeline(folder).to(device)
     pipeline.default_sample_size = side  # for which it would ask its network, and for the other its VAE
-    if (layout := folder / VAE_LAYOUT).is_file() and (blocks := read_json(layout).get("block_out_channels")):
-        pipeline.vae_scale_factor = 2 ** (len(blocks) - 1)
+    if (layout := folder / VAE_LAYOUT).is_file() and (blocks := settings_in(layout).get("block_out_channels")):
+        with blaming(layout):
+            pipeline.vae_scale_factor = 2 ** (len(blocks) - 1)
     return pipeline
 
 

@@ -47,10 +47,12 @@ from dualrate.system.files import (
     MEMORY,
     MOST_JSON,
     append_record,
+    blaming,
     holders,
     read_bytes,
     read_header,
     read_records,
+    shown,
     tensors_of,
     write_whole,
 )
@@ -123,7 +125,9 @@ class StoredModel:
         """On a device, as of `pick_device`. Raises ValueError if the weights are of other networks than the
         experiment's.
         """
-        networks, denoiser = self.experiment.build()
+        file = self.path / EXPERIMENT
+        with blaming(file if file.exists() else self.path):
+            networks, denoiser = self.experiment.build()
         fill(networks, self.weights, f"{self.path}: the weights do not fit its experiment.json")
         networks.to(pick_device(device)).eval().requires_grad_(False)
         of = (self.path.name, self.experiment, networks, denoiser, self.iteration, _hash(self.weights), self.path)
@@ -245,7 +249,8 @@ def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
     if manifest is not None:
         data, state, troubles = _content(path, WEIGHTS, manifest), None, []
         try:
-            weights = {name: tensor.float() for name, tensor in tensors_of(data).items()}
+            written = tensors_of(data)
+            weights = {name: x.float() if x.dtype is torch.bfloat16 else x for name, x in written.items()}
             about = read_header(io.BytesIO(data)).get("__metadata__", {})  # to which the library gives no access
             iteration = _iteration(about.get("iteration", 0), WEIGHTS)
         except ValueError as error:
@@ -331,7 +336,7 @@ def _damaged(path: Path, error: Exception) -> OSError:
 def _iteration(value: object, where: Path | str) -> int:
     """Raises ValueError for anything but a number from 0 on."""
     if not is_whole(str(value)):
-        raise ValueError(f"{where} is of iteration {value!r}, expected a number from 0 on")
+        raise ValueError(f"{where} is of iteration {shown(repr(value), 60)}, expected a number from 0 on")
     return int(str(value))
 
 

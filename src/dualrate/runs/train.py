@@ -308,9 +308,17 @@ def resume_threads(run: Path) -> None:
         return
     try:
         threads = int(json.loads((run / HISTORY).read_text().splitlines()[-1])["threads"])
-    except (OSError, ValueError, LookupError, TypeError):  # no run yet, or a line that a kill cut off
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        RecursionError,
+        OverflowError,
+    ):  # no run yet, or a line that a kill cut off
         return
-    torch.set_num_threads(threads)
+    if 0 < threads <= 1024:
+        torch.set_num_threads(threads)
 
 
 def save_samples(model: Model, file: Path) -> None:

@@ -22,6 +22,7 @@ from typing import IO, Any
 
 import safetensors
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -52,6 +53,29 @@ def naming(path: Path | str) -> Iterator[None]:
         elif type(error) is OSError and error.errno is None and str(path) not in str(error):
             raise OSError(f"{path}: {error}") from error
         raise
+
+
+@contextmanager
+def blaming(path: Path | str) -> Iterator[None]:
+    """Around code that goes by what a file says, and may be led anywhere by it: every error is one line that names it.
+
+    An OSError stays, and so does a lack of memory; anything else becomes a ValueError.
+    """
+    try:
+        yield
+    except (OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        said = shown(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {shown(error)}"
+        raise ValueError(f"{path}: {said}") from error
+
+
+def shown(value: object, most: int = 500) -> str:
+    """A value in one line of a message, cut where it is long."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= most else f"{text[:most]} ..."
 
 
 def check_regular(path: Path, limit: int | None = None) -> None:
@@ -233,6 +257,32 @@ def tensors_of(content: bytes) -> dict[str, Tensor]:
         return safetensors.torch.load(content)
     except SafetensorError as error:
         raise ValueError(f"no safetensors file: {error}") from error
+
+
+def check_dtypes(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.dtype]) -> None:
+    """Raises ValueError, which names the first, for tensors of other dtypes than these, which would be cast.
+
+    Weights are held in float32 and written in bfloat16, so either may stand for the other.
+    """
+    for name, tensor in tensors.items():
+        pair = {tensor.dtype, expected.get(name, tensor.dtype)}
+        if len(pair) > 1 and pair != {torch.float32, torch.bfloat16}:
+            raise ValueError(f"{name} is of {tensor.dtype}, expected {expected[name]}: fetch the file again")
+
+
+def check_fractions(folder: Path) -> None:
+    """Raises ValueError for weights in a folder of another library, by their files' headers, that are whole numbers.
+
+    Counters, of 64 bits, may be among them.
+    """
+    for file in sorted(folder.glob("*.safetensors")):
+        check_regular(file)
+        with blaming(file), file.open("rb") as opened:
+            header = read_header(opened)
+        for name, entry in header.items():
+            dtype = entry.get("dtype") if isinstance(entry, dict) and name != "__metadata__" else "F32"
+            if dtype != "I64" and not str(dtype).startswith(("F", "BF")):
+                raise ValueError(f"{file} has {name} as {dtype}, expected F32, F16 or BF16: fetch the file again")
 
 
 def check_files(folder: Path) -> None:

@@ -28,11 +28,13 @@ from dualrate.system.files import (
     naming,
     read_bytes,
     read_json,
+    shown,
     sync,
     write_whole,
 )
 
 MANIFEST = "MANIFEST.json"
+FORMAT = 1  # which a manifest need not say
 
 
 class Damaged(OSError):
@@ -59,21 +61,28 @@ class Manifest:
 
     @staticmethod
     def read(folder: Path, required: Collection[str]) -> Manifest | None:
-        """The manifest of a folder, None if there is none. Raises Damaged unless it lists what is required."""
+        """The manifest of a folder, None if there is none.
+
+        Raises Damaged unless it lists what is required, ValueError for one that a newer version wrote.
+        """
         file = folder / MANIFEST
         try:
-            listed = read_json(file)["files"]
-            entries = {name: (entry["size"], entry["sha256"]) for name, entry in listed.items()}
+            plain = read_json(file)
+            newest = plain.get("format", FORMAT)
+            entries = {name: (entry["size"], entry["sha256"]) for name, entry in plain.get("files", {}).items()}
+            if odd := [size for size, _ in entries.values() if type(size) is not int]:
+                raise ValueError(f"a size is a whole number, got {shown(odd[0], 60)}")
         except OSError as error:
             if error.errno in ABSENT:
                 return None
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Damaged(f"{file}: no readable manifest ({error})") from error
+            raise Damaged(f"{file}: no readable manifest ({shown(error)})") from error
+        check_format(file, newest, FORMAT)
         if missing := [name for name in required if name not in entries]:
             raise Damaged(f"{file}: does not list {missing[0]}")
         if paths := [name for name in entries if Path(name).name != name]:
-            raise Damaged(f"{file}: {paths} are not plain file names")
+            raise Damaged(f"{file}: {shown(paths, 200)} are not plain file names")
         return Manifest(folder, entries)
 
     def content(self, name: str, limit: int = MEMORY) -> bytes:
@@ -93,6 +102,17 @@ class Manifest:
         if len(content) != size or hashlib.sha256(content).hexdigest() != expected:
             raise Damaged(f"{file}: its content is not what the manifest says")
         return content
+
+
+def check_format(file: Path, found: object, known: int) -> None:
+    """Raises ValueError for another format of a file than the one that is known."""
+    if type(found) is int and found > known:
+        raise ValueError(
+            f"{file} was written by a newer version of dualrate (format {shown(found, 20)}, this one reads {known}): "
+            "update it"
+        )
+    if type(found) is not int or found != known:
+        raise ValueError(f"{file} has format {shown(found, 60)}, expected {known}: use the version that wrote it")
 
 
 def fault_point(point: str) -> None:

@@ -36,11 +36,12 @@ import torch
 from torch import Tensor
 
 from dualrate.system import folders
-from dualrate.system.files import ABSENT, naming, parse_json, tensors_of, write_tensors
-from dualrate.system.folders import Damaged, Manifest, new_folder
+from dualrate.system.files import ABSENT, naming, parse_json, shown, tensors_of, write_tensors
+from dualrate.system.folders import Damaged, Manifest, check_format, new_folder
 
 FORMAT = 1
 MODEL, STATE = "model.safetensors", "state.json"
+KINDS = {"iteration": int, "phases": dict, "config": dict, "surroundings": dict}  # of parts of a state
 TRAINING = ("optim-", "auxiliaries.")  # how the names of files begin that sampling has no use for
 Tensors = dict[str, Tensor]
 
@@ -126,9 +127,10 @@ def load(path: Path, *, training: bool = True) -> Checkpoint:
             tensors[Path(name).stem] = tensors_of(manifest.content(name))
     except ValueError as error:
         raise Damaged(f"{path}: a file matches its manifest but cannot be read ({error})") from error
-    version = state.get("format") if isinstance(state, dict) else None
-    if version != FORMAT:
-        raise ValueError(f"{path} has format {version}, expected {FORMAT}: use the version that wrote it")
+    check_format(path / STATE, state.get("format") if isinstance(state, dict) else None, FORMAT)
+    for name, kind in KINDS.items():
+        if type(state.get(name, kind())) is not kind:
+            raise Damaged(f"{path / STATE}: {name} is {shown(state[name], 60)}, expected {kind.__name__}")
     return Checkpoint(path, tensors, state)
 
 

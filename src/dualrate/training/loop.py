@@ -42,6 +42,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from dualrate.diffusion.values import Batch
 from dualrate.networks.blocks import Block, blocks_of, frozen
 from dualrate.system.device import compile_calls, compiles, default_generator, pays, settle_products
+from dualrate.system.files import blaming
 from dualrate.system.progress import Interrupts, PlainReporter, Reporter, Silent, run_lock
 from dualrate.training import checkpoint
 from dualrate.training.checkpoint import Saver
@@ -169,15 +170,16 @@ class _Trainer:
         if iteration >= 0:
             saved = saved or checkpoint.load_when_seen(checkpoint.path_of(directory, iteration), timeout())
             free = {f"fit.{name}" for name in self.config.free()}
-            written = saved.state["config"]
-            if changes := differences(before := upgrade(written), self.identity, free, places):
-                lines = "\n  ".join(("use a new run, or undo:", *changes)) + self.config.on_seconds(before["fit"])
-                raise ValueError(f"{saved.path} was trained with another configuration; {lines}")
-            then = {"processes": 1, **saved.state["surroundings"], **written["fit"]}
-            now = self.surroundings() | {name: getattr(self.config, name) for name in ROUNDING}
-            if other := [f"{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key]]:
-                note(f"resuming, but not bit for bit: {'; '.join(other)}")
-            self.state.restore(saved)
+            with blaming(saved.path):
+                written = saved.state["config"]
+                if changes := differences(before := upgrade(written), self.identity, free, places):
+                    lines = "\n  ".join(("use a new run, or undo:", *changes)) + self.config.on_seconds(before["fit"])
+                    raise ValueError(f"{saved.path} was trained with another configuration; {lines}")
+                then = {"processes": 1, **saved.state["surroundings"], **written["fit"]}
+                now = self.surroundings() | {name: getattr(self.config, name) for name in ROUNDING}
+                if other := [f"{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key]]:
+                    note(f"resuming, but not bit for bit: {'; '.join(other)}")
+                self.state.restore(saved)
             note(f"resuming at iteration {iteration}")
         self.saver = Saver(directory, self.config.keep, note, iteration)
         if self.state.precision == "auto":

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dualrate.system.files import check_dtypes
 from dualrate.training.checkpoint import Checkpoint
 from dualrate.training.config import FitConfig, OptimConfig
 from dualrate.training.log import RunningMeans
@@ -64,6 +65,7 @@ class Ema:
         if tensors.keys() != self.average.keys():
             other = sorted(tensors.keys() ^ self.average.keys())[:5]
             raise ValueError(f"averages of other weights: {other} do not match")
+        check_dtypes(tensors, {name: tensor.dtype for name, tensor in self.average.items()})
         _copy(self.average, tensors)
         self.images = images
 
@@ -121,6 +123,7 @@ class PhaseState:
             if name not in position:
                 raise ValueError(f'optimiser state "{key}" is of no parameter of this phase; was the network changed?')
             like = self.parameters[name]
+            check_dtypes({key: value}, {key: torch.float32 if slot == "step" else like.dtype})
             if value.shape == like.shape and value.stride() != like.stride():
                 value = torch.empty_like(like, dtype=value.dtype).copy_(value)
             state.setdefault(position[name], {})[slot] = value
@@ -207,8 +210,10 @@ class RunState:
     def restore(self, saved: Checkpoint) -> None:
         """Continue from a checkpoint of the same networks, whose tensors are freed one after the other."""
         record = saved.state
-        self.networks.load_state_dict(saved.tensors.pop("model"))
-        self.auxiliaries.load_state_dict(saved.tensors.pop("auxiliaries", {}))
+        for module, stem in ((self.networks, "model"), (self.auxiliaries, "auxiliaries")):
+            tensors = saved.tensors.pop(stem, {})
+            check_dtypes(tensors, {name: tensor.dtype for name, tensor in module.state_dict().items()})
+            module.load_state_dict(tensors)
         for name, counts in record["phases"].items():
             averages = saved.tensors.pop(f"ema-{name}", {})
             names = counts.get("parameters", averages)  # the first checkpoints of format 1 do not list them

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dualrate.pipelines.classes import flux, pixart, qwen_image, sana, sd3, unet_text
 from dualrate.pipelines.classes.kind import Config, NetworkSpec, Rows, by_label
+from dualrate.system.files import shown
 
 KINDS: dict[str, NetworkSpec] = {
     "DiTTransformer2DModel": NetworkSpec(  # of classes (Peebles and Xie 2022)
@@ -27,9 +28,11 @@ def kind_of(name: str, config: Config) -> NetworkSpec:
     """The kind of a class. Raises ValueError for one that is not known, and for an unknown set-up."""
     if name not in KINDS:
         by_name = "with convention 'sit' or 'repa' any network that is called (state, time, label)"
-        raise ValueError(f"no {name} is known; known are {', '.join(KINDS)}, and {by_name}")
+        raise ValueError(f"no {shown(name, 60)} is known; known are {', '.join(KINDS)}, and {by_name}")
     for setting, allowed in (KINDS[name].settings or {}).items():
         if (value := config.get(setting, allowed[0])) not in allowed:
             takes = " or ".join(map(repr, allowed))
-            raise ValueError(f"this {name} has {setting} {value!r}, of another process: {takes} is known")
+            raise ValueError(
+                f"this {name} has {setting} {shown(repr(value), 60)}, of another process: {takes} is known"
+            )
     return KINDS[name]
