@@ -145,7 +145,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.metrics.distances.KernelDistance",
     "dualrate.metrics.distances.Manifold",
     "dualrate.metrics.distances.PrecisionRecall",
-    "dualrate.planning.planner.Call",
+    "dualrate.planning.planner.GridCall",
     "dualrate.planning.planner.Errors",
     "dualrate.planning.planner.Planned",
     "dualrate.config.ranges.Range",
