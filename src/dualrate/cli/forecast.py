@@ -90,7 +90,7 @@ class Forecast(Ranged):
                 note=progress.note,
                 command=command_line(),
             )
-        report: dict[str, object] = {"run": str(self.run_dir), "out": str(self.out)} | result.plain()
+        report = {"run": str(self.run_dir), "out": str(self.out), **result.plain()}
         if result.scores is not None and self.json:
             report["scores"] = result.scores.plain()
         elif result.scores is not None:

@@ -25,6 +25,8 @@ from dualrate.forecasts.starts import Starts, held_out_starts, read_starts
 from dualrate.system.files import write_whole
 from dualrate.system.progress import ImageProgress
 
+AS_RECOMMENDED = Choice()
+
 
 @dataclass(frozen=True)
 class ForecastResult:
@@ -77,7 +79,7 @@ def forecast(
     members: int = 1,
     out: str | Path | None = None,
     stride: int = 1,
-    choice: Choice = Choice(),
+    choice: Choice = AS_RECOMMENDED,
     seed: int = 0,
     batch_size: int = 125,
     precision: Precision = "auto",
