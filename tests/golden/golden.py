@@ -30,13 +30,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cli.command import call
-from dualrate.from_diffusers.retrofitted import Retrofitted
-from dualrate.recipes.forecast import Forecasting, Tier
-from dualrate.recipes.retrofit import Retrofit
-from from_diffusers.models import diffusers, dit, randomised, unet_text
-from from_diffusers.test_retrofit import saved, tiny_recipe
-from from_diffusers.texts import encoders
 from latents import autoencoders
+from pipelines.models import diffusers, dit, randomised, unet_text
+from pipelines.stub_texts import encoders
+from pipelines.test_retrofit import saved, tiny_recipe
 from replay import GOLDEN, HEAVY, HERE, KILLED, RELEASED, drawn, forecast, images, interrupted, link
 
 import dualrate as dr
@@ -50,13 +47,17 @@ from dualrate.data.conditions import SuperResolution
 from dualrate.diffusion.categorical import Masked, Uniform
 from dualrate.diffusion.prediction import Elbo, Sigmoid
 from dualrate.experiment.network_configs import OneTransformer, TwoTransformers
+from dualrate.forecasts import recipe as forecasts
+from dualrate.forecasts.recipe import Forecasting, ForecastTier
 from dualrate.networks.tokens import TokensConfig
-from dualrate.recipes import fashion_mnist_latents, students, tasks, token_models
-from dualrate.recipes import forecast as forecasts
+from dualrate.pipelines.recipe import RetrofitRecipe
+from dualrate.pipelines.retrofitted import Retrofitted
+from dualrate.recipes import fashion_mnist_latents, students, tasks
 from dualrate.recipes.auto import Auto
 from dualrate.runs.store import read_experiment, write_experiment
 from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.system.folders import Manifest
+from dualrate.texts import recipe as token_models
 from dualrate.training import checkpoint
 
 NET = dr.UViTConfig(
@@ -95,13 +96,13 @@ def of_condition(name: str, rate: tasks.Rate, trained_by: tasks.TrainedBy) -> dr
 
 def of_fields(recipe: Forecasting) -> dr.Experiment:
     """Experiment of the fields here, by networks of a few channels."""
-    forecasts.TIERS["tiny"] = Tier((8, 8), (1, 1), FIT, embedding=16)
+    forecasts.TIERS["tiny"] = ForecastTier((8, 8), (1, 1), FIT, embedding=16)
     return replace(recipe, data=dr.DataConfig(FIELDS))()
 
 
 def retrofitted(data: str, model: str) -> dr.Experiment:
     """Experiment with a light network of a smaller embedding than the recipe's."""
-    experiment = Retrofit(dr.DataConfig(data), share=0.5)(model)
+    experiment = RetrofitRecipe(dr.DataConfig(data), share=0.5)(model)
     assert isinstance(experiment.networks, Retrofitted)
     return replace(
         experiment, networks=replace(experiment.networks, light=replace(experiment.networks.light, embedding=16))
@@ -153,7 +154,7 @@ def experiments() -> dict[str, dr.Experiment]:
     networks, method, given = fashion_mnist_latents.decoding("light", colour, Path(MODEL, "vae"), Sigmoid())
     table["ks-forecast"] = of_fields(Forecasting(frames=3, lead=4, every=4, noise=0.1))
     table["decoder"] = dr.Experiment("decoder", networks, method, FIT, condition=given)
-    table["retrofit-own-blocks"] = Retrofit(dr.DataConfig("images.npz"), own_blocks=2)("dit")
+    table["retrofit-own-blocks"] = RetrofitRecipe(dr.DataConfig("images.npz"), own_blocks=2)("dit")
     table["diffusers"] = read_experiment(MODEL)
     for name, network in {"dit": dr.DiTConfig(8, 1, 16, 3, head_dim=16), "dis": dr.DiSConfig(8, 1, 16, 3)}.items():
         table[name] = dr.Experiment(name, dr.OneNetwork(network), dr.DenoisingConfig(weighting=Elbo()), FIT)

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dualrate.data.forecast import Forecast
-from dualrate.drawing.starts import held_out_starts
-from dualrate.from_diffusers.retrofitted import prompts_of
 
 import dualrate as dr
-from dualrate.data.conditions import Given, Prompts, SuperResolution
-from dualrate.drawing import forecast_folder, samples
+from dualrate.data.conditions import Given, SuperResolution
+from dualrate.drawing import samples
 from dualrate.experiment.experiment import Model
+from dualrate.forecasts import folder as forecast_folder
+from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.starts import held_out_starts
+from dualrate.pipelines.condition import Prompts
+from dualrate.pipelines.retrofitted import prompts_of
 from dualrate.sampling.catalogue import SAMPLERS
 
 HERE = Path(__file__).resolve().parent
@@ -38,7 +40,7 @@ def link(folder: Path) -> None:
 def of_sampler(run: str, sampler: str) -> np.ndarray:
     """(20, 1, 8, 8): 8 calls of the single network, or 8 steps with 4 heavy calls of the pair."""
     model = dr.load(GOLDEN / run)
-    step, plan = SAMPLERS[sampler].made(model.process, {}, None, None), dr.StepPlan.uniform(8, HEAVY[run])
+    step, plan = SAMPLERS[sampler].build(model.process, {}, None, None), dr.StepPlan.uniform(8, HEAVY[run])
     label = [i % 3 for i in range(20)]
     batches = dr.sample_batches(model.denoiser, step, plan, model.shape, range(20), label, batch_size=20)
     return torch.cat(list(batches)).numpy()
@@ -58,7 +60,7 @@ def drawer_of(model: Model) -> dr.Drawer:
     return choice.drawer(model, batch_size=2, precision="float32", members=members, guidance=guidance)
 
 
-def forecast(run: str, out: Path, **more) -> forecast_folder.Written:
+def forecast(run: str, out: Path, **more) -> forecast_folder.ForecastWritten:
     """Write a forecast of held-out starts."""
     model = dr.load(GOLDEN / run)
     starts = held_out_starts(model, FRAMES, STARTS)

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from dualrate.integrations.accelerate import Digests
-from dualrate.integrations.caching import Accumulated, FirstBlock, Verified
-from from_diffusers.models import diffusers, dit, randomised, sd3, unet, unet_text
-from integrations.pipelines import of_dit, of_sd3
-from integrations.test_accelerate import calls, same, steps
+from pipelines.models import diffusers, dit, randomised, sd3, unet, unet_text
+from pipelines.test_accelerate import calls, same, steps
+from pipelines.tiny_pipelines import of_dit, of_sd3
 
 import dualrate as dr
+from dualrate.pipelines.accelerate import Digests
+from dualrate.pipelines.caching import Accumulated, FirstBlock, Verified
 
 TIMES = range(900, 100, -100)
 STATES = torch.randn(len(TIMES), 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -63,7 +63,7 @@ def test_equal_time_is_updates_of_the_speed_that_was_measured(tiny: Contest) -> 
 
 
 def test_broad_is_about_half_of_the_large_network() -> None:
-    large = forecast.network((3, 1, 64), forecast.TIERS["tiny"], periodic=True)
+    large = forecast.heavy_network((3, 1, 64), forecast.TIERS["tiny"], periodic=True)
 
     def macs(config: UViTConfig) -> int:
         network = config.network()

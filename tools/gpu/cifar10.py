@@ -25,7 +25,7 @@ from dualrate.data.conditions import Make
 from dualrate.diffusion.prediction import Sigmoid, Weighting, x_loss_weight
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
-from dualrate.methods.times import moved
+from dualrate.methods.times import to_device
 from dualrate.metrics.distances import GaussianStats, frechet_distance
 from dualrate.metrics.features import Architecture, Classifier
 from dualrate.sampling.catalogue import make_step
@@ -118,7 +118,7 @@ class Batches:
         drawn = (torch.randint(len(self.images), (self.size,), generator=generator),)
         drawn += (torch.rand(self.size, 1, 1, 1, generator=generator) < 0.5,)
         here = iteration * self.size + torch.arange(self.size)
-        rows, mirrored, sample = moved(self.images.labels.device, *drawn, here)
+        rows, mirrored, sample = to_device(self.images.labels.device, *drawn, here)
         pixels = self.images.pixels[rows]
         x = torch.where(mirrored, pixels.flip(3), pixels) / 127.5 - 1
         label = self.images.labels[rows] if self.labelled else None
