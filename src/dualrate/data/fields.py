@@ -11,7 +11,7 @@ Sources, of which the large ones are read where they lie, frame by frame:
                  time are read
     FOLDER       of such HDF5 files, in folders of splits, or with the split in their names (KS_train_64.h5)
     FILE.nc, FILE.zarr   through xarray: dimensions trajectory (or sample, ...), time, maybe channel, and space after
-                 them; without channel each variable is one
+                 them; without channel each variable is one, those of .zarr by their names
     frames:FOLDER    a folder of pictures a trajectory, in the order of the numbers in their names; as floats in
                  [-1, 1]
 
@@ -609,7 +609,10 @@ def _labelled(path: Path) -> Found:
             open_members(path)
         else:
             check_netcdf(path)
-        return _of_dataset(xarray.open_dataset(path, **how), path)
+        data = xarray.open_dataset(path, **how)
+        if kind == "zarr":  # a store keeps no order of its arrays, and lists them in another one each time
+            data = data[sorted(data.variables, key=str)]
+        return _of_dataset(data, path)
 
 
 def _of_dataset(data: Any, path: Path) -> Found:
