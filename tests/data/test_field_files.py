@@ -20,6 +20,7 @@ import zarr
 from cli.command import call
 from numcodecs import pickles
 from reading import names_used, tree_of
+from scipy.io import netcdf_file
 
 from dualrate.data import field_files, source
 from dualrate.data.fields import find_fields, is_fields
@@ -249,6 +250,15 @@ def virtual(file: h5py.File, other: Path, name: str) -> None:
     layout = h5py.VirtualLayout((4, 6, 8), "f4")
     layout[:] = h5py.VirtualSource(str(other), "data", (4, 6, 8))
     file.create_virtual_dataset(name, layout)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_netcdf_says_how_it_is_converted(tmp_path: Path, version: int) -> None:
+    with netcdf_file(tmp_path / "old.nc", "w", version=version) as file:
+        file.createDimension("time", 3)
+        file.createVariable("u", "f4", ("time",))[:] = 1
+    with pytest.raises(ValueError, match=r"old.nc is NetCDF 3; expected NetCDF 4, which is HDF5: nccopy -k nc4"):
+        find_fields(tmp_path / "old.nc")
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".nc"])
