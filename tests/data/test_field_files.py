@@ -431,6 +431,30 @@ def test_both_ways_to_name_chunks(tmp_path: Path, format: int, between: str) -> 
         assert field_files.missing_of_zarr(folder) == (1, 9)
 
 
+@pytest.mark.parametrize("lost", ["valid_time", "lat", "west"])
+@pytest.mark.parametrize("kind", ["zarr", "nc"])
+def test_coordinates_beside_those_of_axes_are_looked_at_too(tmp_path: Path, kind: str, lost: str) -> None:
+    """A mask may be 0 everywhere, and a height."""
+    units = {"lat": "degrees_north", "west": "degrees_east"}
+    places = {name: (("y", "x"), np.ones((3, 5)), {"units": said}) for name, said in units.items()}
+    beside = {"valid_time": ("frame", np.arange(1.0, 9.0)), "mask": (("y", "x"), np.zeros((3, 5))), "height": 0.0}
+    data = xarray.Dataset({"u": (("frame", "y", "x"), np.ones((8, 3, 5), np.float32))}, {**places, **beside})
+    path, how = tmp_path / f"data.{kind}", {name: {"_FillValue": None} for name in data.coords}
+    if kind == "zarr":
+        data.to_zarr(path, zarr_format=2, consolidated=False, encoding=how)
+        assert len(find_fields(path)[1].metadata.coordinates) == 4
+        (chunk,) = (file for file in (path / lost).iterdir() if file.name[0] != ".")
+        chunk.unlink()
+    else:
+        data.to_netcdf(path, engine="h5netcdf", encoding=how)
+        with h5py.File(path, "a") as file:
+            shape = file[lost].shape
+            del file[lost]
+            file.create_dataset(lost, shape, "f8").attrs["units"] = units.get(lost, "")
+    with pytest.raises(ValueError, match=rf"data.{kind}: {lost}: 1 of 1 piece\(s\) \(chunks\) are not there"):
+        find_fields(path)
+
+
 def test_one_number_of_a_coordinate_may_be_its_fill_value(tmp_path: Path) -> None:
     data = xarray.Dataset({"u": (("time", "y", "x"), WAVE)}, {"time": np.arange(12), "y": np.arange(8.0)})
     encoding = {"u": {"chunks": (5, 8, 5)}, "time": {"chunks": (1,)}, "y": {"chunks": (8,)}}

@@ -653,7 +653,9 @@ def _of_dataset(data: Any, path: Path) -> Found:
         )
     sizes, variables = dict(first.sizes), tuple(arrays)
     check_count(path, sizes.get(trajectory, 1))
-    _check_written(path, data, arrays, [dim for dim in first.dims if dim in data.coords])
+    clock = _clock(path, data, time, trajectory)
+    labels = {*first.dims} if clock is None else {*first.dims, clock.name}
+    _check_written(path, data, arrays, [name for name in data.coords if name in labels or _is_place(data[name])])
     if channel:
         names = first[channel].values.tolist() if channel in first.coords else numbered(sizes[channel])
         variables = tuple(map(str, names))
@@ -669,7 +671,7 @@ def _of_dataset(data: Any, path: Path) -> Found:
 
         return Lazy((sizes[time], len(variables), *grid), read, timing, path)
 
-    count, clock = sizes.get(trajectory, 1), _clock(path, data, time, trajectory)
+    count = sizes.get(trajectory, 1)
     dates, called = (None, "") if clock is None else (clock.values, str(clock.name))
     timings = _timings(path, called, dates, count, sizes[time])
     axes = tuple(dim + (_way(data[dim].values) if dim in data.coords else "") for dim in space)
@@ -722,6 +724,12 @@ def _is_time(coordinate: Any) -> bool:
     """Whether it holds dates, or says that it is time."""
     dates = coordinate.dtype.kind == "M" or "calendar" in coordinate.encoding  # the latter where xarray read them
     return dates or coordinate.attrs.get("standard_name") == "time"
+
+
+def _is_place(coordinate: Any) -> bool:
+    """Whether it holds latitudes or longitudes along axes."""
+    place = Coordinate(str(coordinate.name), (), (), Description.of(coordinate.attrs)).place
+    return bool(place and coordinate.dims)
 
 
 def _bounds(variable: Any) -> list[str]:
