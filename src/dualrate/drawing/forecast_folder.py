@@ -25,6 +25,7 @@ from dualrate.config.ranges import as_path
 from dualrate.data.fields import Labels, check_writable, write_fields, write_netcdf
 from dualrate.data.forecast import Forecast
 from dualrate.data.metadata import Coordinate, Description
+from dualrate.data.source import reading
 from dualrate.drawing.drawer import Drawer, spread
 from dualrate.drawing.forecast import (
     Frame,
@@ -40,7 +41,7 @@ from dualrate.drawing.starts import Starts, have_names
 from dualrate.report.field_pictures import Axis, Shown, forecast_figure, write_animation
 from dualrate.report.figures import png
 from dualrate.runs.train import FORECAST
-from dualrate.system.files import append_record, naming, read_records, reserve, sync, whole, write_whole
+from dualrate.system.files import append_record, check_regular, naming, read_records, reserve, sync, whole, write_whole
 from dualrate.system.progress import ImageProgress
 
 ARRAY, JOURNAL, TRUTH = "forecast.npy", "forecast.journal", "truth.npy"
@@ -118,9 +119,11 @@ class Store:
                 with aside.open("r+b") as file:
                     reserve(file, *place)  # a disk that is too small says so now
         try:
-            self.x: np.memmap = np.load(self.path, mmap_mode="r")
+            check_regular(self.path)
+            with reading(self.path, "the frames that were written"):
+                self.x: np.memmap = np.load(self.path, mmap_mode="r")
         except ValueError as error:
-            raise ValueError(f"{self.path} is no whole array ({error}): delete it, and it is drawn again") from error
+            raise ValueError(f"{error}: delete it, and it is drawn again") from error
         if (self.x.shape, self.x.dtype) != (shape, np.dtype(np.float32)):
             raise ValueError(f"{self.path} holds {self.x.shape}, expected {shape}: delete it, and it is drawn again")
         self.done = np.zeros(shape[:2], np.int64)
@@ -128,6 +131,8 @@ class Store:
         for where, line in read_records(self.journal):
             try:
                 first, stop = line["rows"]
+                if not 0 <= line["frames"] <= shape[2]:
+                    raise ValueError(line)
                 self.done.reshape(-1)[first:stop] = line["frames"]
                 noted[first:stop] = line.get("hashes", "")  # an earlier version wrote none
             except (KeyError, TypeError, ValueError) as error:

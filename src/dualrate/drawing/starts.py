@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.data.fields import Found, check_names, find_fields, numbered, step_of, timing_of
+from dualrate.data.fields import Found, Lazy, Trajectory, check_names, find_fields, numbered, step_of, timing_of
 from dualrate.data.forecast import Fields, Forecast, as_float32, pieces_of, read_fields
 from dualrate.data.metadata import SAME_AXIS, Metadata
 from dualrate.data.source import read_arrays, reading
@@ -146,8 +146,9 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
     (time, C, 1, W).
     note: called with what is taken for granted: names, units and points, for those of a model that knows none; the time
     between frames, of which one alone is taken
+    Variables are found by their names, where the file and the model say them.
     Raises ValueError for other shapes, too few time steps, another time between them, a gap, other variables, axes,
-    units or coordinates or another order of them, and for what is not finite; OSError for a file that cannot be read.
+    units or coordinates or another order of axes, and for what is not finite; OSError for a file that cannot be read.
     """
     forecast, needed = forecast_of(model), forecast_of(model).known
     shapes = [frame_shape(model)]  # of a frame: whole, and as the model observes it
@@ -159,6 +160,7 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
         note(f"{path}: {held.note}")
     _check_time(path, model.name, forecast, held, note)
     _check_axes(path, model.name, forecast, held.axes)
+    held = _by_name(held, forecast.variables)
     _check_variables(path, model.name, forecast, held.variables, note)
     _check_metadata(path, model.name, forecast, held.metadata)
     if held.metadata.said and not forecast.metadata.said:
@@ -238,10 +240,25 @@ def _named(axes: tuple[str, ...]) -> tuple[list[str], list[str]]:
     return [SAME_AXIS.get(name, name) for name, *_ in parts], [way for *_, way in parts]
 
 
+def _by_name(held: Found, names: tuple[str, ...]) -> Found:
+    """The same with its variables in the order of these names, where it has them and no others."""
+    if held.variables == names or sorted(held.variables) != sorted(names):
+        return held
+    order = [held.variables.index(name) for name in names]
+    described = tuple(held.metadata.variables[i] for i in order if held.metadata.variables)
+
+    def ordered(one: Trajectory) -> Lazy:
+        frames, channels, height, width = one.shape
+        return Lazy((frames, channels, height, width), lambda i, j: one[i:j][:, order], timing_of(one))
+
+    splits = {split: [*map(ordered, part)] for split, part in held.splits.items()}
+    return replace(held, splits=splits, variables=names, metadata=replace(held.metadata, variables=described))
+
+
 def _check_variables(
     path: Path, name: str, forecast: Forecast, names: tuple[str, ...], note: Callable[[str], None]
 ) -> None:
-    """Raises ValueError for other variables, or another order of them."""
+    """Raises ValueError for other variables."""
     if not have_names(names):
         return
     if not have_names(forecast.variables):
@@ -249,7 +266,7 @@ def _check_variables(
     elif names != forecast.variables:
         raise ValueError(
             f"{path} holds the variables {', '.join(names)}, and {name} was trained on "
-            f"{', '.join(forecast.variables)}, in this order: bring them to it"
+            f"{', '.join(forecast.variables)}: bring them to that"
         )
 
 
