@@ -20,6 +20,7 @@ import zarr
 from cli.command import call
 from numcodecs import pickles
 from reading import names_used, tree_of
+from scipy.io import netcdf_file
 
 from dualrate.data import source
 from dualrate.forecasts import file_checks
@@ -252,6 +253,15 @@ def virtual(file: h5py.File, other: Path, name: str) -> None:
     file.create_virtual_dataset(name, layout)
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_netcdf_says_how_it_is_converted(tmp_path: Path, version: int) -> None:
+    with netcdf_file(tmp_path / "old.nc", "w", version=version) as file:
+        file.createDimension("time", 3)
+        file.createVariable("u", "f4", ("time",))[:] = 1
+    with pytest.raises(ValueError, match=r"old.nc is NetCDF 3; expected NetCDF 4, which is HDF5: nccopy -k nc4"):
+        find_fields(tmp_path / "old.nc")
+
+
 @pytest.mark.parametrize("suffix", [".h5", ".nc"])
 @pytest.mark.parametrize("name", ["train/pde_6-8", "beside/deep/unused"])
 @pytest.mark.parametrize(
@@ -420,6 +430,30 @@ def test_both_ways_to_name_chunks(tmp_path: Path, format: int, between: str) -> 
         (folder / f"{start}{between.join('121')}").unlink(missing_ok=True)
         (folder / f"{start}{between.join('120')}").unlink()
         assert file_checks.missing_of_zarr(folder) == (1, 9)
+
+
+@pytest.mark.parametrize("lost", ["valid_time", "lat", "west"])
+@pytest.mark.parametrize("kind", ["zarr", "nc"])
+def test_coordinates_beside_those_of_axes_are_looked_at_too(tmp_path: Path, kind: str, lost: str) -> None:
+    """A mask may be 0 everywhere, and a height."""
+    units = {"lat": "degrees_north", "west": "degrees_east"}
+    places = {name: (("y", "x"), np.ones((3, 5)), {"units": said}) for name, said in units.items()}
+    beside = {"valid_time": ("frame", np.arange(1.0, 9.0)), "mask": (("y", "x"), np.zeros((3, 5))), "height": 0.0}
+    data = xarray.Dataset({"u": (("frame", "y", "x"), np.ones((8, 3, 5), np.float32))}, {**places, **beside})
+    path, how = tmp_path / f"data.{kind}", {name: {"_FillValue": None} for name in data.coords}
+    if kind == "zarr":
+        data.to_zarr(path, zarr_format=2, consolidated=False, encoding=how)
+        assert len(find_fields(path)[1].metadata.coordinates) == 4
+        (chunk,) = (file for file in (path / lost).iterdir() if file.name[0] != ".")
+        chunk.unlink()
+    else:
+        data.to_netcdf(path, engine="h5netcdf", encoding=how)
+        with h5py.File(path, "a") as file:
+            shape = file[lost].shape
+            del file[lost]
+            file.create_dataset(lost, shape, "f8").attrs["units"] = units.get(lost, "")
+    with pytest.raises(ValueError, match=rf"data.{kind}: {lost}: 1 of 1 piece\(s\) \(chunks\) are not there"):
+        find_fields(path)
 
 
 def test_one_number_of_a_coordinate_may_be_its_fill_value(tmp_path: Path) -> None:

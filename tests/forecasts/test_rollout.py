@@ -4,6 +4,7 @@ import gc
 import io
 import itertools
 import json
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -279,6 +280,31 @@ def test_a_flipped_bit_is_seen_and_drawn_again(model, tmp_path, monkeypatch, pla
         np.testing.assert_array_equal(written(model, tmp_path / "out").x, straight.x)
     assert written(model, tmp_path / "out", note=messages.append).drawn == 0
     assert len(messages) == 1
+
+
+def test_a_flipped_bit_of_the_header_is_an_error_that_names_the_file(model, tmp_path):
+    """numpy reads a header as Python, whose tokens may not end."""
+    straight, file = written(model, tmp_path / "out"), tmp_path / "out" / "forecast.npy"
+    content, messages = file.read_bytes(), []
+    for bit in range(0, 8 * 128, 3):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(changed)
+        try:
+            ForecastArray(tmp_path / "out", straight.x.shape)  # a bit may not matter
+        except ValueError as error:
+            messages.append(str(error))
+    assert len(messages) > 300
+    assert all(str(file) in message and "delete it, and it is drawn again" in message for message in messages)
+    file.write_bytes(content)
+    journal = tmp_path / "out" / "forecast.journal"
+    journal.write_text(journal.read_text().replace('"frames": 6', '"frames": 7'))
+    with pytest.raises(ValueError, match="line 1 does not say which frames are there: remove that line"):
+        ForecastArray(tmp_path / "out", straight.x.shape)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ValueError, match="a named pipe; expected a file: delete it"):
+        ForecastArray(tmp_path / "out", straight.x.shape)
 
 
 def test_a_journal_without_hashes_is_believed(model, tmp_path):

@@ -532,6 +532,23 @@ def test_times_of_netcdf_under_other_names(tmp_path: Path) -> None:
         assert [fields.timing_of(one).breaks for one in source.trajectories] == [(4,)] * len(source.trajectories)
 
 
+@pytest.mark.parametrize("format", [2, 3])
+@pytest.mark.parametrize("listed", ["abcd", "dcba"])
+def test_variables_of_a_store_have_one_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: int, listed: str
+) -> None:
+    """zarr lists the arrays of a store as its tasks end."""
+    coordinates = {"x": np.arange(5.0), "q": ("y", np.arange(3.0)), "p": ("y", np.arange(3.0))}
+    arrays = {name: (("time", "y", "x"), np.full((6, 3, 5), i, np.float32)) for i, name in enumerate(listed)}
+    data = xarray.Dataset(arrays, coordinates)
+    data.to_zarr(tmp_path / "data.zarr", zarr_format=format, consolidated=False)
+    monkeypatch.setattr(xarray, "open_dataset", lambda *place, **how: data)
+    source = find_fields(tmp_path / "data.zarr")[1]
+    assert source.variables == ("a", "b", "c", "d")
+    assert source.trajectories[0][0:1][0, :, 0, 0].tolist() == [listed.index(name) for name in "abcd"]
+    assert [each.name for each in source.metadata.coordinates] == ["p", "q", "x"]
+
+
 @pytest.mark.parametrize("kind", ["bounds", "climatology"])
 def test_bounds_of_coordinates_are_left_out(tmp_path: Path, kind: str) -> None:
     data = xarray.Dataset({"u": (("time", "y", "x"), ARRAY[0, :, 0])}, {"time": np.arange(6.0)})

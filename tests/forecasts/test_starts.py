@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import xarray
 from forecasts.made_forecasts import CHANNELS, WIDTH, drawer_of, model_of, rolled, written
 from runs.made import saved_random
 from torch import Tensor
@@ -74,8 +75,8 @@ def test_starts_that_do_not_fit_are_refused_with_what_was_expected(model, tmp_pa
             read_starts(tmp_path / "starts.npy", model)
     named = replace(model.experiment.condition, variables=("density", "speed"))
     other = replace(model, experiment=replace(model.experiment, condition=named))
-    np.savez(tmp_path / "starts.npz", fields=good, variables=["speed", "density"])
-    with pytest.raises(ValueError, match="variables speed, density, and ahead was trained on density, speed, in this"):
+    np.savez(tmp_path / "starts.npz", fields=good, variables=["speed", "rain"])
+    with pytest.raises(ValueError, match="variables speed, rain, and ahead was trained on density, speed: bring them"):
         read_starts(tmp_path / "starts.npz", other)
     np.savez(tmp_path / "starts.npz", one=good, other=good)
     with pytest.raises(ValueError, match="has the arrays one, other: name the one to start from `fields`"):
@@ -136,6 +137,29 @@ def test_names_of_a_file_are_taken_by_a_model_that_knows_none(model, tmp_path):
     np.savez(tmp_path / "starts.npz", fields=good, variables=["speed", "density"])
     assert len(read_starts(tmp_path / "starts.npz", model, told.append)) == 4
     assert "ahead does not: speed, density are taken in this order" in told[0]
+
+
+@pytest.mark.parametrize("kind", ["npz", "nc", "zarr"])
+def test_variables_are_found_by_their_names(tmp_path, kind):
+    """No store of zarr has an order of its arrays that a user could change."""
+    walk = np.random.default_rng(0).normal(size=(10, 8, CHANNELS, WIDTH)).cumsum(1).astype(np.float32)
+    units = {"warmth": {"units": "K"}, "speed": {"units": "m s-1"}}
+    saved = {}
+    for name, order in (("data", ("warmth", "speed")), ("starts", ("speed", "warmth")), ("other", ("speed", "heat"))):
+        arrays = {each: walk[:, :, int(each == "speed")] for each in order}
+        along, saved[name] = ("sample", "time", "x"), tmp_path / f"{name}.{'nc' if name == 'data' else kind}"
+        if saved[name].suffix == ".npz":
+            np.savez(saved[name], fields=np.stack([*arrays.values()], 2), variables=order)
+            continue
+        data = xarray.Dataset({each: (along, array, units.get(each, {})) for each, array in arrays.items()})
+        data.to_netcdf(saved[name], engine="h5netcdf") if saved[name].suffix == ".nc" else data.to_zarr(saved[name])
+    model = model_of(saved["data"], tmp_path / "run")
+    assert model.experiment.condition.variables == ("warmth", "speed")
+    starts = read_starts(saved["starts"], model)
+    np.testing.assert_array_equal(starts.past, walk[:, -1:, :, None])
+    assert [each.units for each in starts.metadata.variables] == ([] if kind == "npz" else ["K", "m s-1"])
+    with pytest.raises(ValueError, match="was trained on warmth, speed: bring them to that"):
+        read_starts(saved["other"], model)
 
 
 def test_what_is_not_there_is_named(model, tmp_path):

@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import pytest
 
 from dualrate.system.progress import PlainReporter
-from dualrate.system.terminal import CONTROLS, clean
+from dualrate.system.terminal import CONTROLS, clean, one_message
 
 EVIL = "a\x1b[2J\x07\x9b31m\u202eb\rc"
 
@@ -40,6 +41,19 @@ def test_all_that_a_command_prints_is_clean(code: str) -> None:
     )
     assert clean(EVIL) in done.stdout + done.stderr
     assert not CONTROLS.search(done.stdout + done.stderr)
+
+
+def test_a_name_begins_no_message_of_its_own(tmp_path: Path) -> None:
+    assert one_message(ValueError("a\nb\n  c\r\n")) == "a\\nb\n  c\r\\n"
+    name = "x\ndualrate: all is well"
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        file.create_dataset(f"train/{name}", (3, 4, 5, 6), "f4", chunks=(1, 4, 5, 6))
+    command = [sys.executable, "-m", "dualrate", "train", "forecast", "--data.source"]
+    for source in ("data.h5", f"{name}.h5"):
+        done = subprocess.run([*command, source], capture_output=True, encoding="utf-8", cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].startswith("dualrate: ")
+        assert r"x\ndualrate: all is well" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -652,8 +652,13 @@ def test_neither_memory_nor_open_files_nor_threads_grow_with_the_iterations_and_
     ("before", "now", "said"),
     [
         ({}, {"max_seconds": 1e3}, "to stop this run by the clock, .* add --fit.optim.decay none"),
-        ({"max_seconds": 1e3}, {"max_seconds": 2e3}, "rate of this run falls over its 1000 s of training, .* new run"),
+        (
+            {"max_seconds": 1e3},
+            {"max_seconds": 2e3},
+            "rate of this run falls over its 1000 s of training .*, .* new run",
+        ),
         ({"max_seconds": 1e3}, {"max_seconds": 1.0}, "interrupt it to stop earlier"),
+        ({"max_seconds": 1e3}, {}, "falls over its 1000 s of training .--fit.max-seconds 1000.*, or none"),
         ({"decay": "cosine"}, {"max_seconds": 1e3, "decay": "cosine"}, "falls over its iterations, .* interrupt it"),
     ],
 )
@@ -662,7 +667,7 @@ def test_another_limit_of_seconds_is_refused_with_what_it_would_change_and_what_
         return replace(CONFIG, iterations=2, max_seconds=max_seconds, optim=OptimConfig(warmup=1, decay=decay))
 
     train(tmp_path, config=config(**before))
-    with pytest.raises(ValueError, match=rf"(?s)fit\.max_seconds: .*{said}"):
+    with pytest.raises(ValueError, match=rf"(?s)fit\.(max_seconds|optim\.decay): .*{said}"):
         train(tmp_path, config=config(**now))
     train(tmp_path, config=config(**before))
     if "decay none" in said:

@@ -31,7 +31,7 @@ from dualrate.config.imports import import_module
 from dualrate.data.cache import cache_dir
 from dualrate.system.device import keep_freed_memory, memory_shortage, pick_device
 from dualrate.system.files import naming
-from dualrate.system.terminal import clean_streams
+from dualrate.system.terminal import clean_streams, one_message
 from dualrate.training.distributed import check_alone
 
 COMMANDS: dict[str, type[Any]] = {
@@ -109,7 +109,7 @@ def main() -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         in_cache = isinstance(error, OSError) and str(cache_dir()) in str(error)
         way_out = "; the cache is there: set DUALRATE_CACHE to a folder that can be written" if in_cache else ""
-        print(f"dualrate: {error}{way_out}", file=sys.stderr)
+        print(f"dualrate: {one_message(error)}{way_out}", file=sys.stderr)
         raise SystemExit(2) from None
     except (RuntimeError, MemoryError) as error:
         shortage = memory_shortage(error)

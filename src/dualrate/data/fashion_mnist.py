@@ -101,7 +101,7 @@ def _located(cache: Path, progress: DataProgress) -> Path:
         progress(len(CONTENT), len(CONTENT), f"fetched Fashion-MNIST by {route}")
         return cache
     raise OSError(
-        "Fashion-MNIST could not be fetched. Tried\n  " + "\n  ".join(tried) + f"\nTo help by hand, put the files "
+        "Fashion-MNIST could not be fetched. Tried\n  " + "\n  ".join(tried) + f"\n  To help by hand, put the files "
         f"{', '.join(CONTENT)} into {cache} (from {MIRROR}), or as root: apt-get install {PACKAGE}"
     )
 

@@ -79,6 +79,10 @@ def check_netcdf(path: Path) -> None:
     """Check as `check_hdf5`, and that no coordinate, all of which xarray reads, claims more numbers than `MOST`."""
     import h5py
 
+    check_regular(path)
+    with path.open("rb") as opened:
+        if opened.read(3) == b"CDF":
+            raise ValueError(f"{path} is NetCDF 3; expected NetCDF 4, which is HDF5: nccopy -k nc4 OLD.nc NEW.nc")
     check_hdf5(path)
     with h5py.File(path, "r") as file:
         for name, data in file.items():

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dualrate.config.ranges import as_path
+from dualrate.data.source import reading
 from dualrate.drawing.drawer import Drawer, spread
 from dualrate.drawing.samples import Drawn, as_before, drawn_by, naming_progress
 from dualrate.forecasts.fields import Forecast
@@ -40,7 +41,7 @@ from dualrate.forecasts.sources import Labels, check_writable, write_fields, wri
 from dualrate.forecasts.starts import Starts, have_names
 from dualrate.report.figures import png
 from dualrate.runs.train import FORECAST
-from dualrate.system.files import append_record, naming, read_records, reserve, sync, whole, write_whole
+from dualrate.system.files import append_record, check_regular, naming, read_records, reserve, sync, whole, write_whole
 from dualrate.system.progress import ImageProgress
 
 ARRAY, JOURNAL, TRUTH = "forecast.npy", "forecast.journal", "truth.npy"
@@ -118,9 +119,11 @@ class ForecastArray:
                 with aside.open("r+b") as file:
                     reserve(file, *place)  # a disk that is too small says so now
         try:
-            self.x: np.memmap = np.load(self.path, mmap_mode="r")
+            check_regular(self.path)
+            with reading(self.path, "the frames that were written"):
+                self.x: np.memmap = np.load(self.path, mmap_mode="r")
         except ValueError as error:
-            raise ValueError(f"{self.path} is no whole array ({error}): delete it, and it is drawn again") from error
+            raise ValueError(f"{error}: delete it, and it is drawn again") from error
         if (self.x.shape, self.x.dtype) != (shape, np.dtype(np.float32)):
             raise ValueError(f"{self.path} holds {self.x.shape}, expected {shape}: delete it, and it is drawn again")
         self.done = np.zeros(shape[:2], np.int64)
@@ -128,6 +131,8 @@ class ForecastArray:
         for where, line in read_records(self.journal):
             try:
                 first, stop = line["rows"]
+                if not 0 <= line["frames"] <= shape[2]:
+                    raise ValueError(line)
                 self.done.reshape(-1)[first:stop] = line["frames"]
                 noted[first:stop] = line.get("hashes", "")  # an earlier version wrote none
             except (KeyError, TypeError, ValueError) as error:

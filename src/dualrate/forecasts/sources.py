@@ -11,7 +11,7 @@ Sources, of which the large ones are read where they lie, frame by frame:
                  time are read
     FOLDER       of such HDF5 files, in folders of splits, or with the split in their names (KS_train_64.h5)
     FILE.nc, FILE.zarr   through xarray: dimensions trajectory (or sample, ...), time, maybe channel, and space after
-                 them; without channel each variable is one
+                 them; without channel each variable is one, those of .zarr by their names
     frames:FOLDER    a folder of pictures a trajectory, in the order of the numbers in their names; as floats in
                  [-1, 1]
 
@@ -622,7 +622,10 @@ def _labelled(path: Path) -> FieldSource:
             open_members(path)
         else:
             check_netcdf(path)
-        return _of_dataset(xarray.open_dataset(path, **how), path)
+        data = xarray.open_dataset(path, **how)
+        if kind == "zarr":  # a store keeps no order of its arrays, and lists them in another one each time
+            data = data[sorted(data.variables, key=str)]
+        return _of_dataset(data, path)
 
 
 def _of_dataset(data: Any, path: Path) -> FieldSource:
@@ -663,7 +666,9 @@ def _of_dataset(data: Any, path: Path) -> FieldSource:
         )
     sizes, variables = dict(first.sizes), tuple(arrays)
     check_count(path, sizes.get(trajectory, 1))
-    _check_written(path, data, arrays, [dim for dim in first.dims if dim in data.coords])
+    clock = _clock(path, data, time, trajectory)
+    labels = {*first.dims} if clock is None else {*first.dims, clock.name}
+    _check_written(path, data, arrays, [name for name in data.coords if name in labels or _is_place(data[name])])
     if channel:
         names = first[channel].values.tolist() if channel in first.coords else numbered(sizes[channel])
         variables = tuple(map(str, names))
@@ -679,7 +684,7 @@ def _of_dataset(data: Any, path: Path) -> FieldSource:
 
         return Lazy((sizes[time], len(variables), *grid), read, timing, path)
 
-    count, clock = sizes.get(trajectory, 1), _clock(path, data, time, trajectory)
+    count = sizes.get(trajectory, 1)
     dates, called = (None, "") if clock is None else (clock.values, str(clock.name))
     timings = _timings(path, called, dates, count, sizes[time])
     axes = tuple(dim + (_way(data[dim].values) if dim in data.coords else "") for dim in space)
@@ -733,6 +738,12 @@ def _is_time(coordinate: Any) -> bool:
     """Whether it holds dates, or says that it is time."""
     dates = coordinate.dtype.kind == "M" or "calendar" in coordinate.encoding  # the latter where xarray read them
     return dates or coordinate.attrs.get("standard_name") == "time"
+
+
+def _is_place(coordinate: Any) -> bool:
+    """Whether it holds latitudes or longitudes along axes."""
+    place = Coordinate(str(coordinate.name), (), (), Description.of(coordinate.attrs)).place
+    return bool(place and coordinate.dims)
 
 
 def _bounds(variable: Any) -> list[str]:

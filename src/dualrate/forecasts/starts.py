@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,16 @@ from dualrate.experiment.experiment import Model
 from dualrate.forecasts.fields import Fields, Forecast, as_float32, pieces_of, read_fields
 from dualrate.forecasts.metadata import SAME_AXIS, Metadata
 from dualrate.forecasts.rollout import Frame, forecast_of, frame_shape
-from dualrate.forecasts.sources import FieldSource, check_variable_names, find_fields, numbered, step_of, timing_of
+from dualrate.forecasts.sources import (
+    FieldSource,
+    Lazy,
+    Trajectory,
+    check_variable_names,
+    find_fields,
+    numbered,
+    step_of,
+    timing_of,
+)
 from dualrate.system.files import check_regular
 from dualrate.system.folders import some_of
 
@@ -149,8 +158,9 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
     (time, C, 1, W).
     note: called with what is taken for granted: names, units and points, for those of a model that knows none; the time
     between frames, of which one alone is taken
+    Variables are found by their names, where the file and the model say them.
     Raises ValueError for other shapes, too few time steps, another time between them, a gap, other variables, axes,
-    units or coordinates or another order of them, and for what is not finite; OSError for a file that cannot be read.
+    units or coordinates or another order of axes, and for what is not finite; OSError for a file that cannot be read.
     """
     forecast, needed = forecast_of(model), forecast_of(model).past_steps
     shapes = [frame_shape(model)]  # of a frame: whole, and as the model observes it
@@ -162,6 +172,7 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
         note(f"{path}: {fields.note}")
     _check_time(path, model.name, forecast, fields, note)
     _check_axes(path, model.name, forecast, fields.axes)
+    fields = _by_name(fields, forecast.variables)
     _check_variables(path, model.name, forecast, fields.variables, note)
     _check_metadata(path, model.name, forecast, fields.metadata)
     if fields.metadata.said and not forecast.metadata.said:
@@ -244,10 +255,25 @@ def _named(axes: tuple[str, ...]) -> tuple[list[str], list[str]]:
     return [SAME_AXIS.get(name, name) for name, *_ in parts], [way for *_, way in parts]
 
 
+def _by_name(fields: FieldSource, names: tuple[str, ...]) -> FieldSource:
+    """The same with its variables in the order of these names, where it has them and no others."""
+    if fields.variables == names or sorted(fields.variables) != sorted(names):
+        return fields
+    order = [fields.variables.index(name) for name in names]
+    described = tuple(fields.metadata.variables[i] for i in order if fields.metadata.variables)
+
+    def ordered(trajectory: Trajectory) -> Lazy:
+        frames, channels, height, width = trajectory.shape
+        return Lazy((frames, channels, height, width), lambda i, j: trajectory[i:j][:, order], timing_of(trajectory))
+
+    splits = {split: [*map(ordered, part)] for split, part in fields.splits.items()}
+    return replace(fields, splits=splits, variables=names, metadata=replace(fields.metadata, variables=described))
+
+
 def _check_variables(
     path: Path, name: str, forecast: Forecast, names: tuple[str, ...], note: Callable[[str], None]
 ) -> None:
-    """Raises ValueError for other variables, or another order of them."""
+    """Raises ValueError for other variables."""
     if not have_names(names):
         return
     if not have_names(forecast.variables):
@@ -255,7 +281,7 @@ def _check_variables(
     elif names != forecast.variables:
         raise ValueError(
             f"{path} holds the variables {', '.join(names)}, and {name} was trained on "
-            f"{', '.join(forecast.variables)}, in this order: bring them to it"
+            f"{', '.join(forecast.variables)}: bring them to that"
         )
 
 

@@ -16,6 +16,11 @@ def clean(text: str) -> str:
     return CONTROLS.sub(lambda sign: sign[0].encode("unicode_escape").decode(), text)
 
 
+def one_message(error: Exception) -> str:
+    r"""The text of an error. A line feed is written as \n but before an indent, so that no name begins a message."""
+    return re.sub("\n(?! )", r"\\n", str(error))
+
+
 def clean_streams() -> None:
     """Have standard output and error write all texts clean, whoever prints them."""
     os.environ["PYTHON_COLORS"] = "0"  # of tracebacks, from Python 3.13 on

@@ -129,14 +129,16 @@ class FitConfig(Ranged):
         """The reason why a run begun with these settings does not go on with this limit of seconds, and what works;
         nothing if that is not what differs.
         """
-        if before["max_seconds"] == self.max_seconds or "max_seconds" in self.free():
+        seconds, decay = before["max_seconds"], before["optim"]["decay"]
+        dropped = self.resolved().optim.decay == "none" != decay  # its fall goes with the limit that it has
+        if seconds == self.max_seconds or ("max_seconds" in self.free() and not dropped):
             return ""
-        if before["optim"]["decay"] == "none":
+        if decay == "none":
             return "\n  to stop this run by the clock, with its learning rate as it is, add --fit.optim.decay none"
-        over = "iterations" if before["max_seconds"] is None else f"{before['max_seconds']:g} s of training"
+        over = "iterations" if seconds is None else f"{seconds:g} s of training (--fit.max-seconds {seconds:g})"
         return (
-            f"\n  the learning rate of this run falls over its {over}, and would over another limit of seconds: "
-            "interrupt it to stop earlier; for a longer one take a new run"
+            f"\n  the learning rate of this run falls over its {over}, and would not with another limit, "
+            "or none: interrupt it to stop earlier; for a longer one take a new run"
         )
 
 
