@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dualrate.experiment.experiment import Model as Model
     from dualrate.experiment.network_configs import OneNetwork as OneNetwork
     from dualrate.experiment.network_configs import TwoNetworks as TwoNetworks
+    from dualrate.forecasts.forecast import forecast as forecast
     from dualrate.methods.denoising import DenoisingConfig as DenoisingConfig
     from dualrate.methods.denoising import DualRateLoss as DualRateLoss
     from dualrate.methods.times import TimeSampler as TimeSampler
@@ -61,6 +62,7 @@ _MODULES = {
     "dualrate.drawing.drawer": ("Drawer", "Guidance"),
     "dualrate.experiment.experiment": ("DataConfig", "Experiment", "Model"),
     "dualrate.experiment.network_configs": ("OneNetwork", "TwoNetworks"),
+    "dualrate.forecasts.forecast": ("forecast",),
     "dualrate.methods.denoising": ("DenoisingConfig", "DualRateLoss"),
     "dualrate.methods.times": ("TimeSampler",),
     "dualrate.networks.dis": ("DiSConfig",),

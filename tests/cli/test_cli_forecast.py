@@ -35,7 +35,7 @@ def run(tmp_path) -> Path:
 
 def without_page(monkeypatch) -> None:
     """Its figures take seconds."""
-    monkeypatch.setattr("dualrate.forecasts.page.forecast_page", lambda *of: "a page")
+    monkeypatch.setattr("dualrate.forecasts.forecast.forecast_page", lambda *of: "a page")
 
 
 def test_the_same_command_goes_on_and_reports(run, tmp_path, monkeypatch, capsys):
@@ -101,7 +101,7 @@ def test_a_forecast_that_is_stopped_has_the_exit_code_of_the_page(run, tmp_path,
 
 def test_scores_are_written_before_stability_is_judged(run, tmp_path, monkeypatch):
     without_page(monkeypatch)
-    monkeypatch.setattr("dualrate.forecasts.evaluation.judged", Mock(side_effect=MemoryError))
+    monkeypatch.setattr("dualrate.forecasts.forecast.judged", Mock(side_effect=MemoryError))
     assert call(monkeypatch, "forecast", run, "--out", tmp_path / "out", *OPTIONS) != 0
     assert (tmp_path / "out" / "scores.json").is_file()
 

@@ -29,6 +29,7 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
 from dualrate.experiment import experiment as experiment_module
 from dualrate.experiment.experiment import MethodConfig, Prepared, Start
+from dualrate.experiment.modality import WINGS
 from dualrate.experiment.network_configs import (
     NetworksConfig,
     OneConditional,
@@ -293,10 +294,12 @@ def parameters_within(part: object, seen: set[int] | None = None) -> Iterator[nn
 
 
 def test_every_method_and_every_configuration_is_tested_here():
-    found = {kind for kind in in_room("methods") if hasattr(kind, "phases")} - {Method, StudentMethod}
+    rooms = ("methods", *(name.split(".")[1] for name in WINGS))
+    kinds = set().union(*map(in_room, rooms))
+    found = {kind for kind in kinds if hasattr(kind, "phases")} - {Method, StudentMethod}
     cases = [name for name, one in CASES.items() if not isinstance(one.method, EarlyExitConfig)]
     assert found == {type(shared_method_of(name)) for name in cases}
-    assert in_room("methods", MethodConfig) == {type(CASES[name].method) for name in cases}
+    assert {kind for kind in kinds if issubclass(kind, MethodConfig)} == {type(CASES[name].method) for name in cases}
 
 
 # A method

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from dualrate.cli.console import command_line, loaded, print_report
 from dualrate.cli.recipe import AsJson, Compile, Device, Graphs, RunDir
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import BatchSize, Lead, Precision, Range, Ranged
-from dualrate.system.files import write_whole
 from dualrate.system.progress import image_progress
 
 Start = Annotated[int, Range(0, 2**20)]
@@ -64,10 +62,9 @@ class Forecast(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.forecasts.evaluation import forecast_scores, judged
-        from dualrate.forecasts.folder import PAGE, SCORES, write_forecast
-        from dualrate.forecasts.page import forecast_page
-        from dualrate.forecasts.rollout import forecast_of, with_stride
+        from dualrate.forecasts.folder import PAGE
+        from dualrate.forecasts.forecast import forecast_by
+        from dualrate.forecasts.rollout import with_stride
         from dualrate.forecasts.starts import held_out_starts, read_starts
 
         if self.start_file is not None and self.starts is not None:
@@ -81,7 +78,7 @@ class Forecast(Ranged):
             progress.note(f"starts: {starts.source}; of each the truth of {starts.known} frame(s) is known")
         drawer = self.sampling.drawer(model, progress.note, batch_size=self.batch_size, precision=self.precision)
         with closing(progress):
-            written = write_forecast(
+            result = forecast_by(
                 drawer,
                 starts,
                 self.frames,
@@ -93,32 +90,9 @@ class Forecast(Ranged):
                 note=progress.note,
                 command=command_line(),
             )
-        record, frames = written.record, written.record.cost["frames"]
-        report: dict[str, object] = {
-            "run": str(self.run_dir),
-            "out": str(self.out),
-            "starts": record.starts,
-            "members": record.members,
-            "frames": record.frames,
-            "frames_drawn": written.drawn,
-            "frames_of_truth": record.known,
-            "last_lead_time": record.lead_times[-1],
-            "unit": record.unit,
-            "macs_per_frame_at_first": record.cost["first_window"] / frames,
-            "macs_per_frame_later": record.cost["later_window"] / frames,
-            "seconds_per_frame": written.seconds / written.drawn if written.drawn else None,
-            "members_not_finite": written.burst,
-            "precision": record.origin.precision,
-        }
-        found = None
-        if written.truth is not None:
-            found = forecast_scores(model, starts, written.x)
-            write_whole(self.out / SCORES, json.dumps(found.plain(), indent=1) + "\n")
-            if self.json:
-                report["scores"] = found.plain()
-            else:
-                print(f"{found}\n")
-        stable = judged(model, starts, written.x)
-        report |= {"stability": stable.says, "page": str(self.out / PAGE)}
-        write_whole(self.out / PAGE, forecast_page(forecast_of(model), written, found, stable))
-        print_report(self.json, report)
+        report = {"run": str(self.run_dir), "out": str(self.out), **result.plain()}
+        if result.scores is not None and self.json:
+            report["scores"] = result.scores.plain()
+        elif result.scores is not None:
+            print(f"{result.scores}\n")
+        print_report(self.json, report | {"page": str(self.out / PAGE)})

@@ -1,0 +1,151 @@
+"""A forecast in one call: members from starts, scored where the truth is known, judged, and shown on a page."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dualrate.config.ranges import Precision
+from dualrate.drawing.choice import Choice
+from dualrate.drawing.drawer import Drawer
+from dualrate.experiment.experiment import Model
+from dualrate.forecasts.evaluation import Judged, Scored, forecast_scores, judged
+from dualrate.forecasts.folder import PAGE, SCORES, Format, Written, write_forecast
+from dualrate.forecasts.page import forecast_page
+from dualrate.forecasts.rollout import Frame, forecast_of, with_stride
+from dualrate.forecasts.starts import Starts, held_out_starts, read_starts
+from dualrate.system.files import write_whole
+from dualrate.system.progress import ImageProgress
+
+AS_RECOMMENDED = Choice()
+
+
+@dataclass(frozen=True)
+class ForecastResult:
+    """A forecast of N starts with M members and T frames, in the units of the data.
+
+    ensemble:  (N, M, T, C, H, W);  truth: (N, known, C, H, W), None of starts without one
+    scores:    by lead time and by variable; None of starts without a truth
+    stability: whether members go on looking like the training data
+    page:      of scores and pictures, as HTML
+    written:   what was drawn now, and the record of all of it
+    """
+
+    ensemble: Frame
+    truth: Frame | None
+    scores: Scored | None
+    stability: Judged
+    page: str
+    written: Written
+
+    def plain(self) -> dict[str, Any]:
+        """Counts, costs and the verdict, for a report."""
+        record, written = self.written.record, self.written
+        return {
+            "starts": record.starts,
+            "members": record.members,
+            "frames": record.frames,
+            "frames_drawn": written.drawn,
+            "frames_of_truth": record.known,
+            "last_lead_time": record.lead_times[-1],
+            "unit": record.unit,
+            "macs_per_frame_at_first": record.cost["first_window"] / record.cost["frames"],
+            "macs_per_frame_later": record.cost["later_window"] / record.cost["frames"],
+            "seconds_per_frame": written.seconds / written.drawn if written.drawn else None,
+            "members_not_finite": written.burst,
+            "precision": record.origin.precision,
+            "stability": self.stability.says,
+        }
+
+    def __str__(self) -> str:
+        record = self.written.record
+        first = f"{record.members} members from {record.starts} starts, {record.frames} frames; {self.stability.says}"
+        return first if self.scores is None else f"{first}\n\n{self.scores}"
+
+
+def forecast(
+    model: Model,
+    starts: int | NDArray[Any] | str | Path | Starts | None = None,
+    *,
+    frames: int = 100,
+    members: int = 1,
+    out: str | Path | None = None,
+    stride: int = 1,
+    choice: Choice = AS_RECOMMENDED,
+    seed: int = 0,
+    batch_size: int = 125,
+    precision: Precision = "auto",
+    progress: ImageProgress | None = None,
+    note: Callable[[str], None] = warnings.warn,
+) -> ForecastResult:
+    """Roll out `members` of a forecast from each start, for so many frames, and score them where the truth is known.
+
+    starts:  how many of held-out data, by default 50 or all; or known frames, the latest last, as an array or a file
+             (time, channel, space) or (start, time, channel, space), in the units of the training data
+    out:     a directory that holds the forecast, where the same call goes on after a kill; None: it is in memory
+    stride:  make every stride-th frame only, of a model trained with --window leads
+    choice:  steps, heavy calls and sampler; seed: start i has seed + i
+    note:    called with what is taken for granted
+    Raises ValueError for a model that makes no forecasts, and as `held_out_starts`, `read_starts` and `write_forecast`.
+    """
+    model = with_stride(model, stride)
+    ready = starts if isinstance(starts, Starts) else _starts_of(model, starts, frames, note)
+    how = {"members": members, "batch_size": batch_size, "precision": precision}
+    drawer = choice.drawer(model, note=note, **how)
+    if out is not None:
+        return forecast_by(
+            drawer, ready, frames, out, seed=seed, progress=progress, note=note, command="dualrate.forecast"
+        )
+    with TemporaryDirectory() as folder:
+        result = forecast_by(drawer, ready, frames, folder, seed=seed, progress=progress, note=note)
+        truth = None if result.truth is None else np.array(result.truth)
+        written = replace(result.written, x=np.array(result.ensemble), truth=truth)
+        return replace(result, ensemble=written.x, truth=truth, written=written)
+
+
+def _starts_of(model: Model, starts: Any, frames: int, note: Callable[[str], None]) -> Starts:
+    if starts is None or isinstance(starts, int):
+        return held_out_starts(model, frames, starts)
+    if isinstance(starts, str | Path):
+        return read_starts(Path(starts), model, note)
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "array.npy")
+        np.save(file, np.asarray(starts))
+        return replace(read_starts(file, model, note), source="an array")
+
+
+def forecast_by(
+    drawer: Drawer,
+    starts: Starts,
+    frames: int,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    format: Format | None = None,
+    pictures: bool = False,
+    progress: ImageProgress | None = None,
+    note: Callable[[str], None] = warnings.warn,
+    command: str = "dualrate.forecast",
+) -> ForecastResult:
+    """The same of a drawer, in a folder: the frames, then scores.json, then index.html. Options as of `write_forecast`.
+
+    Raises what that raises.
+    """
+    how = {"seed": seed, "format": format, "pictures": pictures}
+    written = write_forecast(drawer, starts, frames, out, **how, progress=progress, note=note, command=command)
+    model, scores = drawer.model, None
+    if written.truth is not None:
+        scores = forecast_scores(model, starts, written.x)
+        write_whole(Path(out) / SCORES, json.dumps(scores.plain(), indent=1) + "\n")
+    stability = judged(model, starts, written.x)
+    page = forecast_page(forecast_of(model), written, scores, stability)
+    write_whole(Path(out) / PAGE, page)
+    return ForecastResult(written.x, written.truth, scores, stability, page, written)

@@ -1,0 +1,73 @@
+"""`dr.forecast`: the command's numbers in one call, of starts in any form, in memory or in a folder."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from cli.command import call
+
+import dualrate as dr
+from dualrate.forecasts.forecast import ForecastResult
+from dualrate.forecasts.starts import held_out_starts
+
+HOW = {"frames": 4, "members": 2, "choice": dr.Choice(2), "precision": "float32"}
+
+
+@pytest.fixture(autouse=True)
+def without_figures(monkeypatch) -> None:
+    """They take seconds."""
+    monkeypatch.setattr("dualrate.forecasts.forecast.forecast_page", lambda *of: "<p>a page</p>")
+
+
+@pytest.fixture(scope="module")
+def result(model) -> ForecastResult:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dualrate.forecasts.forecast.forecast_page", lambda *of: "<p>a page</p>")
+        return dr.forecast(model, 2, **HOW)
+
+
+def test_the_command_prints_what_the_call_returns(model, result, tmp_path, monkeypatch, capsys):
+    words = ("--frames", 4, "--members", 2, "--steps", 2, "--starts", 2, "--precision", "float32", "--json")
+    assert call(monkeypatch, "forecast", model.path, "--out", tmp_path / "out", *words) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report.pop("scores") == json.loads(json.dumps(result.scores.plain()))
+    assert report.pop("seconds_per_frame") > 0
+    mine = {name: value for name, value in result.plain().items() if name != "seconds_per_frame"}
+    assert {name: report[name] for name in mine} == json.loads(json.dumps(mine))
+    assert np.array_equal(np.load(tmp_path / "out" / "forecast.npy"), result.ensemble)
+
+
+def test_the_result_is_whole_and_prints_its_scores(result):
+    assert result.ensemble.shape[:3] == (2, 2, 4)
+    assert type(result.ensemble) is np.ndarray  # nothing of a folder that is gone
+    assert result.truth is not None
+    assert result.truth.shape[2:] == result.ensemble.shape[3:]
+    assert result.page == "<p>a page</p>"
+    text = str(result)
+    assert text.startswith("2 members from 2 starts, 4 frames; ")
+    assert str(result.scores) in text
+
+
+def test_a_folder_holds_it_and_the_same_call_goes_on(model, result, tmp_path):
+    first = dr.forecast(model, 2, out=tmp_path / "out", **HOW)
+    again = dr.forecast(model, 2, out=tmp_path / "out", **HOW)
+    assert (first.written.drawn, again.written.drawn) == (16, 0)
+    assert np.array_equal(again.ensemble, result.ensemble)
+    assert {"scores.json", "index.html"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_starts_are_an_array_a_file_or_those_of_the_data(model, result, tmp_path):
+    starts = held_out_starts(model, 4, 2)
+    assert np.array_equal(dr.forecast(model, starts, **HOW).ensemble, result.ensemble)
+    frames = np.random.default_rng(0).normal(100, 3, (2, 3, *starts.past.shape[2:])).astype(np.float32)
+    np.save(tmp_path / "mine.npy", frames)
+    of_file = dr.forecast(model, str(tmp_path / "mine.npy"), **HOW)
+    of_array = dr.forecast(model, frames, **HOW)
+    assert np.array_equal(of_file.ensemble, of_array.ensemble)
+    assert of_array.scores is None
+    assert of_array.truth is None
+    assert of_array.written.record.source == "an array"
+    with pytest.raises(ValueError, match="time step"):
+        dr.forecast(model, frames[:, :0], **HOW)
