@@ -20,6 +20,7 @@ from dualrate.compare import comparison as comparing
 from dualrate.data import fashion_mnist as images_of_fashion
 from dualrate.drawing import calibration, measure
 from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.modality import WINGS
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.forecasts import recipe as forecast
 from dualrate.methods.denoising import DenoisingConfig
@@ -35,6 +36,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "src" / "dualrate").glob("*/README.md")),
+    ROOT / "src" / "dualrate" / "README.md",
 ]
 
 
@@ -82,6 +85,17 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
+def test_a_wing_says_in_forty_lines_where_to_begin():
+    rooms = ROOT / "src" / "dualrate"
+    for wing in WINGS:
+        page = (rooms / wing.split(".")[1] / "README.md").read_text()
+        assert len(page.splitlines()) <= 40
+        files = {path.name for path in (rooms / wing.split(".")[1]).glob("*.py")} - {"__init__.py", "modality.py"}
+        assert files <= set(re.findall(r"`(\w+\.py)`", page)), wing
+    named = set(re.findall(r"`(\w+)`", (rooms / "README.md").read_text()))
+    assert {path.name for path in rooms.iterdir() if (path / "__init__.py").exists()} <= named
+
+
 def test_links_into_a_page_lead_to_a_heading():
     for page in PAGES:
         for target, anchor in re.findall(r"\]\(([\w./-]*)#([\w-]+)\)", page.read_text()):
@@ -103,7 +117,7 @@ RUN = {
     "README.md", "docs/accelerate.md", "docs/api.md", "docs/commands.md", "docs/conditions.md", "docs/diffusers.md",
     "docs/distil.md", "docs/extending.md", "docs/forecasts.md", "docs/latents.md", "docs/own-images.md",
     "docs/pipeline.md", "docs/plan.md", "docs/retrofit.md", "docs/serving.md", "docs/start.md",
-    "docs/unified-latents.md", "docs/worse.md",
+    "docs/unified-latents.md", "docs/worse.md", "src/dualrate/forecasts/README.md",
 }  # fmt: skip
 READ = {"docs/design.md", "docs/scaling.md"}  # signatures; many GPUs
 

@@ -35,7 +35,7 @@ class OfTones(Modality):
     def makes(self, experiment: Any) -> bool:
         return self.reads(experiment.data.source)
 
-    def load(self, data: Any, split: Split, progress: DataProgress) -> ImageSet:
+    def read(self, data: Any, split: Split, progress: DataProgress) -> ImageSet:
         data.refuse("holds tones, which have no colours", "channels")
         count = int(data.source.removeprefix("tones-"))
         time = np.arange(64) / 64

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,3 +74,14 @@ def test_starts_are_an_array_a_file_or_those_of_the_data(model, result, tmp_path
     assert of_array.written.record.source == "an array"
     with pytest.raises(ValueError, match="time step"):
         dr.forecast(model, frames[:, :0], **HOW)
+
+
+def test_the_call_of_the_readme_runs(model, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "ahead").symlink_to(model.path)
+    monkeypatch.chdir(tmp_path)
+    page = Path(dr.__file__).with_name("forecasts") / "README.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(block.replace("members=16", "members=2").replace("), 4,", "), 2,"), "README.md", "exec"), names)
+    assert names["result"].ensemble.shape[:3] == (2, 2, 6)

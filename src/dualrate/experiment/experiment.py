@@ -82,9 +82,9 @@ class DataConfig(Ranged):
         return read_latents(self.source, split)
 
     def items(self, split: Split, progress: DataProgress | None = None) -> TrainingSet:
-        """One split of the images, or of what else the source holds. Raises as `images` and `Modality.load`."""
+        """One split of the images, or of what else the source holds. Raises as `images` and `Modality.read`."""
         modality = reader_of(self.source)
-        return self.images(split, progress) if modality is None else modality.load(self, split, progress or silent)
+        return self.images(split, progress) if modality is None else modality.read(self, split, progress or silent)
 
     def images(self, split: Split, progress: DataProgress | None = None) -> ImageSet:
         """One split of the images: of latents those that they were made of. Raises as `load` and `load_images`."""

@@ -54,7 +54,7 @@ class Modality:
         """Whether samples of a model are of this modality."""
         return False
 
-    def load(self, data: Any, split: Split, progress: DataProgress) -> TrainingSet:
+    def read(self, data: Any, split: Split, progress: DataProgress) -> TrainingSet:
         """One split of a source that it reads. Raises what reading raises."""
         raise NotImplementedError
 

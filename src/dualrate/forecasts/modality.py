@@ -24,7 +24,7 @@ class OfFields(Modality):
 
         return isinstance(experiment.condition, Forecast)
 
-    def load(self, data: Any, split: Split, progress: DataProgress) -> TrainingSet:
+    def read(self, data: Any, split: Split, progress: DataProgress) -> TrainingSet:
         from dualrate.forecasts.fields import read_fields
 
         data.refuse("holds fields, which are taken as they are", "size", "channels", "label", "augment")

@@ -33,7 +33,7 @@ class OfTexts(Modality):
         data.refuse("is a text, which has neither labels nor channels", "label", "channels", "augment")
         return read_text(data.source, split, data.size or PIECE)
 
-    load = images
+    read = images
 
     def evaluator(self, data: Any, progress: Reporter, *, alone: bool) -> Evaluator[Any]:
         from dualrate.texts.scores import evaluator_of
