@@ -44,7 +44,7 @@ from dualrate.cli.distill import Student
 from dualrate.data.conditions import HeldOut
 from dualrate.drawing.drawer import spread
 from dualrate.experiment.experiment import DataConfig
-from dualrate.forecasts.recipe import Forecasting
+from dualrate.forecasts.recipe import Forecasting, OfFrames
 from dualrate.forecasts.rollout import costs, forecast_of, roll_out
 from dualrate.forecasts.scores import persistence
 from dualrate.forecasts.simulations import SIMULATIONS, Kolmogorov, KuramotoSivashinsky
@@ -54,7 +54,7 @@ from dualrate.forecasts.starts import held_out_starts
 from dualrate.metrics.ensembles import fair_crps
 from dualrate.networks.uvit import UViTConfig
 from dualrate.recipes.auto import distilled
-from dualrate.recipes.tasks import OfFrames, Rate, TrainedBy
+from dualrate.recipes.tasks import Rate, TrainedBy
 from dualrate.report.figures import log_axis, png
 from dualrate.report.table import with_interval
 from dualrate.system.files import write_whole
