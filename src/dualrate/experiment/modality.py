@@ -130,4 +130,4 @@ def conditions_named(experiment: Any, text: str, device: torch.device | str) -> 
     for each in modalities():
         if (given := each.conditions_named(experiment, text, device)) is not None:
             return given
-    raise ValueError(f"{experiment.name} makes {maker_of(experiment).noun}s of no texts: drop the prompt")
+    raise ValueError(f"{experiment.name} takes no prompts: drop the prompt")
