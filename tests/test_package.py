@@ -39,6 +39,23 @@ def test_everything_imports_without_any_extra() -> None:
     assert done.stdout == f"imported {len(names)}\n"
 
 
+def test_importing_the_package_imports_nothing_heavy_and_names_come_when_they_are_used() -> None:
+    code = """
+import sys, dualrate as dr
+assert set(dr.__all__) <= set(dir(dr))
+assert not {"torch", "numpy", "dualrate.runs"} & set(sys.modules), "import dualrate is lazy"
+assert dr.StepPlan.uniform(4).num_steps == 4 and dr.StepPlan is vars(dr)["StepPlan"]
+assert "dualrate.diffusion.plan" in sys.modules and "dualrate.runs" not in sys.modules
+from dualrate import Choice, drawing
+try:
+    dr.no_such_name
+except AttributeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "module 'dualrate' has no attribute 'no_such_name'\n", done.stderr
+
+
 @pytest.mark.slow
 def test_wheel_and_sdist_work_in_a_fresh_environment(tmp_path) -> None:
     script = [sys.executable, ROOT / "tools" / "try_package.py", "--out", tmp_path / "dist"]

@@ -103,5 +103,5 @@ def test_every_source_has_one_reader(source, reader, tmp_path, monkeypatch):
 def test_a_model_of_images_takes_no_text():
     plain = experiment("fashion-mnist")
     assert maker_of(plain) is IMAGES
-    with pytest.raises(ValueError, match="run makes images of no texts: drop the prompt"):
+    with pytest.raises(ValueError, match="run takes no prompts: drop the prompt"):
         conditions_named(plain, "a cat", "cpu")

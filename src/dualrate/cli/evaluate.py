@@ -16,7 +16,7 @@ from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Images, Ranged, Seed
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.likelihood import FITTED_ON
-from dualrate.forecasts.fields import Forecast
+from dualrate.experiment.modality import Modality, maker_of
 from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.system.device import environment, pick_device
 from dualrate.system.progress import Reporter, image_progress
@@ -93,11 +93,8 @@ class Evaluate(Ranged):
         how = {"batch_size": self.batch_size, "equal_classes": self.equal_classes}
         drawer = self.sampling.drawer(model, progress.note, **how)
         seeds, show = range(self.seed, self.seed + (self.num or SCORED)), image_progress(progress)
-        if model.experiment.codec.alphabet:
-            self._score_texts(drawer, seeds, progress)
-            return
-        if isinstance(model.experiment.condition, Forecast):
-            self._score_forecast(drawer, progress)
+        if (modality := maker_of(model.experiment)).other_scores:
+            self._score_otherwise(drawer, modality, progress)
             return
         try:
             metrics = evaluators(
@@ -177,42 +174,20 @@ class Evaluate(Ranged):
             if score.details is not None:
                 print(score.details.text())
 
-    def _score_texts(self, drawer: Drawer, seeds: range, progress: Reporter) -> None:
-        from dualrate.drawing.measure import evaluator
-        from dualrate.system.workers import mapper
-        from dualrate.texts.scores import score_texts
-
-        self._refuse(FEATURES, "a text model has other metrics")
-        metric = evaluator(drawer.model.experiment.data, progress=progress)
-        with closing(progress), mapper(self.workers, drawer.model.device) as over:
-            found = score_texts(drawer, seeds, metric, progress=image_progress(progress), mapper=over)
-        if self.json:
-            about = {"weights": drawer.model.identity, "steps": drawer.plan.num_steps, "macs": drawer.cost.macs}
-            print_json(asdict(found) | about | {"environment": environment(drawer.model.device)})
-            return
-        rows = {
-            "samples": f"{len(seeds)} of {drawer.network} in {drawer.plan.num_steps} steps",
-            "bound": f"{found.bound.total} of {len(found.bound.images)} held-out pieces",
-            "language model": f"{found.drawn.bits} of samples, {found.held_out.bits} of held-out pieces",
-            "entropy": f"{found.drawn.entropy} of samples, {found.held_out.entropy} of held-out pieces",
-            "gradient moment": f"{found.gradient_moment} of samples, {found.floor} of training pieces",
-        }
-        if (far := found.distance) is not None:
-            rows[far.metric] = f"{far.value:.4g} [{far.low:.4g}, {far.high:.4g}], floor {far.floor:.4g}; {far.note}"
-        print_report(False, rows)
-        print(f"\nin bits a character, ± standard error; gradients of {found.language_model}")
-
-    def _score_forecast(self, drawer: Drawer, progress: Reporter) -> None:
-        from dualrate.forecasts.evaluation import window_scores
-
-        self._refuse(FEATURES, "a forecast of fields has other scores")
+    def _score_otherwise(self, drawer: Drawer, modality: Modality, progress: Reporter) -> None:
+        """Scores of what is no image."""
+        self._refuse(FEATURES, modality.other_scores)
         with closing(progress):
-            found = window_scores(drawer, self.num, seed=self.seed, progress=image_progress(progress, "frames"))
+            report = modality.score(drawer, self.num, self.seed, self.workers, progress)
         if self.json:
-            about = {"weights": drawer.model.identity, "environment": environment(drawer.model.device)}
-            print_json(found.plain() | about | {"macs": drawer.cost.macs, "members": drawer.members})
+            about = {"weights": drawer.model.identity, "steps": drawer.plan.num_steps, "members": drawer.members}
+            about |= {"macs": drawer.cost.macs, "environment": environment(drawer.model.device)}
+            print_json(report.plain | about)
             return
-        print(found)
+        if report.rows:
+            print_report(False, report.rows)
+            print()
+        print(report.text)
 
     def _refuse(self, options: Iterable[str], why: str) -> None:
         mine, defaults = vars(self) | vars(self.sampling), vars(Evaluate()) | vars(SamplingOptions())

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.config.imports import import_module
+from dualrate.config.ranges import WorkerCount
 from dualrate.data.conditions import Given
 from dualrate.data.images import ImageSet
 from dualrate.data.loader import TrainingSet
@@ -38,13 +39,24 @@ class ForeignModel:
     class_names: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Report:
+    """Scores of a model's samples. plain: for JSON; rows and text: for people, one after the other"""
+
+    plain: dict[str, Any]
+    rows: dict[str, str]
+    text: str
+
+
 class Modality:
     """Images, as far as nothing is overridden. data: a `DataConfig`; experiment: an `Experiment`
 
-    noun: what one sample is called
+    noun:         what one sample is called
+    other_scores: why features of images do not score its samples, in words; empty: they do
     """
 
     noun = "image"
+    other_scores = ""
 
     def reads(self, source: str) -> bool:
         """Whether a source is of this modality, by its name or what it holds."""
@@ -72,6 +84,10 @@ class Modality:
     def evaluator_by(self, folder: Path, data: Any, device: Any, progress: Reporter) -> Evaluator[Any] | None:
         """What scores images by the net in a folder; None: the folder holds none that is known here."""
         return None
+
+    def score(self, drawer: Any, count: int | None, seed: int, workers: WorkerCount, progress: Reporter) -> Report:
+        """Scores of `count` samples that a `Drawer` draws, or of as many as is usual; asked where `other_scores` is."""
+        raise NotImplementedError
 
     def save(self, experiment: Any, samples: NDArray[Any], file: Path) -> None:
         """Show (N, C, H, W) uint8 samples of training in a file, whose ending it may change."""
@@ -114,4 +130,4 @@ def conditions_named(experiment: Any, text: str, device: torch.device | str) -> 
     for each in modalities():
         if (given := each.conditions_named(experiment, text, device)) is not None:
             return given
-    raise ValueError(f"{experiment.name} makes {maker_of(experiment).noun}s of no texts: drop the prompt")
+    raise ValueError(f"{experiment.name} takes no prompts: drop the prompt")

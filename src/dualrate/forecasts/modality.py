@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
+from dualrate.config.ranges import WorkerCount
 from dualrate.data.loader import TrainingSet
 from dualrate.data.source import DataProgress, Split
-from dualrate.experiment.modality import Modality
+from dualrate.experiment.modality import Modality, Report
+from dualrate.system.progress import Reporter, image_progress
 
 
 class OfFields(Modality):
     """A sample is the frames after some known ones."""
 
     noun = "forecast"
+    other_scores = "a forecast of fields has other scores"
 
     def reads(self, source: str) -> bool:
         from dualrate.forecasts.sources import is_fields
@@ -32,6 +35,13 @@ class OfFields(Modality):
 
     def images(self, data: Any, split: Split, progress: DataProgress) -> NoReturn:
         raise ValueError(f"{data.source} holds fields, which are no images: dualrate forecast RUN scores forecasts")
+
+    def score(self, drawer: Any, count: int | None, seed: int, workers: WorkerCount, progress: Reporter) -> Report:
+        """Of one window from each of `count` held-out starts."""
+        from dualrate.forecasts.evaluation import window_scores
+
+        scores = window_scores(drawer, count, seed=seed, progress=image_progress(progress, "frames"))
+        return Report(scores.plain(), {}, str(scores))
 
 
 MODALITY = OfFields()

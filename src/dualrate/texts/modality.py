@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from dualrate.config.ranges import WorkerCount
 from dualrate.data.images import ImageSet
 from dualrate.data.source import DataProgress, Split
-from dualrate.experiment.modality import Modality
+from dualrate.experiment.modality import Modality, Report
 from dualrate.metrics.evaluate import Evaluator
-from dualrate.system.progress import Reporter
+from dualrate.system.progress import Reporter, image_progress
+
+USUAL = 5000  # pieces that are scored
 
 
 class OfTexts(Modality):
     """A sample is a piece of text, as an image of one row of characters."""
 
     noun = "text"
+    other_scores = "a text model has other metrics"
 
     def reads(self, source: str) -> bool:
         from dualrate.texts.pieces import is_text
@@ -41,6 +46,17 @@ class OfTexts(Modality):
         if not alone:
             raise ValueError(f"{data.source} is a text, scored by a language model of it: drop features and reference")
         return evaluator_of(data, progress)
+
+    def score(self, drawer: Any, count: int | None, seed: int, workers: WorkerCount, progress: Reporter) -> Report:
+        from dualrate.system.workers import mapper
+        from dualrate.texts.scores import evaluator_of, score_texts
+
+        seeds, metric = range(seed, seed + (count or USUAL)), evaluator_of(drawer.model.experiment.data, progress)
+        with mapper(workers, drawer.model.device) as over:
+            scores = score_texts(drawer, seeds, metric, progress=image_progress(progress), mapper=over)
+        rows = {"samples": f"{len(seeds)} of {drawer.network} in {drawer.plan.num_steps} steps", **scores.rows()}
+        note = f"in bits a character, ± standard error; gradients of {scores.language_model}"
+        return Report(asdict(scores), rows, note)
 
     def save(self, experiment: Any, samples: NDArray[Any], file: Path) -> None:
         from dualrate.codecs.token_codec import BETWEEN, texts

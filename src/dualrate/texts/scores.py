@@ -66,6 +66,18 @@ class TextScore:
     language_model: str
     distance: Score | None
 
+    def rows(self) -> dict[str, str]:
+        """For people."""
+        rows = {
+            "bound": f"{self.bound.total} of {len(self.bound.images)} held-out pieces",
+            "language model": f"{self.drawn.bits} of samples, {self.held_out.bits} of held-out pieces",
+            "entropy": f"{self.drawn.entropy} of samples, {self.held_out.entropy} of held-out pieces",
+            "gradient moment": f"{self.gradient_moment} of samples, {self.floor} of training pieces",
+        }
+        if (far := self.distance) is not None:
+            rows[far.metric] = f"{far.value:.4g} [{far.low:.4g}, {far.high:.4g}], floor {far.floor:.4g}; {far.note}"
+        return rows
+
 
 def score_texts(
     drawer: Drawer,
