@@ -186,7 +186,7 @@ def test_what_is_written_to_a_condition_is_seen_and_no_condition_is_kept(inferen
 
 
 def test_a_condition_that_is_passed_again_is_read_once(monkeypatch):
-    from dualrate.integrations import accelerate
+    from dualrate.pipelines import accelerate
 
     read, digest = [], accelerate._digest
     monkeypatch.setattr(accelerate, "_digest", lambda x: read.append(x.shape) or digest(x))
