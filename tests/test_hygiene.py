@@ -44,7 +44,6 @@ BRANCHES = {
     "drawing/drawer.py": 1,
     "drawing/likelihood.py": 1,
     "contrib/early_exit.py": 1,
-    "contrib/speculative.py": 1,
     "recipes/students.py": 2,
 }
 
