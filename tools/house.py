@@ -192,7 +192,9 @@ def dialect(sources: Iterable[str]) -> dict[str, object]:
         places.update(definitions(tree))
         raised += refusals(tree)
     vague = {
-        name: identifiers[name] for name in sorted(VAGUE, key=lambda name: -identifiers[name]) if identifiers[name]
+        name: identifiers[name]
+        for name in sorted(VAGUE, key=lambda name: (-identifiers[name], name))
+        if identifiers[name]
     }
     return {
         "vague_in_1000": round(1000 * sum(vague.values()) / max(1, sum(identifiers.values())), 1),
