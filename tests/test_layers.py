@@ -25,7 +25,7 @@ SRC = ROOT / "src"
 FLOORS = (
     "system config",
     "diffusion networks denoisers sampling",
-    "training planning codecs likelihood",
+    "training codecs",
     "data metrics report",
     "experiment methods",
     "runs recipes",

@@ -37,8 +37,6 @@ ENGINE = (
     "training",
     "methods",
     "experiment",
-    "planning",
-    "likelihood",
 )
 CARRIERS = ("system", "config", "codecs", "data", "metrics", "report", "recipes", "runs", "drawing")
 VAGUE = frozenset(

@@ -21,8 +21,8 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Refresh
 from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.networks.uvit import UViT
-from dualrate.planning.planner import NO_CONTEXT, Errors, Planner, measure_errors
 from dualrate.sampling.cost import call_cost, expected_costs
+from dualrate.sampling.planner import NO_CONTEXT, Errors, Planner, measure_errors
 from dualrate.sampling.solvers import Heun
 
 PROCESS = dr.GaussianProcess(Cosine())

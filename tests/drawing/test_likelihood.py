@@ -18,13 +18,13 @@ from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.drawing.likelihood import GREY_LEVEL, bits_per_dimension, ending, fit_variance
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
-from dualrate.likelihood.bound import mean_errors, variational_bound
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load, write_experiment
 from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.bound import mean_errors, variational_bound
 from dualrate.sampling.ddim import DDIM
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig

@@ -27,11 +27,11 @@ from dualrate.experiment.network_configs import TwoConditional, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import GivenTimes, TimeSampler
 from dualrate.networks.uvit import Level, UViT, UViTConfig
-from dualrate.planning.planner import Bend, Errors, Planner, measure_errors
 from dualrate.runs.store import load, write_experiment
 from dualrate.sampling.catalogue import make_step
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import grid_times
+from dualrate.sampling.planner import Bend, Errors, Planner, measure_errors
 from dualrate.system.device import pays
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig

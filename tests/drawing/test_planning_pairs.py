@@ -19,8 +19,8 @@ from dualrate.drawing.planning import measured_errors
 from dualrate.experiment.experiment import DataConfig
 from dualrate.experiment.network_configs import OneNetwork
 from dualrate.networks.uvit import Level
-from dualrate.planning.planner import NO_CONTEXT, measure_errors
 from dualrate.runs.store import called_by
+from dualrate.sampling.planner import NO_CONTEXT, measure_errors
 
 SMALL = ("--grid", "8", "--images", "8")
 LARGE = replace(NET, levels=(Level("conv", 8, 1), Level("transformer", 16, 3)))

@@ -35,10 +35,10 @@ from dualrate.pipelines import clip
 from dualrate.pipelines import recipe as retrofit
 from dualrate.pipelines.captions import read_prompts
 from dualrate.pipelines.retrofitted import encoder_of, prompts_of
-from dualrate.planning.planner import NO_CONTEXT
 from dualrate.recipes import auto
 from dualrate.recipes.students import plain_student
 from dualrate.runs.store import called_by
+from dualrate.sampling.planner import NO_CONTEXT
 from dualrate.system.progress import Silent
 
 COUNT = 20

@@ -6,8 +6,8 @@ import torch
 from scipy.integrate import quad
 
 from dualrate.diffusion.values import Cond
-from dualrate.planning.planner import Bend, measure_bend
 from dualrate.sampling.grids import uniform_log_snr
+from dualrate.sampling.planner import Bend, measure_bend
 from dualrate.sampling.solvers import extrapolated
 from theory.common import PROCESS, gaussian, normals
 from theory.exact import OracleDenoiser

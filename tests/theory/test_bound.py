@@ -12,8 +12,8 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Gaussian, GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, expand
-from dualrate.likelihood.bound import divergence, log_probability, variational_bound
 from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.bound import divergence, log_probability, variational_bound
 from dualrate.sampling.ddim import DDIM
 from tests.theory.common import PROCESS, gaussian, line_mixture, normals, uniform_log_snr, uniforms
 from theory.exact import OracleDenoiser

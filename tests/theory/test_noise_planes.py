@@ -9,9 +9,9 @@ from dualrate.diffusion.categorical import NoisePlanes
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond
-from dualrate.likelihood.bound import token_bound
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 from dualrate.sampling.ancestral import Reverse
+from dualrate.sampling.bound import token_bound
 from dualrate.sampling.trajectory import sample_batches
 from theory.common import f64
 from theory.tokens import PROCESSES, one_hot

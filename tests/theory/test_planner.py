@@ -12,7 +12,7 @@ from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, Refresh
-from dualrate.planning.planner import Bend, Errors, Planner, measure_errors
+from dualrate.sampling.planner import Bend, Errors, Planner, measure_errors
 from tests.theory.common import PROCESS, gaussian, normals
 from theory.exact import OracleDenoiser
 from theory.held_context import Echo

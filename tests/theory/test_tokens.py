@@ -12,9 +12,9 @@ from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, Context, Reuse
-from dualrate.likelihood.bound import token_bound, token_divergence
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 from dualrate.sampling.ancestral import Reverse
+from dualrate.sampling.bound import token_bound, token_divergence
 from dualrate.sampling.trajectory import StepNoise, first_state, sample_batches, trajectory
 from theory.common import f64
 from theory.tokens import MASKED, PROCESSES, UNIFORM, Joint, every, frequencies, table

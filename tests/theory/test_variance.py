@@ -8,8 +8,8 @@ import torch
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond
-from dualrate.likelihood.bound import FittedVariance, mean_errors, variational_bound
 from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.bound import FittedVariance, mean_errors, variational_bound
 from tests.theory.common import PROCESS, f64, gaussian, line_mixture, normals, uniform_log_snr, uniforms
 from theory.exact import OracleDenoiser
 from theory.held_context import Echo

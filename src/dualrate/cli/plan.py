@@ -60,8 +60,8 @@ class Plan(Ranged):
     def run(self) -> None:
         from dualrate.drawing.measure import call_seconds
         from dualrate.drawing.planning import candidates, measured_errors, require_plannable
-        from dualrate.planning.planner import Planner
         from dualrate.report.figures import plan_figure, png
+        from dualrate.sampling.planner import Planner
         from dualrate.system.workers import mapper
 
         parts, steps = BUDGET.fullmatch(self.budget.lower()), self.steps

@@ -17,9 +17,9 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, Reuse
 from dualrate.drawing.drawer import measured_on, real_batches
 from dualrate.experiment.experiment import Model
-from dualrate.planning.planner import every_call
 from dualrate.runs.store import COVARIANCE
 from dualrate.sampling.covariance import Bands, CovarianceTable, probed
+from dualrate.sampling.planner import every_call
 from dualrate.system.device import pays
 from dualrate.system.files import open_tensors, whole, write_tensors
 from dualrate.system.progress import Reporter

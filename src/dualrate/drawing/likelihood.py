@@ -2,7 +2,7 @@
 
 What is bounded is the chain that the sampler runs: the same denoiser, guided and in bfloat16 where sampling is, under
 the same plan. But a sampler ends by returning x_hat without noise, which gives no image a probability, so a likelihood
-needs an end with some noise left and a rule for rounding it (the reconstruction in `likelihood/bound.py`). `ending`
+needs an end with some noise left and a rule for rounding it (the reconstruction in `sampling/bound.py`). `ending`
 cuts a plan there; a natural place is where the noise is one grey level wide, since finer states only guess at the
 rounding.
 """
@@ -26,7 +26,7 @@ from dualrate.diffusion.schedule import Schedule
 from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import Drawer, real_batches
 from dualrate.experiment.experiment import Model
-from dualrate.likelihood.bound import Bound, FittedVariance, mean_errors, token_bound, variational_bound
+from dualrate.sampling.bound import Bound, FittedVariance, mean_errors, token_bound, variational_bound
 from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.sampling.step import MarkovStep
 from dualrate.system.progress import ImageProgress

@@ -26,7 +26,9 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import measured_on, real_batches
 from dualrate.experiment.experiment import Model
-from dualrate.planning.planner import (
+from dualrate.sampling.cost import CallCost
+from dualrate.sampling.grids import grid_times
+from dualrate.sampling.planner import (
     FEWEST,
     NO_CONTEXT,
     Bend,
@@ -37,8 +39,6 @@ from dualrate.planning.planner import (
     measure_bend,
     measure_errors,
 )
-from dualrate.sampling.cost import CallCost
-from dualrate.sampling.grids import grid_times
 from dualrate.system.device import pays
 from dualrate.system.files import read_json, write_whole
 from dualrate.system.progress import Reporter

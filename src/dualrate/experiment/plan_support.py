@@ -15,8 +15,8 @@ from typing import Any
 
 from dualrate.config.ranges import Probability, Ranged, Steps
 from dualrate.diffusion.plan import STEPS, StepPlan
-from dualrate.likelihood.bound import FittedVariance
 from dualrate.sampling.ancestral import Ancestral, Reverse
+from dualrate.sampling.bound import FittedVariance
 from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.step import Step

@@ -43,11 +43,11 @@ from dualrate.diffusion.values import Batch, Cond, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import AnyPlan
-from dualrate.likelihood.bound import divergence
 from dualrate.methods.times import SILVER, stratified_uniform, to_device
 from dualrate.networks.conditional import ConditionalBody
 from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
 from dualrate.networks.uvit import UViT, UViTConfig
+from dualrate.sampling.bound import divergence
 from dualrate.training.method import Loss, OnePhase
 
 

@@ -16,7 +16,7 @@ The error of an ancestral step is all that z_t does not determine of x, so more 
 order is free of that: its error is what its context lacks, and the length of its steps.
 
 The sum is not a likelihood: with the sigmoid weight it is a training loss, and with the weight 1 the last step alone
-would decide (`likelihood/bound.py` has the likelihood). It ranks plans that end at the same time. Whether it ranks them
+would decide (`sampling/bound.py` has the likelihood). It ranks plans that end at the same time. Whether it ranks them
 as a Frechet distance does was measured (docs/results/tried.md).
 
 `Bend` is what a solver's step gets wrong though every x_hat is right, since x_hat changes along the probability-flow

@@ -1,1 +1,0 @@
-"""The variational bound of a sampler's chain, and the variance that it likes best."""

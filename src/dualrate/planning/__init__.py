@@ -1,1 +1,0 @@
-"""Where heavy calls go: the best plan for a budget."""
