@@ -78,7 +78,7 @@ class Measurement:
 
 
 class OutOfTime(Exception):
-    """What was to be drawn took longer than it may; what was drawn is kept."""
+    """Raised where drawing took longer than it may; images that were drawn are kept."""
 
 
 def until(deadline: float, report: ImageProgress) -> ImageProgress:
@@ -94,8 +94,8 @@ def until(deadline: float, report: ImageProgress) -> ImageProgress:
 
 def check(evaluators: Sequence[Evaluator[Any]], count: int, *, details: bool) -> None:
     """Raises ValueError, before anything is drawn, for what could not be scored."""
-    for one in evaluators:
-        one.check_count(count)
+    for evaluator in evaluators:
+        evaluator.check_count(count)
     if details:
         _ = evaluators[0].reference_images
 
@@ -125,28 +125,28 @@ def measure(
     Raises what drawing, `Evaluator.score_features` and `FeatureStore` raise, before anything is drawn where that is
     possible.
     """
-    drawer, given = drawn_alike(drawer, evaluators), drawer.model.given
-    texts = given.texts_of(seeds) if isinstance(given, Given) else None
-    evaluators = tuple(one.of_texts(texts) for one in evaluators)
+    drawer, conditions = drawn_alike(drawer, evaluators), drawer.model.given
+    texts = conditions.texts_of(seeds) if isinstance(conditions, Given) else None
+    evaluators = tuple(evaluator.of_texts(texts) for evaluator in evaluators)
     check(evaluators, len(seeds), details=details)
     cost = drawer.cost  # counted apart from the seconds; refuses what cannot be drawn
     alone = replace(drawer, members=1)  # of each condition member 0: a distance is of independent images
-    nets, of = [one.net for one in evaluators], _originals(drawer.model, seeds, evaluators[0])
+    nets, of = [evaluator.net for evaluator in evaluators], _originals(drawer.model, seeds, evaluators[0])
     size = shard_size or max(SHARD * (keep is not None), drawer.batch_size)
     with TemporaryDirectory() if keep is None else nullcontext(keep) as directory:
-        kept = stores(alone, nets, Path(directory))  # refused before the features of real images, which may take long
-        for one in evaluators:
-            one.prepare(mapper, held_out_alone=of is not None and not (details and one is evaluators[0]))
-        filled, draw = [*zip(kept, nets, strict=True)], partial(_images, alone.resolved)
+        opened = stores(alone, nets, Path(directory))  # refused before the features of real images, which may take long
+        for evaluator in evaluators:
+            evaluator.prepare(mapper, held_out_alone=of is not None and not (details and evaluator is evaluators[0]))
+        filled, draw = [*zip(opened, nets, strict=True)], partial(_images, alone.resolved)
         scores = ensemble_scores(drawer, seeds, filled, progress) if ensemble else None
         fill_stores(filled, seeds, draw, size=size, progress=progress, mapper=mapper)
-        found = [store.read(seeds) for store in kept]
-        timed = found[0] if scores is None else kept[0].read(seeds[: scores.conditions])
-    features = {one.metric: own.features for one, own in zip(evaluators, found, strict=True)}
+        stored = [store.read(seeds) for store in opened]
+        timed = stored[0] if scores is None else opened[0].read(seeds[: scores.conditions])
+    features = {evaluator.metric: part.features for evaluator, part in zip(evaluators, stored, strict=True)}
     strata, replicates, distances = drawer.strata(seeds), {}, []
-    for name, one in zip(features, evaluators, strict=True):
-        replicates[name] = one.replicates(features[name], strata, of=of)
-        score = one.score_features(
+    for name, evaluator in zip(features, evaluators, strict=True):
+        replicates[name] = evaluator.replicates(features[name], strata, of=of)
+        score = evaluator.score_features(
             features[name],
             seeds=f"{seeds.start}-{seeds.stop - 1}",
             labels=drawer.labels_rule,
@@ -176,7 +176,7 @@ def measure(
 
 def class_counts(model: Model, evaluators: Sequence[Evaluator[Any]]) -> tuple[int, ...]:
     """Real images of each of the model's classes, of a score against statistics those of training; else none."""
-    real = next((one.reference for one in evaluators if one.reference is not None), None)
+    real = next((evaluator.reference for evaluator in evaluators if evaluator.reference is not None), None)
     if not model.num_classes or model.experiment.condition.labelled or real is None:
         return ()
     try:
@@ -188,14 +188,14 @@ def class_counts(model: Model, evaluators: Sequence[Evaluator[Any]]) -> tuple[in
 
 
 def drawn_alike(drawer: Drawer, evaluators: Sequence[Evaluator[Any]]) -> Drawer:
-    """With classes as often as the real images have them, or all of those equally often where the drawer says so."""
+    """Drawer with classes as often as the real images have them, or equally often where the drawer says so."""
     if not (counts := class_counts(drawer.model, evaluators)):
         return drawer
     return replace(drawer, shares=tuple(min(count, 1) for count in counts) if drawer.equal_classes else counts)
 
 
 def classes_note(drawer: Drawer, evaluators: Sequence[Evaluator[Any]]) -> str:
-    """How its classes are drawn, in words; empty where nothing is to be said, as of equal shares in the real images."""
+    """Words on how its classes are drawn; empty where nothing is to be said, as of equal shares in the real images."""
     if not drawer.model.num_classes or drawer.model.experiment.condition.labelled:
         return ""
     if drawer.label is not None:
@@ -232,19 +232,19 @@ def _originals(model: Model, seeds: range, evaluator: Evaluator[Any]) -> Tensor 
 
     Raises ValueError for a model that is given what was made of other images.
     """
-    given, held_out = model.given, evaluator.held_out
-    if not isinstance(given, HeldOut) or held_out is None:
+    conditions, held_out = model.given, evaluator.held_out
+    if not isinstance(conditions, HeldOut) or held_out is None:
         return None
-    if given.images.fingerprint != held_out.fingerprint:
+    if conditions.images.fingerprint != held_out.fingerprint:
         raise ValueError(
-            f"{model.name} makes images of {given.images.name}, and {evaluator.metric} has the held-out images of "
+            f"{model.name} makes images of {conditions.images.name}, and {evaluator.metric} has the held-out images of "
             f"{held_out.name}: measure it on the data that it was trained with"
         )
-    return given.rows(torch.tensor(seeds))
+    return conditions.rows(torch.tensor(seeds))
 
 
 def stores(drawer: Drawer, nets: Sequence[FeatureExtractor], directory: Path) -> list[FeatureStore]:
-    """Where features are kept: the first net's in the directory, each other's in a folder of it that has its identity.
+    """Stores of features: the first net's in the directory, each other's in a folder of it that has its identity.
 
     Raises what `FeatureStore.open` raises.
     """
@@ -264,10 +264,10 @@ def call_seconds(model: Model, batch_size: int, *, seconds: float = 1.0, precisi
     device = model.device
     z = torch.zeros(batch_size, *model.process.state_shape(model.shape), device=device)
     t = torch.full((batch_size,), 0.5, dtype=torch.float64, device=device)
-    given = model.experiment.networks.given
+    condition_shape = model.experiment.networks.given
     cond = Cond(
         torch.zeros(batch_size, dtype=torch.int64, device=device) if model.num_classes else None,
-        None if given is None else torch.zeros(batch_size, *given, device=device),
+        None if condition_shape is None else torch.zeros(batch_size, *condition_shape, device=device),
     )
     bfloat16 = in_bfloat16(precision, device, z.shape)
     denoiser = model.ready(bfloat16=bfloat16).denoiser
@@ -331,14 +331,14 @@ def evaluators(
 
     Raises ValueError for two of one metric, and what `features_named` and `evaluator` raise.
     """
-    found = tuple(
-        evaluator(data, features=one, reference=reference, device=device, progress=progress)
-        for one in features_named(features)
+    judges = tuple(
+        evaluator(data, features=net, reference=reference, device=device, progress=progress)
+        for net in features_named(features)
     )
-    names = [one.metric for one in found]
+    names = [judge.metric for judge in judges]
     if len(set(names)) < len(names):
         raise ValueError(f"got the metrics {', '.join(names)}: name nets of different names, each once")
-    return found
+    return judges
 
 
 def features_named(text: str | Path | None) -> tuple[Features, ...]:
@@ -350,20 +350,20 @@ def features_named(text: str | Path | None) -> tuple[Features, ...]:
     """
     if text is None:
         return (None,)
-    found, names = [], sorted(card.parent.name for card in SHIPPED.glob(f"*/{CARD}"))
+    nets, names = [], sorted(card.parent.name for card in SHIPPED.glob(f"*/{CARD}"))
     for word in [str(text)] if str(text) and as_path(text).is_dir() else map(str.strip, str(text).split(",")):
         if word in PRETRAINED:
-            found.append(word)
+            nets.append(word)
         elif word and as_path(word).is_dir():
-            found.append(as_path(word))
+            nets.append(as_path(word))
         elif word in names:
-            found.append(SHIPPED / word)
+            nets.append(SHIPPED / word)
         else:
             raise ValueError(
                 f"there is no feature net {word!r}: name {', '.join(PRETRAINED)}, a shipped one ({', '.join(names)}), "
                 "or the directory of one; several with commas between"
             )
-    return tuple(found)
+    return tuple(nets)
 
 
 def evaluator(
@@ -388,13 +388,13 @@ def evaluator(
     """
     modality = reader_of(data.source)
     if modality is not None:
-        made = modality.evaluator(data, progress, alone=features is None and reference is None)
-        if made is not None:
-            return made
+        judge = modality.evaluator(data, progress, alone=features is None and reference is None)
+        if judge is not None:
+            return judge
     if isinstance(features, Path):
         for each in modalities():
-            if (made := each.evaluator_by(features, data, device, progress)) is not None:
-                return made
+            if (judge := each.evaluator_by(features, data, device, progress)) is not None:
+                return judge
     shown = image_progress(progress)
     splits = splits_of(data, progress) if features is None or reference is None else None
     if features is None:
@@ -473,9 +473,9 @@ def scored_together(drawer: Drawer, seeds: range) -> range:
 
     None of a model that is not given the conditions of held-out images, or of a single member.
     """
-    given = drawer.model.given
-    known = min(CONDITIONS, len(given.images)) if isinstance(given, HeldOut) and drawer.members > 1 else 0
-    return seeds[:known]
+    conditions = drawer.model.given
+    count = min(CONDITIONS, len(conditions.images)) if isinstance(conditions, HeldOut) and drawer.members > 1 else 0
+    return seeds[:count]
 
 
 def ensemble_scores(
@@ -489,9 +489,9 @@ def ensemble_scores(
     stores: get the features of member 0 of the seeds that they lack, with the seconds of a member
     progress: called with (seeds done, all seeds)
     """
-    given, members, first = drawer.model.given, drawer.members, scored_together(drawer, seeds)
+    conditions, members, first = drawer.model.given, drawer.members, scored_together(drawer, seeds)
     condition = drawer.model.experiment.condition
-    if not isinstance(given, HeldOut) or not first:
+    if not isinstance(conditions, HeldOut) or not first:
         return None
     lacking = [(store, net, set(store.missing(first))) for store, net in stores]
 
@@ -506,8 +506,8 @@ def ensemble_scores(
                     store.write([part[row] for row in new], net.features(images[new, 0]), seconds)
             if progress is not None:
                 progress(start + len(part), len(seeds))
-            unknown = condition.unknown(given(torch.tensor(part)))
-            yield images, given.originals(torch.tensor(part)), None if unknown is None else unknown.cpu()
+            unknown = condition.unknown(conditions(torch.tensor(part)))
+            yield images, conditions.originals(torch.tensor(part)), None if unknown is None else unknown.cpu()
 
     return EnsembleScores.of(scored())
 
@@ -538,9 +538,9 @@ def score_source(
         if not holds_statistics(Path(reference)):
             data, reference = DataConfig(str(reference)), None
     file = None if reference is None else Path(reference)
-    found = evaluators(data or DataConfig(""), features, reference=file, device=device, progress=progress)
-    found = tuple(one.of_texts(None) for one in found)
-    real, folder = found[0].reference, resolved(source)
+    judges = evaluators(data or DataConfig(""), features, reference=file, device=device, progress=progress)
+    judges = tuple(judge.of_texts(None) for judge in judges)
+    real, folder = judges[0].reference, resolved(source)
     channels, name = real.shape[0] if isinstance(real, ImageSet) else None, printable(folder.name)
     with TemporaryDirectory() as unpacked:
         if folder.suffix.lower() == ".zip":
@@ -549,7 +549,7 @@ def score_source(
                 ZipFile(folder).extractall(unpacked)
             folder = Path(unpacked)
         images = every_image(folder, channels=channels, without=grids_below(folder))
-        check(found, len(images), details=details)
+        check(judges, len(images), details=details)
         parts, done, shown = [], 0, image_progress(progress)
         for _, batch in image_batches(images, SHARD):
             if isinstance(real, ImageSet) and batch.shape[2:] != real.shape[1:]:
@@ -558,13 +558,13 @@ def score_source(
                     f"the images of {name} are {sizes[0]} pixels, those of {real.name} {sizes[1]}: bring them to one "
                     "size, which a network that resizes them would hide"
                 )
-            parts.append([one.net.features(batch) for one in found])
+            parts.append([judge.net.features(batch) for judge in judges])
             shown(done := done + len(batch), len(images))
     return tuple(
-        one.score_features(
-            torch.cat(own), seeds=f"images of {name}", labels="unknown", details=details and one is found[0]
+        judge.score_features(
+            torch.cat(batches), seeds=f"images of {name}", labels="unknown", details=details and judge is judges[0]
         )
-        for own, one in zip(zip(*parts, strict=True), found, strict=True)
+        for batches, judge in zip(zip(*parts, strict=True), judges, strict=True)
     )
 
 
@@ -573,12 +573,12 @@ SCORED = 1000  # images of a score in training
 
 def scorer(data: DataConfig, progress: Reporter) -> ScoreInTraining:
     """Frechet distance of 1,000 images under the recommended sampler and plan. Raises what `evaluator` raises."""
-    found = evaluator(data, progress=progress)
-    check([found], SCORED, details=False)
-    if isinstance(found.net, FeatureNet) and found.net.card.judgement:
-        progress.note(found.net.card.judgement)
+    judge = evaluator(data, progress=progress)
+    check([judge], SCORED, details=False)
+    if isinstance(judge.net, FeatureNet) and judge.net.card.judgement:
+        progress.note(judge.net.card.judgement)
 
     def score(model: Model) -> tuple[str, float]:
-        return found.metric, measure(Choice().drawer(model), range(SCORED), found).row.score.value
+        return judge.metric, measure(Choice().drawer(model), range(SCORED), judge).row.score.value
 
     return score
