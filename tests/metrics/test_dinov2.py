@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dualrate.cli import main as cli
-from dualrate.drawing import measure as runs_evaluator
+from dualrate.drawing import evaluators as runs_evaluator
 from dualrate.metrics import pretrained
 from dualrate.metrics.pretrained import DinoV2Features, PhotoNet, build, load_dinov2, prepared, shrunk
 from metrics.squares import two_classes
@@ -225,7 +225,7 @@ def cache(monkeypatch, tmp_path):
 def evaluate(monkeypatch, capsys, *options) -> str:
     """What `dualrate evaluate --features dinov2` prints of the light network, with squares as the data set."""
     splits = (two_classes(size=28), two_classes(60, seed=1, size=28, split="test"))
-    monkeypatch.setattr(runs_evaluator, "_splits", lambda data, progress: splits)
+    monkeypatch.setattr(runs_evaluator, "splits_of", lambda data, progress: splits)
     monkeypatch.setattr(pretrained, "load_dinov2", lambda device: small())
     arguments = ["--features", "dinov2", "--steps", "1", "--num", "40", "--device", "cpu", *map(str, options)]
     monkeypatch.setattr(sys, "argv", ["dualrate", "evaluate", str(ROOT / "weights/fashion-mnist-light"), *arguments])

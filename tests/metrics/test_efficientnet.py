@@ -8,7 +8,7 @@ import torch
 from matplotlib import cbook
 from PIL import Image
 
-from dualrate.drawing import measure as evaluator
+from dualrate.drawing import evaluators as evaluator
 from dualrate.experiment.experiment import DataConfig
 from dualrate.metrics import pretrained
 from dualrate.metrics.pretrained import (
@@ -89,7 +89,7 @@ def test_batches_and_grey_images_change_nothing():
 def test_the_evaluator_knows_it_by_name_and_keeps_what_it_sees_of_real_images(monkeypatch, tmp_path):
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path))
     splits = (two_classes(640, size=28), two_classes(60, seed=1, size=28, split="test"))
-    monkeypatch.setattr(evaluator, "_splits", lambda data, progress: splits)
+    monkeypatch.setattr(evaluator, "splits_of", lambda data, progress: splits)
     monkeypatch.setattr(pretrained, "EFFICIENTNET_SIZE", 32)  # of what the net sees: 12 times as fast
     found, again = (
         evaluator.evaluator(DataConfig("squares"), features="efficientnet", progress=PlainReporter()) for _ in range(2)
