@@ -125,7 +125,7 @@ def few_samples():
     from matplotlib.figure import Figure
 
     from dualrate.compare import comparison, results
-    from dualrate.drawing import measure
+    from dualrate.drawing import cost
     from dualrate.experiment import experiment
     from dualrate.forecasts import comparison as forecasts
     from dualrate.forecasts import page as forecast_page
@@ -137,7 +137,7 @@ def few_samples():
 
     timed, resampled = comparison.seconds_per_image, evaluate.resampled_distances
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "seconds_per_call", once)
+        patch.setattr(cost, "seconds_per_call", once)
         patch.setattr(blocks, "pays", lambda device: False)
         patch.setattr(experiment, "call_cost", remembering(experiment.call_cost))
         patch.setattr(comparison, "seconds_per_image", lambda drawer, size, repeats: timed(drawer, size, 1))

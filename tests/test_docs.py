@@ -18,7 +18,7 @@ from dualrate.cli import main
 from dualrate.compare import candidates
 from dualrate.compare import comparison as comparing
 from dualrate.data import fashion_mnist as images_of_fashion
-from dualrate.drawing import calibration, measure
+from dualrate.drawing import calibration, evaluators
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.modality import WINGS
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
@@ -177,7 +177,7 @@ def small_networks(place, monkeypatch) -> None:
     for name, least in {"LOWEST": -2, "HIGHEST": 2}.items():
         monkeypatch.setattr(calibration, name, least)
     few_features = partial(train_feature_net, kind=lambda *of: Architecture(*of, features=4), epochs=1)
-    monkeypatch.setattr(measure, "train_feature_net", lambda images, test, **how: few_features(images, None, **how))
+    monkeypatch.setattr(evaluators, "train_feature_net", lambda images, test, **how: few_features(images, None, **how))
     monkeypatch.setattr(comparing, "BATCH", 2)
     monkeypatch.setattr(comparing, "SHOWN", 2)
     monkeypatch.setattr("dualrate.serving.app.serve", lambda offer, host, port, note: None)  # it would not return

@@ -33,7 +33,7 @@ import sys
 sys.modules.update(dict.fromkeys({EXTRAS!r}))  # None: importing it fails
 import dualrate
 from pathlib import Path
-from dualrate.drawing.measure import SHIPPED
+from dualrate.drawing.evaluators import SHIPPED
 from dualrate.metrics.features import FeatureNet
 assert Path(dualrate.__file__).is_relative_to(sys.prefix), f"imported from {{dualrate.__file__}}"
 names = [getattr(dualrate, name) for name in dualrate.__all__]

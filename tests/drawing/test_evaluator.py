@@ -12,16 +12,9 @@ from metrics.squares import two_classes
 from metrics.untrained import untrained
 
 from dualrate.data.images import ImageSet, load_images
-from dualrate.drawing import measure as module
-from dualrate.drawing.measure import (
-    SHIPPED,
-    evaluator,
-    evaluators,
-    features_named,
-    messages,
-    score_source,
-    scorer,
-)
+from dualrate.drawing import evaluators as module
+from dualrate.drawing.evaluators import SHIPPED, evaluator, evaluators, features_named, messages
+from dualrate.drawing.measure import score_source, scorer
 from dualrate.experiment.experiment import DataConfig
 from dualrate.metrics.distances import GaussianStats
 from dualrate.metrics.features import CARD, Architecture, FeatureNet, Mixed, train_feature_net

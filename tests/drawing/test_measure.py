@@ -12,8 +12,9 @@ from dualrate.data.images import ImageSet
 from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.plan import StepPlan
+from dualrate.drawing.cost import call_seconds, cost_report
 from dualrate.drawing.drawer import Drawer, Guidance
-from dualrate.drawing.measure import call_seconds, cost_report, drawn_alike, measure
+from dualrate.drawing.measure import drawn_alike, measure
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.experiment.plan_support import OnePlan
@@ -300,7 +301,7 @@ def test_seconds_of_calls_are_those_of_a_row_and_of_a_kind(model, monkeypatch):
     """In calls of four rows: 8 s a heavy one, 4 s with its context; 2 s to renew a part, 6.4 s with none, if priced."""
     alone = replace(model, denoiser=Plain(model.networks.get_submodule("encoder.net"), model.process))
     taken = iter([8.0, 4.0, 8.0, 4.0, 2.0, 6.4])
-    monkeypatch.setattr("dualrate.drawing.measure.seconds_per_call", lambda call, **_: (call(), next(taken))[1])
+    monkeypatch.setattr("dualrate.drawing.cost.seconds_per_call", lambda call, **_: (call(), next(taken))[1])
     for one, partial, without in ((model, 0.0, None), (alone.with_denoiser("toca"), 0.5, 1.6)):
         assert call_seconds(one, 4) == CallCost(2.0, 1.0, denoised=True, partial=partial, alone=without)
 
@@ -310,7 +311,7 @@ def test_a_report_of_costs_adds_up(drawer, model, monkeypatch):
     drawer, asked = replace(drawer, batch_size=2), []
     denoise = DualRate.denoise
     monkeypatch.setattr(DualRate, "denoise", lambda *of: asked.append(of[3]) or denoise(*of))
-    monkeypatch.setattr("dualrate.drawing.measure.seconds_per_call", lambda call, **_: (call(), 0.5)[1])
+    monkeypatch.setattr("dualrate.drawing.cost.seconds_per_call", lambda call, **_: (call(), 0.5)[1])
     found = cost_report(drawer)
     for of in ("heavy_call", "light_call", "per_image"):
         flops, macs = (found[f"{what}_{of}"] for what in ("flops", "macs"))

@@ -221,7 +221,7 @@ def test_the_command_writes_the_best_plan_within_the_budget(run, ageing, monkeyp
 def test_a_budget_in_seconds_is_per_image(run, ageing, monkeypatch):
     pays.cache_clear()  # as in a fresh process
     times = iter([6.4, 0.64])  # of a heavy and of a light call of 64 rows
-    monkeypatch.setattr("dualrate.drawing.measure.seconds_per_call", lambda call, **_: (call(), next(times))[1])
+    monkeypatch.setattr("dualrate.drawing.cost.seconds_per_call", lambda call, **_: (call(), next(times))[1])
     plan = plan_command(run, monkeypatch, "--budget", "0.35s", "--steps", "8")
     assert plan.num_heavy == 3  # 3 x 0.1 + 5 x 0.01 = 0.35
 

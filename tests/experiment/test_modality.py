@@ -12,7 +12,7 @@ import pytest
 import dualrate as dr
 from dualrate.data.images import ImageSet
 from dualrate.data.source import DataProgress, Split
-from dualrate.drawing.measure import evaluator
+from dualrate.drawing.evaluators import evaluator
 from dualrate.experiment import modality
 from dualrate.experiment.modality import IMAGES, Modality, conditions_named, maker_of, reader_of
 from dualrate.forecasts.modality import MODALITY as FIELDS

@@ -25,8 +25,8 @@ from dualrate.data.loader import ByteBatch
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond
 from dualrate.drawing.choice import Choice
+from dualrate.drawing.cost import cost_report
 from dualrate.drawing.latents import nearness
-from dualrate.drawing.measure import cost_report
 from dualrate.experiment.experiment import Experiment, Start, as_codec
 from dualrate.experiment.network_configs import NetworksConfig, OneConditional, TwoConditional
 from dualrate.experiment.teaching import check_latent_shape
@@ -181,7 +181,7 @@ def test_costs_are_one_heavy_call_and_n_light_ones(runs: dict[str, Path], monkey
     drawer = Choice(8).drawer(dual)
     assert drawer.cost.macs == dual.call_cost.heavy + 8 * dual.call_cost.light
     assert drawer.macs_by_step[-1] == drawer.cost.macs
-    monkeypatch.setattr("dualrate.drawing.measure.seconds_per_call", lambda call, **how: float(call() is not None))
+    monkeypatch.setattr("dualrate.drawing.cost.seconds_per_call", lambda call, **how: float(call() is not None))
     assert cost_report(drawer)["macs_per_image"] == drawer.cost.macs
 
 

@@ -25,8 +25,9 @@ from dualrate.cli.train import Run
 from dualrate.codecs.codec import CodecFolder, NoCodec, round_trip
 from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.diffusion.random import Draws
+from dualrate.drawing.cost import cost_report
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.measure import cost_report, measure
+from dualrate.drawing.measure import measure
 from dualrate.experiment.experiment import DataConfig, Experiment, on_codec_of_data
 from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
@@ -112,7 +113,7 @@ def test_an_images_cost_is_its_calls_and_its_decoding(drawer: Drawer) -> None:
     assert 4 * cost.flops == pytest.approx(counter.get_total_flops(), rel=0.01)
     assert drawer.model.call_cost.of(4, 2) == pytest.approx(cost.macs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dualrate.drawing.measure.seconds_per_call", lambda call, **how: float(call() is not None))
+        patch.setattr("dualrate.drawing.cost.seconds_per_call", lambda call, **how: float(call() is not None))
         report = cost_report(drawer)
     assert (report["macs_decode"], report["seconds_decode"]) == (decode, 1.0)
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dualrate.cli import main as cli
-from dualrate.drawing import measure as runs_evaluator
+from dualrate.drawing import evaluators as runs_evaluator
 from dualrate.metrics import pretrained
 from dualrate.metrics.pretrained import DinoV2Features, PhotoNet, build, load_dinov2, prepared, shrunk
 from metrics.squares import two_classes

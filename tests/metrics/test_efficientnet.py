@@ -8,7 +8,7 @@ import torch
 from matplotlib import cbook
 from PIL import Image
 
-from dualrate.drawing import measure as evaluator
+from dualrate.drawing import evaluators as evaluator
 from dualrate.experiment.experiment import DataConfig
 from dualrate.metrics import pretrained
 from dualrate.metrics.pretrained import (

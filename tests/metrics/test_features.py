@@ -10,7 +10,7 @@ import torch
 from trouble import flips, full_disk, unreadable
 
 from dualrate.data.images import ImageSet
-from dualrate.drawing.measure import SHIPPED
+from dualrate.drawing.evaluators import SHIPPED
 from dualrate.metrics.distances import GaussianStats, frechet_distance
 from dualrate.metrics.features import (
     CARD,

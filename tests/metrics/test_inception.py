@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dualrate.cli import main as cli
-from dualrate.drawing import measure as runs_evaluator
+from dualrate.drawing import evaluators as runs_evaluator
 from dualrate.experiment.experiment import DataConfig
 from dualrate.metrics import pretrained
 from dualrate.metrics.pretrained import PhotoNet, inception_path, load_inception

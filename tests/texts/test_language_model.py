@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dualrate.drawing.measure import evaluator
+from dualrate.drawing.evaluators import evaluator
 from dualrate.experiment.experiment import DataConfig
 from dualrate.system.progress import Silent
 from dualrate.texts import language_model as language_model

@@ -41,7 +41,7 @@ class Demo(Ranged):
     def run(self) -> None:
         from dualrate.compare.comparison import Effort, compare
         from dualrate.compare.results import headline
-        from dualrate.drawing.measure import messages
+        from dualrate.drawing.evaluators import messages
         from dualrate.recipes import fashion_mnist
         from dualrate.runs.store import EXPERIMENT
         from dualrate.runs.train import train

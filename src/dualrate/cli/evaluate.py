@@ -83,8 +83,9 @@ class Evaluate(Ranged):
             self._score_run(self.run_dir)
 
     def _score_run(self, run: Path) -> None:
+        from dualrate.drawing.evaluators import evaluators, features_named
         from dualrate.drawing.latents import latent_scores
-        from dualrate.drawing.measure import check, evaluators, features_named, measure, scored_together
+        from dualrate.drawing.measure import check, measure, scored_together
         from dualrate.report.table import as_text, table
         from dualrate.system.workers import mapper
 
@@ -195,8 +196,8 @@ class Evaluate(Ranged):
             raise ValueError(f"{why}: drop {', '.join(given)}")
 
     def _bound(self, run: Path) -> None:
+        from dualrate.drawing.evaluators import messages
         from dualrate.drawing.likelihood import bits_per_dimension, bits_per_token, check_bounded, fit_variance
-        from dualrate.drawing.measure import messages
 
         if self.variance == "measured" and self.sampling.gamma is not None:
             raise ValueError("--gamma sets the variance that the measured one replaces: add --variance own")

@@ -58,7 +58,7 @@ class Plan(Ranged):
     device: Device = None
 
     def run(self) -> None:
-        from dualrate.drawing.measure import call_seconds
+        from dualrate.drawing.cost import call_seconds
         from dualrate.drawing.planning import candidates, measured_errors, require_plannable
         from dualrate.report.figures import plan_figure, png
         from dualrate.sampling.planner import Planner

@@ -114,7 +114,7 @@ class Cost(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.drawing.measure import cost_report
+        from dualrate.drawing.cost import cost_report
 
         model, progress = loaded(
             self.run_dir, self.device, prompt=self.prompt, compiled=self.compile, graphs=self.graphs

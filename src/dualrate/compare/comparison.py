@@ -34,19 +34,10 @@ from dualrate.compare.candidates import Candidate, RunRequest, baselines_of, can
 from dualrate.compare.results import ComparisonResults, MeasuredCandidate, as_json, compare_page, keep_row, read_row
 from dualrate.config.ranges import GuidanceWeight, Images, Members, Minutes, Precision, Ranged, WorkerCount, as_path
 from dualrate.data.conditions import Given
+from dualrate.drawing.cost import call_seconds
 from dualrate.drawing.drawer import UNGUIDED, Drawer, Guidance
-from dualrate.drawing.measure import (
-    OutOfTime,
-    call_seconds,
-    check,
-    drawn_alike,
-    evaluators,
-    features_named,
-    measure,
-    scored_together,
-    stores,
-    until,
-)
+from dualrate.drawing.evaluators import evaluators, features_named
+from dualrate.drawing.measure import OutOfTime, check, drawn_alike, measure, scored_together, stores, until
 from dualrate.drawing.samples import strips
 from dualrate.experiment.experiment import Model
 from dualrate.experiment.modality import conditions_named

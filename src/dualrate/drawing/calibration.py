@@ -89,9 +89,14 @@ def _of_batch(model: Model, bands: Bands, t: tuple[float, ...], bfloat16: bool, 
         for call in every_call(denoiser, process, t, images.x, cond, draws):
             if denoiser.reuse is Reuse.FREE and call.i != call.j:
                 continue
-            held, normal = call.context.aged(), draws.normal(f"probe {call.i} {call.j}", *images.x.shape[1:])
+            context, normal = call.context.aged(), draws.normal(f"probe {call.i} {call.j}", *images.x.shape[1:])
             x_hat, estimate = probed(
-                process, bands, lambda z, t, held=held: denoiser.denoise(z, t, held, cond), call.z, call.t, normal
+                process,
+                bands,
+                lambda z, t, context=context: denoiser.denoise(z, t, context, cond),
+                call.z,
+                call.t,
+                normal,
             )
             if call.context.x_hat is not None:  # what a heavy call computed itself is what a step uses
                 x_hat = call.context.x_hat
@@ -102,7 +107,7 @@ def _of_batch(model: Model, bands: Bands, t: tuple[float, ...], bfloat16: bool, 
 
 
 def write_table(table: CovarianceTable, file: Path, weights: str, images: int) -> None:
-    """Whole or not at all: a kill leaves the old one or the new one."""
+    """Write a table whole or not at all: a kill leaves the old one or the new one."""
     tensors = {name: getattr(table, name).contiguous() for name in TENSORS}
     noted = {
         "weights": weights,

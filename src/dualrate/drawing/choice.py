@@ -42,7 +42,7 @@ Note = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Choice(Ranged):
-    """What is asked for; None: as recommended.
+    """Wishes of a user; None: as recommended.
 
     sampler: a name of sampling/catalogue.py, or package.module:Class
     gamma, eta: settings of the sampler
@@ -84,14 +84,16 @@ class Choice(Ranged):
 
     @own_defaults()
     def drawer(self, model: Model, *, note: Note = warnings.warn, **more: Any) -> Drawer:
-        """note: as of `step_plan`; more: fields of a `Drawer`. Raises what `step_for` and `Drawer` raise."""
+        """Drawer of the model, as chosen. note: as of `step_plan`; more: fields of a `Drawer`.
+
+        Raises what `step_for` and `Drawer` raise."""
         name, gamma = self._sampler(model)
         plan = self.step_plan(model, note)
         return Drawer(model, step_for(model, plan, name, gamma, self.eta), plan, **more)
 
     @own_defaults()
     def settled(self, model: Model, note: Note = warnings.warn) -> Choice:
-        """With sampler, noise level and plan filled in, so that a later version's recommendation changes nothing.
+        """Choice with sampler, noise level and plan filled in: later versions' recommendations change nothing.
 
         Raises what `step_plan` raises.
         """
@@ -100,7 +102,9 @@ class Choice(Ranged):
 
     @own_defaults()
     def step_plan(self, model: Model, note: Note = warnings.warn) -> StepPlan:
-        """note: called where the plan has fewer heavy calls than were asked for, and why.
+        """Plan of steps and heavy calls.
+
+        note: called where the plan has fewer heavy calls than were asked for, and why.
 
         Raises ValueError for a plan that the model does not serve.
         """
@@ -158,7 +162,7 @@ class Choice(Ranged):
         return self.heavy
 
     def _sampler(self, model: Model) -> tuple[str, float | None]:
-        """Its name and gamma."""
+        """Name and gamma of the sampler."""
         if self.sampler is not None:
             return self.sampler, self.gamma
         fits = sampler_named(RECOMMENDED).fits(model.process)

@@ -1,4 +1,4 @@
-"""What draws images: a model under a sampler, a plan and guidance, as one value.
+"""Drawers of images: a model under a sampler, a plan and guidance, as one value.
 
 Whatever measures a model measures a `Drawer`. An image is a function of the drawer and its seed; the batch size acts on
 its rounding alone, and in float32 hardly on that.
@@ -57,7 +57,7 @@ from dualrate.system.progress import ImageProgress
 
 @dataclass(frozen=True)
 class Guidance(Ranged):
-    """weight: 1 is none; interval: of sigma/alpha in which it acts, None: everywhere."""
+    """Classifier-free guidance. weight: 1 is none; interval: of sigma/alpha in which it acts, None: everywhere."""
 
     weight: GuidanceWeight = 1.0
     interval: tuple[NoiseLevel, NoiseLevel] | None = None
@@ -68,7 +68,7 @@ class Guidance(Ranged):
             raise ValueError("a guidance interval needs a guidance weight other than 1, which is no guidance")
 
     def __str__(self) -> str:
-        """For a table: nothing for no guidance."""
+        """Words for a table: none for no guidance."""
         where = f" in ({self.interval[0]:g}, {self.interval[1]:g}]" if self.interval else ""
         return "" if self.weight == 1 else f", guidance {self.weight:g}{where}"
 
@@ -79,7 +79,9 @@ COUNTED = 64  # images over which a cost is a mean, where it differs from image 
 
 @dataclass(frozen=True)
 class Samples:
-    """images: (N, C, H, W) uint8, of M members (N M, C, H, W), those of a seed one after the other.
+    """Images, and the time that they took.
+
+    images: (N, C, H, W) uint8, of M members (N M, C, H, W), those of a seed one after the other.
     seconds: of networks and sampler, the first batch included.
     """
 
@@ -147,17 +149,17 @@ class Drawer(Ranged):
 
     @property
     def network(self) -> str:
-        """What a table calls it."""
+        """Name in a table."""
         return self.name or self.model.name
 
     @property
     def sampler(self) -> str:
-        """In words, with its settings and guidance."""
+        """Sampler in words, with its settings and guidance."""
         return f"{self.step}{self.guidance}"
 
     @property
     def denoiser(self) -> Denoiser:
-        """As it draws: guided, where there is guidance; to be called under autocast where `bfloat16` says so."""
+        """Denoiser that draws: guided, where there is guidance; called under autocast where `bfloat16` says so."""
         return self._guided(self.model.ready(bfloat16=self.bfloat16).denoiser)
 
     @property
@@ -167,23 +169,23 @@ class Drawer(Ranged):
 
     @property
     def arithmetic(self) -> str:
-        """How the networks compute, in words."""
+        """Arithmetic of the networks, in words."""
         return self.model.arithmetic(bfloat16=self.bfloat16)
 
     @property
     def resolved(self) -> Drawer:
-        """With the precision that "auto" means here, for other processes."""
+        """Drawer with the precision that "auto" means here, for other processes."""
         return replace(self, precision="bfloat16" if self.bfloat16 else "float32")
 
     @property
     def labels_rule(self) -> str:
-        """Which classes its images have, and which conditions, in words."""
-        own, shares = self.model.given, ":".join(map(str, self.shares))
+        """Rule in words of which classes its images have, and which conditions."""
+        conditions, shares = self.model.given, ":".join(map(str, self.shares))
         shares = shares if len(shares) < 25 else f"sha256 {_digest(self.shares)[:12]}"
         rule = f"classes by turns, {shares}" if self.shares else "seed mod classes"
         rule = rule if self.label is None else f"class {self.model.class_number(self.label)}"
         rules = [rule] if self.model.num_classes else []
-        rules += [] if own is None else [f"conditions {own.digest[:12]}"]
+        rules += [] if conditions is None else [f"conditions {conditions.digest[:12]}"]
         return ", ".join(rules) or "none"
 
     @property
@@ -192,7 +194,7 @@ class Drawer(Ranged):
         return max(1, self.batch_size // self.members)
 
     def for_seeds(self, count: int) -> Drawer:
-        """Itself, with batches no larger than the rows of so many seeds: "auto" then means what pays for these."""
+        """Drawer with batches no larger than the rows of so many seeds: "auto" then means what pays for these."""
         return replace(self, batch_size=min(self.batch_size, max(1, count) * self.members))
 
     def labels(self, seeds: Sequence[int]) -> list[int] | None:
@@ -215,7 +217,7 @@ class Drawer(Ranged):
     @cached_property
     @own_defaults()
     def cost(self) -> PlanCost:
-        """What an image costs, whatever its class; of early exits a mean over the first COUNTED images.
+        """Cost of an image, whatever its class; of early exits a mean over the first COUNTED images.
 
         Raises ValueError for a step that the denoiser cannot be under.
         """
@@ -228,13 +230,13 @@ class Drawer(Ranged):
 
     @property
     def expected_cost(self) -> PlanCost:
-        """As `cost`, without running a network. Raises alike."""
+        """Cost as of `cost`, without running a network. Raises alike."""
         return replace(self._expected_costs[-1], members=self.members)
 
     @property
     def macs_by_step(self) -> list[int]:
         """MACs of an image up to the end of each step, as in `cost`, without running a network. Raises alike."""
-        return [replace(one, members=self.members).macs for one in self._expected_costs]
+        return [replace(cost, members=self.members).macs for cost in self._expected_costs]
 
     @cached_property
     @own_defaults()
@@ -256,8 +258,8 @@ class Drawer(Ranged):
         for batch in self.states(seeds, progress, watch):
             row, rows = rows[: len(batch)].to(batch.device), rows[len(batch) :]
             if self.model.given is not None:  # a batch has all members of its seeds
-                given = self.model.given(row[:: self.members]).repeat_interleave(self.members, 0)
-                batch = self.model.experiment.condition.keep(batch, given.to(batch.device))
+                conditions = self.model.given(row[:: self.members]).repeat_interleave(self.members, 0)
+                batch = self.model.experiment.condition.keep(batch, conditions.to(batch.device))
             with own_defaults():
                 pixels = to_uint8(decoded(self.model.codec, batch, Draws(0, row))).cpu().numpy()
             yield pixels
@@ -265,13 +267,13 @@ class Drawer(Ranged):
     def states(
         self, seeds: Sequence[int], progress: ImageProgress | None = None, watch: Callable[[State], None] | None = None
     ) -> Iterator[Tensor]:
-        """Where the trajectories of these seeds end, as `sample` yields it, which takes and raises the rest.
+        """Ends of the trajectories of these seeds, as `sample` yields them, which takes and raises the rest.
 
         Latents, where the model is of latents. Raises ValueError for windows that roll, drawn by a plan whose contexts
         serve several rolls.
         """
-        own = self.model.process.served(self.plan)
-        if self.model.denoiser.reuse is Reuse.MARKOV and own != self.plan:
+        served = self.model.process.served(self.plan)
+        if self.model.denoiser.reuse is Reuse.MARKOV and served != self.plan:
             raise ValueError(
                 f"{self.model.name} learned contexts that serve one roll of its window each, and this plan draws a "
                 f"window by {self.plan.num_heavy} in {self.plan.num_steps} steps: roll it out, dualrate forecast RUN"
@@ -315,15 +317,15 @@ class Drawer(Ranged):
         return Samples(images, time.perf_counter() - start)
 
     def origin(self, features: str, labels: str | None = None) -> Origin:
-        """What its images are of, for keeping them. features: the extractor's identity, or PIXELS.
+        """Origin of its images, for keeping them. features: the extractor's identity, or PIXELS.
 
         labels: which classes and conditions they have, in words; None: `labels_rule`, which reads the conditions
         """
         codec, identity = self.model.codec, self.model.experiment.drawing
-        own = codec.latents == codec.fingerprint  # else another decoder of its latents
+        own_decoder = codec.latents == codec.fingerprint  # else another decoder of its latents
         return Origin(
             weights=self.model.identity,
-            experiment=_digest(identity if own else [identity, codec.fingerprint]),
+            experiment=_digest(identity if own_decoder else [identity, codec.fingerprint]),
             sampler=json.dumps([plain_step(self.step), to_plain(self.guidance)]),
             plan=f"{self.plan.num_steps} steps, {self.plan.num_heavy} heavy, {self.plan.digest}",
             labels=self.labels_rule if labels is None else labels,
@@ -351,7 +353,7 @@ def plain_step(step: Step) -> dict[str, Any]:
 
 
 def _named(part: Any) -> str:
-    """Of a step's parts that are no plain values: a tensor by its content, a function or a counter by its name."""
+    """Name of a step's part that is no plain value: a tensor by its content, a function or a counter by its name."""
     if isinstance(part, Tensor):
         return _digest(part.tolist())
     return type_name(part if hasattr(part, "__qualname__") else type(part))
@@ -369,10 +371,12 @@ def measured_on(model: Model) -> TrainingSet:
     """
     if model.conditions is not None:
         raise ValueError(f"errors of {model.name} are measured on held-out images: drop conditions of your own")
-    held, experiment = model.given, model.experiment
-    if isinstance(held, HeldOut):
-        return held.images
-    return experiment.data.load("train") if held is None else experiment.seen(experiment.data.load("test"), "test")
+    conditions, experiment = model.given, model.experiment
+    if isinstance(conditions, HeldOut):
+        return conditions.images
+    return (
+        experiment.data.load("train") if conditions is None else experiment.seen(experiment.data.load("test"), "test")
+    )
 
 
 def real_batches(model: Model, images: TrainingSet, count: int, batch_size: int) -> Iterator[ByteBatch]:

@@ -64,7 +64,10 @@ TIMES = 16  # of the integral of `bits_per_pixel`, for each image: one in each s
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """x: (N, C, h, w) float32, normalised, without noise; names: of their images; codec: `Codec.latents` of theirs"""
+    """Latents of named images.
+
+    x: (N, C, h, w) float32, normalised, without noise; names: of their images; codec: `Codec.latents` of theirs
+    """
 
     x: NDArray[np.float32]
     names: tuple[str, ...]
@@ -72,10 +75,10 @@ class Latents:
 
     @staticmethod
     def read(file: Path) -> Latents:
-        """Raises ValueError, naming the file, for another content; OSError where it cannot be read."""
+        """Read a file. Raises ValueError, naming the file, for another content; OSError where it cannot be read."""
 
-        def wanted(found: list[str]) -> tuple[str, ...]:
-            if missing := sorted(set(ARRAYS) - set(found)):
+        def wanted(arrays: list[str]) -> tuple[str, ...]:
+            if missing := sorted(set(ARRAYS) - set(arrays)):
                 raise ValueError(f"it has no array {missing[0]}, which `dualrate data encode-images` writes")
             return ARRAYS
 
@@ -110,19 +113,19 @@ def encode_images(
     if out.exists():
         raise ValueError(f"{out} is there already: name another --out, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
-    found, names = [], []
+    means, names = [], []
     progress(0, len(images))
     for batch_names, batch in image_batches(images, batch_size):
         try:
             codec.latent_shape(batch.shape[1:])
         except ValueError as error:
             raise ValueError(f"{batch_names[0]}: {error}") from error
-        found.append(codec.encode(to_float(batch).to(codec.device)).mean.float().cpu().numpy())
+        means.append(codec.encode(to_float(batch).to(codec.device)).mean.float().cpu().numpy())
         names += batch_names
-        if not np.isfinite(found[-1]).all():
+        if not np.isfinite(means[-1]).all():
             raise ValueError(f"the codec gives latents that are not finite, of {batch_names[0]} or one after it")
         progress(len(names), len(images))
-    latents = Latents(np.concatenate(found), tuple(names), codec.latents)
+    latents = Latents(np.concatenate(means), tuple(names), codec.latents)
     with whole(out) as aside, aside.open("wb") as file:
         np.savez(file, latents=latents.x, names=np.array(names), codec=np.array(latents.codec))
     return latents
@@ -130,7 +133,7 @@ def encode_images(
 
 @dataclass(frozen=True, kw_only=True)
 class Record(FolderRecord):
-    """decoded.json. latents, codec: sha256 of them; sampler, steps: of a decoder that draws"""
+    """Content of decoded.json. latents, codec: sha256 of them; sampler, steps: of a decoder that draws"""
 
     file, content, whole = RECORD, "decoded images", (RECORD, NPZ, ".png")
     latents: str
@@ -146,7 +149,7 @@ class Record(FolderRecord):
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a call of `decode_latents` did. drawn: images, in so many seconds of the codec"""
+    """Outcome of a call of `decode_latents`. drawn: images, in so many seconds of the codec"""
 
     images: int
     drawn: int
@@ -210,23 +213,26 @@ class Nearness:
 
 
 def nearness(images: Iterable[NDArray[np.uint8]], reconstructions: Iterable[NDArray[np.uint8]]) -> Nearness:
-    """Of the same images in batches, each (b, C, H, W)."""
-    found: list[float] = []
+    """Mean PSNR of the same images in batches, each (b, C, H, W)."""
+    decibels: list[float] = []
     for x, drawn in zip(images, reconstructions, strict=True):
         square = (drawn.astype(np.float64) - x) ** 2
-        found += [10 * math.log10(255**2 / max(error, 1e-9)) for error in square.mean((1, 2, 3)).tolist()]
-    return Nearness(float(np.mean(found)), float(np.std(found) / math.sqrt(len(found))), len(found))
+        decibels += [10 * math.log10(255**2 / max(error, 1e-9)) for error in square.mean((1, 2, 3)).tolist()]
+    return Nearness(float(np.mean(decibels)), float(np.std(decibels) / math.sqrt(len(decibels))), len(decibels))
 
 
 def round_trip_nearness(codec: Codec, images: ImageSet, count: int) -> Nearness:
-    """Of the first `count` images and what the codec makes of them."""
+    """Mean PSNR of the first `count` images and what the codec makes of them."""
     rows = torch.arange(count)
     return nearness((images.images[part.numpy()] for part in rows.split(ROUND_TRIP)), round_trips(codec, images, rows))
 
 
 @dataclass(frozen=True)
 class LatentScores:
-    """generated: whether the table's distances are gFDs; rfd: by metric, of `count` images; bits: a pixel"""
+    """Scores of a codec's round trip.
+
+    generated: whether the table's distances are gFDs; rfd: by metric, of `count` images; bits: a pixel
+    """
 
     generated: bool
     rfd: Mapping[str, float]
@@ -235,7 +241,7 @@ class LatentScores:
     bits: Estimate | None
 
     def __str__(self) -> str:
-        """For people, line by line."""
+        """Lines for people."""
         table = "gFD: images from a model of latents, from training images" if self.generated else "rFD"
         of = f"of {self.count:,} reconstructions, from the same held-out images"
         lines = [
@@ -251,28 +257,34 @@ class LatentScores:
 def latent_scores(
     drawer: Drawer, seeds: range, measured: Measurement, evaluators: Sequence[Evaluator[Any]]
 ) -> LatentScores | None:
-    """Of a decoder, or of a model of latents; None for one of pixels, or evaluators without held-out images.
+    """Scores of a decoder, or of a model of latents; None for one of pixels, or evaluators without held-out images.
 
     measured: what `measure` gave for them. Raises what drawing and reading the codec raise.
     """
     model, images = drawer.model, evaluators[0].held_out
-    given = model.given if isinstance(model.given, HeldOut) else None
-    codec = model.codec if given is None else given.codec
+    conditions = model.given if isinstance(model.given, HeldOut) else None
+    codec = model.codec if conditions is None else conditions.codec
     if not codec.fingerprint or images is None:
         return None
-    if given is not None:
+    if conditions is not None:
         rfd, count = {metric: score.value for metric, score in measured.row.scores.items()}, len(seeds)
         first = seeds[:LOOKED_AT]
-        originals = map(given.originals, torch.tensor(first).split(drawer.batch_size))
+        originals = map(conditions.originals, torch.tensor(first).split(drawer.batch_size))
         near = nearness(originals, replace(drawer, members=1).batches(first))
     else:
         count = min(len(seeds), len(images))
-        rfd = {one.metric: one.reconstruction(count, codec) for one in evaluators if one.reference is not None}
+        rfd = {
+            evaluator.metric: evaluator.reconstruction(count, codec)
+            for evaluator in evaluators
+            if evaluator.reference is not None
+        }
         near = round_trip_nearness(codec, images, min(count, LOOKED_AT))
     prior = prior_of(model)
-    held = min(len(images), LOOKED_AT)
-    bits = prior and bits_per_pixel(prior.denoiser, prior.gaussian, codec, images, held, classes=prior.num_classes > 0)
-    return LatentScores(given is None, rfd, count, near, bits)
+    looked_at = min(len(images), LOOKED_AT)
+    bits = prior and bits_per_pixel(
+        prior.denoiser, prior.gaussian, codec, images, looked_at, classes=prior.num_classes > 0
+    )
+    return LatentScores(conditions is None, rfd, count, near, bits)
 
 
 def prior_of(model: Model) -> Model | None:
@@ -297,7 +309,7 @@ def bits_per_pixel(
 
     classes: whether the model is given the images' labels
     """
-    found = []
+    bits = []
     for row in torch.arange(count, device=codec.device).split(ROUND_TRIP):
         index, draws = row.cpu().numpy(), Draws(0, row)
         moments = codec.encode(to_float(images.images[index]).to(codec.device))
@@ -307,5 +319,5 @@ def bits_per_pixel(
         for k in range(TIMES):
             eps = draws.normal(f"z_t {k}", *z.shape[1:])
             nats += bound(denoiser, process, z, (k + offset) / TIMES, eps, Cond(label), Elbo()) / TIMES
-        found.append(nats.cpu() / (math.log(2) * math.prod(images.shape[1:])))
-    return Estimate.of(torch.cat(found))
+        bits.append(nats.cpu() / (math.log(2) * math.prod(images.shape[1:])))
+    return Estimate.of(torch.cat(bits))

@@ -50,7 +50,7 @@ class Estimate:
 
     @staticmethod
     def of(values: Tensor) -> Estimate:
-        """Of values: (K,). Raises ValueError for K < 2."""
+        """Mean of values (K,). Raises ValueError for K < 2."""
         if len(values) < 2:
             raise ValueError(f"a standard error needs at least 2 images or texts, got {len(values)}: ask for more")
         return Estimate(values.mean().item(), values.std().item() / math.sqrt(len(values)))
@@ -74,7 +74,7 @@ class Likelihood:
 
     @staticmethod
     def of(bounds: list[Bound]) -> Likelihood:
-        """All images of some batches."""
+        """Likelihood of all images of some batches."""
         bits = bounds[0].dimensions * math.log(2)
         prior, steps, reconstruction = (
             torch.cat([getattr(bound, name) for bound in bounds]).double() / bits
@@ -93,11 +93,11 @@ def ending(plan: StepPlan, schedule: Schedule, log_snr: float) -> StepPlan:
     end = schedule.time(torch.tensor(log_snr, dtype=torch.float64)).item()
     if end <= plan.t[-1]:
         return plan
-    kept = [t for t in plan.t if t > end]
-    if not kept:
+    times = [t for t in plan.t if t > end]
+    if not times:
         begins = schedule.log_snr(torch.tensor(plan.t[0], dtype=torch.float64)).item()
         raise ValueError(f"a plan that begins at log-SNR {begins:.4g} cannot end at {log_snr:.4g}: choose a later end")
-    return StepPlan((*kept, end), plan.refresh[: len(kept)])
+    return StepPlan((*times, end), plan.refresh[: len(times)])
 
 
 def bits_per_dimension(
@@ -122,7 +122,7 @@ def bits_per_dimension(
 def bits_per_token(
     drawer: Drawer, data: ImageSet, *, count: int, seed: int = 0, progress: ImageProgress | None = None
 ) -> Likelihood:
-    """As `bits_per_dimension`, of tokens, under the whole plan: of a character of a text, of a pixel in grey levels."""
+    """Bound as of `bits_per_dimension`, under the whole plan, of tokens: characters of text, pixels in grey levels."""
     tokens = drawer.model.experiment.seen(data)
     return Likelihood.of(_of_batches(token_bound, drawer, drawer.plan, tokens, count, seed, progress))
 
@@ -175,14 +175,17 @@ def _of_batches(
     progress: ImageProgress | None,
     offset: int = 0,
 ) -> list[Result]:
-    """A function of every batch, under autocast as in sampling. offset: added to the images' numbers in the noise"""
-    device, kernel, denoiser, found, done = drawer.model.device, _kernel(drawer), drawer.denoiser, [], 0
+    """Values of a function of every batch, under autocast as in sampling.
+
+    offset: added to the images' numbers in the noise
+    """
+    device, kernel, denoiser, results, done = drawer.model.device, _kernel(drawer), drawer.denoiser, [], 0
     for batch in real_batches(drawer.model, images, count, drawer.batch_size):
         here = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=drawer.bfloat16):
             draws = Draws(seed, here.sample + offset)
-            found.append(of(denoiser, kernel, plan, here.x, Cond(here.label), draws))
+            results.append(of(denoiser, kernel, plan, here.x, Cond(here.label), draws))
         done += len(here.x)
         if progress is not None:
             progress(done, count)
-    return found
+    return results

@@ -64,7 +64,7 @@ def candidates(planner: Planner, costs: CallCost, budget: float, steps: Sequence
 
     Raises ValueError if none does.
     """
-    found, known_alone = [], bool(np.isfinite(planner.errors.errors[:, NO_CONTEXT]).all())
+    plans, known_alone = [], bool(np.isfinite(planner.errors.errors[:, NO_CONTEXT]).all())
     for count in steps:
         affordable = costs.affordable(count, budget)
         affordable[0] &= known_alone
@@ -73,15 +73,15 @@ def candidates(planner: Planner, costs: CallCost, budget: float, steps: Sequence
         planned = planner.best(count, affordable)
         heavy, alone = planned.plan.num_heavy, planned.plan.num_alone
         even = planner.objective(StepPlan.spread(planner.errors.t[:: planner.errors.num_steps // count], heavy))
-        found.append(Candidate(planned, even if math.isfinite(even) else None, costs.of(count, heavy, alone)))
-    if not found:
+        plans.append(Candidate(planned, even if math.isfinite(even) else None, costs.of(count, heavy, alone)))
+    if not plans:
         least = [(count, *calls) for count in steps for calls in ((0, count), (1, 0), (count, 0))]
         cheapest = min(costs.of(*calls) for calls in least if known_alone or calls[1])
         raise ValueError(
             f"a budget of {budget:.4g} pays for none of {', '.join(map(str, steps))} steps; the cheapest plan costs "
             f"{cheapest:.4g}: raise the budget, or allow fewer steps"
         )
-    return sorted(found, key=lambda candidate: candidate.planned.objective)
+    return sorted(plans, key=lambda candidate: candidate.planned.objective)
 
 
 def require_plannable(model: Model) -> None:
@@ -108,11 +108,11 @@ def measured_errors(
     Raises what `require_plannable`, `measured_on` and `every_call` raise; ValueError for a damaged file.
     """
     require_plannable(model)
-    held, t = model.given, grid_times(spacing, model.process.schedule, grid)
+    conditions, t = model.given, grid_times(spacing, model.process.schedule, grid)
     source = measured_on(model)
     images, data = min(images, len(source)), source.fingerprint
     of = [model.identity, model.experiment.drawing, data, grid, images, spacing, pays(model.device)]
-    of += [held.of.fingerprint] if isinstance(held, HeldOut) else []
+    of += [conditions.of.fingerprint] if isinstance(conditions, HeldOut) else []
     file = cache_dir() / "plans" / f"{hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]}.json"
     if file.exists():
         return _read_errors(file, t)
@@ -132,7 +132,7 @@ def measured_errors(
 
 
 def _errors(t: tuple[float, ...], means: Mapping[str, Numbers]) -> Errors:
-    """Of the arrays that are kept: the errors, and those of a bend, if any."""
+    """Errors from the arrays of a file: the errors, and those of a bend, if any."""
     bend = {name: mean for name, mean in means.items() if name != "errors"}
     return Errors(t, means["errors"], Bend(**bend) if bend else None)
 
@@ -149,7 +149,7 @@ def _read_errors(file: Path, t: tuple[float, ...]) -> Errors:
 
 
 def _means(model: Model, t: tuple[float, ...], bfloat16: bool, images: ByteBatch) -> dict[str, Numbers]:
-    """Of a batch: the errors, and the bend of x_hat where the grid shows it."""
+    """Means over a batch: the errors, and the bend of x_hat where the grid shows it."""
     batch = images.to(model.device)
     draws, cond = Draws(SEED, batch.sample), Cond(batch.label, model.given and model.given(batch.sample))
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):

@@ -64,7 +64,7 @@ class Pictures:
         return is_whole_png(file, self.shape)
 
     def read(self, file: Path) -> NDArray[np.uint8]:
-        """(C, H, W). Raises OSError for a damaged one."""
+        """Read a sample, (C, H, W). Raises OSError for a damaged one."""
         return read_png(file)
 
     def show(self, samples: NDArray[np.uint8], directory: Path, columns: int | None) -> None:
@@ -102,12 +102,12 @@ class Pieces:
 class Files:
     """One file for each of some seeds, filled batch by batch by the process that holds the lock of the directory.
 
-    there: (N,) bool, which of them are whole
+    whole: (N,) bool, which of them are whole
     """
 
     def __init__(self, paths: list[Path], seeds: range, kind: Pictures | Pieces, noun: str = "image") -> None:
         self.paths, self.seeds, self.kind, self.noun = paths, seeds, kind, noun
-        self.there = np.array([path.exists() and kind.is_whole(path) for path in paths])
+        self.whole = np.array([path.exists() and kind.is_whole(path) for path in paths])
 
     def fill(
         self,
@@ -122,30 +122,30 @@ class Files:
         shown: called when the first images, those of the overview, have been drawn
         """
         drawn, seconds, shows = 0, 0.0, self.kind.shown
-        report(int(self.there.sum()), len(self.seeds))
-        starts = [first for first in range(0, len(self.seeds), size) if not self.there[first : first + size].all()]
+        report(int(self.whole.sum()), len(self.seeds))
+        starts = [first for first in range(0, len(self.seeds), size) if not self.whole[first : first + size].all()]
         for batch, samples in mapper(draw, [self.seeds[first : first + size] for first in starts]):
             seconds += samples.seconds
             drawn += len(batch)
-            first, begun = batch.start - self.seeds.start, not self.there[:shows].all()
+            first, begun = batch.start - self.seeds.start, not self.whole[:shows].all()
             # Images that are there, maybe from a batch cut otherwise, are replaced first: until the last one is written
             # the batch lacks something, so that a kill never leaves it a mixture.
-            for i in first + np.argsort(~self.there[first : first + len(batch)], kind="stable"):
+            for i in first + np.argsort(~self.whole[first : first + len(batch)], kind="stable"):
                 write_whole(self.paths[i], self.kind.content(samples.images[i - first]), synced=False)
-                self.there[i] = True
+                self.whole[i] = True
             del samples  # before the next batch is drawn
-            if begun and self.there[:shows].all():
+            if begun and self.whole[:shows].all():
                 shown()
-            report(int(self.there.sum()), len(self.seeds))
+            report(int(self.whole.sum()), len(self.seeds))
         return drawn, seconds
 
     def read(self) -> Iterator[NDArray[np.uint8]]:
-        """(C, H, W) each, one at a time."""
+        """Read the samples, (C, H, W) each, one at a time."""
         return map(self.kind.read, self.paths)
 
     def __str__(self) -> str:
-        """How far it came."""
-        return f"{self.there.sum()} of {len(self.seeds)} {self.noun}s are in {self.paths[0].parent}"
+        """Progress in words."""
+        return f"{self.whole.sum()} of {len(self.seeds)} {self.noun}s are in {self.paths[0].parent}"
 
 
 @contextmanager
@@ -171,7 +171,7 @@ class FolderRecord:
     files, how their names end."""
 
     def identity(self) -> dict[str, tuple[Any, Any]]:
-        """What is equal in all of a folder: the value, and how an error shows it."""
+        """Values that are equal in all of a folder, by name: the value, and how an error shows it."""
         raise NotImplementedError
 
     @classmethod
@@ -190,13 +190,13 @@ class FolderRecord:
                 return from_json(cls, read_bytes(file), str(file))
             except ValueError as error:
                 raise ValueError(f"{error}; choose another --out") from error
-        there = sorted(os.listdir(directory))
-        if foreign := [name for name in there if not (name[0] == "." or name.endswith(LOGS) or cls._left(name))]:
+        names = sorted(os.listdir(directory))
+        if foreign := [name for name in names if not (name[0] == "." or name.endswith(LOGS) or cls._left(name))]:
             raise ValueError(f"{directory} holds {some_of(foreign)} but no {cls.file}: choose a new directory as --out")
         return None
 
     def joined(self, earlier: Self | None, directory: Path) -> Self:
-        """With what an earlier record of the same content says besides.
+        """Record with what an earlier one of the same content says besides.
 
         Raises ValueError that names what differs, if the earlier one is of something else.
         """
@@ -213,7 +213,7 @@ class FolderRecord:
 
     @contextmanager
     def filling(self, directory: Path) -> Iterator[Self]:
-        """Alone in the directory, without what a killed process left there: the record, joined with what is there.
+        """Record, joined with what is in the directory, which is locked and cleared of what a killed process left.
 
         Raises as `joined` before anything is written, and OSError where another process is filling it.
         """
@@ -238,7 +238,7 @@ class FolderRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn(FolderRecord):
-    """What the record of a folder says of what was drawn into it, whatever that is.
+    """Record of what was drawn into a folder, whatever that is.
 
     model, path, iteration: where the weights are from; their hash is in `origin`
     sampler, step, plan:    the update rule in words, with all its settings, and its times and heavy calls
@@ -262,25 +262,25 @@ class Drawn(FolderRecord):
     calls: tuple[dict, ...] = ()
 
     def joined(self, earlier: Self | None, directory: Path) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
-        made = super().joined(earlier, directory)
+        record = super().joined(earlier, directory)
         if earlier is None:
-            return made
-        known = [call | {"date": None} for call in earlier.calls]
+            return record
+        earlier_calls = [call | {"date": None} for call in earlier.calls]
         return replace(
-            made, calls=(*earlier.calls, *(call for call in self.calls if call | {"date": None} not in known))
+            record, calls=(*earlier.calls, *(call for call in self.calls if call | {"date": None} not in earlier_calls))
         )
 
     def identity(self) -> dict[str, tuple[Any, Any]]:
-        found = {one.name: getattr(self.origin, one.name) for one in fields(Origin)}
-        found |= {"first seed": self.first_seed, "members": self.members}
+        values = {field.name: getattr(self.origin, field.name) for field in fields(Origin)}
+        values |= {"first seed": self.first_seed, "members": self.members}
         weights = f"{self.model} at iteration {self.iteration}, {self.origin.weights[:12]}"
         words = {"weights": weights, "experiment": self.origin.experiment[:12], "sampler": self.sampler}
-        return {name: (value, words.get(name, value)) for name, value in found.items()}
+        return {name: (value, words.get(name, value)) for name, value in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record(Drawn):
-    """sample.json.
+    """Content of sample.json.
 
     images: the most that were asked for so far
     cost:   of one image
@@ -302,30 +302,33 @@ class Record(Drawn):
             images=len(seeds),
             cost={name: getattr(cost, name) for name in ("heavy_calls", "light_calls", "macs", "flops")},
             ending=kind.ending,
-            conditions=given.files if isinstance(given := drawer.model.given, Given) else (),
+            conditions=conditions.files if isinstance(conditions := drawer.model.given, Given) else (),
         )
 
     def file_names(self, seed: int) -> list[str]:
-        """Of each member. Six digits, or more if the first seed asks for them: a function of the two seeds alone."""
+        """Names of the members' files.
+
+        Six digits, or more if the first seed asks for them: a function of the two seeds alone.
+        """
         name = f"{seed:0{max(6, len(str(self.first_seed + SPACE)))}d}"
         digits = max(2, len(str(self.members - 1)))
         members = [f"-{member:0{digits}d}" for member in range(self.members)] if self.members > 1 else [""]
         return [f"{name}{member}{self.ending}" for member in members]
 
     def joined(self, earlier: Self | None, directory: Path) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
-        made = super().joined(earlier, directory)
-        return made if earlier is None else replace(made, images=max(self.images, earlier.images))
+        record = super().joined(earlier, directory)
+        return record if earlier is None else replace(record, images=max(self.images, earlier.images))
 
     @classmethod
     def read(cls, directory: Path) -> Self | None:
-        """As of any record. Raises ValueError for other images beside the samples, too."""
+        """Read as any record is read. Raises ValueError for other images beside the samples, too."""
         record = super().read(directory)
         if record is None:
             return None
-        own = {name for i in range(record.images) for name in record.file_names(record.first_seed + i)}
-        own.add(OVERVIEW[record.ending])
+        expected = {name for i in range(record.images) for name in record.file_names(record.first_seed + i)}
+        expected.add(OVERVIEW[record.ending])
         names = (name for name in sorted(os.listdir(directory)) if name.endswith(record.ending) and name[0] != ".")
-        if foreign := [name for name in names if name not in own]:
+        if foreign := [name for name in names if name not in expected]:
             raise ValueError(
                 f"{directory} holds {some_of(foreign)} beside its samples: take that away, or change --out"
             )
@@ -338,7 +341,7 @@ def grids_below(folder: Path) -> frozenset[Path]:
 
 
 def drawn_by(drawer: Drawer, command: str, labels: str | None = None) -> dict[str, Any]:
-    """What a record says of a drawer and of the call, whatever is drawn. labels: as of `Drawer.origin`"""
+    """Fields of a record on a drawer and the call, whatever is drawn. labels: as of `Drawer.origin`"""
     model = drawer.model
     device = {"device": str(model.device), **environment(model.device)}
     return {
@@ -355,16 +358,16 @@ def drawn_by(drawer: Drawer, command: str, labels: str | None = None) -> dict[st
     }
 
 
-def as_before(drawer: Drawer, found: Drawn | None) -> Drawer:
-    """Of precision "auto": with that of what is there already, if anything is."""
-    if drawer.precision != "auto" or found is None:
+def as_before(drawer: Drawer, record: Drawn | None) -> Drawer:
+    """Drawer; one of precision "auto" with the precision of what the record says is there already, if anything is."""
+    if drawer.precision != "auto" or record is None:
         return drawer
-    return replace(drawer, precision="bfloat16" if found.origin.precision.startswith("bfloat16") else "float32")
+    return replace(drawer, precision="bfloat16" if record.origin.precision.startswith("bfloat16") else "float32")
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a call of `write_samples` did.
+    """Outcome of a call of `write_samples`.
 
     drawn:   images that it drew, in so many seconds of networks and sampler
     cost:    of one image
@@ -411,7 +414,7 @@ def write_samples(
         members, paths = drawer.members, [out / name for seed in seeds for name in record.file_names(seed)]
         rows = range(seeds.start * members, seeds.stop * members)
         files = Files(paths, rows, kind, model.experiment.noun)
-        if not files.there.all():
+        if not files.whole.all():
             record.write(out)
 
         def show() -> None:
@@ -419,7 +422,7 @@ def write_samples(
             kind.show(images, out, columns)
 
         with naming_progress(files):
-            if files.there[: kind.shown].all():
+            if files.whole[: kind.shown].all():
                 show()
             report = progress or (lambda done, total: None)
             size = drawer.seeds_at_once * members
@@ -446,19 +449,19 @@ def strips(drawer: Drawer, seeds: range, images: NDArray[np.uint8]) -> tuple[NDA
     members. Where all that would be in a row is one member, as of prompts, there are no such rows.
     images: (N, C, H, W), the first of those seeds, all members of one after the other
     """
-    given, shape, members = drawer.model.given, drawer.model.image_shape, drawer.members
-    if given is None:
+    conditions, shape, members = drawer.model.given, drawer.model.image_shape, drawer.members
+    if conditions is None:
         return images, None
     count = min(ROWS, len(seeds), len(images) // members)
     some = torch.tensor(seeds[:count])
     columns = []
-    y = picture_of(given(some.to(drawer.model.device)), shape)
+    y = picture_of(conditions(some.to(drawer.model.device)), shape)
     if y is not None:
         columns.append(y)
-    if isinstance(given, HeldOut):
-        columns.append(given.originals(some))
-    own = images[: count * members].reshape(count, members, *shape)[:, :COLUMNS]
-    columns += [own[:, member] for member in range(own.shape[1])]
+    if isinstance(conditions, HeldOut):
+        columns.append(conditions.originals(some))
+    drawn = images[: count * members].reshape(count, members, *shape)[:, :COLUMNS]
+    columns += [drawn[:, member] for member in range(drawn.shape[1])]
     if len(columns) == 1:
         return images, None
     return np.stack(columns, 1).reshape(-1, *shape), len(columns)

@@ -71,7 +71,7 @@ def write_card(stored: StoredModel, state: Mapping[str, Any], name: str, out: Pa
 
 
 def facts(model: Model) -> dict[str, object]:
-    """What networks, images and data are, and what a call costs, by name."""
+    """Facts by name: networks, images, data, and the cost of a call."""
     cost, (channels, height, width) = model.call_cost, model.image_shape
     calls = {"heavy call": cost.heavy, "light call": cost.light} if cost.heavy else {"call": cost.light}
     calls |= {"reading of a condition": cost.read} if cost.read else {}
@@ -139,11 +139,11 @@ def export(run: str | Path, out: str | Path, note: Note | None = None) -> None:
 
 
 def check_target(
-    out: Path, required: Collection[str] = RELEASED, own: Collection[str] = FILES, what: str = "released weights"
+    out: Path, required: Collection[str] = RELEASED, allowed: Collection[str] = FILES, what: str = "released weights"
 ) -> None:
     """Raises ValueError unless released weights may be written to `out`, or something else that a folder is made of.
 
-    required, own: names that it has in any case, and all that it may have; what: it is called
+    required, allowed: names that it has in any case, and all that it may have; what: it is called
     """
     check_link(out)
     target = Path(os.path.realpath(out))
@@ -155,6 +155,6 @@ def check_target(
         if (place / "checkpoints").is_dir() and (place / EXPERIMENT).is_file():
             raise ValueError(f"{out} is, or lies in, the run {place}: choose a directory outside of it")
     names = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
-    if names and not set(required) <= set(names) <= set(own):
-        foreign = [name for name in names if name not in own] or names
+    if names and not set(required) <= set(names) <= set(allowed):
+        foreign = [name for name in names if name not in allowed] or names
         raise ValueError(f"{out} holds {some_of(foreign)}: choose a new or empty directory, or {what} to replace")

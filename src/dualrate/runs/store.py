@@ -61,7 +61,7 @@ from dualrate.training import checkpoint
 
 
 def switched(heavy: Model, light: Model) -> Model:
-    """`light` where a step has no context, `heavy` at the others; codec and process are theirs both.
+    """Model that calls `light` where a step has no context, `heavy` at the others; codec and process are theirs both.
 
     Raises ValueError for models that differ in shape, classes, process, latents or arithmetic, for distilled students,
     which know only their own steps, for a dual-rate decoder as the light model, and what `Switched` raises.
@@ -111,7 +111,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class StoredModel:
-    """What a directory holds. weights: averaged, in float32; state: of their checkpoint, None for released weights;
+    """Content of a directory. weights: averaged, in float32; state: of their checkpoint, None for released weights;
     class_names: as of a `Model`."""
 
     path: Path
@@ -122,7 +122,7 @@ class StoredModel:
     class_names: tuple[str, ...] = ()
 
     def model(self, device: torch.device | str | None = None) -> Model:
-        """On a device, as of `pick_device`. Raises ValueError if the weights are of other networks than the
+        """Model on a device, as of `pick_device`. Raises ValueError if the weights are of other networks than the
         experiment's.
         """
         file = self.path / EXPERIMENT
@@ -181,7 +181,7 @@ def called_by(model: Model, name: str | None) -> Model:
 
 
 def is_run(name: str | None) -> bool:
-    """Whether what is to call a model is the directory of another: no name of the catalogue, whatever lies here."""
+    """Whether the name is the directory of a run that is to call a model, and no name of the catalogue."""
     return name is not None and name not in DENOISERS and as_path(name).is_dir()
 
 
@@ -193,7 +193,7 @@ def _beside(path: Path, device: str) -> Model:
 
 @dataclass(frozen=True)
 class Place:
-    """Where another process loads a model from, on its own device of the same kind.
+    """Directory from which another process loads a model, on its own device of the same kind.
 
     identity:   that it then has; denoiser: what calls its networks, if not their own
     modules:    of names in use that the other process imports first, as they are imported here
@@ -213,18 +213,18 @@ class Place:
 
     @cache  # noqa: B019  # kept as long as a worker lives
     def model(self) -> Model:
-        """Raises what `load` raises; ValueError if another model is there by now."""
+        """Load it. Raises what `load` raises; ValueError if another model is there by now."""
         for module in self.modules:
             import_module(module)
         loaded = load(self.path, device=self.device, note=lambda text: None)
         loaded = loaded if self.conditions is None else loaded.with_given(self.conditions)
-        found = called_by(loaded, self.denoiser)
-        if found.identity != self.identity:
+        model = called_by(loaded, self.denoiser)
+        if model.identity != self.identity:
             raise ValueError(
-                f"{self.path} has other weights by now, of iteration {found.iteration}: if it is being trained, "
+                f"{self.path} has other weights by now, of iteration {model.iteration}: if it is being trained, "
                 "export it first, and use the export"
             )
-        return replace(found, compiled=self.compiled, graphs=self.graphs, experiment=self.experiment)
+        return replace(model, compiled=self.compiled, graphs=self.graphs, experiment=self.experiment)
 
 
 def _placed(model: Model) -> tuple[Callable[[Place], Model], tuple[Place]]:
@@ -240,7 +240,7 @@ copyreg.pickle(Model, _placed)
 
 
 def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
-    """What `load` makes a model of. Raises what that raises, but for weights of other networks."""
+    """Read what `load` makes a model of. Raises what that raises, but for weights of other networks."""
     path = as_path(path)
     if (foreign := _foreign(path)) is not None:
         return StoredModel(path, foreign.experiment, foreign.weights(), 0, None, foreign.class_names)
@@ -264,7 +264,7 @@ def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
             raise ValueError(f"{path} has no checkpoint yet: continue its training (dualrate train), then try again")
         weights, state = dict(saved.weights()), saved.state
         iteration = _iteration(state.get("iteration"), saved.path)
-        troubles = [f"{one}; iteration {iteration} is read, the newest that is intact" for one in damaged]
+        troubles = [f"{damage}; iteration {iteration} is read, the newest that is intact" for damage in damaged]
     if note is None:
         for trouble in troubles:
             warnings.warn(trouble, stacklevel=3)  # of who calls `load`
@@ -290,7 +290,7 @@ def _foreign(path: Path) -> ForeignModel | None:
 
 
 def _manifest(path: Path) -> Manifest | None:
-    """Of released weights; None for anything else."""
+    """Manifest of released weights; None for anything else."""
     try:
         return Manifest.read(path, RELEASED)
     except Damaged as error:
@@ -315,7 +315,7 @@ def _experiment(path: Path, manifest: Manifest | None) -> Experiment:
 
 
 def _class_names(path: Path, manifest: Manifest | None) -> tuple[str, ...]:
-    """None where there is no file of them, as in runs of before."""
+    """Names of classes; none where there is no file of them, as in older runs."""
     if CLASSES not in manifest.entries if manifest is not None else not (path / CLASSES).is_file():
         return ()
     return from_json(tuple[str, ...], _content(path, CLASSES, manifest), str(path / CLASSES))
@@ -334,7 +334,7 @@ def _damaged(path: Path, error: Exception) -> OSError:
 
 
 def _iteration(value: object, where: Path | str) -> int:
-    """Raises ValueError for anything but a number from 0 on."""
+    """Iteration as an int. Raises ValueError for anything but a number from 0 on."""
     if not is_whole(str(value)):
         raise ValueError(f"{where} is of iteration {shown(repr(value), 60)}, expected a number from 0 on")
     return int(str(value))
@@ -365,13 +365,13 @@ def read_logged(run: Path, ending: str) -> list[tuple[int, float]]:
 
     Raises ValueError, naming file and line, for one that is no line of a log.
     """
-    found = []
+    points = []
     for where, line in read_records(run / METRICS):
         images, value = line.get("images"), next((v for k, v in line.items() if k.endswith(ending)), math.nan)
         if not (_is_number(images) and math.isfinite(images) and _is_number(value)):
             raise ValueError(f"{where} has images {images!r} and a value {value!r}, no numbers; remove that line")
-        found.append((images, value))
-    return [(images, value) for images, value in found if math.isfinite(value)]
+        points.append((images, value))
+    return [(images, value) for images, value in points if math.isfinite(value)]
 
 
 def _is_number(value: object) -> TypeGuard[float]:

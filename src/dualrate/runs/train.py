@@ -152,9 +152,11 @@ def train(
     if from_plain(Experiment, plain) != experiment:
         raise ValueError(f"the parts of {experiment.name} must be frozen dataclasses, to be read back as they are")
     if (out / EXPERIMENT).exists():
-        found, asked = (type_name(type(one.method)) for one in (read_experiment(out), experiment))
-        if found != asked:
-            raise ValueError(f"{out} holds a run trained by {found}, not by {asked}: choose a new directory as --out")
+        earlier, wanted = (type_name(type(each.method)) for each in (read_experiment(out), experiment))
+        if earlier != wanted:
+            raise ValueError(
+                f"{out} holds a run trained by {earlier}, not by {wanted}: choose a new directory as --out"
+            )
     else:
         check_names(plain)
     if score_every is not None and score_every % experiment.fit.sample_every:
@@ -168,9 +170,9 @@ def train(
         raise ValueError(f"{experiment.name} names no images to train on: give --data.source FOLDER (or a file)")
     with world.leader_first():
         loaded = experiment.data.load("train", decoding) if images is None else from_dataset(images)
-        odd = experiment.check_data(loaded)
+        remarks = experiment.check_data(loaded)
         data = experiment.seen(loaded)
-    whole, own = (
+    whole, share = (
         Batches(data, config.batch_size, config.seed, experiment.data.augment, wanted) for wanted in (None, rows)
     )
     prepared = experiment.method.prepare(
@@ -202,7 +204,7 @@ def train(
         else:
             limit = "" if config.limit is None else f", or as many as {config.limit:g} s of training allow"
             what = f"{config.iterations} {what}{limit}"
-        for line in (f"{experiment.name}: {what}, in {out}", f"{about['networks']}; {about['cost']}", *odd):
+        for line in (f"{experiment.name}: {what}, in {out}", f"{about['networks']}; {about['cost']}", *remarks):
             progress.note(line)
         if world.size > 1:
             progress.note(f"{world.size} processes, {len(rows)} images of a batch in the first")
@@ -233,7 +235,7 @@ def train(
     board = logged(log, watched, out, plain, config.log_every) if log is not None and world.leads else None
     if config.compile:
         keep_compiled(cache_dir() / COMPILED)
-    with Prefetched(own, device) as batches, torch.autocast(device.type, enabled=False):  # but for its own
+    with Prefetched(share, device) as batches, torch.autocast(device.type, enabled=False):  # but for its own
         result = fit(
             method,
             batches,
@@ -279,9 +281,9 @@ def from_dataset(dataset: Dataset[Any], name: str = "dataset") -> ImageSet:
         x = torch.as_tensor(image) if isinstance(image, (Tensor, np.ndarray)) else None
         shaped = x is not None and (x.shape == pixels[0].shape if pixels else x.ndim == 3 and x.shape[0] in (1, 3))
         if x is None or not shaped or not (x.dtype == torch.uint8 or (x.is_floating_point() and (x.abs() <= 1).all())):
-            found = type(image).__name__ if x is None else f"{x.dtype} {tuple(x.shape)}"
+            got = type(image).__name__ if x is None else f"{x.dtype} {tuple(x.shape)}"
             expected = tuple(pixels[0].shape) if pixels else "(C, H, W), C = 1 or 3"
-            raise ValueError(f"item {i} of {name} is {found}; expected {expected} of uint8 or of floats in [-1, 1]")
+            raise ValueError(f"item {i} of {name} is {got}; expected {expected} of uint8 or of floats in [-1, 1]")
         lowest = min(lowest, -1.0 if x.dtype == torch.uint8 else float(x.min()))
         pixels.append(x if x.dtype == torch.uint8 else to_uint8(x))
         if label is not None:

@@ -1,0 +1,76 @@
+"""Costs of drawing, measured now: seconds of a network's calls, and a report with parameters and operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from dualrate.codecs.codec import decoded
+from dualrate.config.ranges import Precision
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Cond
+from dualrate.drawing.drawer import Drawer
+from dualrate.experiment.experiment import Model
+from dualrate.networks.blocks import in_bfloat16
+from dualrate.sampling.cost import CallCost, priced, seconds_per_call
+
+
+def call_seconds(model: Model, batch_size: int, *, seconds: float = 1.0, precision: Precision = "auto") -> CallCost:
+    """Seconds of a row in calls of `batch_size` rows, and of its decoding, measured now, for about `seconds` each.
+
+    precision: of the networks' matrix products
+    """
+    device = model.device
+    z = torch.zeros(batch_size, *model.process.state_shape(model.shape), device=device)
+    t = torch.full((batch_size,), 0.5, dtype=torch.float64, device=device)
+    condition_shape = model.experiment.networks.given
+    cond = Cond(
+        torch.zeros(batch_size, dtype=torch.int64, device=device) if model.num_classes else None,
+        None if condition_shape is None else torch.zeros(batch_size, *condition_shape, device=device),
+    )
+    bfloat16 = in_bfloat16(precision, device, z.shape)
+    denoiser = model.ready(bfloat16=bfloat16).denoiser
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+
+        def taken(call: Callable[[], object]) -> float:
+            return seconds_per_call(call, seconds=seconds, device=device) / batch_size
+
+        calls = priced(denoiser, z, t, cond, taken)
+    if not model.call_cost.decode:
+        return calls
+    x, draws = torch.zeros(batch_size, *model.shape, device=device), Draws(0, torch.arange(batch_size, device=device))
+    return replace(calls, decode=taken(lambda: decoded(model.codec, x, draws)))
+
+
+def cost_report(drawer: Drawer) -> dict[str, object]:
+    """Parameters, MACs and FLOPs, and latency of the networks' calls and of a batch's images, measured now.
+
+    Light calls alone, without a context, are light calls too. A batch holds all members of a condition; a heavy call is
+    priced for an image, which shares it with them in `macs_per_image` and `seconds_per_image` alone.
+    """
+    cost, conditions = drawer.cost, drawer.seeds_at_once
+    count = conditions * drawer.members
+    drawer = replace(drawer, batch_size=count)
+    drawer.draw(range(conditions))  # the first compiles, records, chooses kernels
+    seconds = drawer.draw(range(conditions)).seconds
+    taken = call_seconds(drawer.model, count, precision=drawer.precision)
+    calls = {"heavy_call": "heavy", "light_call": "light", "light_call_alone": "without", "decode": "decode"}
+    calls |= {"reading": "read"} if cost.calls.read else {}
+    macs = {name: getattr(cost.calls, of) for name, of in calls.items()} | {"per_image": cost.macs}
+    return {
+        **{f"parameters_{name}": parameters for name, parameters in drawer.model.parameters.items()},
+        **{f"macs_{of}": number for of, number in macs.items()},
+        **{f"flops_{of}": 2 * number for of, number in macs.items() if of != "decode"},
+        **{f"seconds_{name}": count * getattr(taken, of) if macs[name] else 0.0 for name, of in calls.items()},
+        "seconds_per_image": seconds / count,
+        "steps": drawer.plan.num_steps,
+        "heavy_calls_per_image": cost.heavy_calls,
+        "light_calls_per_image": cost.light_calls,
+        "light_calls_alone_per_image": cost.alone_calls,
+        "members": drawer.members,
+        "batch_size": count,
+        "device": str(drawer.model.device),
+        "precision": drawer.arithmetic,
+    }
