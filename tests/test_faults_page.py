@@ -213,8 +213,8 @@ HELD_BY = {  # what happens: the tests
         "forecasts/test_places.py::test_starts_of_the_same_place_are_taken_however_it_is_said",
     ],
     "fields whose times are no numbers or dates, or not as many as the frames": [
-        "forecasts/test_sources.py::test_times_of_hdf5_that_are_not_understood_are_refused",
-        "forecasts/test_sources.py::test_times_of_netcdf_that_are_not_understood_are_refused",
+        "forecasts/test_hdf5.py::test_times_of_hdf5_that_are_not_understood_are_refused",
+        "forecasts/test_netcdf.py::test_times_of_netcdf_that_are_not_understood_are_refused",
     ],
     "a bit flips in `forecast.npy`": [
         "forecasts/test_rollout.py::test_a_flipped_bit_is_seen_and_drawn_again",

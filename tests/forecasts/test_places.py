@@ -19,8 +19,8 @@ from dualrate.forecasts.comparison import _check
 from dualrate.forecasts.fields import Forecast, read_fields
 from dualrate.forecasts.folder import shown
 from dualrate.forecasts.metadata import Metadata
+from dualrate.forecasts.netcdf import write_fields
 from dualrate.forecasts.pictures import forecast_figure
-from dualrate.forecasts.sources import write_fields
 from dualrate.forecasts.starts import held_out_starts, read_starts
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.uvit import Level, UViTConfig

@@ -15,6 +15,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,17 @@ from dualrate.system.files import MEMORY, check_regular, parse_json, read_bytes
 
 MOST = 2**24  # trajectories of a file, and numbers of a coordinate
 SHARE = 8  # a frame, a chunk or an array that is read whole takes no more than such a part of this machine's memory
+EXTRA = 'pip install "dualrate[forecast]"'
+
+
+@contextmanager
+def with_extra() -> Iterator[None]:
+    """Says of a package that is missing that the extra `forecast` has it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"HDF5, NetCDF and zarr want the extra `forecast` ({error}): {EXTRA}") from error
+
 
 # HDF5 and NetCDF
 

@@ -21,16 +21,8 @@ from dualrate.experiment.experiment import Model
 from dualrate.forecasts.fields import Fields, Forecast, as_float32, pieces_of, read_fields
 from dualrate.forecasts.metadata import SAME_AXIS, Metadata
 from dualrate.forecasts.rollout import Frame, forecast_of, frame_shape
-from dualrate.forecasts.sources import (
-    FieldSource,
-    Lazy,
-    Trajectory,
-    check_variable_names,
-    find_fields,
-    numbered,
-    step_of,
-    timing_of,
-)
+from dualrate.forecasts.sources import check_variable_names, find_fields, step_of
+from dualrate.forecasts.trajectories import FieldSource, Lazy, Trajectory, numbered, timing_of
 from dualrate.system.files import check_regular
 from dualrate.system.folders import some_of
 
