@@ -130,12 +130,12 @@ def _pieces(shape: tuple[int, ...] | list[int], chunk: tuple[int, ...] | list[in
     return [-(-length // part) for length, part in zip(shape, chunk, strict=True)]
 
 
-def check_written(place: str, missing: int, pieces: int) -> None:
-    """Raises ValueError where pieces are missing."""
+def check_written(place: str, missing: int, pieces: int, zarr: bool = False) -> None:
+    """Raises ValueError where pieces are missing. zarr: whether zarr, which may leave them out, wrote them"""
     if missing:
         raise ValueError(
             f"{place}: {missing:,} of {pieces:,} piece(s) (chunks) are not there, and would be read as its fill value: "
-            "fetch or write them again; if they are meant, write them out (zarr: write_empty_chunks=True)"
+            "fetch or write them again; if they are meant, write them out" + " (write_empty_chunks=True)" * zarr
         )
 
 
