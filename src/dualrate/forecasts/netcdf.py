@@ -26,7 +26,7 @@ from dualrate.forecasts.file_checks import (
     open_members,
     with_extra,
 )
-from dualrate.forecasts.metadata import SAME_AXIS, Coordinate, Description, Metadata, text_of
+from dualrate.forecasts.metadata import SAME_AXIS, Coordinate, Description, Metadata, calendar_of, text_of
 from dualrate.forecasts.trajectories import (
     EXPECTED,
     FieldSource,
@@ -143,7 +143,7 @@ def _of_dataset(data: Any, path: Path) -> FieldSource:
         common_step(timing.step for timing in timings),
         axes,
         "; ".join(notes),
-        Metadata(described, points, "" if clock is None else _units(clock)),
+        Metadata(described, points, *_units(clock)),
     )
 
 
@@ -213,8 +213,12 @@ def _clock(path: Path, data: Any, time: str, trajectory: str) -> Any | None:
     return best.transpose(..., time)
 
 
-def _units(clock: Any) -> str:
-    return text_of(clock.attrs.get("units", "")) if clock.dtype.kind in "fiu" else "hours"
+def _units(clock: Any | None) -> tuple[str, str]:
+    """Units and calendar of times; dates are in hours. Both are empty where they are not said."""
+    if clock is None:
+        return "", ""
+    units = text_of(clock.attrs.get("units", "")) if clock.dtype.kind in "fiu" else "hours"
+    return units, calendar_of(clock.encoding.get("calendar", ""))
 
 
 def _check_written(path: Path, data: Any, arrays: Iterable[str], coordinates: Iterable[str]) -> None:
@@ -222,12 +226,10 @@ def _check_written(path: Path, data: Any, arrays: Iterable[str], coordinates: It
 
     A chunk that holds the fill value alone need not be written: one number of a coordinate may be it.
     """
+    unordered = [name for name in coordinates if not _in_order(data[name].values)]
     with _pieces_of(path) as pieces:
-        for name in arrays:
-            check_written(f"{path}: {name}", *pieces(name))
-        for name in coordinates:
-            if not _in_order(data[name].values):
-                check_written(f"{path}: {name}", *pieces(name))
+        for name in (*arrays, *unordered):
+            check_written(f"{path}: {name}", *pieces(name), zarr=path.suffix == ".zarr")
 
 
 @contextmanager
