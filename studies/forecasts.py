@@ -44,12 +44,12 @@ from dualrate.cli.distill import Student
 from dualrate.data.conditions import HeldOut
 from dualrate.drawing.drawer import spread
 from dualrate.experiment.experiment import DataConfig
+from dualrate.forecasts.netcdf import write_fields
 from dualrate.forecasts.recipe import Forecasting, OfFrames
 from dualrate.forecasts.rollout import costs, forecast_of, roll_out
 from dualrate.forecasts.scores import persistence
 from dualrate.forecasts.simulations import SIMULATIONS, Kolmogorov, KuramotoSivashinsky
 from dualrate.forecasts.simulations import System as Simulated
-from dualrate.forecasts.sources import write_fields
 from dualrate.forecasts.starts import held_out_starts
 from dualrate.metrics.ensembles import fair_crps
 from dualrate.networks.uvit import UViTConfig

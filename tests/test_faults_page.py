@@ -212,9 +212,13 @@ HELD_BY = {  # what happens: the tests
         "forecasts/test_places.py::test_starts_of_other_places_and_units_are_refused_with_both",
         "forecasts/test_places.py::test_starts_of_the_same_place_are_taken_however_it_is_said",
     ],
+    "a start of `forecast` without the units or coordinates that the training data has, or in another calendar": [
+        "forecasts/test_places.py::test_a_start_that_does_not_say_what_its_run_says_is_noted_once",
+        "forecasts/test_places.py::test_a_start_in_another_calendar_is_noted",
+    ],
     "fields whose times are no numbers or dates, or not as many as the frames": [
-        "forecasts/test_sources.py::test_times_of_hdf5_that_are_not_understood_are_refused",
-        "forecasts/test_sources.py::test_times_of_netcdf_that_are_not_understood_are_refused",
+        "forecasts/test_hdf5.py::test_times_of_hdf5_that_are_not_understood_are_refused",
+        "forecasts/test_netcdf.py::test_times_of_netcdf_that_are_not_understood_are_refused",
     ],
     "a bit flips in `forecast.npy`": [
         "forecasts/test_rollout.py::test_a_flipped_bit_is_seen_and_drawn_again",

@@ -98,9 +98,9 @@ BAD = (math.nan, math.inf, -math.inf, -1, 0, 1e308, 2**63)
 WEIGHTS = sorted((Path(__file__).parents[2] / "weights").glob("*/experiment.json"))
 
 MADE = {  # dataclasses whose numbers the program makes and no user sets; a StepPlan has rules of its own
-    "dualrate.forecasts.sources.FieldSource",
-    "dualrate.forecasts.sources.Lazy",
-    "dualrate.forecasts.sources.Timing",
+    "dualrate.forecasts.trajectories.FieldSource",
+    "dualrate.forecasts.trajectories.Lazy",
+    "dualrate.forecasts.trajectories.Timing",
     "dualrate.forecasts.fields.Fields",
     "dualrate.forecasts.fields.Statistics",
     "dualrate.forecasts.metadata.Coordinate",

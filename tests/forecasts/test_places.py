@@ -19,8 +19,8 @@ from dualrate.forecasts.comparison import _check
 from dualrate.forecasts.fields import Forecast, read_fields
 from dualrate.forecasts.folder import shown
 from dualrate.forecasts.metadata import Metadata
+from dualrate.forecasts.netcdf import write_fields
 from dualrate.forecasts.pictures import forecast_figure
-from dualrate.forecasts.sources import write_fields
 from dualrate.forecasts.starts import held_out_starts, read_starts
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.uvit import Level, UViTConfig
@@ -92,6 +92,51 @@ def test_starts_of_the_same_place_are_taken_however_it_is_said(model, tmp_path):
     assert len(read_starts(grid(tmp_path / "other.nc", 3, longitudes=LONGITUDES - 180), before, notes.append)) == 1
     assert "does not say in which units and at which points it was trained: those of" in notes[0]
     assert len(held_out_starts(before, 1, 1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("unsaid", "words"),
+    [
+        ("both", "the units of t2m and coordinates of latitude, longitude"),
+        ("units", "the units of t2m"),
+        ("coordinates", "the coordinates of latitude, longitude"),
+        ("latitude", "the coordinates of latitude"),
+        ("array", "the units of t2m and coordinates of latitude, longitude"),
+    ],
+)
+def test_a_start_that_does_not_say_what_its_run_says_is_noted_once(model, tmp_path, unsaid, words):
+    notes, path = [], tmp_path / ("bare.npy" if unsaid == "array" else "bare.nc")
+    with xarray.open_dataset(grid(tmp_path / "start.nc", 3)) as data:
+        if unsaid in ("both", "units"):
+            del data["t2m"].attrs["units"]
+        points = [] if unsaid in ("units", "array") else [unsaid] if unsaid == "latitude" else ["latitude", "longitude"]
+        data = data.drop_vars(points)
+        np.save(path, data["t2m"].values[:, None]) if unsaid == "array" else data.to_netcdf(path, engine="h5netcdf")
+    read_starts(path, model, notes.append)
+    assert notes == [f"{path} does not say {words}: those that run was trained on are taken"]
+
+
+@pytest.mark.parametrize("trained_on", ["noleap", "standard", ""])
+def test_a_start_in_another_calendar_is_noted(model, tmp_path, trained_on):
+    condition, notes = model.experiment.condition, []
+    assert condition.metadata.calendar == "standard"
+    condition = replace(condition, metadata=replace(condition.metadata, calendar=trained_on))
+    other = replace(model, experiment=replace(model.experiment, condition=condition))
+    read_starts(grid(path := tmp_path / "start.nc", 3), other, notes.append)
+    words = f"{path} has the calendar standard, and run was trained on noleap: dates are in standard"
+    assert notes == [words] * (trained_on == "noleap")
+
+
+@pytest.mark.parametrize(("calendar", "name"), [("365_day", "noleap"), ("360_day", "360_day"), ("gregorian", "")])
+def test_starts_in_calendars_that_cftime_reads(model, tmp_path, calendar, name):
+    pytest.importorskip("cftime")
+    notes, path = [], tmp_path / "other.nc"
+    with xarray.open_dataset(grid(tmp_path / "start.nc", 3), decode_times=False) as data:
+        data["time"].attrs["calendar"] = calendar
+        data.to_netcdf(path, engine="h5netcdf")
+    read_starts(path, model, notes.append)
+    words = f"{path} has the calendar {name}, and run was trained on standard: dates are in {name}"
+    assert notes == [words] * bool(name)
 
 
 def test_a_start_of_one_frame_may_be_of_another_step(model, tmp_path):

@@ -332,8 +332,8 @@ class Simulate(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
+        from dualrate.forecasts.netcdf import check_writable, write_fields
         from dualrate.forecasts.simulations import SIMULATING, SIMULATIONS
-        from dualrate.forecasts.sources import check_writable, write_fields
 
         check_writable(self.out)
         system, *_ = SIMULATIONS[self.system]

@@ -36,7 +36,8 @@ from dualrate.data.source import DataProgress, Split, silent, split_named, test_
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
 from dualrate.forecasts.metadata import Metadata
-from dualrate.forecasts.sources import EXPECTED, FieldSource, Lazy, Timing, Trajectory, find_fields, timing_of
+from dualrate.forecasts.sources import find_fields
+from dualrate.forecasts.trajectories import EXPECTED, FieldSource, Lazy, Timing, Trajectory, timing_of
 
 Frames = Annotated[int, Range(1, 256)]
 LOOKED_AT = 1000  # windows, for the scale of differences

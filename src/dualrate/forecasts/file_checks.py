@@ -15,6 +15,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,17 @@ from dualrate.system.files import MEMORY, check_regular, parse_json, read_bytes
 
 MOST = 2**24  # trajectories of a file, and numbers of a coordinate
 SHARE = 8  # a frame, a chunk or an array that is read whole takes no more than such a part of this machine's memory
+EXTRA = 'pip install "dualrate[forecast]"'
+
+
+@contextmanager
+def with_extra() -> Iterator[None]:
+    """Says of a package that is missing that the extra `forecast` has it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"HDF5, NetCDF and zarr want the extra `forecast` ({error}): {EXTRA}") from error
+
 
 # HDF5 and NetCDF
 
@@ -118,12 +130,12 @@ def _pieces(shape: tuple[int, ...] | list[int], chunk: tuple[int, ...] | list[in
     return [-(-length // part) for length, part in zip(shape, chunk, strict=True)]
 
 
-def check_written(place: str, missing: int, pieces: int) -> None:
-    """Raises ValueError where pieces are missing."""
+def check_written(place: str, missing: int, pieces: int, zarr: bool = False) -> None:
+    """Raises ValueError where pieces are missing. zarr: whether zarr, which may leave them out, wrote them"""
     if missing:
         raise ValueError(
             f"{place}: {missing:,} of {pieces:,} piece(s) (chunks) are not there, and would be read as its fill value: "
-            "fetch or write them again; if they are meant, write them out (zarr: write_empty_chunks=True)"
+            "fetch or write them again; if they are meant, write them out" + " (write_empty_chunks=True)" * zarr
         )
 
 

@@ -27,6 +27,7 @@ from dualrate.drawing.drawer import Drawer, spread
 from dualrate.drawing.samples import Drawn, as_before, drawn_by, naming_progress
 from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.metadata import Coordinate, Description
+from dualrate.forecasts.netcdf import Labels, check_writable, write_fields, write_netcdf
 from dualrate.forecasts.pictures import Axis, Shown, forecast_figure, write_animation
 from dualrate.forecasts.rollout import (
     Frame,
@@ -37,7 +38,6 @@ from dualrate.forecasts.rollout import (
     frame_shape,
     roll_out,
 )
-from dualrate.forecasts.sources import Labels, check_writable, write_fields, write_netcdf
 from dualrate.forecasts.starts import Starts, have_names
 from dualrate.report.figures import png
 from dualrate.runs.train import FORECAST

@@ -119,7 +119,7 @@ def _starts_of(model: Model, starts: Any, frames: int, note: Callable[[str], Non
     with TemporaryDirectory() as folder:
         file = Path(folder, "array.npy")
         np.save(file, np.asarray(starts))
-        return replace(read_starts(file, model, note), source="an array")
+        return replace(read_starts(file, model), source="an array")  # which says nothing to note
 
 
 def forecast_by(

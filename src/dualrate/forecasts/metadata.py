@@ -6,6 +6,7 @@ A forecast keeps what its training data said. Starts that say otherwise are of a
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,6 +17,17 @@ SAME_AXIS = {"lat": "y", "latitude": "y", "lon": "x", "longitude": "x"}
 COMPARED = 4096  # points of a coordinate that a run keeps, at most; all of most axes
 LONGEST = 200  # characters of an attribute
 NEAR = 1e-3  # of the spacing of points: less apart they are the same
+SAME_CALENDAR = {"gregorian": "standard", "proleptic_gregorian": "standard", "365_day": "noleap", "366_day": "all_leap"}
+SAME_UNITS = {  # names in small letters
+    **dict.fromkeys(("k", "kelvin", "kelvins"), "K"),
+    "celsius": "degC",
+    **dict.fromkeys(("metre", "metres", "meter", "meters"), "m"),
+    **dict.fromkeys(("sec", "second", "seconds"), "s"),
+    **dict.fromkeys(("hour", "hours", "hr"), "h"),
+    **dict.fromkeys(("pascal", "pascals"), "Pa"),
+    **dict.fromkeys(("hectopascal", "hectopascals", "millibar", "millibars", "mbar"), "hPa"),
+    "percent": "%",
+}
 
 
 @dataclass(frozen=True)
@@ -81,12 +93,13 @@ class Coordinate:
 class Metadata:
     """Metadata of fields.
 
-    variables: of each channel, or none; time: units of its numbers, of dates hours; empty: not said
+    variables: of each channel, or none; time: units of its numbers, of dates hours; calendar: of dates; empty: not said
     """
 
     variables: tuple[Description, ...] = ()
     coordinates: tuple[Coordinate, ...] = ()
     time: str = ""
+    calendar: str = ""
 
     @property
     def thinned(self) -> Metadata:
@@ -97,6 +110,16 @@ class Metadata:
     def said(self) -> bool:
         """Whether there are units or coordinates."""
         return bool(self.coordinates) or any(each.units for each in self.variables)
+
+    def unsaid(self, other: Metadata, names: Sequence[str]) -> str:
+        """The units and coordinates, in words, that the other says and this does not. names: of the variables"""
+        units = dict(zip(names, (each.units for each in self.variables), strict=False))
+        theirs = zip(names, other.variables, strict=False)
+        without = {
+            "units": [name for name, description in theirs if description.units and not units.get(name)],
+            "coordinates": [each.name for each in other.coordinates if _same(each, self.coordinates) is None],
+        }
+        return " and ".join(f"{what} of {', '.join(of)}" for what, of in without.items() if of)
 
     @property
     def over_latitudes(self) -> bool:
@@ -118,11 +141,26 @@ class Metadata:
 
 
 def plain_units(units: str) -> str:
-    """Units by one spelling of powers, of degrees and of kelvin: m/s, m s**-1 and m s^-1 are m s-1."""
-    text = re.sub(r"\s*/\s*([A-Za-z]+)(\d*)", lambda at: f" {at[1]}-{at[2] or 1}", units.strip())
-    text = re.sub(r"\s+", " ", re.sub(r"\*\*|\^", "", text))
-    text = re.sub(r"(?i)^deg(ree)?s?(_?(north|east|n|e))?$", "degrees", text)
-    return re.sub(r"(?i)^(kelvins?|deg(ree)?s?_?k(elvin)?)$", "K", text)
+    """Units by one spelling of products, powers, degrees and some names: m/s, m.s**-1 and m·s⁻¹ are m s-1."""
+    text = unicodedata.normalize("NFKC", units).replace("\u2212", "-").strip()  # superscripts are digits there
+    text = re.sub(r"\*\*|[\^{}]", "", text)
+    text = re.sub(r"\s*/\s*([^\W\d]+)(\d*)", lambda at: f" {at[1]}-{at[2] or 1}", text)
+    text = re.sub(r"(?<=\w)\s*[.·⋅*]\s*(?=[^\W\d])", " ", text)  # not the point of a number
+    text = re.sub(r"(?i)^(°|deg(ree)?s?)[ _]?(north|east|n|e)?$", "degrees", text)
+    text = re.sub(r"(?i)^(?:°|deg(?:ree)?s?)[ _]?(?:(k)(?:elvin)?|c(?:elsius)?)$", lambda at: at[1] or "celsius", text)
+    words = [re.sub(r"^(\D+?)(-?\d+)?$", _common_name, word) for word in text.split()]
+    return " ".join(words).removeprefix("1 ")  # 1/s is s-1
+
+
+def _common_name(word: re.Match[str]) -> str:
+    name, power = word.groups("")
+    return SAME_UNITS.get(name.lower(), name) + power * (power != "1")
+
+
+def calendar_of(name: Any) -> str:
+    """The calendar by one name; empty for what names none."""
+    calendar = text_of(name).lower()
+    return SAME_CALENDAR.get(calendar, calendar)
 
 
 def _same(coordinate: Coordinate, candidates: Sequence[Coordinate]) -> Coordinate | None:

@@ -21,16 +21,8 @@ from dualrate.experiment.experiment import Model
 from dualrate.forecasts.fields import Fields, Forecast, as_float32, pieces_of, read_fields
 from dualrate.forecasts.metadata import SAME_AXIS, Metadata
 from dualrate.forecasts.rollout import Frame, forecast_of, frame_shape
-from dualrate.forecasts.sources import (
-    FieldSource,
-    Lazy,
-    Trajectory,
-    check_variable_names,
-    find_fields,
-    numbered,
-    step_of,
-    timing_of,
-)
+from dualrate.forecasts.sources import check_variable_names, find_fields, step_of
+from dualrate.forecasts.trajectories import FieldSource, Lazy, Trajectory, numbered, timing_of
 from dualrate.system.files import check_regular
 from dualrate.system.folders import some_of
 
@@ -156,8 +148,8 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
     those of the training data. Space is (H, W), or (W,) of fields of one dimension. Of a file of another kind than .npy
     and .npz, and of frames:FOLDER, each trajectory is a start. Of four axes, a field of one dimension may also be
     (time, C, 1, W).
-    note: called with what is taken for granted: names, units and points, for those of a model that knows none; the time
-    between frames, of which one alone is taken
+    note: called with what is taken for granted: names, units and points that the file or the model does not say; the
+    time between frames, of which one alone is taken; and with another calendar
     Variables are found by their names, where the file and the model say them.
     Raises ValueError for other shapes, too few time steps, another time between them, a gap, other variables, axes,
     units or coordinates or another order of axes, and for what is not finite; OSError for a file that cannot be read.
@@ -177,6 +169,11 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
     _check_metadata(path, model.name, forecast, fields.metadata)
     if fields.metadata.said and not forecast.metadata.said:
         note(f"{model.name} does not say in which units and at which points it was trained: those of {path} are taken")
+    if unsaid := fields.metadata.unsaid(forecast.metadata, forecast.names):
+        note(f"{path} does not say the {unsaid}: those that {model.name} was trained on are taken")
+    calendar, expected = fields.metadata.calendar, forecast.metadata.calendar
+    if calendar and expected and calendar != expected:
+        note(f"{path} has the calendar {calendar}, and {model.name} was trained on {expected}: dates are in {calendar}")
     latest = [
         trajectory[trajectory.shape[0] - needed : trajectory.shape[0]][:: forecast.lead]
         for trajectory in fields.trajectories

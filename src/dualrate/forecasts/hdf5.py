@@ -1,0 +1,250 @@
+"""Fields in HDF5, of PDEArena and of The Well.
+
+{train,valid,test}/pde_{nt}-{nx} (S, T, X) or (S, T, C, X), or {train,valid,test}/NAME (S, T, Y, X), and maybe dt
+and t, (T) or (S, T), as of PDEArena
+t0_fields/NAME (S, T, *space), t1_fields and t2_fields with their components last, as of The Well: fields of one or
+two dimensions that vary in time are read
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dualrate.data.source import reading, split_named
+from dualrate.forecasts.file_checks import (
+    array_of,
+    check_count,
+    check_hdf5,
+    check_written,
+    missing_of_hdf5,
+    whole_of,
+    with_extra,
+)
+from dualrate.forecasts.metadata import SAME_AXIS, Coordinate, Description, Metadata, text_of
+from dualrate.forecasts.trajectories import (
+    EXPECTED,
+    FRAMES,
+    FieldSource,
+    Lazy,
+    Timing,
+    Trajectory,
+    common_step,
+    grid_of,
+    numbered,
+    timings_of,
+)
+from dualrate.system.files import naming
+from dualrate.system.folders import some_of
+
+HDF5 = (".h5", ".hdf5")
+
+
+def hdf5_files(folder: Path) -> list[tuple[str, Path]]:
+    """(split or "", file) of the HDF5 files in a folder, or in its folders of splits."""
+    places = [(folder, "")] + [
+        (entry, entry.name) for entry in sorted(folder.iterdir()) if entry.is_dir() and split_named(entry.name)
+    ]
+    files = [(name, file) for place, name in places for file in sorted(place.iterdir()) if file.suffix in HDF5]
+    return [(name or next(filter(split_named, re.split("[^A-Za-z]+", file.stem)), ""), file) for name, file in files]
+
+
+def read_hdf5(files: Sequence[tuple[str, Path]], source: Path) -> FieldSource:
+    with with_extra():
+        import h5py
+    splits: dict[str, list[Trajectory]] = {}
+    all_fields: list[FieldSource] = []
+    for name, path in files:
+        with naming(path), reading(path, "HDF5"):
+            check_hdf5(path)
+            fields = _of_file(h5py.File(path, "r"), path, name)  # stays open: frames are read from it later
+        all_fields.append(fields)
+        for what, mine, expected in (
+            ("variables", fields.variables, all_fields[0].variables),
+            ("axes of space", fields.axes, all_fields[0].axes),
+        ):
+            if mine != expected:
+                raise ValueError(f"{path} has the {what} {mine}, another file of {source} has {expected}")
+        for mine, expected in fields.metadata.differences(all_fields[0].metadata, fields.variables):
+            raise ValueError(f"{path} has {mine}, another file of {source} has {expected}: bring them to one")
+        for split, part in fields.splits.items():
+            splits.setdefault(split, []).extend(part)
+    if not all_fields:
+        raise ValueError(f"{source} holds no HDF5 files: name a folder of them, or {FRAMES}FOLDER for one of pictures")
+    if len(splits) > 1 and "" in splits:
+        names = ", ".join(file.name for _, file in files)
+        raise ValueError(f"{source}: some of its HDF5 files name a split and others do not ({names})")
+    note, first = next((fields.note for fields in all_fields if fields.note), ""), all_fields[0]
+    return FieldSource(
+        splits, first.variables, common_step(fields.step for fields in all_fields), first.axes, note, first.metadata
+    )
+
+
+def _of_file(file: Any, path: Path, split: str) -> FieldSource:
+    fields = _pdearena(file, path) or _well(file, path, split)
+    if fields is None:
+        inside: list[str] = []
+        file.visit(lambda name: inside.append(name) or (len(inside) > 12 or None))
+        raise ValueError(
+            f"{path} holds {some_of(inside, 12) or 'nothing'}; expected the groups train, valid or test with pde_* "
+            "or fields (trajectory, time, y, x), or t0_fields, t1_fields"
+        )
+    return fields
+
+
+def _check_parts(path: Path, parts: Sequence[Any]) -> None:
+    """Raises ValueError for datasets of which pieces were never written."""
+    for part in parts:
+        check_written(f"{path}: {part.name}", *missing_of_hdf5(part))
+
+
+def _pdearena(file: Any, path: Path) -> FieldSource | None:
+    splits: dict[str, list[Trajectory]] = {}
+    kinds: set[tuple[str, ...]] = set()
+    steps: set[float | None] = set()
+    notes: list[str] = []
+    said: list[Metadata] = []
+    space: list[int] = []
+    for split in filter(split_named, file):
+        if not isinstance(group := file[split], Mapping):
+            continue
+        names = [key for key in group if key.startswith("pde_")]
+        if len(names) > 1:
+            raise ValueError(f"{path}: {split} holds {', '.join(names)}; expected one of them: write each to its file")
+        planes = [key for key in group if getattr(group[key], "ndim", 0) > 3]  # of fields in two dimensions, by name
+        if not (names or planes):
+            continue
+        parts = [array_of(path, group, key) for key in names or planes]
+        frames, *inner = parts[0].shape[1:] or (0,)
+        allowed = (3, 4, 5) if names else (4,)
+        if parts[0].ndim not in allowed or 0 in parts[0].shape or len({part.shape for part in parts}) > 1:
+            shapes = ", ".join(f"{split}/{key} {group[key].shape}" for key in names or planes)
+            raise ValueError(f"{path}: {shapes}; expected one shape, (trajectory, time, x) or {EXPECTED}")
+        check_count(path, len(parts[0]))
+        _check_parts(path, parts)
+        channels, *space = inner if names and len(inner) > 1 else (len(parts), *inner)
+        shape = channels, *grid_of(space)
+        kinds.add(numbered(channels) if names else tuple(planes))
+        times, count = whole_of(path, group, "t") if "t" in group else None, len(parts[0])
+        timings = timings_of(path, f"{split}/t", times, count, frames)
+        each = np.unique(whole_of(path, group, "dt")) if "dt" in group else np.ones(0)
+        if each.dtype.kind not in "fiu" or not ((each > 0) & (each < np.inf)).all():
+            raise ValueError(f"{path}: {split}/dt is {each[:3]}; expected numbers above 0, the time between frames")
+        each = np.unique(each.round(9))
+        described = tuple(Description.of(part.attrs) for part in parts)
+        points = _coordinates(path, group, dict.fromkeys((*SAME_AXIS, *SAME_AXIS.values())), count, space)
+        clock = text_of(group["t"].attrs.get("units", "")) if "t" in group else ""
+        said.append(Metadata(described if len(parts) == channels else described * channels, points, clock))
+        steps.add(float(each[0]) if len(each) == 1 else common_step(timing.step for timing in timings))
+        notes += [timing.note for timing in timings if timing.note]
+        splits[split] = [_of_hdf5(path, parts, i, (frames, *shape), timing) for i, timing in enumerate(timings)]
+    if len(kinds) > 1:
+        raise ValueError(f"{path}: its splits have the variables {' and '.join(map(str, sorted(kinds)))}")
+    if not splits:
+        return None
+    variables = kinds.pop()
+    for mine, first in (each for other in said for each in other.differences(said[0], variables)):
+        raise ValueError(f"{path}: its splits have {first} and {mine}: bring them to one")
+    named = {each.axes: each.name for each in said[0].coordinates}
+    axes = [named.get((i,), "") for i in range(len(space))]
+    return FieldSource(
+        splits, variables, common_step(steps), tuple(axes) if all(axes) else (), next(iter(notes), ""), said[0]
+    )
+
+
+def _of_hdf5(path: Path, parts: Sequence[Any], number: int, shape: tuple[int, ...], timing: Timing) -> Lazy:
+    """A trajectory of one array of all channels, or of an array for each."""
+
+    def read(i: int, j: int) -> NDArray[Any]:
+        return np.stack([part[number, i:j] for part in parts], 1).reshape(j - i, *shape[1:])
+
+    return Lazy(shape, read, timing, path)  # pyright: ignore[reportArgumentType]
+
+
+def _coordinates(
+    path: Path, group: Any, names: Mapping[str, int | None], count: int, space: Sequence[int]
+) -> tuple[Coordinate, ...]:
+    """Coordinates in HDF5 that are the same for all trajectories.
+
+    names: of these and the axis of space of each; None: the axis of their size
+    """
+    coordinates: list[Coordinate] = []
+    for name, axis in names.items():
+        if name not in group or group[name].ndim not in (1, 2) or group[name].dtype.kind not in "fiu":
+            continue
+        values = np.atleast_2d(whole_of(path, group, name))
+        axes = [i for i, size in enumerate(space) if size == values.shape[1] and axis in (None, i)]
+        if axes and len(values) in (1, count) and np.isfinite(values).all() and (values == values[:1]).all():
+            along = tuple(axes) if len(axes) == 1 else ()
+            coordinates.append(Coordinate(name, along, tuple(values[0].tolist()), Description.of(group[name].attrs)))
+    return tuple(coordinates)
+
+
+def _well(file: Any, path: Path, split: str) -> FieldSource | None:
+    groups = [file[name] for name in ("t0_fields", "t1_fields", "t2_fields") if name in file]
+    if not groups:
+        return None
+    if "dimensions" not in file or "spatial_dims" not in file["dimensions"].attrs:
+        raise ValueError(f"{path} has fields and no `dimensions` with `spatial_dims`, as files of The Well have")
+    axes = [_text(name) for name in file["dimensions"].attrs["spatial_dims"]]
+    parts: list[tuple[Any, bool]] = []  # dataset, and whether it differs from trajectory to trajectory
+    variables: list[str] = []
+    described: list[Description] = []
+    for group in groups:
+        for name in map(_text, group.attrs.get("field_names", list(group))):
+            data = array_of(path, group, name)
+            if not data.attrs.get("time_varying", True):
+                continue
+            parts.append((data, bool(data.attrs.get("sample_varying", True))))
+            components = int(np.prod(data.shape[1 + parts[-1][1] + len(axes) :]))
+            vector = components == len(axes) and group.name.endswith("t1_fields")
+            ends = axes if vector else [a + b for a in axes for b in axes]
+            variables += [name] if components == 1 else [f"{name}_{end}" for end in ends[:components]]
+            described += [Description.of(data.attrs)] * components
+    if not parts or len(axes) not in (1, 2):
+        raise ValueError(
+            f"{path} has {len(parts)} fields that vary in time, over {axes}; expected fields of one or two axes"
+        )
+    samples = {len(data) for data, varies in parts if varies} or {1}
+    spaces = {data.shape[varies : 1 + varies + len(axes)] for data, varies in parts}
+    if len(samples) > 1 or len(spaces) > 1:
+        raise ValueError(
+            f"{path}: its fields are {spaces} (time, space) of {samples} trajectories; expected the same for all"
+        )
+    _check_parts(path, [data for data, _ in parts])
+    frames, *space = spaces.pop()
+    grid = grid_of(space)
+
+    def trajectory(number: int, timing: Timing) -> Lazy:
+        def read(first: int, last: int) -> NDArray[Any]:
+            arrays = [data[number, first:last] if varies else data[first:last] for data, varies in parts]
+            wide = [array.reshape(last - first, *grid, -1) for array in arrays]
+            return np.moveaxis(np.concatenate(wide, -1), -1, 1)
+
+        return Lazy((frames, len(variables), *grid), read, timing, path)
+
+    count, dimensions = samples.pop(), file["dimensions"]
+    check_count(path, count)
+    times = whole_of(path, dimensions, "time") if "time" in dimensions else None
+    timings = timings_of(path, "dimensions/time", times, count, frames)
+    step = common_step(timing.step for timing in timings)
+    note = next((timing.note for timing in timings if timing.note), "")
+    clock = "" if times is None else text_of(dimensions["time"].attrs.get("units", ""))
+    points = _coordinates(path, dimensions, {name: i for i, name in enumerate(axes)}, count, space)
+    return FieldSource(
+        {split: [trajectory(*each) for each in enumerate(timings)]},
+        tuple(variables),
+        step,
+        tuple(axes),
+        note,
+        Metadata(tuple(described), points, clock),
+    )
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)

@@ -1,0 +1,176 @@
+"""Trajectories of frames (C, H, W), read when asked for, with their times and gaps. 1-D fields: H = 1.
+
+Frames on two sides of a gap in time do not follow each other: `Timing.breaks` says where the gaps are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dualrate.data.source import reading
+from dualrate.forecasts.metadata import Metadata
+from dualrate.system.files import naming
+
+FRAMES = "frames:"  # begins a source that is a folder of folders of pictures
+EXPECTED = "(trajectory, time, channel, space) or (trajectory, time, channel, y, x), none of them 0"
+GAP = 1.5  # times the usual step between frames
+
+
+class Trajectory(Protocol):
+    """Frames that are read when asked for: an array (T, C, H, W), or what looks like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, part: slice, /) -> NDArray[Any]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Timing:
+    """Times of a trajectory, where its source says them.
+
+    step:   between frames, of dates in hours; None if it is not one
+    breaks: frames that do not follow the one before
+    note:   on them, in words
+    steps:  from each frame to the next
+    times:  of each frame: dates or numbers
+    """
+
+    step: float | None = None
+    breaks: tuple[int, ...] = ()
+    note: str = ""
+    steps: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    times: NDArray[Any] = field(default_factory=lambda: np.zeros(0))
+
+
+@dataclass(frozen=True, eq=False)
+class Lazy:
+    """A trajectory whose frames stay in a file until they are asked for.
+
+    read: (first, last) -> frames (last - first, C, H, W); source: for errors, where `read` does not name it
+    """
+
+    shape: tuple[int, int, int, int]
+    read: Callable[[int, int], NDArray[Any]]
+    timing: Timing = Timing()
+    source: str | Path = ""
+
+    def __getitem__(self, part: slice, /) -> NDArray[Any]:
+        first, last, _ = part.indices(self.shape[0])
+        with naming(self.source), reading(self.source, "fields"):
+            return self.read(first, last)
+
+
+def timing_of(trajectory: Trajectory) -> Timing:
+    """The timing of a trajectory; `breaks` are where it has gaps."""
+    return trajectory.timing if isinstance(trajectory, Lazy) else Timing()
+
+
+@dataclass(frozen=True, eq=False)
+class FieldSource:
+    """The content of a source of fields.
+
+    splits: by their names; of a source that names none, one without a name
+
+    axes: of space, their names and whether their coordinates rise or fall, where the source says it
+    note: in words, what a user may not expect of how it was read; empty: nothing
+    metadata: units, names and coordinates, where the source says them
+    """
+
+    splits: Mapping[str, Sequence[Trajectory]]
+    variables: tuple[str, ...]
+    step: float | None
+    axes: tuple[str, ...] = ()
+    note: str = ""
+    metadata: Metadata = Metadata()
+
+    @property
+    def trajectories(self) -> list[Trajectory]:
+        """The trajectories of all splits."""
+        return [trajectory for part in self.splits.values() for trajectory in part]
+
+
+def grid_of(space: Sequence[int]) -> tuple[int, int]:
+    """(H, W); 1-D fields have one row."""
+    height, width = (1, *space) if len(space) == 1 else space
+    return height, width
+
+
+def numbered(channels: int) -> tuple[str, ...]:
+    """The names of variables that have none."""
+    return ("u",) if channels == 1 else tuple(f"u{i}" for i in range(channels))
+
+
+def common_step(steps: Iterable[float | None]) -> float | None:
+    """The step that all have; None if they differ."""
+    distinct = set(steps)
+    return distinct.pop() if len(distinct) == 1 else None
+
+
+def timings_of(path: Path, name: str, times: NDArray[Any] | None, count: int, frames: int) -> list[Timing]:
+    """The timing of each of `count` trajectories. times: (T), of all of them, or (1 or count, T); one number is ignored
+
+    Raises ValueError for other shapes.
+    """
+    if times is None:
+        return [Timing()] * count
+    if not times.ndim:
+        return [Timing(note=f"{name} is one number, and says nothing of {frames} frames")] * count
+    if times.shape not in ((frames,), (1, frames), (count, frames)):
+        raise ValueError(f"{path}: {name} is {times.shape}; expected ({frames},) or ({count}, {frames})")
+    rows = [_timing(path, row) for row in np.atleast_2d(times)]
+    return rows * count if len(rows) == 1 else rows
+
+
+def _timing(path: Path, times: NDArray[Any]) -> Timing:
+    """A gap is a step that is not within a factor `GAP` of the usual one, so a month is none.
+
+    The usual one is the lower quartile, since every second step may be a gap.
+    Raises ValueError for times that fall, come twice or are not finite, and for what are neither numbers nor dates.
+    """
+    dates = times
+    if times.dtype.kind == "O":  # dates of another calendar
+        with suppress(AttributeError, TypeError):
+            times = np.array([(date - times[0]).total_seconds() / 3600 for date in times])
+    elif times.dtype.kind == "M":
+        times = (times - times[:1]) / np.timedelta64(1, "h")
+    elif times.dtype.kind == "m":
+        times = times / np.timedelta64(1, "h")
+    if times.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{path}: its times are {times.dtype}, the first is {str(times[0])[:40]!r}; expected numbers or dates: "
+            "write them as those, or leave them out"
+        )
+    if len(times) < 2:
+        return Timing(times=dates)
+    steps = np.diff(times.astype(np.float64))
+    if not np.isfinite(steps).all() or (steps < 0).any() or (steps.any() and not steps.all()):
+        raise ValueError(
+            f"{path}: its times do not rise, from {times[0]:g} to {times[-1]:g}, or one is missing or comes twice: "
+            "bring them into order"
+        )
+    if not steps.any():
+        return Timing(note="its times are all the same, so that steps between frames and gaps are not known")
+    usual = float(np.quantile(steps, 0.25, method="lower"))
+    gaps = (steps > GAP * usual) | (steps < usual / GAP)
+    even = steps[~gaps]
+    step = float(even.mean()) if np.allclose(even, usual, rtol=1e-3) else None
+    breaks = tuple((np.flatnonzero(gaps) + 1).tolist())
+    if not breaks:
+        return Timing(step, steps=steps, times=dates)
+    first = breaks[0]
+    return Timing(
+        step,
+        breaks,
+        f"its time has {len(breaks)} gap(s), which no window spans: frames are {usual:g} apart, and frames "
+        f"{first - 1} and {first} are {steps[first - 1]:g}",
+        steps,
+        dates,
+    )
