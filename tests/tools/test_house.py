@@ -11,7 +11,7 @@ import pytest
 
 from tools.house import dialect, imports, page, rings, room, survey
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FILES = {
     "src/dualrate/__init__.py": "from dualrate.top.use import run\n",
     "src/dualrate/low/__init__.py": "",
