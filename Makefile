@@ -6,25 +6,28 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs package test test-slow reproduce-train reproduce-report benchmark lint types check clean env env-dev env-docs
+.PHONY: help demo docs package test test-slow test-forecasts test-pipelines test-texts reproduce-train reproduce-report benchmark lint types check clean env env-dev env-docs
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## /{n = split($$1, names, " "); for (i = 1; i <= n; i++) printf "  make %-19s %s\n", names[i], $$2}' $(MAKEFILE_LIST)
 
 demo:  ## set up, train a small model, measure the shipped ones, write demo/report.html (10 minutes at most)
 	@echo "demo: about 7 minutes, and the first time some more before them, to set up .venv"
 	@$(PYTHON) tools/set_up.py
 	@$(BIN)/dualrate demo
 
-test test-slow: export OMP_NUM_THREADS ?= 1
+test test-%: export OMP_NUM_THREADS ?= 1
 # the processes that tests start find the sources compiled, whatever the environment says
-test test-slow: export PYTHONDONTWRITEBYTECODE :=
+test test-%: export PYTHONDONTWRITEBYTECODE :=
 
 test: env-dev  ## set up, then run the tests (seven minutes, two processes of one thread) [PROCESSES=4]
 	@$(BIN)/python -m pytest --numprocesses=$(or $(PROCESSES),2) --dist=worksteal --session-timeout=900
 
 test-slow: env-dev  ## the long fault and training tests
 	@$(BIN)/python -m pytest -m slow
+
+test-forecasts test-pipelines test-texts: test-%: env-dev  ## the tests of this wing
+	@$(BIN)/python -m pytest --numprocesses=$(or $(PROCESSES),2) --dist=worksteal tests/$*
 
 reproduce-train: env  ## train a model of docs/results/settled.md, e.g. MODEL=settle-dual-25 (two to three hours of a core; resumes)
 	@$(BIN)/python studies/train.py $(MODEL)

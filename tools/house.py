@@ -8,7 +8,8 @@ wherever in a file they stand. Rooms in a ring import one another, directly or t
 their imports point up.
 
 Rooms are of four groups: the engine, what carries it, the wings (each a subject whole), and the front. Lines of code
-are those without docstrings, comments and blanks. A vague name is one of VAGUE, which say nothing of what they hold.
+are those without docstrings, comments and blanks. A vague name is one of VAGUE, which say nothing of what they hold. To
+learn a wing a newcomer reads its modules that have code, and those of the front that import it and no other wing.
 """
 
 from __future__ import annotations
@@ -205,6 +206,21 @@ def dialect(sources: Iterable[str]) -> dict[str, object]:
     }
 
 
+def reading(module_lines: Mapping[str, int], targets: Mapping[str, Iterable[str]]) -> dict[str, dict[str, list[str]]]:
+    """The modules that a newcomer to each wing reads, by room.
+
+    module_lines: lines of code of each module; targets: what each imports.
+    """
+    rooms: dict[str, dict[str, list[str]]] = {}
+    for name, count in module_lines.items():
+        wings = {room(target) for target in targets[name]} & set(WINGS)
+        place = room(name)
+        wing = place if place in WINGS else wings.pop() if group(place) == "front" and len(wings) == 1 else None
+        if count and wing and place != "__init__":
+            rooms.setdefault(wing, {}).setdefault(place, []).append(name)
+    return {wing: rooms[wing] for wing in WINGS if wing in rooms}
+
+
 def rings(between: Mapping[str, Iterable[str]]) -> list[list[str]]:
     """Groups of rooms of which each is reached from each."""
 
@@ -230,19 +246,21 @@ def survey(root: Path) -> dict[str, object]:
     beside = {name: sorted((root / name).rglob("*.py")) for name in BESIDE}
     pairs: Counter[tuple[str, str]] = Counter()
     importers: Counter[str] = Counter()
-    for name, path in found.items():
-        for target in imports(path.read_text(encoding="utf-8"), name, found):
+    texts = {name: path.read_text(encoding="utf-8") for name, path in found.items()}
+    targets = {name: imports(text, name, found) for name, text in texts.items()}
+    for name in found:
+        for target in targets[name]:
             importers[target] += target != name
             if target in found and room(target) != room(name):
                 pairs[room(name), room(target)] += 1
     between = {name: {to: pairs[name, to] for to in sorted(rooms) if pairs[name, to]} for name in sorted(rooms)}
     sizes = {str(path.relative_to(root)): lines([path]) for path in chain(found.values(), *beside.values())}
     packages = [path for path in found.values() if path.name == "__init__.py"]
-    texts = {name: path.read_text(encoding="utf-8") for name, path in found.items()}
     counts = [code(text) for text in texts.values()]
+    module_lines = {name: count for name, (count, _) in zip(texts, counts, strict=True)}
     groups: Counter[str] = Counter()
-    for name, (lines_of_code, _) in zip(texts, counts, strict=True):
-        groups[group(room(name))] += lines_of_code
+    for name, count in module_lines.items():
+        groups[group(room(name))] += count
     arrows = sum(count for (start, end), count in pairs.items() if end in WINGS and group(start) != "front")
     return {
         "src": lines(found.values()),
@@ -256,6 +274,7 @@ def survey(root: Path) -> dict[str, object]:
         "packages": len(packages),
         "groups": dict(groups),
         "arrows_into_wings": arrows,
+        "newcomer_reads": reading(module_lines, targets),
         **dialect(texts.values()),
         "imports": between,
         "rings": rings(between),
@@ -272,6 +291,9 @@ def page(found: dict) -> str:
     text += ["largest files:", *(f"  {count:>5} {name}" for name, count in found["largest"].items())]
     text += ["lines of code by group:", *(f"  {name:<14}{count:>7}" for name, count in found["groups"].items())]
     text += [f"{found['arrows_into_wings']} imports of a wing by engine, carriers or another wing"]
+    for wing, by_room in found["newcomer_reads"].items():
+        files = {place: len(names) for place, names in by_room.items()}
+        text += [f"a newcomer to {wing} reads {sum(files.values())} files in {len(files)} rooms: {_counted(files)}"]
     text += [f"{found['refusal_lines']} lines of refusals, {100 * found['refusal_lines'] / max(1, found['code']):.1f}%"]
     text += [f"{found['vague_in_1000']} of 1,000 identifiers are vague: {_counted(found['vague'])}"]
     text += [f"docstrings that begin with {_counted(found['evasive_docstrings'])}"]

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import dualrate as dr
 from dualrate.data.conditions import Given, task_named
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tools.gpu import __main__ as runner  # noqa: E402

@@ -11,7 +11,7 @@ import pytest
 
 from tools.house import dialect, imports, page, rings, room, survey
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FILES = {
     "src/dualrate/__init__.py": "from dualrate.top.use import run\n",
     "src/dualrate/low/__init__.py": "",
@@ -82,6 +82,8 @@ def test_imports_of_a_wing_are_counted_but_those_of_the_front(root: Path) -> Non
         "texts/pieces": "import dualrate.low.values\n",
         "data/images": "from dualrate.forecasts import scores\n",
         "cli/forecast": "from dualrate.forecasts import scores\n",
+        "cli/train": "from dualrate.forecasts import scores\nfrom dualrate.texts import pieces\n",
+        "forecasts/__init__": '"""Fields over time."""\n',
     }.items():
         (root / f"src/dualrate/{name}.py").parent.mkdir(exist_ok=True)
         (root / f"src/dualrate/{name}.py").write_text(text)
@@ -92,6 +94,14 @@ def test_imports_of_a_wing_are_counted_but_those_of_the_front(root: Path) -> Non
         "texts": 1,
         "carriers": 1,
     }
+    assert counts["newcomer_reads"] == {  # without files that have no code, and what is not of the wing alone
+        "forecasts": {
+            "cli": ["dualrate.cli.forecast"],
+            "forecasts": ["dualrate.forecasts.rolling", "dualrate.forecasts.scores"],
+        },
+        "texts": {"texts": ["dualrate.texts.pieces"]},
+    }
+    assert "a newcomer to forecasts reads 3 files in 2 rooms: cli 1, forecasts 2\n" in page(counts)
 
 
 def test_modules_are_in_rooms() -> None:

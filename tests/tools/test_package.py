@@ -11,7 +11,7 @@ import pytest
 from tools.house import modules
 from tools.try_package import EXTRAS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 OF_AN_EXTRA = {"dualrate.pipelines.export", "dualrate.pipelines.hub", "dualrate.integrations.diffusers"}
 WITHOUT = """
 import importlib, sys
