@@ -120,17 +120,17 @@ class Evaluate(Ranged):
                 progress=show,
                 mapper=over,
             )
-        row, kept = measured.row, latent_scores(drawer, seeds, measured, metrics)
+        row, latents = measured.row, latent_scores(drawer, seeds, measured, metrics)
         progress.close()
         if self.json:
-            about = {"latents": kept and asdict(kept), "weights": model.identity, "command": command_line()}
+            about = {"latents": latents and asdict(latents), "weights": model.identity, "command": command_line()}
             about |= {"flops": row.flops, "environment": environment(model.device)}
             print_json(asdict(row) | about)
             return
         print(as_text(table([row])))
-        for more in (kept, row.ensemble):
-            if more is not None:
-                print(f"\n{more}")
+        for scores in (latents, row.ensemble):
+            if scores is not None:
+                print(f"\n{scores}")
         if row.score.details is not None:
             print(f"\n{row.score.details.text()}")
 
@@ -141,13 +141,13 @@ class Evaluate(Ranged):
         self._refuse(FEATURES, lacking)
         progress.note(f"no Frechet distance: {lacking}")
         with closing(progress):
-            found = ensemble_scores(drawer, seeds, progress=image_progress(progress))
-        assert found is not None
+            scores = ensemble_scores(drawer, seeds, progress=image_progress(progress))
+        assert scores is not None
         if self.json:
             about = {"weights": drawer.model.identity, "command": command_line(), "macs": drawer.cost.macs}
-            print_json({"ensemble": asdict(found)} | about | {"environment": environment(drawer.model.device)})
+            print_json({"ensemble": asdict(scores)} | about | {"environment": environment(drawer.model.device)})
             return
-        print(found)
+        print(scores)
 
     def _score_images(self, source: str) -> None:
         drawing = ("prompt", "num", "seed", "keep", "bound", "equal_classes", *vars(self.sampling))
@@ -185,39 +185,39 @@ class Evaluate(Ranged):
         self._refuse(FEATURES, "a text model has other metrics")
         metric = evaluator(drawer.model.experiment.data, progress=progress)
         with closing(progress), mapper(self.workers, drawer.model.device) as over:
-            found = score_texts(drawer, seeds, metric, progress=image_progress(progress), mapper=over)
+            scores = score_texts(drawer, seeds, metric, progress=image_progress(progress), mapper=over)
         if self.json:
             about = {"weights": drawer.model.identity, "steps": drawer.plan.num_steps, "macs": drawer.cost.macs}
-            print_json(asdict(found) | about | {"environment": environment(drawer.model.device)})
+            print_json(asdict(scores) | about | {"environment": environment(drawer.model.device)})
             return
         rows = {
             "samples": f"{len(seeds)} of {drawer.network} in {drawer.plan.num_steps} steps",
-            "bound": f"{found.bound.total} of {len(found.bound.images)} held-out pieces",
-            "language model": f"{found.drawn.bits} of samples, {found.held_out.bits} of held-out pieces",
-            "entropy": f"{found.drawn.entropy} of samples, {found.held_out.entropy} of held-out pieces",
-            "gradient moment": f"{found.gradient_moment} of samples, {found.floor} of training pieces",
+            "bound": f"{scores.bound.total} of {len(scores.bound.images)} held-out pieces",
+            "language model": f"{scores.drawn.bits} of samples, {scores.held_out.bits} of held-out pieces",
+            "entropy": f"{scores.drawn.entropy} of samples, {scores.held_out.entropy} of held-out pieces",
+            "gradient moment": f"{scores.gradient_moment} of samples, {scores.floor} of training pieces",
         }
-        if (far := found.distance) is not None:
+        if (far := scores.distance) is not None:
             rows[far.metric] = f"{far.value:.4g} [{far.low:.4g}, {far.high:.4g}], floor {far.floor:.4g}; {far.note}"
         print_report(False, rows)
-        print(f"\nin bits a character, ± standard error; gradients of {found.language_model}")
+        print(f"\nin bits a character, ± standard error; gradients of {scores.language_model}")
 
     def _score_forecast(self, drawer: Drawer, progress: Reporter) -> None:
         from dualrate.forecasts.evaluation import window_scores
 
         self._refuse(FEATURES, "a forecast of fields has other scores")
         with closing(progress):
-            found = window_scores(drawer, self.num, seed=self.seed, progress=image_progress(progress, "frames"))
+            scores = window_scores(drawer, self.num, seed=self.seed, progress=image_progress(progress, "frames"))
         if self.json:
             about = {"weights": drawer.model.identity, "environment": environment(drawer.model.device)}
-            print_json(found.plain() | about | {"macs": drawer.cost.macs, "members": drawer.members})
+            print_json(scores.plain() | about | {"macs": drawer.cost.macs, "members": drawer.members})
             return
-        print(found)
+        print(scores)
 
     def _refuse(self, options: Iterable[str], why: str) -> None:
         mine, defaults = vars(self) | vars(self.sampling), vars(Evaluate()) | vars(SamplingOptions())
-        if given := [f"--{name.replace('_', '-')}" for name in options if mine[name] != defaults[name]]:
-            raise ValueError(f"{why}: drop {', '.join(given)}")
+        if refused := [f"--{name.replace('_', '-')}" for name in options if mine[name] != defaults[name]]:
+            raise ValueError(f"{why}: drop {', '.join(refused)}")
 
     def _bound(self, run: Path) -> None:
         from dualrate.drawing.likelihood import bits_per_dimension, bits_per_token, check_bounded, fit_variance
@@ -237,7 +237,7 @@ class Evaluate(Ranged):
             raise ValueError(f"{test.name} has {len(test)} for testing: --num is 2 to {len(test)}, got {count}")
         with closing(progress):
             if of_tokens:
-                found = bits_per_token(drawer, test, count=count, **how)
+                bits = bits_per_token(drawer, test, count=count, **how)
             else:
                 if self.variance == "measured":
                     train = model.experiment.data.images("train", note)
@@ -245,14 +245,14 @@ class Evaluate(Ranged):
                     progress.note(f"measuring the variance of the steps on {fitted} training images")
                     drawer = replace(drawer, step=fit_variance(drawer, train, count=fitted, **how))
                     progress.close()
-                found = bits_per_dimension(drawer, test, count=count, **how)
+                bits = bits_per_dimension(drawer, test, count=count, **how)
         report = {"run": str(run), "num_steps": drawer.plan.num_steps, "num_heavy": drawer.plan.num_heavy}
         report |= {"sampler": drawer.sampler}
         if self.json:
-            print_json(report | asdict(found))
+            print_json(report | asdict(bits))
             return
-        terms = {"last step": found.each_step[-1], "bound": found.total}
+        terms = {"last step": bits.each_step[-1], "bound": bits.total}
         if not of_tokens:
-            terms = {"prior": found.prior, "steps": found.steps, "reconstruction": found.reconstruction} | terms
+            terms = {"prior": bits.prior, "steps": bits.steps, "reconstruction": bits.reconstruction} | terms
         print_report(False, report | {"images": f"{count} of the test data of {test.name}"} | terms)
         print(f"\nbound: on the mean of -log2 p from above, in bits a {'token' if of_tokens else 'dimension'}")
