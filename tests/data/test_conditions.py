@@ -28,7 +28,7 @@ from dualrate.data.conditions import (
     SuperResolution,
     Unconditional,
     grey,
-    known,
+    hole_mask,
     picture_of,
     read_conditions,
     smaller,
@@ -59,7 +59,7 @@ from dualrate.metrics.features import Architecture
 from dualrate.metrics.store import FeatureStore
 from dualrate.recipes import auto
 from dualrate.recipes.auto import Auto
-from dualrate.recipes.tasks import made
+from dualrate.recipes.tasks import conditional_networks
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 3, 24, 24)).astype(np.uint8)
 TASKS = [SuperResolution(4), Inpainting(7), Colour()]
@@ -99,7 +99,7 @@ def test_grey_is_pil_s() -> None:
 def test_a_hole_has_its_size_and_is_as_likely_at_every_place() -> None:
     """4 rows of pixels and 5 columns, a hole of 3 x 3: 2 x 3 places, counts within five standard deviations."""
     draws = Draws(1, torch.arange(12_000))
-    mask = known(draws, 3, 4, 5)
+    mask = hole_mask(draws, 3, 4, 5)
     assert ((mask == 0) | (mask == 1)).all()
     hole = 1 - mask[:, 0]
     assert (hole.sum((1, 2)) == 9).all()
@@ -109,8 +109,8 @@ def test_a_hole_has_its_size_and_is_as_likely_at_every_place() -> None:
     counts = torch.bincount(3 * down + right, minlength=6)
     assert len(counts) == 6
     assert (counts - 2000).abs().max() < 5 * (12_000 / 6 * 5 / 6) ** 0.5
-    assert torch.equal(known(Draws(1, torch.tensor([70, 3])), 3, 4, 5), mask[[70, 3]])
-    assert not torch.equal(known(Draws(2, draws.row), 3, 4, 5), mask)
+    assert torch.equal(hole_mask(Draws(1, torch.tensor([70, 3])), 3, 4, 5), mask[[70, 3]])
+    assert not torch.equal(hole_mask(Draws(2, draws.row), 3, 4, 5), mask)
 
 
 @pytest.mark.parametrize("condition", TASKS, ids=str)
@@ -303,9 +303,9 @@ def test_every_task_has_networks_for_every_method(task: str, trained_by) -> None
             trained_by in ("residual", "corrdiff") or (rate == "both" and trained_by != "diffusion")
         ):
             with pytest.raises(ValueError, match=f"drop --rate {rate}"):
-                made(condition, (3, 24, 24), NET, rate, trained_by)
+                conditional_networks(condition, (3, 24, 24), NET, rate, trained_by)
             continue
-        networks, method = made(condition, (3, 24, 24), NET, rate, trained_by)
+        networks, method = conditional_networks(condition, (3, 24, 24), NET, rate, trained_by)
         experiment = dr.Experiment("run", networks, method, FIT, condition=condition)
         assert experiment.networks.given == condition.shape((3, 24, 24))
         assert experiment.networks.single_rate == (rate not in ("dual", "both"))

@@ -87,7 +87,7 @@ def test_a_decoder_is_given_its_images_latents_drawn_anew(root: Path) -> None:
 
     def batch(sample: Tensor) -> Batch:
         seen = one.seen(images)
-        return ByteBatch(torch.from_numpy(photos(4)), None, sample, seen.floats, 0, seen.given).to("cpu")
+        return ByteBatch(torch.from_numpy(photos(4)), None, sample, seen.floats, 0, seen.make_conditions).to("cpu")
 
     x, draws = to_float(photos(4)), Draws(0, torch.tensor([5, 6, 7, 8]))
     one_batch, seen = batch(draws.row), []

@@ -34,7 +34,7 @@ from dualrate.data.conditions import Condition, Given, picture_of, task_named
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.drawer import Drawer
 from dualrate.metrics.ensembles import EnsembleScores
-from dualrate.recipes.tasks import Rate, TrainedBy, made
+from dualrate.recipes.tasks import Rate, TrainedBy, conditional_networks
 from dualrate.report.image_grid import image_grid
 from dualrate.system.files import whole
 from dualrate.training.config import OptimConfig
@@ -90,7 +90,7 @@ class Asked:
 def experiment(job: Job, task: str, name: str) -> dr.Experiment:
     """On batches of 512, for SHARE seconds in which the learning rate falls to 0."""
     condition = task_named(TASKS[task])
-    networks, method = made(condition, SHAPE, SMOKE if job.smoke else HEAVY, *MODELS[name])
+    networks, method = conditional_networks(condition, SHAPE, SMOKE if job.smoke else HEAVY, *MODELS[name])
     optim = OptimConfig(lr=1e-3, warmup=1 if job.smoke else 100, decay="linear", decay_seconds=SHARE)
     fit = dr.FitConfig(
         1 if job.smoke else None,

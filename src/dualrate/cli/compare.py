@@ -72,8 +72,8 @@ class Compare(Ranged):
         how |= {"command": command_line()}
         if are_forecasts(self.requests):
             options = ("features", "baselines", "equal_classes", "mixed", "prompt")
-            if given := [f"--{name.replace('_', '-')}" for name in options if getattr(self, name)]:
-                raise ValueError(f"forecasts of fields have other scores: drop {', '.join(given)}")
+            if refused := [f"--{name.replace('_', '-')}" for name in options if getattr(self, name)]:
+                raise ValueError(f"forecasts of fields have other scores: drop {', '.join(refused)}")
             lines, unfinished = compare_forecasts(self.requests, self.out, minutes=self.minutes, **how)
             print(as_text(lines), "\n", *unfinished)
             print(self.out)

@@ -118,17 +118,17 @@ class Evaluate(Ranged):
                 progress=show,
                 mapper=over,
             )
-        row, kept = measured.row, latent_scores(drawer, seeds, measured, metrics)
+        row, latents = measured.row, latent_scores(drawer, seeds, measured, metrics)
         progress.close()
         if self.json:
-            about = {"latents": kept and asdict(kept), "weights": model.identity, "command": command_line()}
+            about = {"latents": latents and asdict(latents), "weights": model.identity, "command": command_line()}
             about |= {"flops": row.flops, "environment": environment(model.device)}
             print_json(asdict(row) | about)
             return
         print(as_text(table([row])))
-        for more in (kept, row.ensemble):
-            if more is not None:
-                print(f"\n{more}")
+        for scores in (latents, row.ensemble):
+            if scores is not None:
+                print(f"\n{scores}")
         if row.score.details is not None:
             print(f"\n{row.score.details.text()}")
 
@@ -139,13 +139,13 @@ class Evaluate(Ranged):
         self._refuse(FEATURES, lacking)
         progress.note(f"no Frechet distance: {lacking}")
         with closing(progress):
-            found = ensemble_scores(drawer, seeds, progress=image_progress(progress))
-        assert found is not None
+            scores = ensemble_scores(drawer, seeds, progress=image_progress(progress))
+        assert scores is not None
         if self.json:
             about = {"weights": drawer.model.identity, "command": command_line(), "macs": drawer.cost.macs}
-            print_json({"ensemble": asdict(found)} | about | {"environment": environment(drawer.model.device)})
+            print_json({"ensemble": asdict(scores)} | about | {"environment": environment(drawer.model.device)})
             return
-        print(found)
+        print(scores)
 
     def _score_images(self, source: str) -> None:
         drawing = ("prompt", "num", "seed", "keep", "bound", "equal_classes", *vars(self.sampling))
@@ -192,8 +192,8 @@ class Evaluate(Ranged):
 
     def _refuse(self, options: Iterable[str], why: str) -> None:
         mine, defaults = vars(self) | vars(self.sampling), vars(Evaluate()) | vars(SamplingOptions())
-        if given := [f"--{name.replace('_', '-')}" for name in options if mine[name] != defaults[name]]:
-            raise ValueError(f"{why}: drop {', '.join(given)}")
+        if refused := [f"--{name.replace('_', '-')}" for name in options if mine[name] != defaults[name]]:
+            raise ValueError(f"{why}: drop {', '.join(refused)}")
 
     def _bound(self, run: Path) -> None:
         from dualrate.drawing.evaluators import messages
@@ -213,7 +213,7 @@ class Evaluate(Ranged):
             raise ValueError(f"{test.name} has {len(test)} for testing: --num is 2 to {len(test)}, got {count}")
         with closing(progress):
             if of_tokens:
-                found = bits_per_token(drawer, test, count=count, **how)
+                bits = bits_per_token(drawer, test, count=count, **how)
             else:
                 if self.variance == "measured":
                     train = model.experiment.data.images("train", note)
@@ -221,14 +221,14 @@ class Evaluate(Ranged):
                     progress.note(f"measuring the variance of the steps on {fitted} training images")
                     drawer = replace(drawer, step=fit_variance(drawer, train, count=fitted, **how))
                     progress.close()
-                found = bits_per_dimension(drawer, test, count=count, **how)
+                bits = bits_per_dimension(drawer, test, count=count, **how)
         report = {"run": str(run), "num_steps": drawer.plan.num_steps, "num_heavy": drawer.plan.num_heavy}
         report |= {"sampler": drawer.sampler}
         if self.json:
-            print_json(report | asdict(found))
+            print_json(report | asdict(bits))
             return
-        terms = {"last step": found.each_step[-1], "bound": found.total}
+        terms = {"last step": bits.each_step[-1], "bound": bits.total}
         if not of_tokens:
-            terms = {"prior": found.prior, "steps": found.steps, "reconstruction": found.reconstruction} | terms
+            terms = {"prior": bits.prior, "steps": bits.steps, "reconstruction": bits.reconstruction} | terms
         print_report(False, report | {"images": f"{count} of the test data of {test.name}"} | terms)
         print(f"\nbound: on the mean of -log2 p from above, in bits a {'token' if of_tokens else 'dimension'}")

@@ -62,7 +62,7 @@ LIST = "--list"
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Ranged):
-    """Where a training runs, and how."""
+    """Choices of where a training runs, and how."""
 
     out: Path | None = None
     """Run directory; runs/<name> if not given."""

@@ -149,16 +149,16 @@ class RunRequest(Ranged):
             network += f" after {Path(str(self.denoiser)).resolve().name}"
         elif self.denoiser is not None:
             network += f", {self.denoiser.rpartition(':')[2].replace('-', ' ')}"
-        made = []
+        candidates = []
         for choice in [self.choice] if self.named else self._usual(model, calls):
             settled = choice.settled(model)
             assert settled.sampler is not None
             assert settled.plan is not None
             gamma = settled.gamma or 0.0
-            made.append(
+            candidates.append(
                 Candidate(self.run, network, settled.sampler, settled.plan, gamma, self.note, self.denoiser, self.named)
             )
-        return made
+        return candidates
 
     def _usual(self, model: Model, calls: Sequence[int]) -> Iterator[Choice]:
         if not model.serves.any_plan:
@@ -183,7 +183,7 @@ def _split(text: str) -> tuple[str, str | None, str]:
 
 
 def _planned(text: str) -> Choice:
-    """Of "32", "32/8", "plan.json" or nothing. Raises ValueError for any other text."""
+    """Choice of "32", "32/8", "plan.json" or nothing. Raises ValueError for any other text."""
     if text.endswith(".json"):
         return Choice(plan=read_plan(Path(text)))
     if not text:
@@ -195,21 +195,21 @@ def _planned(text: str) -> Choice:
 
 
 def candidates_of(requests: Sequence[RunRequest], models: Mapping[Path, Model]) -> list[Candidate]:
-    """What is to be measured, none twice. models: by directory.
+    """Candidates to measure, none twice. models: by directory.
 
     Raises ValueError for a plan or sampler that a model does not serve, before anything is drawn.
     """
     costs = {run: model.call_cost for run, model in models.items()}
     most = max(max(cost.heavy, cost.light) for cost in costs.values())
-    found: dict[str, Candidate] = {}
+    candidates: dict[str, Candidate] = {}
     for request in requests:
         cost = costs[request.run]
         calls = [min(MOST_STEPS, max(1, round((rung * most - cost.heavy) / cost.light))) for rung in LADDER]
-        for one in request.candidates(models[request.run], calls):
-            _ = one.drawer(models[one.run])
-            if one.named or one.key not in found:
-                found[one.key] = one
-    return list(found.values())
+        for candidate in request.candidates(models[request.run], calls):
+            _ = candidate.drawer(models[candidate.run])
+            if candidate.named or candidate.key not in candidates:
+                candidates[candidate.key] = candidate
+    return list(candidates.values())
 
 
 def baselines_of(
@@ -230,16 +230,18 @@ def baselines_of(
     if not single:
         raise ValueError("--baselines call a single network in other ways: name its run without a plan")
     request, model = max(single.items(), key=lambda pair: pair[1].call_cost.light)
-    cheaper = [str(other.run) for other, its in single.items() if its.call_cost.light < model.call_cost.light]
-    found = []
+    cheaper = [
+        str(single_request.run) for single_request, its in single.items() if its.call_cost.light < model.call_cost.light
+    ]
+    ways = []
     for name in (*DENOISERS, *cheaper):
         try:
             called_by(model, name)
         except ValueError as error:
             progress.note(f"without {name}: {error}")
         else:
-            found.append(replace(request, denoiser=name, choice=Choice()))
-    return found
+            ways.append(replace(request, denoiser=name, choice=Choice()))
+    return ways
 
 
 def check_names(requests: Sequence[RunRequest]) -> None:
@@ -257,8 +259,8 @@ def check_comparable(requests: Sequence[RunRequest], models: Mapping[Path, Model
         steps = request.choice.steps
         if is_run(request.denoiser) and steps is not None and request.choice.heavy is None:
             raise ValueError(f"say how many of the {steps} steps are those of {request.network}: {steps}/{steps // 2}")
-    first, *others = (model.experiment for model in models.values())
-    for other in others:
+    first, *rest = (model.experiment for model in models.values())
+    for other in rest:
         for what, value in _compared(first).items():
             if _compared(other)[what] != value and not (mixed and what == DATA):
                 hint = ". If these are the same images, add --mixed" if what == DATA else ""
@@ -269,7 +271,7 @@ def check_comparable(requests: Sequence[RunRequest], models: Mapping[Path, Model
 
 
 def _compared(experiment: Experiment) -> dict[str, str]:
-    """What runs of a comparison have in common."""
+    """Properties that runs of a comparison have in common, by their names."""
     data = experiment.data
     return {
         "images (shape) and classes": f"{experiment.codec.data_shape(experiment.shape)} {experiment.num_classes}",

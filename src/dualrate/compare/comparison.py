@@ -124,14 +124,16 @@ def compare(
     if baselines:
         parsed += baselines_of(parsed, models, progress=progress)
     check_comparable(parsed, models, mixed=mixed)
-    of_models = [model.experiment.data for model in models.values()]
-    data = next((one for one in of_models if one.source), of_models[0])  # a folder of diffusers has no source
+    configs = [model.experiment.data for model in models.values()]
+    data = next((config for config in configs if config.source), configs[0])  # a folder of diffusers has no source
     models = given_alike(models, prompt)
     candidates = candidates_of(parsed, models)
     metrics = evaluators(data, features, device=device, progress=progress)
     check(metrics[:1], effort.screen, details=False)
     check(metrics, effort.count, details=True)
-    duals = frozenset(one.network for one in candidates if models[one.run].call_cost.heavy and one.reuses)
+    duals = frozenset(
+        candidate.network for candidate in candidates if models[candidate.run].call_cost.heavy and candidate.reuses
+    )
     directory = out.with_suffix(".cells")
     directory.mkdir(parents=True, exist_ok=True)
 
@@ -152,11 +154,11 @@ def compare(
             equal_classes=equal_classes,
         )
         with mapper(workers, device) as session.mapper:
-            if not all(session.row_file(one, range(effort.count)).exists() for one in candidates):
+            if not all(session.row_file(candidate, range(effort.count)).exists() for candidate in candidates):
                 session.see_real_images()  # now, so that they are not in the time of what is drawn
             front = useful_first(candidates)
             screened, unfinished = [], []
-            if not all(one.named for one in candidates):
+            if not all(candidate.named for candidate in candidates):
                 left = SCREENING * max(end - time.monotonic(), 0)
                 screened, unfinished = session.measure(front, SCREEN_SEED, effort.screen, left)
                 front = promising(screened, duals)
@@ -192,16 +194,18 @@ def given_alike(models: Mapping[Path, Model], prompt: str | None) -> dict[Path, 
     """
     if prompt is not None:
         first = next(iter(models.values()))
-        given = conditions_named(first.experiment, prompt, first.device)
-        return {run: model.with_given(given) for run, model in models.items()}
-    lacking = {run for run, one in models.items() if one.experiment.networks.given and not one.experiment.data.source}
-    given = next((one.given for run, one in models.items() if lacking and run not in lacking), None)
-    known = given if isinstance(given, Given) else None
-    return {run: model.with_given(known) if run in lacking and known else model for run, model in models.items()}
+        conditions = conditions_named(first.experiment, prompt, first.device)
+        return {run: model.with_given(conditions) for run, model in models.items()}
+    lacking = {
+        run for run, model in models.items() if model.experiment.networks.given and not model.experiment.data.source
+    }
+    held_out = next((model.given for run, model in models.items() if lacking and run not in lacking), None)
+    prompts = held_out if isinstance(held_out, Given) else None
+    return {run: model.with_given(prompts) if run in lacking and prompts else model for run, model in models.items()}
 
 
 def _share(workers: WorkerCount, device: torch.device) -> float:
-    """Of the time that this process alone would take: several have a thread each, or a GPU."""
+    """Share of the time that this process alone would take: several have a thread each, or a GPU."""
     count = number_of_workers(workers, device)
     if count == 1:
         return 1.0
@@ -240,42 +244,42 @@ class Session:
         """All of them for the front, the first alone for a screening."""
         return self.evaluators if seeds.start < SCREEN_SEED else self.evaluators[:1]
 
-    def drawer(self, one: Candidate) -> Drawer:
-        if one.key not in self._drawers:
-            model = self.models[one.run]
+    def drawer(self, candidate: Candidate) -> Drawer:
+        if candidate.key not in self._drawers:
+            model = self.models[candidate.run]
             members = 1 if model.experiment.networks.given is None else self.members
             guidance = self.guidance if model.guides else UNGUIDED
             drawer = replace(
-                one.drawer(model),
+                candidate.drawer(model),
                 precision=self.precision,
                 members=members,
                 guidance=guidance,
                 equal_classes=self.equal_classes,
             )
-            self._drawers[one.key] = drawn_alike(drawer, self.evaluators)
-        return self._drawers[one.key]
+            self._drawers[candidate.key] = drawn_alike(drawer, self.evaluators)
+        return self._drawers[candidate.key]
 
     def see_real_images(self) -> None:
         """Takes the real images' features by every metric, once."""
-        for one in self.evaluators:
-            if one.reference is not None:
-                images = len(one.reference_images)
-                self.progress.note(f"{one.metric}: features of the {images} images to compare with")
-            one.prepare(self.mapper)
+        for evaluator in self.evaluators:
+            if evaluator.reference is not None:
+                images = len(evaluator.reference_images)
+                self.progress.note(f"{evaluator.metric}: features of the {images} images to compare with")
+            evaluator.prepare(self.mapper)
             self.progress.close()  # the next one has its own rate
 
-    def seconds(self, one: Candidate, seeds: range) -> float:
+    def seconds(self, candidate: Candidate, seeds: range) -> float:
         """Estimate of the time to draw those of these images that were not drawn before.
 
         It is made of the number of calls, and of the time of a call, which is measured once.
         """
-        if self.row_file(one, seeds).exists():
+        if self.row_file(candidate, seeds).exists():
             return 0.0
-        drawer, directory, missing = self.drawer(one), self._features_of(one), set(seeds)
+        drawer, directory, missing = self.drawer(candidate), self._features_of(candidate), set(seeds)
         if directory.exists():
             nets = [evaluator.net for evaluator in self._evaluators_of(seeds)]
             missing = set().union(*(store.missing(seeds) for store in stores(drawer, nets, directory)))
-        network = (one.run, one.denoiser)
+        network = (candidate.run, candidate.denoiser)
         if network not in self._calls:
             self._calls[network] = call_seconds(drawer.model, BATCH, seconds=CALLING, precision=self.precision)
         images = self.share * len(missing)
@@ -285,78 +289,81 @@ class Session:
 
     def images(self, candidates: Sequence[Candidate], first: int, most: int, seconds: float) -> int:
         """The largest number of images, from seed `first` on, that leaves time for all; else the smallest."""
-        fewest = 2 * max(one.net.dim for one in self._evaluators_of(range(first, first + most)))
+        fewest = 2 * max(evaluator.net.dim for evaluator in self._evaluators_of(range(first, first + most)))
         levels = [most, *reversed([n for n in range(INCREMENT, most, INCREMENT) if n >= fewest])]
         for count in levels:
-            if sum(self.seconds(one, range(first, first + count)) for one in candidates) <= seconds:
+            if sum(self.seconds(candidate, range(first, first + count)) for candidate in candidates) <= seconds:
                 return count
         return levels[-1]
 
     def measure(
         self, candidates: Sequence[Candidate], first: int, most: int, seconds: float
     ) -> tuple[list[MeasuredCandidate], list[str]]:
-        """Those that `seconds` suffice for, in this order, and at least the first FEWEST; then what is unfinished.
+        """Rows of the candidates that `seconds` suffice for, in this order, at least of the first FEWEST; then
+        sentences on what is unfinished.
 
         first: seed of the first image; most: images of a candidate, fewer where time is short
         """
-        start, found = time.monotonic(), []
+        start, rows = time.monotonic(), []
         images = self.images(candidates, first, most, seconds)
         seeds, total = range(first, first + images), images * len(candidates)
         verb = "measured" if first < SCREEN_SEED else "screened"
-        takes = duration(sum(self.seconds(one, seeds) for one in candidates))
+        takes = duration(sum(self.seconds(candidate, seeds) for candidate in candidates))
         self.progress.note(
             f"{len(candidates)} candidates are {verb} on {images} images each, which takes about {takes}; there are "
             f"{duration(seconds)}"
         )
-        for i, one in enumerate(candidates):
+        for i, candidate in enumerate(candidates):
 
             def show(done: int, _: int, before: int = i * images) -> None:
                 logs = {"images": before + done, "seconds": time.monotonic() - start}
                 self.progress.update(before + done, total, logs)
 
             try:
-                measured = self._measure(one, seeds, until(start + seconds if i >= FEWEST else math.inf, show))
+                measured = self._measure(candidate, seeds, until(start + seconds if i >= FEWEST else math.inf, show))
             except OutOfTime:
-                self.progress.note(f"{i + 1}/{len(candidates)} {one.key}: out of time")
+                self.progress.note(f"{i + 1}/{len(candidates)} {candidate.key}: out of time")
                 continue
             score = measured.row.score
             self.progress.note(
-                f"{i + 1}/{len(candidates)} {one.key}: {score.metric} {score.value:.3f} "
+                f"{i + 1}/{len(candidates)} {candidate.key}: {score.metric} {score.value:.3f} "
                 f"[{score.low:.3f}, {score.high:.3f}] of {images} images"
             )
-            found.append(measured)
+            rows.append(measured)
         self.progress.close()
         unfinished = []
-        if missing := len(candidates) - len(found):
+        if missing := len(candidates) - len(rows):
             unfinished.append(f"{missing} of {len(candidates)} candidates were not {verb} in time.")
         if images < most:
-            unfinished.append(f"For lack of time {len(found)} were {verb} on {images} images, not on {most}.")
-        return found, unfinished
+            unfinished.append(f"For lack of time {len(rows)} were {verb} on {images} images, not on {most}.")
+        return rows, unfinished
 
-    def _measure(self, one: Candidate, seeds: range, progress: Any) -> MeasuredCandidate:
-        file = self.row_file(one, seeds)
+    def _measure(self, candidate: Candidate, seeds: range, progress: Any) -> MeasuredCandidate:
+        file = self.row_file(candidate, seeds)
         if not file.exists():
-            found = measure(
-                self.drawer(one),
+            measurement = measure(
+                self.drawer(candidate),
                 seeds,
                 *self._evaluators_of(seeds),
-                keep=self._features_of(one),
+                keep=self._features_of(candidate),
                 details=seeds.start < SCREEN_SEED,
                 ensemble=seeds.start < SCREEN_SEED,
                 progress=progress,
                 mapper=self.mapper,
             )
             ran_on = ", ".join(f"{name} {value}" for name, value in self.environment.items())
-            keep_row(file, found.row, found.replicates, ran_on)
-        return read_row(file, one)
+            keep_row(file, measurement.row, measurement.replicates, ran_on)
+        return read_row(file, candidate)
 
-    def _features_of(self, one: Candidate) -> Path:
-        """Where its features are kept."""
-        return self.directory / f"{one.key}-{self.drawer(one).origin(self.evaluators[0].net.identity).digest}"
+    def _features_of(self, candidate: Candidate) -> Path:
+        """Directory in which the candidate's features are kept."""
+        return (
+            self.directory / f"{candidate.key}-{self.drawer(candidate).origin(self.evaluators[0].net.identity).digest}"
+        )
 
-    def row_file(self, one: Candidate, seeds: range) -> Path:
-        """Where its row of these images is kept. Whatever gives another row has another name."""
-        drawer = self.drawer(one)
+    def row_file(self, candidate: Candidate, seeds: range) -> Path:
+        """File in which the candidate's row of these images is kept. Whatever gives another row has another name."""
+        drawer = self.drawer(candidate)
         content: list[object] = [SCORING, RESAMPLING_SEED, drawer.expected_cost.macs]
         content += [drawer.members] if drawer.members > 1 else []
         for metric in self._evaluators_of(seeds):
@@ -364,20 +371,20 @@ class Session:
             content.append(drawer.origin(metric.net.identity).json())
             content += [images.fingerprint if images else "" for images in real]
         digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
-        return self.directory / f"{one.key}-{seeds.start}-{seeds.stop - 1}-{digest}.json"
+        return self.directory / f"{candidate.key}-{seeds.start}-{seeds.stop - 1}-{digest}.json"
 
     def finish(self, measured: Sequence[MeasuredCandidate], seconds: float = math.inf) -> list[MeasuredCandidate]:
         """Times every candidate, once only if the seconds are over, and takes its first images."""
         deadline, finished = time.monotonic() + seconds, []
         self.progress.note(f"timing {len(measured)} candidates, alone and in batches of {BATCH}")
-        for i, one in enumerate(measured):
-            drawer = self.drawer(one.candidate)
+        for i, entry in enumerate(measured):
+            drawer = self.drawer(entry.candidate)
             repeats = 3 if time.monotonic() < deadline else 1
             alone, batched = (seconds_per_image(drawer, size, repeats) for size in (1, BATCH))
             shown, columns = strips(drawer, range(SHOWN), drawer.draw(range(SHOWN)).images)
             timed = replace(
-                one,
-                row=replace(one.row, seconds_per_image=batched, batch_size=BATCH),
+                entry,
+                row=replace(entry.row, seconds_per_image=batched, batch_size=BATCH),
                 seconds_alone=alone,
                 images=shown,
                 columns=columns,
@@ -390,7 +397,7 @@ class Session:
 
 
 def seconds_per_image(drawer: Drawer, size: int, repeats: int) -> float:
-    """Of whole images, networks and sampler, in batches of `size` seeds; the median of `repeats` batches."""
+    """Seconds of whole images, networks and sampler, in batches of `size` seeds; the median of `repeats` batches."""
     images = size * drawer.members
     sized = replace(drawer, batch_size=images)
     if drawer.model.compiled or drawer.model.graphs:
@@ -399,29 +406,35 @@ def seconds_per_image(drawer: Drawer, size: int, repeats: int) -> float:
 
 
 def promising(screened: Sequence[MeasuredCandidate], duals: Collection[str]) -> list[Candidate]:
-    """What deserves many images, most important first: what the user named, the fronts of dual-rate and of baselines by
-    turns, then those of each network. A front's best score comes first. duals: names of the networks at two rates.
+    """Candidates that deserve many images, most important first: what the user named, the fronts of dual-rate and of
+    baselines by turns, then those of each network. A front's best score comes first.
+
+    duals: names of the networks at two rates
     """
 
-    def front(those: Iterable[MeasuredCandidate]) -> list[Candidate]:
-        found = pareto_front(list(those), lambda one: (one.row.macs, one.row.score.value))
-        return [one.candidate for one in reversed(found)]
+    def front(entries: Iterable[MeasuredCandidate]) -> list[Candidate]:
+        best = pareto_front(list(entries), lambda entry: (entry.row.macs, entry.row.score.value))
+        return [entry.candidate for entry in reversed(best)]
 
-    sides = [front(one for one in screened if (one.candidate.network in duals) == reuses) for reuses in (False, True)]
-    names = sorted({one.candidate.network for one in screened})
-    lines = [front(one for one in screened if one.candidate.network == name) for name in names]
-    named = [one.candidate for one in screened if one.candidate.named]
-    return list({one.key: one for one in (*named, *round_robin(sides), *chain.from_iterable(lines))}.values())
+    sides = [
+        front(entry for entry in screened if (entry.candidate.network in duals) == reuses) for reuses in (False, True)
+    ]
+    names = sorted({entry.candidate.network for entry in screened})
+    lines = [front(entry for entry in screened if entry.candidate.network == name) for name in names]
+    named = [entry.candidate for entry in screened if entry.candidate.named]
+    return list(
+        {candidate.key: candidate for candidate in (*named, *round_robin(sides), *chain.from_iterable(lines))}.values()
+    )
 
 
 def useful_first(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """What the user named; then the networks by turns, each network's plans in their order, in which the main one is
-    the first (`compare/candidates.py`).
+    """Candidates in the order to measure them: those that the user named; then the networks by turns, each network's
+    plans in their order, in which the main one is the first (`compare/candidates.py`).
     """
     lines: dict[object, list[Candidate]] = {}
-    for one in candidates:
-        lines.setdefault((one.run, one.denoiser), []).append(one)
-    return sorted(round_robin([*lines.values()]), key=lambda one: not one.named)
+    for candidate in candidates:
+        lines.setdefault((candidate.run, candidate.denoiser), []).append(candidate)
+    return sorted(round_robin([*lines.values()]), key=lambda candidate: not candidate.named)
 
 
 def round_robin(lists: Sequence[Sequence[Item]]) -> list[Item]:

@@ -1,4 +1,4 @@
-"""What a comparison found: measured rows, what they say about dual-rate and its baselines, as JSON and as a page.
+"""Results of a comparison: measured rows, what they say about dual-rate and its baselines, as JSON and as a page.
 
 The page is report/templates/compare.html.
 """
@@ -71,15 +71,15 @@ def keep_row(file: Path, row: Row, replicates: Mapping[str, NDArray[np.float64]]
 def read_row(file: Path, candidate: Candidate) -> MeasuredCandidate:
     """candidate: whose row the file has. Raises ValueError for another file, OSError for one that cannot be read."""
     try:
-        kept: KeptRow = from_json(KeptRow, read_bytes(file), str(file))
-        counts = {len(replicates) for replicates in kept.replicates}
-        if len(kept.replicates) != len(kept.row.scores) or len(counts) != 1:
-            raise ValueError(f"{len(kept.row.scores)} scores with replicates of {sorted(counts)}")
+        kept_row: KeptRow = from_json(KeptRow, read_bytes(file), str(file))
+        counts = {len(replicates) for replicates in kept_row.replicates}
+        if len(kept_row.replicates) != len(kept_row.row.scores) or len(counts) != 1:
+            raise ValueError(f"{len(kept_row.row.scores)} scores with replicates of {sorted(counts)}")
     except ValueError as error:
         raise ValueError(f"{file} is no row of a comparison ({error}): delete it, and it is measured again") from error
-    replicates = dict(zip(kept.row.scores, map(np.array, kept.replicates), strict=True))
-    sampler = ", ".join(filter(None, (kept.row.sampler, candidate.note)))
-    return MeasuredCandidate(candidate, replace(kept.row, sampler=sampler), replicates, kept.ran_on)
+    replicates = dict(zip(kept_row.row.scores, map(np.array, kept_row.replicates), strict=True))
+    sampler = ", ".join(filter(None, (kept_row.row.sampler, candidate.note)))
+    return MeasuredCandidate(candidate, replace(kept_row.row, sampler=sampler), replicates, kept_row.ran_on)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,25 +101,30 @@ class ComparisonResults:
 
     @property
     def dual_rate(self) -> list[MeasuredCandidate]:
-        return [one for one in self.finished if one.candidate.network in self.duals]
+        return [measured for measured in self.finished if measured.candidate.network in self.duals]
 
     @property
     def baselines(self) -> list[MeasuredCandidate]:
-        return [one for one in self.finished if one.candidate.network not in self.duals]
+        return [measured for measured in self.finished if measured.candidate.network not in self.duals]
 
     @property
     def ties(self) -> list[str]:
-        """As `ties`, of the first metric."""
-        scores = {str(one.row): one.row.score for one in sorted(self.finished, key=lambda one: one.row.macs)}
+        """Names of the candidates that tie by the first metric, as `ties` returns them."""
+        scores = {
+            str(measured.row): measured.row.score
+            for measured in sorted(self.finished, key=lambda measured: measured.row.macs)
+        }
         return ties({name: (score.value, score.low, score.high) for name, score in scores.items()})
 
     def with_savings(self) -> ComparisonResults:
-        """With the saving of every dual-rate candidate, where there are baselines."""
+        """Copies the results with the saving of every dual-rate candidate, where there are baselines."""
         if not self.baselines:
             return self
         finished = [
-            replace(one, saving=saving(one, self.baselines)) if one.candidate.network in self.duals else one
-            for one in self.finished
+            replace(measured, saving=saving(measured, self.baselines))
+            if measured.candidate.network in self.duals
+            else measured
+            for measured in self.finished
         ]
         return replace(self, finished=finished)
 
@@ -145,24 +150,27 @@ class Saving:
         return f"{'at most ' if self.at_most else ''}{ratio} [{low}, {high}]"
 
 
-def saving(one: MeasuredCandidate, baselines: Sequence[MeasuredCandidate]) -> Saving | None:
-    """In FLOPs, by the row's first metric. None where every baseline is better, and where all that could be said is an
-    upper bound by a baseline that costs more, as none as cheap was measured.
+def saving(measured: MeasuredCandidate, baselines: Sequence[MeasuredCandidate]) -> Saving | None:
+    """Saving in FLOPs, by the row's first metric. None where every baseline is better, and where all that could be said
+    is an upper bound by a baseline that costs more, as none as cheap was measured.
 
     Between two plans of one network and sampler the score is a straight line in logarithms. Beyond a curve's plans
     nothing is assumed.
     """
-    metric, score = one.row.score.metric, one.row.score.value
+    metric, score = measured.row.score.metric, measured.row.score.value
     curves: dict[str, list[MeasuredCandidate]] = {}
     for other in sorted(baselines, key=lambda other: other.row.macs):
         curves.setdefault(other.candidate.curve, []).append(other)
-    costs = [np.array([other.row.macs for other in curve]) / one.row.macs for curve in curves.values()]
+    costs = [np.array([other.row.macs for other in curve]) / measured.row.macs for curve in curves.values()]
     values = [np.array([other.row.scores[metric].value for other in curve]) for curve in curves.values()]
     replicates = [np.stack([other.replicates[metric] for other in curve], axis=1) for curve in curves.values()]
     ratio, at_most = _ratio(costs, values, score)
     if at_most and (min(cost[0] for cost in costs) > 1 or all((curve < score).all() for curve in values)):
         return None
-    again = [_ratio(costs, [scores[i] for scores in replicates], own) for i, own in enumerate(one.replicates[metric])]
+    again = [
+        _ratio(costs, [scores[i] for scores in replicates], replicate)
+        for i, replicate in enumerate(measured.replicates[metric])
+    ]
     tails = (1 - LEVEL) / 2, (1 + LEVEL) / 2  # by a method that has no trouble with infinite ones
     low = np.quantile([0 if bound else value for value, bound in again], tails[0], method="inverted_cdf").item()
     high = np.quantile([value for value, _ in again], tails[1], method="inverted_cdf").item()
@@ -194,18 +202,18 @@ def cost_at(costs: NDArray[np.float64], scores: NDArray[np.float64], wanted: flo
 def as_records(results: ComparisonResults) -> list[dict[str, object]]:
     """A flat dict for each finished candidate, unrounded."""
     lines = []
-    for one in results.finished:
-        candidate, details = one.candidate, one.row.score.details
-        line = record(one.row) | {
+    for measured in results.finished:
+        candidate, details = measured.candidate, measured.row.score.details
+        line = record(measured.row) | {
             "run": candidate.run.name,
             "note_on_plan": candidate.note,
             "denoiser": candidate.denoiser and Path(candidate.denoiser).name,  # of a run its name, as above
             "plan": json.loads(candidate.plan.to_json()),
-            "seconds_alone": one.seconds_alone,
-            "ran_on": one.ran_on,
+            "seconds_alone": measured.seconds_alone,
+            "ran_on": measured.ran_on,
         }
-        if one.saving:
-            values = {f"saving_{name}": value for name, value in asdict(one.saving).items()}
+        if measured.saving:
+            values = {f"saving_{name}": value for name, value in asdict(measured.saving).items()}
             line |= {name: value if math.isfinite(value) else "never" for name, value in values.items()}
         if details:
             line |= {
@@ -221,24 +229,24 @@ def as_records(results: ComparisonResults) -> list[dict[str, object]]:
 
 def as_json(results: ComparisonResults) -> str:
     """All numbers of the page. "never": no baseline reaches the score."""
-    found: dict[str, object] = {
+    content: dict[str, object] = {
         "command": results.command,
         "environment": results.environment,
         "unfinished": list(results.unfinished),
         "headline": headline(results) if results.finished else "",
         "not_distinguishable_from_the_best": results.ties[1:],
         "front": as_records(results),
-        "screening": [record(one.row) for one in results.screened],
+        "screening": [record(measured.row) for measured in results.screened],
     }
-    return json.dumps(found, indent=1)
+    return json.dumps(content, indent=1)
 
 
 # The page
 
 
 def compare_page(results: ComparisonResults) -> str:
-    finished = sorted(results.finished, key=lambda one: one.row.macs)
-    rows, plans = [one.row for one in finished], reusing_plans(finished)
+    finished = sorted(results.finished, key=lambda measured: measured.row.macs)
+    rows, plans = [measured.row for measured in finished], reusing_plans(finished)
     figures = []
     if finished:
         faint = "Each point has its N/H; faint points are worse than others of their network."
@@ -249,21 +257,23 @@ def compare_page(results: ComparisonResults) -> str:
     if ranks := {f"{row.network} {row.plan}": row.ensemble.ranks for row in rows if row.ensemble is not None}:
         says = "Ranks of the truth among samples: flat at 1 is calibrated; high at both ends is too sure."
         figures.append((svg(ranks_figure(ranks)), says))
-    notes = [f"{one} The same command continues." for one in results.unfinished]
+    notes = [f"{sentence} The same command continues." for sentence in results.unfinished]
     notes += filter(None, [ties_note(results.ties)])
     samples = []
-    for one in finished:
-        caption = f"{one.row}: {one.row.score.metric} {significant(one.row.score.value)}"
-        if one.columns:
+    for measured in finished:
+        caption = f"{measured.row}: {measured.row.score.metric} {significant(measured.row.score.value)}"
+        if measured.columns:
             caption += ". Each row: the condition, if it is a picture; the image that it was made of; samples"
-        text = BETWEEN.join(texts(one.alphabet, one.images)) if one.alphabet else ""
-        samples.append((caption, None if text else image_grid(one.images, one.columns or COLUMNS), text))
+        text = BETWEEN.join(texts(measured.alphabet, measured.images)) if measured.alphabet else ""
+        samples.append((caption, None if text else image_grid(measured.images, measured.columns or COLUMNS), text))
     made_by = {**results.environment, "command": results.command}
     if finished:
         made_by["precision"] = rows[0].precision
-        made_by["images scored on"] = "; ".join(dict.fromkeys(one.ran_on for one in finished))
+        made_by["images scored on"] = "; ".join(dict.fromkeys(measured.ran_on for measured in finished))
         made_by["fingerprint"] = rows[0].score.fingerprint.json()
-    made_by |= {one.candidate.network: str(one.candidate.run) for one in (*results.screened, *results.measured)}
+    made_by |= {
+        measured.candidate.network: str(measured.candidate.run) for measured in (*results.screened, *results.measured)
+    }
     return page(
         "compare.html",
         title="Quality against compute",
@@ -273,64 +283,64 @@ def compare_page(results: ComparisonResults) -> str:
         figures=figures,
         samples=samples,
         plans=svg(plan_figure(plans)) if plans else "",
-        screening=table([one.row for one in results.screened]) if results.screened else None,
+        screening=table([measured.row for measured in results.screened]) if results.screened else None,
         made_by=made_by,
     )
 
 
 def headline(results: ComparisonResults) -> str:
-    """What was found, in plain words: the best dual-rate plan and the best baseline, which scores are told apart, and
+    """Says the results in plain words: the best dual-rate plan and the best baseline, which scores are told apart, and
     what baselines need for its score in FLOPs and in time; without both sides, the best of all.
     """
-    start, baselines = "So far: " if results.unfinished else "", [one.row for one in results.baselines]
-    best = min(results.dual_rate or results.finished, key=lambda one: one.row.score.value)
+    start, baselines = "So far: " if results.unfinished else "", [measured.row for measured in results.baselines]
+    best = min(results.dual_rate or results.finished, key=lambda measured: measured.row.score.value)
     row, score = best.row, best.row.score
     real = "" if math.isnan(score.floor) else f", real images have {significant(score.floor)}"
     says = f"{row}: {score.metric} {scored(score)} ({score.better} is better{real}) at {_costs(row)} an image"
     if not 0 < len(baselines) < len(results.finished):
         return f"{start}The best is {says}."
-    other = min(baselines, key=lambda one: one.score.value)
-    found = [
+    other = min(baselines, key=lambda baseline: baseline.score.value)
+    sentences = [
         f"{start}The best dual-rate plan is {says}.",
         f"The best baseline is {other}: {scored(other.score)} at {_costs(other)}.",
         f"{_told_apart(score, other.score)}.",
         _compute(saving(best, results.baselines), row, baselines),
     ]
-    as_good = [one for one in baselines if one.score.low <= score.high]
-    if fastest := min(as_good, key=lambda one: one.seconds_per_image, default=None):
+    as_good = [baseline for baseline in baselines if baseline.score.low <= score.high]
+    if fastest := min(as_good, key=lambda baseline: baseline.seconds_per_image, default=None):
         share = fastest.seconds_per_image / row.seconds_per_image
-        found.append(
+        sentences.append(
             f"In time a baseline is cheaper: {fastest} with {scored(fastest.score)} takes {_milliseconds(fastest)} ms, "
             f"{significant(share)} of the {_milliseconds(row)} ms of the dual-rate plan."
             if share < 1
             else "In time no baseline of such a score is cheaper."
         )
-    return " ".join(found)
+    return " ".join(sentences)
 
 
 def _told_apart(score: Score, other: Score) -> str:
-    """Of the best dual-rate score and the best one of a baseline."""
+    """Says whether the intervals of the best dual-rate score and of the best baseline's overlap."""
     if score.low <= other.high and other.low <= score.high:
         count = score.fingerprint.count
         return f"These two scores are not distinguishable: their intervals, of {count:,} images each, overlap"
     return f"Dual-rate has the {'better' if score.value < other.value else 'worse'} score"
 
 
-def _compute(found: Saving | None, row: Row, baselines: Sequence[Row]) -> str:
-    """What baselines need for the row's score, in FLOPs."""
-    if found is None:
-        cheapest = min(baselines, key=lambda one: one.macs)
-        if all(one.score.value < row.score.value for one in baselines):
+def _compute(flops_saving: Saving | None, row: Row, baselines: Sequence[Row]) -> str:
+    """Says how many FLOPs baselines need for the row's score."""
+    if flops_saving is None:
+        cheapest = min(baselines, key=lambda baseline: baseline.macs)
+        if all(baseline.score.value < row.score.value for baseline in baselines):
             return (
                 f"Every baseline has a better score, the cheapest for {cheapest.macs / row.macs:.2f} times its FLOPs."
             )
         return "No baseline with as few FLOPs was measured, so nothing is known of what it saves."
-    if math.isinf(found.ratio):
+    if math.isinf(flops_saving.ratio):
         return "No baseline reaches this score."
     which = "which is cheaper is not distinguishable"
-    if found.low > 1 or found.high < 1:
-        which = f"in FLOPs {'dual-rate' if found.low > 1 else 'the baseline'} is cheaper"
-    return f"The cheapest baseline needs {found} times its FLOPs for the same score: {which}."
+    if flops_saving.low > 1 or flops_saving.high < 1:
+        which = f"in FLOPs {'dual-rate' if flops_saving.low > 1 else 'the baseline'} is cheaper"
+    return f"The cheapest baseline needs {flops_saving} times its FLOPs for the same score: {which}."
 
 
 def ties(scores: Mapping[str, tuple[float, float, float]]) -> list[str]:
@@ -341,16 +351,16 @@ def ties(scores: Mapping[str, tuple[float, float, float]]) -> list[str]:
     if not scores:
         return []
     best = min(scores, key=lambda name: (math.isnan(scores[name][0]), scores[name]))
-    others = [name for name, (_, low, _) in scores.items() if name != best and low <= scores[best][2]]
-    return [best, *others] if others else []
+    tied = [name for name, (_, low, _) in scores.items() if name != best and low <= scores[best][2]]
+    return [best, *tied] if tied else []
 
 
 def ties_note(tied: Sequence[str]) -> str:
-    """In words; empty of none."""
+    """Says in a sentence which names tie; empty where none do."""
     if not tied:
         return ""
-    best, *others = tied
-    return f"Not distinguishable from the best score, {best}, since intervals overlap: {', '.join(others)}."
+    best, *rest = tied
+    return f"Not distinguishable from the best score, {best}, since intervals overlap: {', '.join(rest)}."
 
 
 def _costs(row: Row) -> str:
@@ -364,52 +374,56 @@ def _milliseconds(row: Row) -> str:
 
 def front_table(finished: Sequence[MeasuredCandidate]) -> Table:
     """Costs and metrics of every candidate, lowest cost first."""
-    own = [_columns(one) for one in finished]
-    names = dict.fromkeys(column for columns in own for column in columns)
-    beside = [{name: columns.get(name, EACH) for name in names} for columns in own]
+    cells = [_columns(measured) for measured in finished]
+    names = dict.fromkeys(column for columns in cells for column in columns)
+    beside = [{name: columns.get(name, EACH) for name in names} for columns in cells]
     notes = ["ms alone: of an image that is drawn alone, with its other members"]
-    if any(one.row.ensemble for one in finished):
+    if any(measured.row.ensemble for measured in finished):
         notes.append(
             "M: samples of each condition, which share its heavy call. CRPS, energy: fair scores, lower is better, "
             "with standard errors over conditions. PSNR: dB. spread / skill: 1 is calibrated"
         )
-    if any(one.saving for one in finished):
+    if any(measured.saving for measured in finished):
         notes.append(
             "saving: FLOPs of the cheapest baseline for the same score, over the plan's own, with a 95% interval over "
             "images; above 1 the plan is cheaper, and an interval with 1 in it leaves that open. never: no baseline "
             f"reaches the score. at most: the cheapest plan of a baseline is better already. {EACH}: of no dual-rate "
             "plan, or every baseline is better, or no baseline as cheap was measured"
         )
-    return table([one.row for one in finished], beside, notes)
+    return table([measured.row for measured in finished], beside, notes)
 
 
-def _columns(one: MeasuredCandidate) -> dict[str, str]:
-    """Those that only some tables have."""
-    found = {"ms alone": significant(1000 * one.seconds_alone)}
-    if one.saving:
-        found["saving"] = str(one.saving)
-    if (ensemble := one.row.ensemble) is not None:
+def _columns(measured: MeasuredCandidate) -> dict[str, str]:
+    """Cells by the names of their columns, for the columns that only some tables have."""
+    columns = {"ms alone": significant(1000 * measured.seconds_alone)}
+    if measured.saving:
+        columns["saving"] = str(measured.saving)
+    if (ensemble := measured.row.ensemble) is not None:
         crps, energy, *_ = ensemble.errors
-        found |= {
+        columns |= {
             "M": str(ensemble.members),
             "CRPS x 1000": f"{1000 * ensemble.crps:.2f} +- {1000 * crps:.2f}",
             "energy x 1000": f"{1000 * ensemble.energy:.2f} +- {1000 * energy:.2f}",
             "PSNR of mean": f"{ensemble.psnr_mean:.2f}",
             "spread / skill": f"{ensemble.spread_skill:.2f}",
         }
-    if details := one.row.score.details:
+    if details := measured.row.score.details:
         kernel, shares = details.kernel, details.precision_recall
-        found |= {
+        columns |= {
             f"{details.kernel_metric} x 1000": f"{1000 * kernel.value:.2f} +- {1000 * kernel.standard_error:.2f}",
             "precision": f"{shares.precision:.3f}",
             "recall": f"{shares.recall:.3f}",
         }
-    return found
+    return columns
 
 
 def reusing_plans(finished: Sequence[MeasuredCandidate]) -> list[tuple[str, StepPlan]]:
     """Labels and plans that reuse something, each once."""
-    notes = {(one.row.network, one.candidate.plan): one.candidate.note for one in finished if one.candidate.reuses}
+    notes = {
+        (measured.row.network, measured.candidate.plan): measured.candidate.note
+        for measured in finished
+        if measured.candidate.reuses
+    }
     return [
         (f"{network} {plan.num_steps}/{plan.num_heavy}{f', {note}' if note else ''}", plan)
         for (network, plan), note in notes.items()

@@ -63,7 +63,7 @@ class Condition(ABC):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a run is by it, as a part of the run's identity."""
+        """The fields by which a run is identified, as a part of the run's identity."""
         return {"condition": to_plain(self)}
 
     @abstractmethod
@@ -72,7 +72,7 @@ class Condition(ABC):
 
     @abstractmethod
     def build(self, device: torch.device | str) -> Make:
-        """What makes y of x, on a device; of pairs, of the other image."""
+        """The function that makes y of x, on a device; of pairs, of the other image."""
 
     def fitted(self, targets: Look, image: Shape) -> Condition:
         """The same for images that were looked at, and become (C, H, W). Raises what a look at others raises."""
@@ -97,21 +97,21 @@ class Condition(ABC):
         images."""
         return None
 
-    def conditioned(self, targets: TrainingSet, others: TrainingSet | None = None) -> Conditioned:
-        """What networks are trained on, of one split of the data. others: `partners`"""
-        return Conditioned(targets, self, others)
+    def conditioned(self, targets: TrainingSet, partners: TrainingSet | None = None) -> Conditioned:
+        """The set that networks are trained on, of one split of the data. partners: of the items, from `partners`"""
+        return Conditioned(targets, self, partners)
 
-    def keep(self, x: Tensor, given: Tensor) -> Tensor:
+    def keep(self, x: Tensor, y: Tensor) -> Tensor:
         """A sample (B, C, H, W) with what the condition knows of it put back: nothing, unless overridden."""
         return x
 
-    def unknown(self, given: Tensor) -> Tensor | None:
+    def unknown(self, y: Tensor) -> Tensor | None:
         """(B, 1, H, W) bool: the pixels that conditions (B, c, h, w) do not show; None: all."""
         return None
 
-    def accepted(self, given: Tensor) -> Tensor:
+    def accepted(self, y: Tensor) -> Tensor:
         """Conditions of one's own, (N, c, h, w), as networks take them. Raises ValueError for what cannot be one."""
-        return given
+        return y
 
     def check_pictured(self) -> None:  # noqa: B027  # most are of pictures
         """Raises ValueError where samples are no pictures."""
@@ -141,16 +141,16 @@ class Unconditional(Condition):
 
 
 class OfPicture(Condition):
-    """Of a picture, in [-1, 1]."""
+    """A condition that is a picture, in [-1, 1]."""
 
-    def accepted(self, given: Tensor) -> Tensor:
-        low, high = given.aminmax()
-        if not (given.is_floating_point() and low >= -1 and high <= 1):
+    def accepted(self, y: Tensor) -> Tensor:
+        low, high = y.aminmax()
+        if not (y.is_floating_point() and low >= -1 and high <= 1):
             raise ValueError(
-                f"conditions are numbers from -1 to 1, got {given.dtype} from {low:g} to {high:g}: of 8 bits take "
+                f"conditions are numbers from -1 to 1, got {y.dtype} from {low:g} to {high:g}: of 8 bits take "
                 "x / 127.5 - 1"
             )
-        return given
+        return y
 
 
 @dataclass(frozen=True)
@@ -183,18 +183,18 @@ class Inpainting(OfPicture, Ranged):
         return channels + 1, height, width
 
     def build(self, device: torch.device | str) -> Make:
-        return lambda x, draws: masked(x, known(draws, self.hole, x.shape[2], x.shape[3]))
+        return lambda x, draws: masked(x, hole_mask(draws, self.hole, x.shape[2], x.shape[3]))
 
-    def keep(self, x: Tensor, given: Tensor) -> Tensor:
-        image, mask = given[:, :-1], given[:, -1:]
+    def keep(self, x: Tensor, y: Tensor) -> Tensor:
+        image, mask = y[:, :-1], y[:, -1:]
         return image * mask + x * (1 - mask)
 
-    def unknown(self, given: Tensor) -> Tensor:
-        return given[:, -1:] == 0
+    def unknown(self, y: Tensor) -> Tensor:
+        return y[:, -1:] == 0
 
-    def accepted(self, given: Tensor) -> Tensor:
-        """What is below the hole is taken away."""
-        image, mask = super().accepted(given)[:, :-1], given[:, -1:]
+    def accepted(self, y: Tensor) -> Tensor:
+        """Conditions without what is below the hole."""
+        image, mask = super().accepted(y)[:, :-1], y[:, -1:]
         if not ((mask == 0) | (mask == 1)).all():
             raise ValueError("the last channel of a condition is its mask: 0 in the hole, 1 elsewhere")
         return masked(image, mask)
@@ -248,15 +248,15 @@ class Pairs(OfPicture, Ranged):
         return lambda x, draws: x
 
     def fitted(self, targets: Look, image: Shape) -> Pairs:
-        """As large beside x as they are beside the targets, by a power of 2, which all levels of networks take."""
-        own = look_at(self.source).shapes
-        mine, target = (median_low(min(shape[1:]) for shape in shapes) for shapes in (own, targets.shapes))
+        """Fits the size: as large beside x as they are beside the targets, by a power of 2, which all networks take."""
+        sizes = look_at(self.source).shapes
+        mine, target = (median_low(min(shape[1:]) for shape in shapes) for shapes in (sizes, targets.shapes))
         ratio, size = mine / target, image[1]
         while ratio >= 2**0.5 and 2 * size <= max(image[1], MOST_SIDE):
             ratio, size = ratio / 2, 2 * size
         while ratio < 0.5**0.5 and size % 2 == 0:
             ratio, size = ratio * 2, size // 2
-        return replace(self, size=size, channels=1 if all(shape[0] == 1 for shape in own) else 3)
+        return replace(self, size=size, channels=1 if all(shape[0] == 1 for shape in sizes) else 3)
 
     def read(self, data: bytes, name: str, channels: int) -> Tensor:
         """Cropped and resized as in training."""
@@ -274,8 +274,8 @@ class Pairs(OfPicture, Ranged):
         their targets, since both are cropped to squares, and what `load_images` raises."""
         if on_bad != "fail":
             raise ValueError("an image cannot be left out without its partner: drop --data.on-bad, repair the images")
-        found = partner_source(self.source, targets, split, label)
-        return decoded_source(found, split, Options(self.size, self.channels, on_bad), cache_dir(), silent)
+        source = partner_source(self.source, targets, split, label)
+        return decoded_source(source, split, Options(self.size, self.channels, on_bad), cache_dir(), silent)
 
 
 def partner_source(source: str | Path, targets: str | Path, split: Split, label: str | None) -> Source:
@@ -284,30 +284,31 @@ def partner_source(source: str | Path, targets: str | Path, split: Split, label:
     Raises ValueError for a prepared source, and when read for names that one source lacks, or has twice, and for
     partners of another aspect ratio than their targets.
     """
-    own, theirs = named_splits(source, "pairs"), named_splits(targets, "pairs", label)
+    partner_splits, target_splits = named_splits(source, "pairs"), named_splits(targets, "pairs", label)
 
     def read() -> Raw:
-        items = {part: one.read().items for part, one in own.items()}
+        items = {part: split_source.read().items for part, split_source in partner_splits.items()}
         names = {part: without_ending(names_of(some)) for part, some in items.items()}
-        aims = {part: one.read().items for part, one in theirs.items()}
+        aims = {part: split_source.read().items for part, split_source in target_splits.items()}
         wanted = {part: without_ending(names_of(some)) for part, some in aims.items()}
         _check_paired(names, wanted, source, targets)
         partners = items[split]
         if names[split] != wanted[split]:
-            found: dict[str, Item] = {}
+            by_name: dict[str, Item] = {}
             for part in sorted(SPLITS, key=lambda part: part == split):  # a name of both splits is of this one
-                found |= zip(names[part], items[part], strict=True)
-            partners = [found[name] for name in wanted[split]]
+                by_name |= zip(names[part], items[part], strict=True)
+            partners = [by_name[name] for name in wanted[split]]
         for (name, partner), (_, target) in zip(partners, aims[split], strict=True):
             _check_aspects(name, (sides_of(partner), source), (sides_of(target), targets))
         return Raw(partners, len(wanted[split]), None, ())  # pyright: ignore[reportArgumentType]  # a list is sliced, too
 
-    files = dict.fromkeys(file for one in (*own.values(), *theirs.values()) for file in one.files)
-    return Source(f"{own[split].name} beside {theirs[split].name}", tuple(files), read)
+    sources = (*partner_splits.values(), *target_splits.values())
+    files = dict.fromkeys(file for split_source in sources for file in split_source.files)
+    return Source(f"{partner_splits[split].name} beside {target_splits[split].name}", tuple(files), read)
 
 
 def _check_aspects(name: str, *pair: tuple[tuple[int, int] | None, str | Path]) -> None:
-    """Up to a pixel of rounding. pair: height and width, and the source"""
+    """Raises ValueError for two aspect ratios, up to a pixel of rounding. pair: height and width, and the source"""
     (mine, source), (target, targets) = pair
     if mine is None or target is None:  # what is no image is refused where it is decoded
         return
@@ -323,11 +324,11 @@ def _check_paired(
     names: dict[str, list[str]], wanted: dict[str, list[str]], source: str | Path, targets: str | Path
 ) -> None:
     mine, other = (Counter(name for part in SPLITS for name in some[part]) for some in (names, wanted))
-    for lacks, where, has, there in ((other - mine, source, other, targets), (mine - other, targets, mine, source)):
+    for lacks, where, has, elsewhere in ((other - mine, source, other, targets), (mine - other, targets, mine, source)):
         if lacks:
             raise ValueError(
-                f"{where} lacks {lacks.total()} of the {has.total()} images of {there}: {some_of(sorted(lacks))}. Give "
-                "the two of a pair the same name, whatever their endings"
+                f"{where} lacks {lacks.total()} of the {has.total()} images of {elsewhere}: {some_of(sorted(lacks))}. "
+                "Give the two of a pair the same name, whatever their endings"
             )
     for some, where in ((names, source), (wanted, targets)):
         if twice := [name for part in SPLITS for name, count in Counter(some[part]).items() if count > 1]:
@@ -392,7 +393,7 @@ def grey(x: Tensor) -> Tensor:
     return to_float(luma.to(torch.uint8))
 
 
-def known(draws: Draws, hole: int, height: int, width: int) -> Tensor:
+def hole_mask(draws: Draws, hole: int, height: int, width: int) -> Tensor:
     """(B, 1, H, W): 0 in a square of side `hole`, whose place is uniform, 1 elsewhere."""
     place = draws.host.uniform("hole", 2).to(draws.row.device, non_blocking=True)
     inside = []
@@ -408,32 +409,32 @@ def masked(x: Tensor, mask: Tensor) -> Tensor:
     return torch.cat((x * mask, mask), 1)
 
 
-def picture_of(given: Tensor, image: Shape) -> NDArray[np.uint8] | None:
+def picture_of(y: Tensor, image: Shape) -> NDArray[np.uint8] | None:
     """(B, C, H, W): conditions as pictures of the images' shape; None of latents and prompts."""
     channels, height, width = image
-    fits = height % given.shape[2] == 0 or given.shape[2] % height == 0
-    fits = fits and given.shape[2] * width == given.shape[3] * height
-    if given.shape[1] not in (1, 3, channels, channels + 1) or not fits:
+    fits = height % y.shape[2] == 0 or y.shape[2] % height == 0
+    fits = fits and y.shape[2] * width == y.shape[3] * height
+    if y.shape[1] not in (1, 3, channels, channels + 1) or not fits:
         return None
-    given = given.float()
-    if (given.shape[1], channels) == (3, 1):
-        given = grey(given)
-    shown = given[:, :channels] if given.shape[1] >= channels else given.expand(-1, channels, -1, -1)
+    y = y.float()
+    if (y.shape[1], channels) == (3, 1):
+        y = grey(y)
+    shown = y[:, :channels] if y.shape[1] >= channels else y.expand(-1, channels, -1, -1)
     return to_uint8(F.interpolate(shown, (height, width))).cpu().numpy()
 
 
 def read_conditions(files: Iterable[tuple[str, bytes]], condition: Condition, expected: Shape) -> Tensor:
     """(N, c, h, w) of pictures. Raises ValueError, with both shapes, for one of another shape than the model takes."""
-    found = []
+    conditions = []
     for name, data in files:
-        given = condition.read(data, name, expected[0])
-        if tuple(given.shape) != expected:
+        y = condition.read(data, name, expected[0])
+        if tuple(y.shape) != expected:
             raise ValueError(
-                f"{name} makes a condition of {tuple(given.shape)} (C, H, W), this model takes {expected}: crop and "
+                f"{name} makes a condition of {tuple(y.shape)} (C, H, W), this model takes {expected}: crop and "
                 "resize it to that"
             )
-        found.append(given)
-    return torch.stack(found)
+        conditions.append(y)
+    return torch.stack(conditions)
 
 
 KEPT = 2**28  # bytes of conditions, so that a drawing of them is timed without what makes them
@@ -472,9 +473,9 @@ class HeldOut:
         key = tuple(seeds.tolist())
         if key not in self._kept:
             draws = Draws(0, seeds.to(self.device))
-            made = self.make(self.of.floats(self._of(self.of, seeds).to(self.device), draws), draws)
-            self._kept[key] = made
-            for oldest in list(self._kept)[: -max(1, KEPT // made.nbytes)]:
+            y = self.make(self.of.floats(self._of(self.of, seeds).to(self.device), draws), draws)
+            self._kept[key] = y
+            for oldest in list(self._kept)[: -max(1, KEPT // y.nbytes)]:
                 del self._kept[oldest]
         return self._kept[key]
 
@@ -520,7 +521,7 @@ class Given:
         return torch.as_tensor(self.y[seeds.cpu().numpy() % len(self.y)]).to(seeds.device).float()
 
     def texts_of(self, seeds: Iterable[int]) -> list[str] | None:
-        """Those of these seeds."""
+        """Texts of these seeds; None: not known."""
         return None if self.texts is None else [self.texts[seed % len(self.y)] for seed in seeds]
 
     @cached_property
@@ -533,23 +534,24 @@ class Given:
 class Conditioned(Derived):
     """Images with the conditions of each, made on the device as images come.
 
-    others: of pairs the other images, in the same order. Raises ValueError for another number of them.
+    partner_images: of pairs the other images, in the same order. Raises ValueError for another number of them.
     """
 
-    def __init__(self, images: TrainingSet, condition: Condition, others: TrainingSet | None = None) -> None:
-        if others is not None and len(others) != len(images):
-            raise ValueError(f"{images.name} has {len(images)} images, {others.name} {len(others)}: expected pairs")
+    def __init__(self, images: TrainingSet, condition: Condition, partners: TrainingSet | None = None) -> None:
+        if partners is not None and len(partners) != len(images):
+            raise ValueError(f"{images.name} has {len(images)} images, {partners.name} {len(partners)}: expected pairs")
         super().__init__(images)
-        self.others, self.given, self._made = others, self._given, cache(condition.build)
+        self.partner_images, self.make_conditions = partners, self._conditions
+        self._build = cache(condition.build)
 
     @property
     def fingerprint(self) -> str:
-        both = [one.fingerprint for one in (self.images, self.others) if one is not None]
-        return both[0] if len(both) == 1 else hashlib.sha256("".join(both).encode()).hexdigest()
+        fingerprints = [images.fingerprint for images in (self.images, self.partner_images) if images is not None]
+        return fingerprints[0] if len(fingerprints) == 1 else hashlib.sha256("".join(fingerprints).encode()).hexdigest()
 
     def partners(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor | None:
-        return None if self.others is None else self.others.rows(index, draws, augment)
+        return None if self.partner_images is None else self.partner_images.rows(index, draws, augment)
 
-    def _given(self, x: Tensor, draws: Draws) -> Tensor:
+    def _conditions(self, x: Tensor, draws: Draws) -> Tensor:
         """y of x, or of its partner in 8 bits, (B, C, H, W) on a device. draws: of the rows' sample numbers"""
-        return self._made(x.device)(x if x.is_floating_point() else to_float(x), draws)
+        return self._build(x.device)(x if x.is_floating_point() else to_float(x), draws)

@@ -70,11 +70,11 @@ class TrainingSet(ABC):
     codec:    of latents; of images `NoCodec()`
     alphabet: as of an `ImageSet`
     floats:   `rows` on a device -> x: (B, C, H, W) float32 there, of the same draws; it travels with batches to workers
-    given:    (x, draws) -> conditions of x, or of its partners, on a device; None: none
+    make_conditions: (x, draws) -> conditions of x, or of its partners, on a device; None: none
     """
 
     floats: Callable[[Tensor, Draws], Tensor]
-    given: Callable[[Tensor, Draws], Tensor] | None = None
+    make_conditions: Callable[[Tensor, Draws], Tensor] | None = None
     name: str
     labels: NDArray[np.int64] | None
     class_names: tuple[str, ...]
@@ -116,7 +116,7 @@ class ByteBatch:
     """A training batch before it is on a device. Images are 8-bit pixels, a quarter of the bytes of a `Batch`.
 
     x: of the training set's `rows`, which `floats` makes floats; label, sample: as in `Batch`; seed: of the run
-    given: of a conditional model: what makes the conditions, of x as floats, or of the partners
+    make_conditions: of a conditional model: makes conditions of x as floats, or of the partners
     partners: as of a `TrainingSet`
     """
 
@@ -125,7 +125,7 @@ class ByteBatch:
     sample: Tensor
     floats: Callable[[Tensor, Draws], Tensor]
     seed: int
-    given: Callable[[Tensor, Draws], Tensor] | None = None
+    make_conditions: Callable[[Tensor, Draws], Tensor] | None = None
     partners: Tensor | None = None
 
     def pinned(self) -> ByteBatch:
@@ -140,7 +140,8 @@ class ByteBatch:
         draws = Draws(self.seed, sample, self.sample)
         x = self.floats(x, draws)
         of = x if self.partners is None else self.partners.to(device, non_blocking=True)
-        return Batch(x, label, sample, here=self.sample, given=None if self.given is None else self.given(of, draws))
+        given = None if self.make_conditions is None else self.make_conditions(of, draws)
+        return Batch(x, label, sample, here=self.sample, given=given)
 
 
 class Batches:
@@ -180,7 +181,7 @@ class Batches:
             sample=sample,
             floats=self.images.floats,
             seed=self.seed,
-            given=self.images.given,
+            make_conditions=self.images.make_conditions,
             partners=self.images.partners(index, draws, self.augment),
         )
 

@@ -68,11 +68,11 @@ class DataConfig(Ranged):
     augment: Augment = Augment()
 
     def at(self, source: str) -> DataConfig:
-        """This with another source. Latents have a size and labels of their own: with them only `augment` is kept."""
+        """Copies this with another source; for latents, with their own size and labels, `augment` alone is kept."""
         return replace(DataConfig(augment=self.augment) if is_encoded(source) else self, source=source)
 
     def load(self, split: Split, progress: DataProgress | None = None) -> TrainingSet:
-        """What networks are trained on: one split of the images, or of their cached latents.
+        """The items that networks are trained on: one split of the images, or of their cached latents.
 
         Raises ValueError for latents with a size of their own, what `read_latents` and `load_images` raise.
         """
@@ -102,8 +102,8 @@ class DataConfig(Ranged):
 
     def refuse(self, what: str, *names: str) -> None:
         """Raises ValueError where one of these settings is given. what: the source holds, which takes none of them"""
-        if given := [f"--data.{name}" for name in names if getattr(self, name) != getattr(DataConfig(), name)]:
-            raise ValueError(f"{self.source} {what}: drop {' and '.join(given).replace('augment', 'augment.*')}")
+        if options := [f"--data.{name}" for name in names if getattr(self, name) != getattr(DataConfig(), name)]:
+            raise ValueError(f"{self.source} {what}: drop {' and '.join(options).replace('augment', 'augment.*')}")
 
     @property
     def preparation(self) -> dict[str, Any]:
@@ -124,7 +124,7 @@ DECODING = "sde-dpm++2m:0.1", 16  # sampler and steps of a decoder as a codec, w
 
 @dataclass(frozen=True)
 class Start:
-    """What a method gets from the run when training starts or resumes.
+    """Inputs that a method gets from the run when training starts or resumes.
 
     fresh:    whether training starts, and the method fills in the first weights; false where it resumes
     bfloat16: whether networks will run under autocast
@@ -215,16 +215,16 @@ class Experiment(Ranged):
         self.method.check(self)
 
     def _check_condition(self) -> None:
-        given = self.networks.given
-        if (given is not None) != (self.condition != Unconditional()):
-            what = "take a condition: give one" if given is not None else "take no condition: drop it"
+        expected = self.networks.given
+        if (expected is not None) != (self.condition != Unconditional()):
+            what = "take a condition: give one" if expected is not None else "take no condition: drop it"
             raise ValueError(f"the networks of {self.name} {what} (Experiment.condition)")
-        if given is None:
+        if expected is None:
             return
         if self.num_classes and not self.condition.labelled:
             raise ValueError(f"a conditional model has no labels: set num_classes of {self.name} to 0")
-        if not self.condition.codec.fingerprint and (made := self.condition.shape(self.shape)) != tuple(given):
-            raise ValueError(f"{self.condition} makes conditions of {made} (C, H, W), the networks take {given}")
+        if not self.condition.codec.fingerprint and (shape := self.condition.shape(self.shape)) != tuple(expected):
+            raise ValueError(f"{self.condition} makes conditions of {shape} (C, H, W), the networks take {expected}")
         self.condition.check(self.codec.data_shape(self.shape), self.data.augment)
 
     @property
@@ -251,43 +251,47 @@ class Experiment(Ranged):
         return self.condition.partners(self.data.source, split, label=self.data.label, on_bad=self.data.on_bad)
 
     def check_data(self, images: TrainingSet) -> list[str]:
-        """What is odd about the training set, but no error.
+        """Warnings: sentences on what is unusual about the training set, but no error.
 
         Raises ValueError unless it is of this codec and shape, with labels that the networks know.
         """
-        own, networks = self.codec, f"the networks of {self.name}"
-        known = 0 if self.condition.labelled else self.num_classes  # else the condition gives the labels
-        found, expected = _kind(images.alphabet, images.codec.fingerprint), _kind(own.alphabet, own.fingerprint)
-        if found != expected:
-            way = "encode the images by that (dualrate data encode)" if own.fingerprint else "begin a new run"
-            raise ValueError(f"{images.name} is {found}, and {self.name} is trained on {expected}: {way}")
-        shape = own.data_shape(self.shape)
+        codec, networks = self.codec, f"the networks of {self.name}"
+        num_classes = 0 if self.condition.labelled else self.num_classes  # else the condition gives the labels
+        kind, expected = _kind(images.alphabet, images.codec.fingerprint), _kind(codec.alphabet, codec.fingerprint)
+        if kind != expected:
+            way = "encode the images by that (dualrate data encode)" if codec.fingerprint else "begin a new run"
+            raise ValueError(f"{images.name} is {kind}, and {self.name} is trained on {expected}: {way}")
+        shape = codec.data_shape(self.shape)
         if self.condition.target(images.shape) != shape:
             raise ValueError(
                 f"{images.name} has images of {images.shape} (C, H, W), {networks} take {shape}: pass --data.size "
                 f"{shape[1]} --data.channels {shape[0]}, of latents encode other images, or change the networks"
             )
-        if known and images.labels is None:
+        if num_classes and images.labels is None:
             raise ValueError(
-                f"{images.name} has no labels, but {networks} are conditioned on {known} classes: set num_classes of "
-                "every network to 0 (of dualrate train: --networks.model.num-classes 0)"
+                f"{images.name} has no labels, but {networks} are conditioned on {num_classes} classes: set "
+                "num_classes of every network to 0 (of dualrate train: --networks.model.num-classes 0)"
             )
-        if images.num_classes > known > 0:
-            raise ValueError(f"{images.name} has {images.num_classes} classes, {networks} know only {known}")
-        odd, size = [], self.fit.batch_size
-        if missing := sorted({*range(known)} - {*(images.labels.tolist() if images.labels is not None else ())}):
-            odd.append(
-                f"{images.name} has no image of {len(missing)} of the networks' {known} classes: {some_of(missing, 10)}"
+        if images.num_classes > num_classes > 0:
+            raise ValueError(f"{images.name} has {images.num_classes} classes, {networks} know only {num_classes}")
+        warnings, size = [], self.fit.batch_size
+        labels = images.labels.tolist() if images.labels is not None else ()
+        if missing := sorted({*range(num_classes)} - {*labels}):
+            warnings.append(
+                f"{images.name} has no image of {len(missing)} of the networks' {num_classes} classes: "
+                f"{some_of(missing, 10)}"
             )
         if len(images) < size:
-            odd.append(f"{images.name} has {len(images)} image(s), fewer than a batch of {size}: they repeat in it")
-        return odd
+            warnings.append(
+                f"{images.name} has {len(images)} image(s), fewer than a batch of {size}: they repeat in it"
+            )
+        return warnings
 
     @property
     def identity(self) -> dict[str, Any]:
         """Its fields as plain values, but for where its codec's folder is: a run is resumed only by the same."""
-        kept = {name: value for name, value in to_plain(self).items() if name not in ("codec", "condition")}
-        return kept | self.codec.identity | self.condition.identity
+        plain = {name: value for name, value in to_plain(self).items() if name not in ("codec", "condition")}
+        return plain | self.codec.identity | self.condition.identity
 
     @property
     def drawing(self) -> dict[str, Any]:
@@ -301,7 +305,7 @@ class Experiment(Ranged):
 
     @property
     def noun(self) -> str:
-        """What one item of its data is called."""
+        """The word for one item of its data."""
         return maker_of(self).noun
 
     @property
@@ -322,17 +326,17 @@ class Experiment(Ranged):
         return replace(self, codec=codec)
 
     def given(self, device: torch.device | str) -> Given | HeldOut | None:
-        """What a conditional model draws images of: the conditions of held-out images, by number.
+        """Conditions that a conditional model draws images of: the conditions of held-out images, by number.
 
         Raises what reading a codec and the images raises.
         """
         if self.networks.given is None:
             return None
-        if (kept := self.condition.held_out(self.data.source)) is not None:
-            return kept
+        if (conditions := self.condition.held_out(self.data.source)) is not None:
+            return conditions
         codec = self.condition.codec.build(nn.ModuleDict(), device)
-        held = self.condition.conditioned(self.data.items("test"), self._partners("test"))
-        return HeldOut(held.images, held.others or held.images, self.condition.build(device), device, codec)
+        test = self.condition.conditioned(self.data.items("test"), self._partners("test"))
+        return HeldOut(test.images, test.partner_images or test.images, self.condition.build(device), device, codec)
 
     def read_given(self, place: str | Path) -> Given:
         """The conditions in a picture, or in a folder of them in the order of their paths.
@@ -403,7 +407,7 @@ class Model:
     graphs: bool = False
     conditions: Given | None = None
     class_names: tuple[str, ...] = ()
-    _ready: dict[bool, Model] = field(default_factory=dict, init=False, repr=False, compare=False)  # by held bfloat16
+    _ready: dict[bool, Model] = field(default_factory=dict, init=False, repr=False, compare=False)  # by bfloat16
 
     def __str__(self) -> str:
         """Which weights these are, for people."""
@@ -430,7 +434,7 @@ class Model:
 
     @cached_property
     def codec(self) -> Codec:
-        """Between the networks' latents and images, read when it is first asked for. Raises as `CodecConfig.build`."""
+        """The codec between latents and images, read when it is first asked for. Raises as `CodecConfig.build`."""
         return self.experiment.codec.build(self.networks, self.device)
 
     @cached_property
@@ -464,8 +468,8 @@ class Model:
             if same:
                 raise ValueError(f"{self.name} has several classes called {label!r}: give a number, {some_of(same)}")
             if not is_whole(label.removeprefix("-")):
-                known = get_close_matches(label, names) or names or [f"0 to {self.num_classes - 1}"]
-                raise ValueError(f"{self.name} has no class {label!r}: give {some_of(known, 10)}")
+                names_to_give = get_close_matches(label, names) or names or [f"0 to {self.num_classes - 1}"]
+                raise ValueError(f"{self.name} has no class {label!r}: give {some_of(names_to_give, 10)}")
             label = int(label)
         try:
             number = None if isinstance(label, bool) else index(label)
@@ -539,7 +543,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where its networks are."""
+        """The device of its networks."""
         return next(self.networks.parameters()).device
 
     def ready(self, *, bfloat16: bool) -> Model:
@@ -549,18 +553,18 @@ class Model:
         """
         settle_products(self.device, bfloat16=bfloat16)
         trains = any(weight.requires_grad for weight in self.networks.parameters())  # then autocast keeps its casts
-        held = bfloat16 and self.experiment.networks.bfloat16_weights and not trains
-        if not (held or self.compiled or self.graphs):
+        cast = bfloat16 and self.experiment.networks.bfloat16_weights and not trains
+        if not (cast or self.compiled or self.graphs):
             return self
-        if held not in self._ready:
-            networks, denoiser = copied((self.networks, self.denoiser), self.networks, bfloat16=held)
+        if cast not in self._ready:
+            networks, denoiser = copied((self.networks, self.denoiser), self.networks, bfloat16=cast)
             for network in networks.values():
                 if self.compiled:
                     compile_calls(network, cache_dir() / COMPILED)
                 if self.graphs:
                     graph_calls(network)
-            self._ready[held] = replace(self, networks=networks, denoiser=denoiser, compiled=False, graphs=False)
-        return self._ready[held]
+            self._ready[cast] = replace(self, networks=networks, denoiser=denoiser, compiled=False, graphs=False)
+        return self._ready[cast]
 
     def arithmetic(self, *, bfloat16: bool) -> str:
         """How its networks compute when sampled from, in words: a part of what images are of."""
@@ -569,8 +573,8 @@ class Model:
     @cached_property
     def call_cost(self) -> CallCost:
         """Multiply-adds of a call of its denoiser, and of an image's decoding."""
-        label, given = 0 if self.num_classes else None, self.experiment.networks.given
-        cost = call_cost(self.denoiser, self.process.state_shape(self.shape), label, self.device, given=given)
+        label, condition = 0 if self.num_classes else None, self.experiment.networks.given
+        cost = call_cost(self.denoiser, self.process.state_shape(self.shape), label, self.device, given=condition)
         return replace(cost, decode=decode_macs(self.codec, self.shape))
 
     @property
@@ -605,7 +609,7 @@ def as_codec(model: Model, sampler: str | None = None, steps: int | None = None)
 
 
 def on_codec_of_data(experiment: Experiment) -> Experiment:
-    """With the codec whose latents its data are, unless it has that one already. Raises as `read_latents`."""
+    """Gives an experiment the codec whose latents its data are, unless it has it already. Raises as `read_latents`."""
     source = experiment.data.source
     if not is_encoded(source):
         return experiment

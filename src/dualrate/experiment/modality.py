@@ -1,4 +1,4 @@
-"""What the engine asks an application, where it does not know itself: whose a source is, how it is read and scored.
+"""Questions of the engine to an application, where it does not know itself: whose a source is, how it is read, scored.
 
 An application is a folder of its own with a module `modality`, whose MODALITY is one of these; its line in WINGS is all
 that the rest of the package knows of it. A modality says only what differs from images; its methods import what they
@@ -75,14 +75,14 @@ class Modality:
         raise ValueError(f"{data.source} holds {self.noun}s, which are no images: name images as --data.source")
 
     def evaluator(self, data: Any, progress: Reporter, *, alone: bool) -> Evaluator[Any] | None:
-        """What scores samples of a source that it reads; None: features of images do.
+        """The scorer of samples of a source that it reads; None: features of images do.
 
         alone: whether neither features nor a reference are named
         """
         return None
 
     def evaluator_by(self, folder: Path, data: Any, device: Any, progress: Reporter) -> Evaluator[Any] | None:
-        """What scores images by the net in a folder; None: the folder holds none that is known here."""
+        """The scorer of images by the net in a folder; None: the folder holds none that is known here."""
         return None
 
     def score(self, drawer: Any, count: int | None, seed: int, workers: WorkerCount, progress: Reporter) -> Report:
@@ -98,7 +98,7 @@ class Modality:
         return None
 
     def conditions_named(self, experiment: Any, text: str, device: torch.device | str) -> Given | None:
-        """What a user names for a model to draw of, such as a prompt; None: the model takes no such thing."""
+        """Conditions that a user names for a model to draw of, such as a prompt; None: the model takes none such."""
         return None
 
 
@@ -106,7 +106,7 @@ IMAGES = Modality()
 
 
 def modalities() -> Iterator[Modality]:
-    """Those of the wings, each imported when it is come to."""
+    """Modalities of the wings, each imported when it is come to."""
     return (import_module(name).MODALITY for name in WINGS)
 
 
@@ -116,7 +116,7 @@ def reader_of(source: str) -> Modality | None:
 
 
 def maker_of(experiment: Any) -> Modality:
-    """What an experiment's samples are."""
+    """The modality of an experiment's samples."""
     return next((each for each in modalities() if each.makes(experiment)), IMAGES)
 
 
@@ -126,8 +126,8 @@ def model_of(path: Path) -> ForeignModel | None:
 
 
 def conditions_named(experiment: Any, text: str, device: torch.device | str) -> Given:
-    """What a user names for a model to draw of. Raises ValueError for a model that takes no such thing."""
+    """Conditions that a user names for a model to draw of. Raises ValueError for a model that takes no such thing."""
     for each in modalities():
-        if (given := each.conditions_named(experiment, text, device)) is not None:
-            return given
+        if (conditions := each.conditions_named(experiment, text, device)) is not None:
+            return conditions
     raise ValueError(f"{experiment.name} takes no prompts: drop the prompt")

@@ -129,7 +129,7 @@ class NetworksConfig(ABC):
         return {role: config for role, config in self.configs.items() if isinstance(config, TokensConfig)}
 
     def with_dropout(self, dropout: float | None) -> NetworksConfig:
-        """With one rate of dropout; None: unchanged. Raises ValueError where there are no `configs`."""
+        """Copies these with one rate of dropout; None: unchanged. Raises ValueError where there are no `configs`."""
         if dropout is None:
             return self
         if not self.configs:
@@ -203,9 +203,9 @@ class OneNetwork(PackageNetworks):
         return nn.ModuleDict({"model": network}), Plain(network, process)
 
     def beside(self, light: object, name: str) -> TwoNetworks:
-        found = self.model.lighter() if light is None else of_kind(BodyConfig, light, name)
+        config = self.model.lighter() if light is None else of_kind(BodyConfig, light, name)
         same: Any = {"num_classes": self.model.num_classes}
-        return TwoNetworks(self.model, replace(found, **same))  # pyright: ignore[reportArgumentType]
+        return TwoNetworks(self.model, replace(config, **same))  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)
@@ -241,9 +241,9 @@ class OneTransformer(PackageNetworks):
         return nn.ModuleDict({"model": network}), Plain(network, process)
 
     def beside(self, light: object, name: str) -> TwoTransformers:
-        found = self.model.lighter() if light is None else of_kind(TokensConfig, light, name)
+        config = self.model.lighter() if light is None else of_kind(TokensConfig, light, name)
         same = {name: getattr(self.model, name) for name in ("vocabulary", "width", "height", "patch", "num_classes")}
-        return TwoTransformers(self.model, replace(found, **same))
+        return TwoTransformers(self.model, replace(config, **same))
 
 
 @dataclass(frozen=True)
@@ -353,10 +353,10 @@ class ThreeConditional(PackageNetworks, Ranged):
 
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
         """The single-rate network of a role's size: with the reader's maps of y to it."""
-        reader, own = networks["reader"], networks.get_submodule(f"{role}.net")
+        reader, net = networks["reader"], networks.get_submodule(f"{role}.net")
         assert isinstance(reader, ConditionReader)
         maps = {"encoder": reader.heavy, "light": reader.light}
-        return nn.ModuleDict({"net": own, "latent": maps[role]}) if role in maps else reader.net
+        return nn.ModuleDict({"net": net, "latent": maps[role]}) if role in maps else reader.net
 
     def disconnect(self, networks: nn.ModuleDict) -> None:
         reader = networks["reader"]

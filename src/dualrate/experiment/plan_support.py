@@ -25,7 +25,7 @@ ROUNDING = 1e-9  # of times
 
 
 class Serves(ABC):
-    """What a model may be asked for. A subclass is a frozen dataclass; names without an annotation are no fields.
+    """Plans that a model may be asked for. A subclass is a frozen dataclass; names without an annotation are no fields.
 
     steps:    of a sampler, where none are asked for
     sampler:  the one that the model was made for, by its name in `sampling/catalogue.py`; None: any
@@ -97,7 +97,7 @@ class AnyPlan(Serves, Ranged):
         return min(max(steps // 4, low), high, steps)
 
     def spread(self, times: Sequence[float], heavy: int, alone: int = 0) -> StepPlan:
-        """As above, only where the encoder was trained: fewer heavy calls where there are fewer such steps."""
+        """Plans as above, only where the encoder was trained: fewer heavy calls where there are fewer such steps."""
         plan, (least, most) = StepPlan.late(times, heavy, alone), self.times
         where = [i for i, t in enumerate(plan.t[:-1]) if i >= alone and least - ROUNDING <= t <= most + ROUNDING]
         heavy = min(heavy, len(where))
@@ -105,7 +105,7 @@ class AnyPlan(Serves, Ranged):
 
 
 class _Distilled(Serves):
-    """Of a student, whose x_hat is no posterior mean: under plain ancestral sampling."""
+    """Plans of a student, whose x_hat is no posterior mean: under plain ancestral sampling."""
 
     def check_step(self, step: Step) -> None:
         rule = step.step if isinstance(step, FittedVariance) else step  # of a bound: the same means
@@ -142,7 +142,7 @@ class AtLeast(_Distilled, Ranged):
 
 
 class _Single(Serves):
-    """Of a model that learned the steps of one plan: it serves that one.
+    """The plan of a model that learned its steps: it serves that one.
 
     learned: what it serves, as an error says it after 'this'
     """
@@ -155,8 +155,8 @@ class _Single(Serves):
 
     def check(self, plan: StepPlan) -> None:
         """Raises ValueError for any plan but its own."""
-        own = self.default_plan()
-        if plan.refresh != own.refresh or any(abs(a - b) > ROUNDING for a, b in zip(plan.t, own.t, strict=True)):
+        served = self.default_plan()
+        if plan.refresh != served.refresh or any(abs(a - b) > ROUNDING for a, b in zip(plan.t, served.t, strict=True)):
             raise ValueError(
                 f"this {self.learned}; got {plan.num_steps} steps with {plan.num_heavy} "
                 "heavy calls: drop --steps, --heavy, --places, --grid, --times and --plan, or train another"

@@ -41,20 +41,24 @@ def check_teacher(student: Experiment, teacher: Model, name: str, guidance: floa
 
 def check_same_images(first: Experiment, second: Experiment, names: str) -> None:
     """Raises ValueError unless two experiments have the same shapes, classes, codec and encoders of texts."""
-    own, its = first.condition.identity, second.condition.identity
-    if own != its:
-        raise ValueError(f"{names} are given {own or 'nothing'} and {its or 'nothing'}: they must be given the same")
-    found = [(one.shape, one.num_classes, one.codec.fingerprint or one.codec.identity) for one in (first, second)]
-    if found[0] != found[1]:
-        (shape, classes, _), (other, others, _) = found
-        if (shape, classes) == (other, others) and second.codec.fingerprint:
+    condition, other_condition = first.condition.identity, second.condition.identity
+    if condition != other_condition:
+        conditions = f"{condition or 'nothing'} and {other_condition or 'nothing'}"
+        raise ValueError(f"{names} are given {conditions}: they must be given the same")
+    images, other_images = (
+        (experiment.shape, experiment.num_classes, experiment.codec.fingerprint or experiment.codec.identity)
+        for experiment in (first, second)
+    )
+    if images != other_images:
+        (shape, classes, _), (other_shape, other_classes, _) = images, other_images
+        if (shape, classes) == (other_shape, other_classes) and second.codec.fingerprint:
             raise ValueError(
                 f"{names} are of latents by different codecs: take latents by one (dualrate data encode IMAGES LATENTS "
                 "--codec FOLDER)"
             )
         raise ValueError(
-            f"{names} make images of {shape} (C, H, W) in {classes} classes and of {other} in {others}: they must be "
-            "the same, by the same codec"
+            f"{names} make images of {shape} (C, H, W) in {classes} classes and of {other_shape} in "
+            f"{other_classes}: they must be the same, by the same codec"
         )
 
 
@@ -129,9 +133,9 @@ class InBfloat16(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, first: Tensor, *others: Any) -> Any:
+    def forward(self, first: Tensor, *rest: Any) -> Any:
         with torch.autocast(first.device.type, torch.bfloat16):
-            return self.network(first, *others)
+            return self.network(first, *rest)
 
 
 def start_from(config: NetworksConfig, networks: nn.ModuleDict, sources: dict[str, Model]) -> dict[str, str]:
@@ -171,9 +175,13 @@ def begin(
     problem = f"its networks are not those of {experiment.name}"
     if source := loaded.get("student"):
         its = source.experiment.networks.configs
-        for role, own in config.configs.items():
-            check_same_network(own, its.get(role), f"{source.path}: its {role} is not that of {experiment.name}")
-        unread = {name: torch.zeros_like(own) for name, own in networks.state_dict().items() if name.endswith(NOISE)}
+        for role, network_config in config.configs.items():
+            check_same_network(
+                network_config, its.get(role), f"{source.path}: its {role} is not that of {experiment.name}"
+            )
+        unread = {
+            name: torch.zeros_like(tensor) for name, tensor in networks.state_dict().items() if name.endswith(NOISE)
+        }
         fill(networks, unread | source.networks.state_dict(), f"{source.path}: {problem}")
         return {"student": str(source)}
     if config.ages:
@@ -207,15 +215,15 @@ def check_latent_shape(experiment: Experiment, codec: Codec) -> None:
     """Raises ValueError unless the networks take a codec's latents of the images, which hold fewer numbers than these:
     of larger ones, such as tokens of pixels, there is nothing to decode.
     """
-    found, expected = codec.latent_shape(experiment.shape), experiment.networks.given
-    made = f"images of {experiment.shape} (C, H, W) have latents of {found} by the codec"
-    if prod(found) > prod(experiment.shape):
+    latent_shape, expected = codec.latent_shape(experiment.shape), experiment.networks.given
+    latents = f"images of {experiment.shape} (C, H, W) have latents of {latent_shape} by the codec"
+    if prod(latent_shape) > prod(experiment.shape):
         raise ValueError(
-            f"{made}: it compresses nothing, so there is nothing to decode. Name a run that trained a codec, or an "
+            f"{latents}: it compresses nothing, so there is nothing to decode. Name a run that trained a codec, or an "
             "autoencoder"
         )
-    if found != expected:
-        raise ValueError(f"{made}, the networks of {experiment.name} take {expected}: set their latent to it")
+    if latent_shape != expected:
+        raise ValueError(f"{latents}, the networks of {experiment.name} take {expected}: set their latent to it")
 
 
 def check_targets(experiment: Experiment, teacher: Model, name: str) -> None:
@@ -230,19 +238,19 @@ def check_targets(experiment: Experiment, teacher: Model, name: str) -> None:
         raise ValueError(f"{name} is a run with the process of {experiment.name}; {teacher.path} has {teacher.process}")
 
 
-def check_same_network(own: Any, its: Any, problem: str) -> None:
+def check_same_network(config: Any, other: Any, problem: str) -> None:
     """Raises ValueError, which begins with `problem`, if two networks are configured otherwise.
 
     Shapes of weights do not tell, for one, whether edges meet. Heads, dropout and planes of noise may differ. None: a
     network without a configuration, of which nothing is known here.
     """
-    if own is None or its is None:
+    if config is None or other is None:
         return
-    first, second = (to_plain(config.with_dropout(0)) | {"head": True, "noise": 0} for config in (own, its))
+    first, second = (to_plain(each.with_dropout(0)) | {"head": True, "noise": 0} for each in (config, other))
     names = [name for name in {**first, **second} if first.get(name) != second.get(name)]
     if names:
-        found = ", ".join(f"{name} is {second.get(name)}, not {first.get(name)}" for name in names)
-        raise ValueError(f"{problem}: {found[:300]}")
+        differences = ", ".join(f"{name} is {second.get(name)}, not {first.get(name)}" for name in names)
+        raise ValueError(f"{problem}: {differences[:300]}")
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], problem: str) -> None:

@@ -38,29 +38,31 @@ def upgraded(plain: dict[str, Any]) -> dict[str, Any]:
     if "schedule" in plain:
         method = {name: plain[name] for name in OF_THE_METHOD if name in plain}
         process = {"type": "GaussianProcess", "schedule": plain["schedule"]}
-        kept = {name: value for name, value in plain.items() if name not in (*OF_THE_METHOD, "schedule")}
-        plain = {**kept, "method": {"type": "DenoisingConfig", **method}, "process": process}
+        rest = {name: value for name, value in plain.items() if name not in (*OF_THE_METHOD, "schedule")}
+        plain = {**rest, "method": {"type": "DenoisingConfig", **method}, "process": process}
     method = plain.get("method")
     if isinstance(method, dict) and "latents" in method:  # of a decoder; in an identity its fingerprint
-        given, method = method["latents"], {name: value for name, value in method.items() if name != "latents"}
+        codec, method = method["latents"], {name: value for name, value in method.items() if name != "latents"}
         plain = {**plain, "method": method}
-        if not (isinstance(given, dict) and given.get("type") == "NoCodec"):
-            plain["condition"] = {"type": "Latent", "codec": given}
+        if not (isinstance(codec, dict) and codec.get("type") == "NoCodec"):
+            plain["condition"] = {"type": "Latent", "codec": codec}
     return _current(plain)
 
 
 def _current(plain: Any) -> Any:
-    """Without retired fields, at every depth."""
+    """Plain values as written today, at every depth."""
     if isinstance(plain, list):
         return [_current(item) for item in plain]
     if not isinstance(plain, dict):
         return plain
     kind = str(plain.get("type"))
-    gone, held = RETIRED.get(kind, {}), {name: _current(value) for name, value in plain.items()}
-    held = {name: value for name, value in held.items() if name not in gone or value != gone[name]}
+    retired, current = RETIRED.get(kind, {}), {name: _current(value) for name, value in plain.items()}
+    current = {name: value for name, value in current.items() if name not in retired or value != retired[name]}
     if kind in RENAMED:
-        held = {"given_shape" if name == "latent_shape" else name: value for name, value in held.items()}
-        held["type"] = RENAMED[kind]
-    if held.get("type") == "Rolling":  # of one frame its clock is as it was
-        held = {"linear": held.get("frames", 1) == 1} | held
-    return held | {name: value for name, value in ADDED.get(str(held.get("type")), {}).items() if name not in held}
+        current = {"given_shape" if name == "latent_shape" else name: value for name, value in current.items()}
+        current["type"] = RENAMED[kind]
+    if current.get("type") == "Rolling":  # of one frame its clock is as it was
+        current = {"linear": current.get("frames", 1) == 1} | current
+    return current | {
+        name: value for name, value in ADDED.get(str(current.get("type")), {}).items() if name not in current
+    }

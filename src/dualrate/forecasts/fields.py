@@ -409,7 +409,7 @@ class Forecast(Condition, Ranged):
         if augment != Augment():
             raise ValueError("fields are not mirrored or shifted in training: drop --data.augment")
 
-    def conditioned(self, targets: TrainingSet, others: TrainingSet | None = None) -> Conditioned:
+    def conditioned(self, targets: TrainingSet, partners: TrainingSet | None = None) -> Conditioned:
         assert isinstance(targets, Fields)
         windows = Windows(targets, self)
         return Conditioned(windows, self, windows.pasts())

@@ -27,7 +27,7 @@ from dualrate.forecasts.sources import find_fields, is_fields
 from dualrate.networks.conditional import ratios
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.auto import name_of
-from dualrate.recipes.tasks import Rate, TrainedBy, made
+from dualrate.recipes.tasks import Rate, TrainedBy, conditional_networks
 from dualrate.system.progress import PlainReporter, Reporter
 from dualrate.training.config import FitConfig, OptimConfig
 
@@ -125,7 +125,7 @@ class Forecasting(Ranged):
         task = task.of(fields)
         _ = Windows(read_fields(source, "test", fields.statistics), task)  # what training needs later is looked at now
         trained_by = {"rolling": RollingConfig, "refiner": RefinerConfig}.get(self.trained_by, self.trained_by)
-        networks, method = made(task, shape, heavy, self.rate, trained_by, self.frames if apart else 1)
+        networks, method = conditional_networks(task, shape, heavy, self.rate, trained_by, self.frames if apart else 1)
         if apart:
             networks = networks.by_lead(range(1, self.frames + 1), attention=self.window == "attention")
         parts = [name_of(source)[:40], "forecast", self.size, self.rate]

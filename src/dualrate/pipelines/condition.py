@@ -61,9 +61,9 @@ class Prompts(Condition, Ranged):
         found = self.partners(source, "test", label=None, on_bad="fail")
         return Given(found.packed.rows, found.texts)
 
-    def conditioned(self, targets: TrainingSet, others: TrainingSet | None = None) -> Conditioned:
+    def conditioned(self, targets: TrainingSet, partners: TrainingSet | None = None) -> Conditioned:
         """Each of class 0: its prompt counts."""
-        made = super().conditioned(targets, others)
+        made = super().conditioned(targets, partners)
         made.labels, made.class_names = np.zeros(len(made), np.int64), ("prompt",)
         return made
 

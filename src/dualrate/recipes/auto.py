@@ -46,7 +46,7 @@ from dualrate.networks.conditional import ratios
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.fashion_mnist import BETTER_ALONE
 from dualrate.recipes.students import DISTILLING, StudentRecipe
-from dualrate.recipes.tasks import OF_A_TASK, Rate, TrainedBy, made
+from dualrate.recipes.tasks import OF_A_TASK, Rate, TrainedBy, conditional_networks
 from dualrate.system.progress import PlainReporter, Reporter
 from dualrate.training.config import FitConfig, OptimConfig
 
@@ -164,7 +164,7 @@ class Auto:
                 f"networks of images of {height} x {width} do not take super-resolution:{task.factor}: give another "
                 f"--data.size, or a factor of {', '.join(map(str, factors))}"
             )
-        networks, method = made(task, single.shape, heavy, self.rate, self.trained_by)
+        networks, method = conditional_networks(task, single.shape, heavy, self.rate, self.trained_by)
         kind, _, of = str(self.task).partition(":")
         what = f"{kind}-{name_of(of)[:20]}" if of else kind
         parts = (name_of(self.data.source)[:30], what, self.size, self.rate, self.trained_by)

@@ -100,7 +100,7 @@ def dual_student(
 
 
 def is_conditional(experiment: Experiment) -> bool:
-    """Whether it makes samples of a condition, prompts apart: then a student has its networks."""
+    """Whether an experiment makes samples of a condition, prompts apart: then a student has its networks."""
     return experiment.networks.given is not None and not experiment.condition.labelled
 
 

@@ -49,7 +49,7 @@ def smaller(heavy: UViTConfig, size: str) -> UViTConfig:
     return replace(heavy, levels=levels, head_dim=step)
 
 
-def made(
+def conditional_networks(
     task: Condition, image: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | Method, parts: int = 1
 ) -> tuple[NetworksConfig, MethodConfig]:
     """Networks for samples of a condition, and how they train. image: (C, H, W); parts: light calls of one.
@@ -57,21 +57,21 @@ def made(
     trained_by: or a method of the caller's, of one network or two
     Raises ValueError for images that the condition cannot be made of, and for a method that is one of two networks.
     """
-    given, times = task.shape(image), GivenTimes(draws=max(1, DRAWS // parts))
+    condition_shape, times = task.shape(image), GivenTimes(draws=max(1, DRAWS // parts))
     if rate == "both":
         if isinstance(trained_by, str) and trained_by != "diffusion":
             raise ValueError(f"{trained_by} has no state that a second heavy network would see: drop --rate {rate}")
-        networks = ThreeConditional(heavy, smaller(heavy, "medium"), smaller(heavy, "light"), given)
+        networks = ThreeConditional(heavy, smaller(heavy, "medium"), smaller(heavy, "light"), condition_shape)
         return networks, _method(trained_by, BothTimes() if trained_by == "diffusion" else times)
     if trained_by in ("residual", "corrdiff"):
         if rate in ALONE:
             raise ValueError(f"{trained_by} is a regression once and a light network at every step: drop --rate {rate}")
-        networks = ResidualNetworks(heavy, smaller(heavy, "light"), given, features=trained_by == "residual")
+        networks = ResidualNetworks(heavy, smaller(heavy, "light"), condition_shape, features=trained_by == "residual")
         return networks, ResidualConfig()
     if rate in ALONE:
         model = smaller(heavy, rate) if rate in SHARES else heavy
-        return OneConditional(model, given), _method(trained_by, SingleTime())
-    return TwoConditional(heavy, smaller(heavy, "light"), given), _method(trained_by, times)
+        return OneConditional(model, condition_shape), _method(trained_by, SingleTime())
+    return TwoConditional(heavy, smaller(heavy, "light"), condition_shape), _method(trained_by, times)
 
 
 def _method(trained_by: ScoreName | Literal["diffusion"] | Method, times: TimeSource) -> MethodConfig:
