@@ -73,7 +73,7 @@ def members(count: int, device: torch.device, bfloat16: bool, seconds: float, co
     task, shape, process = SuperResolution(4), (3, 32, 32), dr.GaussianProcess(Cosine())
     heavy, given = network(TIERS["tiny"], 32, 3, 0), torch.randn(conditions, *task.shape(shape), device=device)
     rates: dict[str, Rate] = {"heavy": "single", "dual": "dual"}
-    made = {name: tasks.made(task, shape, heavy, rate, "diffusion")[0].build(process) for name, rate in rates.items()}
+    made = {name: tasks.conditional_networks(task, shape, heavy, rate, "diffusion")[0].build(process) for name, rate in rates.items()}
     plan = dr.StepPlan.uniform(8, 1)
 
     def sampling(name: str) -> Callable[[], object]:

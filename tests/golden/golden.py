@@ -90,7 +90,7 @@ FIELDS, LATENTS, MODEL = str(GOLDEN / "fields.npz"), str(GOLDEN / "latents"), st
 def of_condition(name: str, rate: tasks.Rate, trained_by: tasks.TrainedBy) -> dr.Experiment:
     """Experiment of images whose condition has half their side."""
     task, heavy = SuperResolution(2), replace(NET, levels=(dr.Level("conv", 8, 1),) * 2, num_classes=0)
-    networks, method = tasks.made(task, heavy.shape, heavy, rate, trained_by)
+    networks, method = tasks.conditional_networks(task, heavy.shape, heavy, rate, trained_by)
     return dr.Experiment(name, networks, method, FIT, dr.DataConfig("images.npz"), condition=task)
 
 
