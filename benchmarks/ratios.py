@@ -25,7 +25,7 @@ from benchmarks import child, workloads
 from benchmarks.interleave import Spread, interleaved, quotient
 from dualrate.data.conditions import SuperResolution
 from dualrate.diffusion.schedule import Cosine
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 from dualrate.recipes import tasks
 from dualrate.recipes.auto import TIERS, network
 from dualrate.recipes.tasks import Rate

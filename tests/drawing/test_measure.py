@@ -14,7 +14,8 @@ from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.drawing.measure import call_seconds, cost_report, drawn_alike, measure
-from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.experiment.plan_support import OnePlan
 from dualrate.methods.denoising import DenoisingConfig

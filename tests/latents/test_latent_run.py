@@ -27,7 +27,8 @@ from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.measure import cost_report, measure
-from dualrate.experiment.experiment import DataConfig, Experiment, on_codec_of_data
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment, on_codec_of_data
 from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler

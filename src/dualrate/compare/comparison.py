@@ -48,8 +48,8 @@ from dualrate.drawing.measure import (
     until,
 )
 from dualrate.drawing.samples import strips
-from dualrate.experiment.experiment import Model
 from dualrate.experiment.modality import conditions_named
+from dualrate.experiment.model import Model
 from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
 from dualrate.report.figures import pareto_front
 from dualrate.runs.store import load

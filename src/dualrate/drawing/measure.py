@@ -37,8 +37,9 @@ from dualrate.diffusion.values import Cond
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.samples import grids_below
-from dualrate.experiment.experiment import DataConfig, Model
+from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.modality import modalities, reader_of
+from dualrate.experiment.model import Model
 from dualrate.metrics import features as feature_nets
 from dualrate.metrics import pretrained
 from dualrate.metrics.ensembles import EnsembleScores
