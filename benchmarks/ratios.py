@@ -25,7 +25,7 @@ from benchmarks import child, workloads
 from benchmarks.interleave import Spread, interleaved, quotient
 from dualrate.data.conditions import SuperResolution
 from dualrate.diffusion.schedule import Cosine
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 from dualrate.recipes import tasks
 from dualrate.recipes.auto import TIERS, network
 from dualrate.recipes.tasks import Rate
@@ -73,7 +73,10 @@ def members(count: int, device: torch.device, bfloat16: bool, seconds: float, co
     task, shape, process = SuperResolution(4), (3, 32, 32), dr.GaussianProcess(Cosine())
     heavy, given = network(TIERS["tiny"], 32, 3, 0), torch.randn(conditions, *task.shape(shape), device=device)
     rates: dict[str, Rate] = {"heavy": "single", "dual": "dual"}
-    made = {name: tasks.conditional_networks(task, shape, heavy, rate, "diffusion")[0].build(process) for name, rate in rates.items()}
+    made = {
+        name: tasks.conditional_networks(task, shape, heavy, rate, "diffusion")[0].build(process)
+        for name, rate in rates.items()
+    }
     plan = dr.StepPlan.uniform(8, 1)
 
     def sampling(name: str) -> Callable[[], object]:

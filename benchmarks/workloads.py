@@ -15,7 +15,8 @@ from torch import nn
 
 import dualrate as dr
 from dualrate.diffusion.values import Batch, shared_time
-from dualrate.experiment.experiment import Experiment, Model
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.model import Model
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.system.device import settle_products
 from dualrate.training.config import FitResult

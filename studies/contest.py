@@ -33,7 +33,7 @@ import dualrate as dr
 from benchmarks.workloads import in_cpu_seconds, whole
 from dualrate.data.conditions import HeldOut
 from dualrate.drawing.drawer import spread
-from dualrate.experiment.experiment import DataConfig
+from dualrate.experiment.data_config import DataConfig
 from dualrate.networks.uvit import UViTConfig
 from dualrate.system.progress import Silent
 from studies.common import RESULTS, Row, add_rows, keep, markdown, on_one_thread, rows_of

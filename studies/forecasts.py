@@ -43,7 +43,7 @@ from benchmarks.workloads import in_cpu_seconds, whole
 from dualrate.cli.distill import Student
 from dualrate.data.conditions import HeldOut
 from dualrate.drawing.drawer import spread
-from dualrate.experiment.experiment import DataConfig
+from dualrate.experiment.data_config import DataConfig
 from dualrate.forecasts.netcdf import write_fields
 from dualrate.forecasts.recipe import Forecasting, OfFrames
 from dualrate.forecasts.rollout import costs, forecast_of, roll_out

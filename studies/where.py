@@ -28,7 +28,7 @@ from dualrate.diffusion.prediction import x_loss_weight
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import measured_on, real_batches
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 from dualrate.report.figures import png
 from dualrate.report.table import significant
 from dualrate.system.files import write_whole

@@ -126,7 +126,7 @@ def few_samples():
 
     from dualrate.compare import comparison, results
     from dualrate.drawing import cost
-    from dualrate.experiment import experiment
+    from dualrate.experiment import model
     from dualrate.forecasts import comparison as forecasts
     from dualrate.forecasts import page as forecast_page
     from dualrate.forecasts import pictures as field_pictures
@@ -139,7 +139,7 @@ def few_samples():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "seconds_per_call", once)
         patch.setattr(blocks, "pays", lambda device: False)
-        patch.setattr(experiment, "call_cost", remembering(experiment.call_cost))
+        patch.setattr(model, "call_cost", remembering(model.call_cost))
         patch.setattr(comparison, "seconds_per_image", lambda drawer, size, repeats: timed(drawer, size, 1))
         patch.setattr(
             evaluate,

@@ -24,8 +24,9 @@ from dualrate.compare.candidates import RunRequest
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.drawer import Drawer
-from dualrate.experiment import experiment as data_module
-from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment import data_config as data_module
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler

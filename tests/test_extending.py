@@ -18,7 +18,7 @@ import dualrate as dr
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
-from dualrate.experiment.experiment import DataConfig
+from dualrate.experiment.data_config import DataConfig
 from dualrate.metrics.features import Architecture
 from dualrate.runs.store import load, write_experiment
 from dualrate.sampling.trajectory import rollout

@@ -38,7 +38,7 @@ AIMED = 0.3  # of the kills: they wait for something half written
 MARK = "DUALRATE_SOAK"  # in the environment of all that a job starts
 RECIPE = """
 import dualrate as dr
-from dualrate.experiment.experiment import DataConfig
+from dualrate.experiment.data_config import DataConfig
 from dualrate.training.config import FitConfig
 def net(channels):
     levels = (dr.Level("conv", channels, 1), dr.Level("transformer", channels, 1))

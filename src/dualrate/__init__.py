@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from dualrate.drawing.choice import sample as sample
     from dualrate.drawing.drawer import Drawer as Drawer
     from dualrate.drawing.drawer import Guidance as Guidance
-    from dualrate.experiment.experiment import DataConfig as DataConfig
+    from dualrate.experiment.data_config import DataConfig as DataConfig
     from dualrate.experiment.experiment import Experiment as Experiment
-    from dualrate.experiment.experiment import Model as Model
+    from dualrate.experiment.model import Model as Model
     from dualrate.experiment.network_configs import OneNetwork as OneNetwork
     from dualrate.experiment.network_configs import TwoNetworks as TwoNetworks
     from dualrate.forecasts.forecast import forecast as forecast
@@ -60,7 +60,9 @@ _MODULES = {
     "dualrate.diffusion.values": ("Cond", "Context", "Reuse"),
     "dualrate.drawing.choice": ("Choice", "sample"),
     "dualrate.drawing.drawer": ("Drawer", "Guidance"),
-    "dualrate.experiment.experiment": ("DataConfig", "Experiment", "Model"),
+    "dualrate.experiment.data_config": ("DataConfig",),
+    "dualrate.experiment.experiment": ("Experiment",),
+    "dualrate.experiment.model": ("Model",),
     "dualrate.experiment.network_configs": ("OneNetwork", "TwoNetworks"),
     "dualrate.forecasts.forecast": ("forecast",),
     "dualrate.methods.denoising": ("DenoisingConfig", "DualRateLoss"),

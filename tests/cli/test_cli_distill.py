@@ -11,7 +11,8 @@ from training.toy import Recorder
 
 from dualrate.cli import distill as cli_distill
 from dualrate.compare.candidates import RunRequest, candidates_of
-from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.uvit import Level, UViTConfig

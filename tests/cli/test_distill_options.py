@@ -15,7 +15,8 @@ from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Truncated
-from dualrate.experiment.experiment import DataConfig, Experiment, Start
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment, Start
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.experiment.plan_support import AtLeast, OnePlan, OneStep, Segments
 from dualrate.methods.consistency import Consistency, ConsistencyConfig, TeacherSteps

@@ -18,7 +18,7 @@ from dualrate.training import checkpoint
 
 RECIPE = """
 import dualrate as dr
-from dualrate.experiment.experiment import DataConfig
+from dualrate.experiment.data_config import DataConfig
 from dualrate.training.config import FitConfig
 LEVELS = (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1))
 NET = dr.UViTConfig(8, 1, LEVELS, 4, patch=2, embedding=16, head_dim=16)

@@ -10,7 +10,8 @@ from training.toy import Recorder
 
 from dualrate.cli import distill as cli_distill
 from dualrate.cli import train as cli_train
-from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler

@@ -31,7 +31,8 @@ from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
-from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler

@@ -172,7 +172,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.drawing.likelihood.Likelihood",
     "dualrate.drawing.drawer.Samples",
     "dualrate.drawing.planning.Candidate",
-    "dualrate.experiment.experiment.Model",
+    "dualrate.experiment.model.Model",
     "dualrate.forecasts.rolling.Window",
     "dualrate.methods.watch.LogWatch",
     "dualrate.sampling.trajectory.State",

@@ -12,7 +12,8 @@ from dualrate.codecs.token_codec import GreyLevels
 from dualrate.contrib.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.diffusion.categorical import Masked
 from dualrate.drawing.choice import Choice
-from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, OneTransformer, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler

@@ -21,7 +21,7 @@ from dualrate.data import decode as decode_module
 from dualrate.data.images import ImageSet, every_image, load_images
 from dualrate.data.loader import Augment
 from dualrate.data.source import NOTED, hold_out
-from dualrate.experiment.experiment import DataConfig
+from dualrate.experiment.data_config import DataConfig
 
 Load = Callable[..., ImageSet]
 

@@ -15,7 +15,7 @@ from dualrate.data.images import ImageSet, load_images
 from dualrate.drawing import evaluators as module
 from dualrate.drawing.evaluators import SHIPPED, evaluator, evaluators, features_named, messages
 from dualrate.drawing.measure import score_source, scorer
-from dualrate.experiment.experiment import DataConfig
+from dualrate.experiment.data_config import DataConfig
 from dualrate.metrics.distances import GaussianStats
 from dualrate.metrics.features import CARD, Architecture, FeatureNet, Mixed, train_feature_net
 from dualrate.report.image_grid import png_bytes

@@ -16,7 +16,8 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.drawing.likelihood import GREY_LEVEL, bits_per_dimension, ending, fit_variance
-from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.denoising import DenoisingConfig

@@ -15,7 +15,8 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.cost import call_seconds, cost_report
 from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.drawing.measure import drawn_alike, measure
-from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.experiment.plan_support import OnePlan
 from dualrate.methods.denoising import DenoisingConfig

@@ -30,7 +30,9 @@ from dualrate.drawing.drawer import Drawer, Guidance, plain_step
 from dualrate.drawing.measure import measure
 from dualrate.drawing.planning import measured_errors
 from dualrate.drawing.samples import write_samples
-from dualrate.experiment.experiment import DataConfig, Experiment, Model
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler

@@ -22,7 +22,8 @@ from dualrate.diffusion.values import Cond, Refresh
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.planning import candidates, measured_errors
-from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import TwoConditional, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import GivenTimes, TimeSampler

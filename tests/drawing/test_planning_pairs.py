@@ -16,7 +16,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Refresh
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.planning import measured_errors
-from dualrate.experiment.experiment import DataConfig
+from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.network_configs import OneNetwork
 from dualrate.networks.uvit import Level
 from dualrate.runs.store import called_by

@@ -15,7 +15,7 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.drawing.choice import Choice, step_for
 from dualrate.drawing.drawer import Drawer
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import OneNetwork
 from dualrate.experiment.plan_support import AtLeast
 from dualrate.methods.consistency import ConsistencyConfig

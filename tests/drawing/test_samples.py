@@ -20,7 +20,8 @@ from dualrate.diffusion.random import Draws
 from dualrate.drawing import samples as module
 from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.drawing.samples import Pictures, write_samples
-from dualrate.experiment.experiment import Experiment, Model
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from forecasts.made_forecasts import CHANNELS, WIDTH, model_of
 
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 
 
 @pytest.fixture(scope="module")

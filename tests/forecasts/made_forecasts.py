@@ -7,7 +7,9 @@ from runs.made import saved_random
 
 from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.drawer import Drawer
-from dualrate.experiment.experiment import DataConfig, Experiment, Model
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import TwoConditional
 from dualrate.forecasts.fields import Forecast, read_fields
 from dualrate.forecasts.folder import write_forecast

@@ -12,7 +12,9 @@ from forecasts.made_forecasts import written
 from matplotlib.figure import Figure
 from runs.made import saved_random
 
-from dualrate.experiment.experiment import DataConfig, Experiment, Model
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import OneConditional
 from dualrate.forecasts import pictures as field_pictures
 from dualrate.forecasts.comparison import _check

@@ -23,7 +23,8 @@ from dualrate.denoisers.denoiser import Denoiser, Metered, given_of
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
-from dualrate.experiment.experiment import Experiment, Model
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import OneNetwork, ThreeConditional
 from dualrate.forecasts import folder as forecast_folder
 from dualrate.forecasts import pictures as field_pictures

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from dualrate.denoisers.denoiser import Denoiser, given_of
 from dualrate.diffusion.values import Cond, Context, Reuse
-from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneConditional
 from dualrate.forecasts.fields import Forecast, read_fields
 from dualrate.forecasts.folder import write_forecast

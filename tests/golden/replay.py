@@ -15,7 +15,7 @@ import torch
 import dualrate as dr
 from dualrate.data.conditions import Given, SuperResolution
 from dualrate.drawing import samples
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 from dualrate.forecasts import folder as forecast_folder
 from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.starts import held_out_starts

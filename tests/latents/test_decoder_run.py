@@ -27,7 +27,8 @@ from dualrate.diffusion.values import Batch, Cond
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.cost import cost_report
 from dualrate.drawing.latents import nearness
-from dualrate.experiment.experiment import Experiment, Start, as_codec
+from dualrate.experiment.experiment import Experiment, Start
+from dualrate.experiment.model import as_codec
 from dualrate.experiment.network_configs import NetworksConfig, OneConditional, TwoConditional
 from dualrate.experiment.teaching import check_latent_shape
 from dualrate.methods.denoising import DenoisingConfig

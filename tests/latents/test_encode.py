@@ -21,7 +21,7 @@ from dualrate.data.images import ImageSet, load_images, to_float
 from dualrate.data.latent_set import LatentSet, encode, encoded_images, is_encoded, moments_of, read_latents
 from dualrate.data.loader import Augment, Batches
 from dualrate.diffusion.random import Draws
-from dualrate.experiment.experiment import DataConfig
+from dualrate.experiment.data_config import DataConfig
 from dualrate.system.folders import Damaged
 from dualrate.system.workers import Workers, in_turn
 

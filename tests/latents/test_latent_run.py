@@ -28,7 +28,8 @@ from dualrate.diffusion.random import Draws
 from dualrate.drawing.cost import cost_report
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.measure import measure
-from dualrate.experiment.experiment import DataConfig, Experiment, on_codec_of_data
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment, on_codec_of_data
 from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler

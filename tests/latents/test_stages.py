@@ -18,7 +18,8 @@ from dualrate.codecs.codec import read_codec
 from dualrate.data.latent_set import read_latents
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine
-from dualrate.experiment.experiment import DataConfig, Experiment, Stages
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment, Stages
 from dualrate.runs import train as runs_stages
 from dualrate.runs import train as runs_train
 from dualrate.runs.store import load

@@ -9,7 +9,7 @@ from matplotlib import cbook
 from PIL import Image
 
 from dualrate.drawing import evaluators as evaluator
-from dualrate.experiment.experiment import DataConfig
+from dualrate.experiment.data_config import DataConfig
 from dualrate.metrics import pretrained
 from dualrate.metrics.pretrained import (
     EFFICIENTNET_SHA256,

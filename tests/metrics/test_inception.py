@@ -14,7 +14,7 @@ from torch import nn
 
 from dualrate.cli import main as cli
 from dualrate.drawing import evaluators as runs_evaluator
-from dualrate.experiment.experiment import DataConfig
+from dualrate.experiment.data_config import DataConfig
 from dualrate.metrics import pretrained
 from dualrate.metrics.pretrained import PhotoNet, inception_path, load_inception
 from dualrate.system.progress import PlainReporter

@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dualrate as dr
 from dualrate.diffusion.values import Cond
-from dualrate.experiment.experiment import Experiment, Model
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.blocks import InFloat32, cast_layers, copied
@@ -113,7 +114,7 @@ def test_a_drawer_draws_the_same_images():
 
 def test_a_compiled_model_is_called_by_way_of_the_compiler_and_says_so(monkeypatch):
     compiled = []
-    monkeypatch.setattr("dualrate.experiment.experiment.compile_calls", lambda net, cache: compiled.append(net))
+    monkeypatch.setattr("dualrate.experiment.model.compile_calls", lambda net, cache: compiled.append(net))
     found = replace(model(DUAL), compiled=True)
     drawer = dr.Drawer(found, dr.Ancestral(found.process), dr.StepPlan.uniform(2, 1), precision="float32")
     drawer.draw(range(2))
@@ -128,7 +129,7 @@ def test_a_compiled_model_is_called_by_way_of_the_compiler_and_says_so(monkeypat
 
 def test_so_is_one_whose_calls_are_recorded(monkeypatch):
     done: list[tuple[str, nn.Module]] = []
-    place = "dualrate.experiment.experiment"
+    place = "dualrate.experiment.model"
     monkeypatch.setattr(f"{place}.graph_calls", lambda net: done.append(("recorded", net)))
     monkeypatch.setattr(f"{place}.compile_calls", lambda net, cache: done.append(("compiled", net)))
     found = replace(model(DUAL), graphs=True)

@@ -35,7 +35,8 @@ from dualrate.data.latent_set import encode
 from dualrate.data.loader import Batches
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.guidance import Guided
-from dualrate.experiment.experiment import Model, Start
+from dualrate.experiment.experiment import Start
+from dualrate.experiment.model import Model
 from dualrate.pipelines import folder as diffusers_folder
 from dualrate.pipelines import recipe as retrofit
 from dualrate.pipelines.accelerate import METHODS

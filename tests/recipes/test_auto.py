@@ -11,7 +11,8 @@ import torch
 from dualrate.data.images import Look
 from dualrate.data.source import Raw
 from dualrate.diffusion.schedule import Cosine, Interpolated
-from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime

@@ -19,7 +19,8 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated, RectifiedFlow
 from dualrate.diffusion.values import Cond, Context
 from dualrate.drawing.choice import Choice
-from dualrate.experiment.experiment import DataConfig, Experiment, Start
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment, Start
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.experiment.teaching import begin, frozen_teacher
 from dualrate.methods import moment_matching

@@ -14,7 +14,8 @@ from dualrate.cli.distill import parse_distill
 from dualrate.data.conditions import SuperResolution
 from dualrate.denoisers.denoiser import Metered
 from dualrate.drawing.drawer import Drawer
-from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneConditional, ThreeConditional, TwoConditional
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import BothTimes, GivenTimes, SingleTime

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from dualrate.data.loader import AHEAD, Augment, Prefetched
-from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler

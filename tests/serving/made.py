@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.values import Cond, Context, Reuse
-from dualrate.experiment.experiment import Experiment, Model
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.model import Model
 from dualrate.experiment.plan_support import AtLeast, OnePlan
 from dualrate.methods.moment_matching import MomentMatchingConfig
 

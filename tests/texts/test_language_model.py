@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dualrate.drawing.evaluators import evaluator
-from dualrate.experiment.experiment import DataConfig
+from dualrate.experiment.data_config import DataConfig
 from dualrate.system.progress import Silent
 from dualrate.texts import language_model as language_model
 from dualrate.texts.language_model import NAME, LanguageModel, Recurrent, nll, train_language_model

@@ -14,8 +14,8 @@ import torch
 
 from dualrate.data.cache import cache_dir
 from dualrate.data.source import NOTED, DataProgress
-from dualrate.experiment.experiment import COMPILED, Model
 from dualrate.experiment.modality import conditions_named
+from dualrate.experiment.model import COMPILED, Model
 from dualrate.runs.store import load
 from dualrate.system.device import compiles, keep_compiled, pick_device
 from dualrate.system.progress import PlainReporter, Reporter

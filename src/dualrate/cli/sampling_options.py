@@ -16,7 +16,7 @@ from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.drawing.choice import GAMMA as RECOMMENDED_GAMMA
 from dualrate.drawing.choice import RECOMMENDED, SMOOTH, Choice, Note, Places, read_plan
 from dualrate.drawing.drawer import Drawer, Guidance
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.catalogue import SAMPLERS, taking
 

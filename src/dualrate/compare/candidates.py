@@ -29,7 +29,8 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
 from dualrate.drawing.choice import Choice, read_plan, step_for
 from dualrate.drawing.drawer import Drawer
-from dualrate.experiment.experiment import Experiment, Model
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.model import Model
 from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.catalogue import at_gamma, sampler_named
 from dualrate.sampling.trajectory import check_reuse

@@ -39,8 +39,8 @@ from dualrate.drawing.drawer import UNGUIDED, Drawer, Guidance
 from dualrate.drawing.evaluators import evaluators, features_named
 from dualrate.drawing.measure import OutOfTime, check, drawn_alike, measure, scored_together, stores, until
 from dualrate.drawing.samples import strips
-from dualrate.experiment.experiment import Model
 from dualrate.experiment.modality import conditions_named
+from dualrate.experiment.model import Model
 from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
 from dualrate.report.figures import pareto_front
 from dualrate.runs.store import load

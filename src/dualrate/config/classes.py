@@ -9,6 +9,7 @@ from __future__ import annotations
 from dualrate.config.imports import import_module
 
 OF_MODULES = {
+    "dualrate.codecs.diffusion": ("DiffusionDecoding",),
     "dualrate.codecs.token_codec": ("GreyLevels", "Characters"),
     "dualrate.contrib.early_exit": ("EarlyExitNetwork", "EarlyExitConfig"),
     "dualrate.diffusion.categorical": ("Masked", "Uniform", "NoisePlanes"),
@@ -27,6 +28,7 @@ OF_MODULES = {
     "dualrate.methods.unified_latents": ("LatentNetworks", "UnifiedLatentsConfig"),
     "dualrate.networks.dis": ("DiSConfig",),
     "dualrate.networks.dit": ("DiTConfig",),
+    "dualrate.networks.image_encoder": ("EncoderConfig",),
     "dualrate.pipelines.condition": ("Prompts",),
     "dualrate.pipelines.retrofitted": ("OneForeign", "Retrofitted", "OwnBlocks"),
 }

@@ -44,6 +44,7 @@ from dualrate.diffusion.process import GaussianProcess, Process, per_row, requir
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Context, Reuse
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
+from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.experiment.teaching import check_drops_labels, check_targets, fill, teachers_network
@@ -282,7 +283,7 @@ class EarlyExitConfig(MethodConfig, Ranged):
         """Puts the network's weights in, and returns which. Raises ValueError for a model that is no such network."""
         if self.backbone_from is None:
             raise ValueError("exits are trained beside a trained network: name its run, --method.backbone-from RUN")
-        source = start.load(self.backbone_from)
+        source: Model = start.load(self.backbone_from)
         if not hasattr(teachers_network(source.experiment, self.backbone_from).configs.get("model"), "levels"):
             raise ValueError(f"{self.backbone_from}: expected a single-rate U-ViT, got {source.experiment.networks}")
         check_targets(experiment, source, "backbone_from")

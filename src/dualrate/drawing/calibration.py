@@ -16,7 +16,7 @@ from dualrate.denoisers.denoiser import read
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, Reuse
 from dualrate.drawing.drawer import measured_on, real_batches
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 from dualrate.runs.store import COVARIANCE
 from dualrate.sampling.covariance import Bands, CovarianceTable, probed
 from dualrate.sampling.planner import every_call

@@ -27,7 +27,7 @@ from dualrate.diffusion.plan import StepPlan, before
 from dualrate.diffusion.values import Reuse
 from dualrate.drawing.calibration import read_table
 from dualrate.drawing.drawer import Drawer, Guidance
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 from dualrate.sampling.catalogue import ANCESTRAL, make_step, sampler_named
 from dualrate.sampling.grids import check_grid, grid_times
 from dualrate.sampling.step import Step

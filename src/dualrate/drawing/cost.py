@@ -12,7 +12,7 @@ from dualrate.config.ranges import Precision
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import Drawer
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 from dualrate.networks.blocks import in_bfloat16
 from dualrate.sampling.cost import CallCost, priced, seconds_per_call
 

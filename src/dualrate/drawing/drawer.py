@@ -44,7 +44,7 @@ from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Refresh, Reuse
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 from dualrate.metrics.evaluate import by_turns
 from dualrate.metrics.store import Origin
 from dualrate.networks.blocks import in_bfloat16

@@ -17,7 +17,7 @@ from dualrate import metrics
 from dualrate.config.ranges import as_path
 from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet
-from dualrate.experiment.experiment import DataConfig
+from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.modality import modalities, reader_of
 from dualrate.metrics import features as feature_nets
 from dualrate.metrics import pretrained

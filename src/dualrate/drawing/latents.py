@@ -48,7 +48,7 @@ from dualrate.drawing.drawer import Drawer, Samples
 from dualrate.drawing.likelihood import Estimate
 from dualrate.drawing.measure import Measurement, image_batches
 from dualrate.drawing.samples import NPZ, Files, FolderRecord, Pictures, naming_progress
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 from dualrate.methods.unified_latents import bound, end
 from dualrate.metrics.evaluate import ROUND_TRIP, Evaluator, round_trips
 from dualrate.report.image_grid import write_npz

@@ -25,7 +25,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Schedule
 from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import Drawer, real_batches
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 from dualrate.sampling.bound import Bound, FittedVariance, mean_errors, token_bound, variational_bound
 from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.sampling.step import MarkovStep

@@ -29,7 +29,8 @@ from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.evaluators import evaluator, evaluators
 from dualrate.drawing.samples import grids_below
-from dualrate.experiment.experiment import DataConfig, Model
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.model import Model
 from dualrate.metrics.ensembles import EnsembleScores
 from dualrate.metrics.evaluate import Evaluator, Score, holds_statistics
 from dualrate.metrics.features import FeatureExtractor, FeatureNet

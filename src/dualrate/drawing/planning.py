@@ -25,7 +25,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import measured_on, real_batches
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import grid_times
 from dualrate.sampling.planner import (

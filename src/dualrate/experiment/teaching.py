@@ -19,7 +19,8 @@ from dualrate.codecs.codec import Codec
 from dualrate.config.serial import to_plain
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import Process
-from dualrate.experiment.experiment import Experiment, Model, Start
+from dualrate.experiment.experiment import Experiment, Start
+from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import NOISE, NetworksConfig
 from dualrate.networks.blocks import cast_layers
 from dualrate.system.files import check_dtypes, shown

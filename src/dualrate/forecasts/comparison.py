@@ -16,7 +16,7 @@ from dualrate.compare.comparison import loaded, useful_first
 from dualrate.compare.results import ties, ties_note
 from dualrate.config.ranges import Members, Minutes, Precision
 from dualrate.drawing.drawer import Drawer
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 from dualrate.forecasts.evaluation import ForecastReport, window_scores
 from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.rollout import forecast_of, window_cost

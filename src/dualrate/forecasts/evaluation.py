@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.drawing.drawer import Drawer, spread
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 from dualrate.forecasts.fields import Fields
 from dualrate.forecasts.rollout import Frame, forecast_of, roll_out
 from dualrate.forecasts.scores import (

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dualrate.config.ranges import Precision
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, forecast_scores, judged
 from dualrate.forecasts.folder import PAGE, SCORES, ForecastWritten, Format, write_forecast
 from dualrate.forecasts.page import forecast_page

@@ -17,7 +17,8 @@ from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.process import GaussianProcess, SharedNoise
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Shape
-from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment
 from dualrate.forecasts.fields import Forecast, Frames, Windows, read_fields
 from dualrate.forecasts.refiner import Refinement, RefinerConfig
 from dualrate.forecasts.rolling import RollingConfig

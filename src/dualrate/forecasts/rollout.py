@@ -35,7 +35,7 @@ from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
 from dualrate.drawing.drawer import Drawer
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.rolling import roll
 from dualrate.forecasts.rolling_process import Rolling

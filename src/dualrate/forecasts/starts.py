@@ -17,7 +17,7 @@ from torch import Tensor
 from dualrate.data.source import read_arrays, reading
 from dualrate.diffusion.values import Shape
 from dualrate.drawing.drawer import spread
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 from dualrate.forecasts.fields import Fields, Forecast, as_float32, pieces_of, read_fields
 from dualrate.forecasts.metadata import SAME_AXIS, Metadata
 from dualrate.forecasts.rollout import Frame, forecast_of, frame_shape

@@ -64,6 +64,7 @@ from dualrate.diffusion.process import GaussianProcess, require_gaussian
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Refresh, Reuse, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
+from dualrate.experiment.model import Model
 from dualrate.experiment.plan_support import Segments
 from dualrate.experiment.teaching import begin, check_teacher, frozen_teacher, require_no_decoder
 from dualrate.methods.times import stratified_uniform, to_device
@@ -297,13 +298,15 @@ class ConsistencyConfig(MethodConfig, Ranged):
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
         networks, student = replace(experiment, networks=experiment.networks.with_dropout(self.dropout)).build()
-        teacher, taught, weights, identity = None, None, {}, {}
+        teacher: Model | None = None
+        taught, weights, identity = None, {}, {}
         ages = experiment.networks.ages
         if self.teacher is not None:
-            teacher, process = start.load(self.teacher), experiment.process
-            single = check_teacher(experiment, teacher, self.teacher, self.guidance)
-            _, taught = frozen_teacher(single, process, teacher, bfloat16=start.bfloat16)
-            weights["teacher"], identity["teacher"] = str(teacher), f"weights {teacher.weights_hash[:12]}"
+            model, process = start.load(self.teacher), experiment.process
+            single = check_teacher(experiment, model, self.teacher, self.guidance)
+            _, taught = frozen_teacher(single, process, model, bfloat16=start.bfloat16)
+            weights["teacher"], identity["teacher"] = str(model), f"weights {model.weights_hash[:12]}"
+            teacher = model
         if start.fresh:
             runs = {"student": self.student_from, "light": self.light_from}
             weights |= begin(experiment, networks, teacher, start, runs)

@@ -46,6 +46,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine, Schedule
 from dualrate.diffusion.values import Batch, Cond, Context, Shape
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
+from dualrate.experiment.model import Model
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.experiment.teaching import (
     check_drops_labels,
@@ -318,7 +319,7 @@ class DenoisingConfig(MethodConfig, Ranged):
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
         method = self.build(experiment)
         parts = {"encoder": self.encoder_from, "light": self.light_from} if start.fresh else {}
-        sources = {role: start.load(run) for role, run in parts.items() if run is not None}
+        sources: dict[str, Model] = {role: start.load(run) for role, run in parts.items() if run is not None}
         for role, source in sources.items():
             check_same_images(experiment, source.experiment, f"{experiment.name} and its {role}_from, {source.path},")
             if role == "encoder" and self.freeze_encoder and self.label_dropout:

@@ -49,6 +49,7 @@ from dualrate.diffusion.process import GaussianProcess, mean_squared_error, requ
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
+from dualrate.experiment.model import Model
 from dualrate.experiment.plan_support import OneStep
 from dualrate.experiment.teaching import begin, built, check_teacher, frozen_teacher, require_no_decoder
 from dualrate.methods.times import stratified_uniform, to_device
@@ -249,7 +250,7 @@ class EMDistillationConfig(MethodConfig, Ranged):
             )
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
-        teacher = start.load(self.teacher)
+        teacher: Model = start.load(self.teacher)
         single = check_teacher(experiment, teacher, self.teacher, self.guidance)
         dropping, process = single.with_dropout(self.dropout), experiment.gaussian
         networks, student = replace(experiment, networks=dropping).build()

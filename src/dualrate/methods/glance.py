@@ -28,6 +28,7 @@ from dualrate.diffusion.process import GaussianProcess, Process, per_row
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Context, Shape
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
+from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import OwnGrid
 from dualrate.experiment.teaching import check_drops_labels, check_null_class, check_targets, fill
@@ -207,7 +208,7 @@ class GlanceConfig(MethodConfig, Ranged):
             for weight in model.network.parameters_of(name):
                 weight.requires_grad_(True)
         if start.fresh:
-            source = start.load(self.backbone_from)
+            source: Model = start.load(self.backbone_from)
             check_targets(experiment, source, "backbone_from")
             if self.label_dropout:
                 check_drops_labels(experiment, source)

@@ -66,7 +66,8 @@ from dualrate.diffusion.prediction import Sigmoid, Weighting, x_loss_weight
 from dualrate.diffusion.process import Process, require_gaussian
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, expand
-from dualrate.experiment.experiment import Experiment, MethodConfig, Model, Prepared, Start
+from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
+from dualrate.experiment.model import Model
 from dualrate.experiment.plan_support import AtLeast, OnePlan
 from dualrate.experiment.teaching import begin, built, check_teacher, frozen_teacher, require_no_decoder
 from dualrate.methods.student_states import (
@@ -431,7 +432,7 @@ class MomentMatchingConfig(MethodConfig, Ranged):
             )
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
-        teacher = start.load(self.teacher)
+        teacher: Model = start.load(self.teacher)
         method = self.build(experiment, teacher, bfloat16=start.bfloat16)
         if isinstance(method, InstantMomentMatching):
             start.note(f"preconditioner: the teacher's gradients on {PRECONDITIONING} batches")

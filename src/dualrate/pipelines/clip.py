@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from dualrate.codecs.codec import ON_PIXELS, Codec
 from dualrate.data.cache import cache_dir
-from dualrate.experiment.experiment import DataConfig
+from dualrate.experiment.data_config import DataConfig
 from dualrate.metrics.distances import resampling_weights
 from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
 from dualrate.metrics.pretrained import CONFIG, METRICS, WEIGHTS, PhotoNet, check_all_there, needs, normalised

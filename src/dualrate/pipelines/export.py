@@ -48,7 +48,8 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, Refresh
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import UNGUIDED, Drawer, Guidance
-from dualrate.experiment.experiment import Experiment, Model
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.model import Model
 from dualrate.experiment.upgrade import upgraded
 from dualrate.networks.blocks import blocks_of, cast_layers
 from dualrate.pipelines.autoencoder import Autoencoder

@@ -17,7 +17,7 @@ from dualrate.config.ranges import as_path
 from dualrate.data.source import printable
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import UNGUIDED, Drawer, Guidance
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 from dualrate.metrics.store import Fingerprint
 from dualrate.pipelines.export import ROLES, TEXTS, TOP, VAE, DualRatePipeline
 from dualrate.runs.release import CARD, check_target, facts, history, rows

@@ -28,7 +28,8 @@ from dualrate.data.images import existing
 from dualrate.data.latent_set import is_encoded, read_latents
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Shape
-from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler

@@ -40,7 +40,8 @@ from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.values import Shape
-from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.blocks import NoiseEmbedding, layer_norm

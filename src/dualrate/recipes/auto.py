@@ -38,7 +38,8 @@ from dualrate.data.source import resolved
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated
 from dualrate.diffusion.values import Shape
-from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler

@@ -43,7 +43,8 @@ from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine, Interpolated
 from dualrate.diffusion.values import Shape
-from dualrate.experiment.experiment import DataConfig, Experiment, Stages
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment, Stages
 from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.denoising import DenoisingConfig

@@ -15,7 +15,7 @@ import torch
 
 from dualrate.config.ranges import as_path
 from dualrate.data.source import printable
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 from dualrate.runs.store import (
     CLASSES,
     COVARIANCE,

@@ -37,8 +37,9 @@ from dualrate.data.conditions import Given
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.denoisers.duodiff import Switched
 from dualrate.diffusion.values import Reuse
-from dualrate.experiment.experiment import Experiment, Model, as_codec
+from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.modality import ForeignModel, model_of
+from dualrate.experiment.model import Model, as_codec
 from dualrate.experiment.teaching import fill
 from dualrate.experiment.upgrade import upgraded
 from dualrate.system.device import environment, own_defaults, pick_device

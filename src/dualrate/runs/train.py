@@ -35,8 +35,9 @@ from dualrate.data.latent_set import encode
 from dualrate.data.loader import Batches, Prefetched
 from dualrate.data.source import DataProgress
 from dualrate.diffusion.random import Draws
-from dualrate.experiment.experiment import COMPILED, Experiment, Model, Stages, Start
+from dualrate.experiment.experiment import Experiment, Stages, Start
 from dualrate.experiment.modality import maker_of
+from dualrate.experiment.model import COMPILED, Model
 from dualrate.experiment.upgrade import upgraded
 from dualrate.networks.blocks import in_bfloat16
 from dualrate.runs.release import facts

@@ -28,7 +28,7 @@ from dualrate.data.images import to_uint8
 from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer, Guidance
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.model import Model
 from dualrate.report.image_grid import png_bytes
 from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.sampling.trajectory import State

@@ -12,7 +12,8 @@ from typing import Literal
 
 from dualrate.codecs.token_codec import Characters, GreyLevels
 from dualrate.diffusion.categorical import Masked, Uniform
-from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneTransformer, TwoTransformers
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler

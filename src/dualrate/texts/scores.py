@@ -18,7 +18,7 @@ from dualrate.data.cache import cache_dir
 from dualrate.drawing.drawer import Drawer, spread
 from dualrate.drawing.evaluators import splits_of, training_progress
 from dualrate.drawing.likelihood import Estimate, Likelihood, bits_per_token
-from dualrate.experiment.experiment import DataConfig
+from dualrate.experiment.data_config import DataConfig
 from dualrate.metrics.evaluate import Evaluator, Score
 from dualrate.system.progress import ImageProgress, Reporter
 from dualrate.system.workers import Mapper, in_turn
