@@ -1,4 +1,4 @@
-"""The values that cross every boundary, and the shape vocabulary, stated once.
+"""Values that cross every boundary (Batch, Cond, the Context of a heavy call), and the shape vocabulary, stated once.
 
 Shapes
     B           rows of a batch: images, or images x guidance branches

@@ -1,4 +1,4 @@
-"""Drawers of images: a model under a sampler, a plan and guidance, as one value.
+"""Drawers of images: a model under a sampler, a plan, guidance and shares of classes, as one value.
 
 Whatever measures a model measures a `Drawer`. An image is a function of the drawer and its seed; the batch size acts on
 its rounding alone, and in float32 hardly on that.

@@ -1,4 +1,4 @@
-"""Measuring a model: images scored and timed, as a row of a report; and scores of images that exist.
+"""Measuring a model: images, of classes by the data's shares, scored and timed, as a row; scores of existing images.
 
 A distance is of two sets of one rule: classes are drawn by their shares in the real images (`drawn_alike`).
 """

@@ -1,4 +1,4 @@
-"""A cache on a pipeline of diffusers that the user has, and off again: `handle = dr.accelerate(pipe, refresh=4)`.
+"""Caches on a pipeline of diffusers, one a guidance branch, and off again: `handle = dr.accelerate(pipe, refresh=4)`.
 
 Each network's `forward` is wrapped on the instance. Modules, names and weights stay. A pipeline that calls a network
 several times at a step, as for guidance, has a cache for each of these calls: a branch. Branches are told apart by all

@@ -1,4 +1,4 @@
-"""What a page may ask for, read off a model and checked before anything is drawn; and the queue that draws it.
+"""Requests of a page, checked before anything is drawn; and the queue that draws them, each within a time limit.
 
 A request is drawn beside a baseline from the same seeds: the same model with a heavy call at every step, or another
 model, with as many steps or with as many as the request's MACs allow.

@@ -1,4 +1,4 @@
-"""The trainer: `fit` runs the phases of a method, and knows nothing else about it.
+"""The trainer: `fit` runs the phases of a method, resumes exactly, and knows nothing else about the method.
 
 An iteration is one batch; each of its phases is one optimiser update:
 
