@@ -1,7 +1,7 @@
 """The best plans of a model for a budget.
 
 The errors of every pair of a grid time and a context are measured once and kept in the user's cache. Then
-`planning/planner.py` finds the best plan within a budget for each number of steps.
+`sampling/planner.py` finds the best plan within a budget for each number of steps.
 """
 
 from __future__ import annotations
