@@ -317,7 +317,7 @@ class ForecastScores:
         return _rows("threshold", THRESHOLDS, {"until": self.until, "until_member": self.until_member})
 
 
-_BY_LEAD = (
+_BY_LEAD = (  # columns of `table`, and so of scores.json: a score that is not named here is left out
     "crps", "rmse", "rmse_member", "spread", "spread_skill", "correlation", "correlation_member", "rate", "edges",
 )  # fmt: skip
 
@@ -454,7 +454,10 @@ class ForecastScorer:
     def _scored(
         self, x: Tensor, y: Tensor, before: tuple[Tensor, Tensor] | None, lead: int
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Rows by start (n, ...), whose means `_from_means` takes; and the number of points of each rank, (M + 1,)."""
+        """Rows by start (n, ...), whose means `_from_means` takes; and the number of points of each rank, (M + 1,).
+
+        x: (n, M, C, H, W) members, y: (n, C, H, W) the truth, both divided by the scale; before: those a lead earlier
+        """
         (starts, count), mean = x.shape[:2], x.mean(1)
         numbers = torch.arange(self._starts, self._starts + starts)
         ranked = rank(x, y, Draws(self._seed, numbers).uniform(f"rank {lead}", *y.shape[1:]))
@@ -505,7 +508,10 @@ def _group_weights(groups: Tensor, resamples: int, seed: int) -> Tensor:
 
 
 def _from_means(mean: dict[str, Tensor], members: int, side: int) -> dict[str, Tensor]:
-    """The scores of one lead time, (R,) or (R, 3), of means over starts (R, ...)."""
+    """The scores of one lead time, (R,) or (R, 3), of means over starts (R, ...), by the fields of `ForecastScores`.
+
+    mean: by the names of the rows of `ForecastScorer`; the first is over all starts, the others over resampled ones
+    """
     rmse = mean["square"].sqrt()
     spread = ((members + 1) / members * mean["variance"]).sqrt()
     return {
