@@ -308,7 +308,8 @@ class ForecastScores:
 
     def table(self) -> list[dict[str, float | None]]:
         """A row a lead time: each score, with _low and _high; None where it is not defined, as JSON knows no NaN."""
-        columns = {name: getattr(self, name) for name in _BY_LEAD}
+        scores = {name: value for name, value in vars(self).items() if isinstance(value, Score)}
+        columns = {name: score for name, score in scores.items() if name not in _OTHERWISE}
         columns |= {f"spectrum_{band}": _column(self.spectrum, i) for i, band in enumerate(BANDS)}
         return _rows("lead", self.leads.tolist(), columns)
 
@@ -317,9 +318,7 @@ class ForecastScores:
         return _rows("threshold", THRESHOLDS, {"until": self.until, "until_member": self.until_member})
 
 
-_BY_LEAD = (  # columns of `table`, and so of scores.json: a score that is not named here is left out
-    "crps", "rmse", "rmse_member", "spread", "spread_skill", "correlation", "correlation_member", "rate", "edges",
-)  # fmt: skip
+_OTHERWISE = "spectrum", "until", "until_member"  # scores by band and by threshold: all others are by lead
 
 
 def _column(score: Score, index: int) -> Score:
