@@ -80,7 +80,7 @@ def test_released_weights(run, tmp_path, name):
 
 
 def foreign(folder: Path, kind: str) -> Path:
-    models = pytest.importorskip("from_diffusers.models")
+    models = pytest.importorskip("pipelines.models")
     import diffusers
 
     diffusers.utils.logging.set_verbosity_error()

@@ -128,7 +128,9 @@ class _Absent(ModuleType):
 
 
 def pipeline_class(module: str, name: str) -> Any:
-    """A pipeline of diffusers, whose module wants transformers, be these here or not."""
+    """A pipeline of diffusers, whose module wants transformers, be these here or not. Make a network before: where
+    transformers are not here, its class cannot be imported for the first time from within this one.
+    """
     module, loaders = f"diffusers.pipelines.{module}", "diffusers.loaders"
     if importlib.util.find_spec("transformers") is None and module not in sys.modules:
         with pytest.MonkeyPatch.context() as patched:

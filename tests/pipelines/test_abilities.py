@@ -42,6 +42,7 @@ from dualrate.pipelines import recipe as retrofit
 from dualrate.pipelines.accelerate import METHODS
 from dualrate.pipelines.caching import FirstBlock
 from dualrate.pipelines.captions import encode_prompts, read_captions
+from dualrate.pipelines.classes.catalogue import KINDS
 from dualrate.pipelines.export import DualRatePipeline
 from dualrate.pipelines.folder import adopted
 from dualrate.pipelines.text_encoders import TextFolder, encoders_fingerprint
@@ -201,7 +202,7 @@ def exported(model, folder) -> None:
 
 
 def test_the_table_has_a_row_of_each_class():
-    assert table().keys() == MADE.keys()
+    assert table().keys() == MADE.keys() == {*KINDS, ANY}
 
 
 @pytest.mark.parametrize("name", MADE)

@@ -110,7 +110,7 @@ def test_all_stages_run_and_what_is_there_is_not_made_again(tmp_path, monkeypatc
         monkeypatch.setattr(module, name, value)
     for name in ("SHOWN", "SHOWN_STEPS"):  # of grids at the end of a training
         monkeypatch.setattr(f"dualrate.runs.train.{name}", 1)
-    command = module.dualrate  # another distillation is tested with others, tests/from_diffusers
+    command = module.dualrate  # another distillation is tested with others, tests/pipelines
     monkeypatch.setattr(module, "dualrate", lambda *words: words[-1] == tmp_path / "moments" or command(*words))
     run = Run(tmp_path, 0.3, count=40, drawn=8, model=Size(5, 2), small=Size(1, 1), share=1.0)
     run.train()

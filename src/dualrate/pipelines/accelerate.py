@@ -106,8 +106,9 @@ def accelerate(
     refresh: whole calls at every N-th step, or where a policy (`pipelines/caching.py`) says
     order:   of taylor's forecast
     outer:   how many of the last layers run at every step, of deep-cache
-    All networks of the pipeline take part whose class is in `KINDS`. Raises ValueError where there is none, where one
-    cannot have this method or policy, and where one is compiled as a whole or changed by another tool.
+    All networks of the pipeline take part whose class is in `KINDS` (`classes/catalogue.py`). Raises ValueError where
+    there is none, where one cannot have this method or policy, and where one is compiled as a whole or changed by
+    another tool.
     """
     if method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}, got {method!r}")

@@ -1,4 +1,7 @@
-"""Classes of diffusers by name. A class is known by that, so nothing here imports diffusers."""
+"""Classes of diffusers by name. A class is known by that, so nothing here imports diffusers.
+
+How one more is added: `pipelines/README.md`.
+"""
 
 from __future__ import annotations
 

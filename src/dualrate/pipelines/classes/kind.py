@@ -105,10 +105,12 @@ def no_texts(pipeline: Any, texts: Sequence[str], tokens: int) -> TextInputs:
 
 @dataclass(frozen=True)
 class Rows:
-    """Lists of blocks that run one after another.
+    """Lists of blocks that run one after another, every block with the same streams.
 
-    names:     the attributes of the network
-    streams:   what a block takes and returns, in this order
+    names:     the attributes of the network; one that it lacks counts as empty. A call under a cache leaves one module
+               in the first list and none in the others. Blocks in lists that are not named always run
+    streams:   what a block takes, by the names of its arguments, and returns, in this order. `hidden_states` is the
+               image's tokens alone, or a retrofit can make no map of them
     embedded:  the block's argument that is the time's embedding; "": none
     attention: the block's part that is given its modulated input
     """
@@ -133,14 +135,15 @@ class NetworkSpec:
     channels: of a state
     patch:    side of an image's token, which counts where a schedule's shift grows with the image; 0: none does
     prompt:   what it takes for a text of so many tokens, beside a state (C, H, W); nothing: it takes none
-    tokens:   of a text, unless another number is chosen; as many as its pipeline has
+    tokens:   of a text, unless another number is chosen; as many as its pipeline has. 0: it takes no texts
     encode:   texts, by a pipeline's own encoders
     negative: the negative text (None: what the pipeline takes for none), where it is not as `encode` of it, or of ""
     even:     whether its pipeline passes 1, 1 - 1/N, ..., 1/N on to a flow's scheduler, which shifts these
-    known:    settings that another process, or another input, would have otherwise, and the values that are known
-    rows:     of its blocks; None: there are none, as in a U-Net
-    between:  arguments that enter between its blocks
-    units:    steps of its scheduler in one of these
+    settings: that another process, or another input, would have otherwise, and the values that are known, first the
+              one that a configuration without the setting has
+    rows:     of its blocks; None: there are none, and caches take it for a U-Net
+    between:  arguments that enter between its blocks: a call with one of them runs whole
+    units:    steps of its scheduler in one unit of the network's time: 1000 where its pipeline passes t / 1000
     """
 
     call: Call
@@ -160,7 +163,9 @@ class NetworkSpec:
 
     @property
     def row(self) -> str:
-        """The attribute that lists its blocks, where each takes tokens (B, n, C) and returns no more; "": none."""
+        """The attribute that lists its blocks, where each takes tokens (B, n, C), its first argument and passed by
+        place, and returns no more; "": none.
+        """
         return self.rows.names[0] if self.rows and self.rows.streams == (HIDDEN,) else ""
 
     def blocks(self, net: Any) -> list[nn.Module]:
