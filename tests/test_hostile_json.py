@@ -80,7 +80,8 @@ def test_released_weights(run, tmp_path, name):
 
 
 def foreign(folder: Path, kind: str) -> Path:
-    models = pytest.importorskip("pipelines.models")
+    pytest.importorskip("diffusers")
+    from pipelines import models
     import diffusers
 
     diffusers.utils.logging.set_verbosity_error()
