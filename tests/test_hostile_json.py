@@ -81,8 +81,8 @@ def test_released_weights(run, tmp_path, name):
 
 def foreign(folder: Path, kind: str) -> Path:
     pytest.importorskip("diffusers")
-    from pipelines import models
     import diffusers
+    from pipelines import models
 
     diffusers.utils.logging.set_verbosity_error()
     net = getattr(models, kind)()
