@@ -140,7 +140,7 @@ def _maps(shown: Shown, panels: Panels) -> Figure:
         for axes, i in zip(row, some, strict=True):
             images[colours] = axes.imshow(field[i], cmap=colours, norm=norm, interpolation="none")
             _orient(axes, shown, left=axes is row[0], bottom=name == last)
-        row[0].set_ylabel(name, fontsize=11)
+        row[0].set_ylabel(name, fontsize=9)
     for axes, i in zip(grid[0], some, strict=True):
         axes.set_title(f"{shown.times[i]:.4g}", fontsize=11)
     figure.suptitle(shown.lead, fontsize=11)
