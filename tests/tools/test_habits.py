@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def make(*arguments: str) -> str:
     if not shutil.which("make"):
         pytest.skip("needs make")
-    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        ["make", "--no-print-directory", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
 
 
 @pytest.mark.parametrize("wing", WINGS)
