@@ -131,23 +131,31 @@ def test_without_baselines_nothing_is_saved():
     [
         (1, 4.0, "baseline needs 2.00 [2.00, 2.00] times its FLOPs for the same score: in FLOPs dual-rate is cheaper."),
         (4, 4.0, "needs 0.50 [0.50, 0.50] times its FLOPs for the same score: in FLOPs the baseline is cheaper."),
-        (1, 1.0, "The best baseline is single ancestral 4: 2.00 [1.90, 2.10] at 8.00 GFLOPs and 4000 ms."),
+        (1, 1.0, "The best baseline is single in 4 steps: 2.00 [1.90, 2.10] at 8.00 GFLOPs and 4000 ms."),
         (1, 1.0, "Dual-rate has the better score. No baseline reaches this score."),
         (2, 9.0, "Dual-rate has the worse score. Every baseline has a better score, the cheapest for 0.50 times its"),
     ],
 )
 def test_the_headline_says_what_is_saved(cost, score, said):
     found = headline(findings([finished("dual", cost, score)], BASELINES))
-    assert found.startswith("The best dual-rate plan is dual ancestral 4/2: FD-squares")
+    assert found.startswith("The best dual-rate plan is dual in 4 steps, 2 of them heavy: FD-squares")
     assert said in found
-    assert headline(findings([], BASELINES)).startswith("The best is single ancestral 4: FD-squares 2.00")
+    assert headline(findings([], BASELINES)).startswith("The best is single in 4 steps: FD-squares 2.00")
+
+
+def test_the_headline_names_samplers_where_they_differ():
+    other = finished("dual", 1, 4.0)
+    other = replace(other, row=replace(other.row, sampler="DDIM"))
+    assert headline(findings([other], BASELINES)).startswith(
+        "The best dual-rate plan is dual in 4 steps, 2 of them heavy, by DDIM: FD-squares"
+    )
 
 
 def test_the_headline_has_the_time_of_both_sides():
     slow, quick = (finished("dual", 1, 4.0, seconds=seconds) for seconds in (8, 0.5))
     said = headline(findings([slow], BASELINES))
     assert "and 8000 ms an image" in said
-    assert "In time a baseline is cheaper: single ancestral 4 with 2.00 [1.90, 2.10] takes 4000 ms, 0.500 of" in said
+    assert "In time a baseline is cheaper: single in 4 steps has 2.00 [1.90, 2.10] and takes 4000 ms, 0.500 of" in said
     assert "In time no baseline of such a score is cheaper" in headline(findings([quick], BASELINES))
     assert "In time" not in headline(findings([finished("dual", 1, 1.0, seconds=9)], BASELINES))  # none is as good
 

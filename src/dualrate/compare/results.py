@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -296,13 +297,15 @@ def headline(results: ComparisonResults) -> str:
     best = min(results.dual_rate or results.finished, key=lambda measured: measured.row.score.value)
     row, score = best.row, best.row.score
     real = "" if math.isnan(score.floor) else f", real images have {significant(score.floor)}"
-    says = f"{row}: {score.metric} {scored(score)} ({score.better} is better{real}) at {_costs(row)} an image"
+    samplers = {measured.row.sampler for measured in results.finished}
+    name = partial(_in_words, with_sampler=len(samplers) > 1)
+    says = f"{name(row)}: {score.metric} {scored(score)} ({score.better} is better{real}) at {_costs(row)} an image"
     if not 0 < len(baselines) < len(results.finished):
         return f"{start}The best is {says}."
     other = min(baselines, key=lambda baseline: baseline.score.value)
     sentences = [
         f"{start}The best dual-rate plan is {says}.",
-        f"The best baseline is {other}: {scored(other.score)} at {_costs(other)}.",
+        f"The best baseline is {name(other)}: {scored(other.score)} at {_costs(other)}.",
         f"{_told_apart(score, other.score)}.",
         _compute(saving(best, results.baselines), row, baselines),
     ]
@@ -310,12 +313,20 @@ def headline(results: ComparisonResults) -> str:
     if fastest := min(as_good, key=lambda baseline: baseline.seconds_per_image, default=None):
         share = fastest.seconds_per_image / row.seconds_per_image
         sentences.append(
-            f"In time a baseline is cheaper: {fastest} with {scored(fastest.score)} takes {_milliseconds(fastest)} ms, "
-            f"{significant(share)} of the {_milliseconds(row)} ms of the dual-rate plan."
+            f"In time a baseline is cheaper: {name(fastest)} has {scored(fastest.score)} and takes "
+            f"{_milliseconds(fastest)} ms, {significant(share)} of the {_milliseconds(row)} ms of the dual-rate plan."
             if share < 1
             else "In time no baseline of such a score is cheaper."
         )
     return " ".join(sentences)
+
+
+def _in_words(row: Row, *, with_sampler: bool) -> str:
+    """Names a plan for a sentence: "dual-rate in 16 steps, 4 of them heavy"."""
+    heavy = "" if row.num_heavy == row.num_steps else f", {row.num_heavy} of them heavy"
+    return (
+        f"{row.network} in {row.num_steps} step{'s' * (row.num_steps > 1)}{heavy}{f', by {row.sampler}' * with_sampler}"
+    )
 
 
 def _told_apart(score: Score, other: Score) -> str:
