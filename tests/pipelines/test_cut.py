@@ -8,6 +8,7 @@ from pipelines.models import dit, flux, pixart, prompted, qwen_image, randomised
 
 import dualrate as dr
 from dualrate.denoisers.catalogue import denoiser_named
+from dualrate.pipelines.cut import _Row
 from dualrate.sampling.cost import call_cost
 
 IN_A_ROW = {"DiT": lambda: dit(num_layers=3), "PixArt": pixart, "Sana": sana}
@@ -87,3 +88,9 @@ def test_deep_cache_wants_levels():
     denoiser, _ = plain(IN_A_ROW["DiT"])
     with pytest.raises(ValueError, match="has one level"):
         denoiser_named("deep-cache")(denoiser, denoiser.process)
+
+
+def test_blocks_as_one_also_take_their_state_by_name():
+    """As some networks of diffusers pass it."""
+    x = torch.randn(2, 3, 4)
+    assert torch.equal(_Row([torch.nn.Identity()])(hidden_states=x), x)

@@ -75,19 +75,19 @@ class _Row(nn.Module):
         super().__init__()
         self.blocks, self.added, self.chosen = list(blocks), added, chosen
 
-    def forward(self, h: Tensor, *positional: Any, **named: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *positional: Any, **named: Any) -> Tensor:
         if self.added is not None:
-            require_shape(self.added, h)
+            require_shape(self.added, hidden_states)
             if self.chosen is None:
-                return h + self.added
-        out = start = h if self.chosen is None else chosen_of(h, self.chosen)
+                return hidden_states + self.added
+        out = start = hidden_states if self.chosen is None else chosen_of(hidden_states, self.chosen)
         for block in self.blocks:
             out = block(out, *positional, **named)
         if self.added is None or self.chosen is None:
             self.added = out - start
             return out
         self.added = with_chosen(self.added, self.chosen, out - start)
-        return h + self.added
+        return hidden_states + self.added
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["blocks"][0], name)
