@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -60,15 +60,15 @@ def measure(options: argparse.Namespace) -> dict[str, float | None]:
         model, plan = dr.load(options.model, device=device), dr.StepPlan.uniform(options.steps, options.heavy)
         work = workloads.sampling(model, plan, options.batch, bfloat16)
     work()
-    before = os.times()
+    before = resource.getrusage(resource.RUSAGE_SELF)  # os.times counts hundredths of a second
     for _ in range(options.repeats):
         work()
-    after = os.times()
+    after = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "start": start,
         "peak": peak_memory(device),
-        "user": (after.user - before.user) / options.repeats,
-        "system": (after.system - before.system) / options.repeats,
+        "user": (after.ru_utime - before.ru_utime) / options.repeats,
+        "system": (after.ru_stime - before.ru_stime) / options.repeats,
     }
 
 
