@@ -36,7 +36,7 @@ from dualrate.drawing.drawer import spread
 from dualrate.experiment.data_config import DataConfig
 from dualrate.networks.uvit import UViTConfig
 from dualrate.system.progress import Silent
-from studies.common import RESULTS, Row, add_rows, keep, markdown, on_one_thread, rows_of
+from studies.common import RESULTS, Row, add_rows, keep, kept, markdown, on_one_thread, rows_of
 from studies.forecasts import FRAMES, SHARED, SYSTEMS, System, by_lead
 
 BATCHES, RATES, HALFLIFE = (16, 8, 32, 64), (2e-3, 1e-3, 4e-3), 10_000
@@ -232,7 +232,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="*", default=[], help="network:method")
     options = parser.parse_args()
-    contest = Contest(options.system, options.out)
+    contest, file = Contest(options.system, options.out), RESULTS / f"contest-{options.system}.json.xz"
+    if file.exists() and not contest.rows:
+        options.out.mkdir(parents=True, exist_ok=True)
+        add_rows(options.out, kept(file, options.out))
     on_one_thread()
     for network, method in () if options.verb == "show" else networks(options.only):
         if options.verb == "speeds":
@@ -244,7 +247,7 @@ def main() -> None:
             for seed in options.seeds:
                 contest.train("final", network, method, setting, options.seconds, seed)
     if contest.rows:
-        keep(RESULTS / f"contest-{options.system}.json.xz", contest.rows)
+        keep(file, contest.rows)
     print(contest.table())
 
 
