@@ -109,6 +109,17 @@ def test_a_constant_channel_counts_in_no_score(autoregression, found, tmp_path):
     assert "constant in the training data, so in no score: u1" in str(found)
 
 
+def test_brackets_are_explained_where_there_are_some(found):
+    few = replace(found.by_name["forecast"], crps=replace(found.by_name["forecast"].crps, replicates=np.empty(0)))
+    for report, says in (
+        (found, "brackets: 95%"),
+        (replace(found, by_name={**found.by_name, "forecast": few}), "no intervals"),
+    ):
+        text = str(report)
+        assert says in text
+        assert ("[" in text.splitlines()[1]) == (says == "brackets: 95%")
+
+
 def test_members_of_the_law_are_stable_and_others_fail_where_they_leave_it(autoregression):
     """The process stays within; twice the deviation from frame 3 on fails there, what stands still at once."""
     model, starts, drawn = autoregression

@@ -108,8 +108,9 @@ class ForecastReport:
         notes = (
             f"starts: {self.source}",
             "CRPS, RMSE: lower is better, in standard deviations of the data",
-            f"brackets: 95% intervals over starts, those of a trajectory together; none of fewer than {GROUPS} "
-            "trajectories",
+            "brackets: 95% intervals over starts, those of a trajectory together"
+            if len(forecast.crps.replicates)
+            else f"no intervals: they need {GROUPS} trajectories at least",
             "spread / skill: 1 for a calibrated ensemble; below, too sure",
             *self.notices,
         )
@@ -144,7 +145,9 @@ def forecast_scores(model: Model, starts: Starts, x: Frame) -> ForecastReport:
     A lead time of a batch of starts is held at a time. Raises ValueError where no truth is known.
     """
     if starts.truth is None or starts.training is None or not starts.known:
-        raise ValueError("the truth of these starts is not known: forecast held-out data, without --from, to score")
+        raise ValueError(
+            "the truth of these starts is not known: to score, take a number of starts from held-out data (no --from)"
+        )
     forecast, (count, members) = forecast_of(model), x.shape[:2]
     std, mean = torch.tensor(forecast.statistics.std), torch.tensor(forecast.statistics.mean)[:, None, None]
     leads, names = forecast.lead_times(starts.known), forecast.names
