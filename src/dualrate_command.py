@@ -45,7 +45,7 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "<microseconds> <of>", or "max <of>"
 
 
 def settings(environment: Mapping[str, str], idle: int) -> dict[str, str]:
-    """What to put into the environment. idle: processors for the automatic number.
+    """Variables to put into the environment. idle: processors for the automatic number.
 
     Raises ValueError for a number of threads that is none.
     """
@@ -61,7 +61,7 @@ def settings(environment: Mapping[str, str], idle: int) -> dict[str, str]:
 
 
 def idle_processors(seconds: float = 0.2) -> int:
-    """Of the processors that this process may use, how many are idle in the next `seconds`; at least 1."""
+    """How many of the processors that this process may use are idle in the next `seconds`; at least 1."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     idle = _idle(allowed, seconds) if STAT.exists() else len(allowed) - load

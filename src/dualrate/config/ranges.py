@@ -1,4 +1,4 @@
-"""What numbers may be: a range beside each field of a dataclass, checked in one place when one is made.
+"""Ranges of numbers: one beside each field of a dataclass, checked in one place when one is made.
 
     @dataclass(frozen=True)
     class Sampling(Ranged):

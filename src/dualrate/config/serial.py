@@ -72,7 +72,7 @@ def from_json(
 
 
 def type_name(kind: type) -> str:
-    """What a class is called in a file."""
+    """The name of a class in a file."""
     own = kind.__module__.split(".")[0] == __name__.split(".")[0]
     return kind.__name__ if own else f"{kind.__module__}:{kind.__qualname__}"
 

@@ -232,7 +232,7 @@ class _Network:
 
 
 class Digests:
-    """What conditions are told apart by: of tensors 64 bits of their content, computed where they are.
+    """Tells conditions apart: tensors by 64 bits of their content, computed where they are.
 
     A tensor that is passed again, as pipelines do at every step, is not read again unless it was written to. Any other
     costs a wait for its device. None of them is kept.

@@ -19,7 +19,7 @@ from dualrate.pipelines.captions import PromptSet, read_prompts
 
 @dataclass(frozen=True)
 class Prompts(Condition, Ranged):
-    """What the encoders of a text-to-image model made of a text, in a row of numbers (`pipelines.classes.kind`).
+    """A text as the encoders of a text-to-image model made it, in a row of numbers (`pipelines.classes.kind`).
 
     In training they lie beside the latents (captions.py).
     """

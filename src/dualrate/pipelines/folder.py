@@ -230,7 +230,7 @@ def class_names_of(labels: object) -> tuple[str, ...]:
 
 
 def settings_in(path: Path) -> dict[str, Any]:
-    """What a file of settings holds. Raises ValueError, naming it, for anything but a JSON object."""
+    """Reads a file of settings. Raises ValueError, naming it, for anything but a JSON object."""
     settings = read_json(path)
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds no settings: expected a JSON object, got {shown(settings, 60)}")

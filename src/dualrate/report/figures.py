@@ -119,7 +119,7 @@ def ranks_figure(ranks: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def plan_figure(plans: Sequence[tuple[str, StepPlan]]) -> Figure:
-    """Where the steps and the heavy calls of some plans are, a line each: time runs from noise to data."""
+    """Draws the steps and the heavy calls of some plans, a line each: time runs from noise to data."""
     figure, axes = _blank(height=1.2 + 0.45 * len(plans))
     for line, (_, made) in enumerate(plans):
         color = PALETTE[line % len(PALETTE)]

@@ -1,4 +1,4 @@
-"""What a training method is, seen from the trainer: networks, and phases with a loss. Nothing else."""
+"""A training method as the trainer sees it: networks, and phases with a loss. Nothing else."""
 
 from __future__ import annotations
 
