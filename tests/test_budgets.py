@@ -27,7 +27,7 @@ CODE = {
 }
 REFUSALS = 10  # lines in 100 of code
 VAGUE = 3  # in 1,000 identifiers
-EVASIVE = 15  # docstrings; to come down to none
+EVASIVE = 6  # docstrings; to come down to none
 LONGEST = 450  # lines of a file
 LONGER = {  # lines of each now; no file joins them, and none of them grows
     "data/cache.py": 474,
