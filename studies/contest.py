@@ -27,17 +27,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 import dualrate as dr
 from benchmarks.workloads import in_cpu_seconds, whole
-from dualrate.data.conditions import HeldOut
-from dualrate.drawing.drawer import spread
 from dualrate.experiment.data_config import DataConfig
 from dualrate.networks.uvit import UViTConfig
 from dualrate.system.progress import Silent
 from studies.common import RESULTS, Row, add_rows, keep, kept, markdown, on_one_thread, rows_of
-from studies.forecasts import FRAMES, SHARED, SYSTEMS, System, by_lead
+from studies.forecasts import SYSTEMS, System, scored
 
 BATCHES, RATES, HALFLIFE = (16, 8, 32, 64), (2e-3, 1e-3, 4e-3), 10_000
 SEARCHED, STARTS = 100.0, 128  # seconds of a training of the search, and its starts
@@ -123,7 +120,9 @@ class Contest:
         taken, model = time.process_time() - begun, dr.load(str(folder))
         plans = [CHOSEN_BY[method]] if kind == "search" else STEPS[method]
         rows = [
-            which | {"updates": updates, "cpu_seconds": round(taken, 1)} | self.score(model, kind, steps)
+            which
+            | {"updates": updates, "cpu_seconds": round(taken, 1)}
+            | scored(model, self.system, steps, between=STARTS if kind == "search" else 0)
             for steps in plans
         ]
         add_rows(self.out, rows)
@@ -131,23 +130,6 @@ class Contest:
             *(f"{network} by {method}, {setting}, seed {seed}, {row['steps']} steps: {mean(row):.4f}" for row in rows),
             sep="\n",
         )
-
-    def score(self, model: dr.Model, kind: str, steps: int) -> Row:
-        """Its cost, and the fair CRPS and spread of each start."""
-        held, system = model.given, self.system
-        assert isinstance(held, HeldOut)
-        places = spread(2 * system.starts, len(held.images))
-        starts = (
-            places[1::2][:: max(1, system.starts // STARTS)]
-            if kind == "search"
-            else spread(system.starts, len(held.images))
-        )
-        drawer = dr.Choice(steps=steps).drawer(model, batch_size=256, members=system.members, precision="float32")
-        truth = torch.from_numpy(held.originals(torch.from_numpy(starts))).double()
-        x = torch.cat(list(drawer.states(starts.tolist()))).unflatten(0, (len(starts), system.members)).double()
-        x, truth = (part.unflatten(-3, (FRAMES, -1)) for part in (x, truth))
-        macs = {str(count): replace(drawer, members=count).expected_cost.macs / 1e6 for count in SHARED}
-        return {"steps": steps, "macs": macs, **by_lead(x, truth)}
 
     def best(self, network: Network, method: Method) -> Setting | None:
         """The setting that the search prefers, once it is done."""

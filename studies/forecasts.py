@@ -190,11 +190,16 @@ def timed(made: dr.Experiment, system: System, name: str, seconds: float, seed: 
     return replace(made, name=name, fit=fit)
 
 
-def scored(model: dr.Model, system: System, steps: int | None) -> Row:
-    """A plan's cost and its fair CRPS of each start, in standard deviations of the field."""
-    held = model.given
+def scored(model: dr.Model, system: System, steps: int | None, *, between: int = 0) -> Row:
+    """A plan's cost and its fair CRPS of each start, in standard deviations of the field.
+
+    between: of about so many starts that lie between the system's own, in place of these
+    """
+    held, members = model.given, system.members
     assert isinstance(held, HeldOut)
-    starts, members = spread(system.starts, len(held.images)), system.members
+    starts = spread(system.starts, len(held.images))
+    if between:
+        starts = spread(2 * system.starts, len(held.images))[1::2][:: max(1, system.starts // between)]
     truth = torch.from_numpy(held.originals(torch.from_numpy(starts))).double()
     choice = dr.Choice() if steps is None else dr.Choice(steps=steps)
     drawer = choice.drawer(model, batch_size=256, members=members, precision="float32")
