@@ -23,7 +23,8 @@ import json
 import math
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -50,8 +51,7 @@ from dualrate.report.figures import log_axis, png
 from dualrate.system.device import keep_freed_memory
 from dualrate.system.files import write_whole
 from studies.common import RESULTS, Row, add_rows, kept, markdown, place, rows_of
-from studies.conditions import ratio
-from studies.forecasts import resampled
+from studies.equal_score import at_equal_score, resampled
 from studies.shapes import (
     ASPECTS,
     BACKGROUND,
@@ -501,9 +501,9 @@ def ratio_table(rows: Sequence[Row]) -> str:
     """
     scores = wrong(rows)
     costs = {cost: {row["way"]: row[cost] for row in rows} for cost in ("macs", "ms")}
-    rivals = {name: [way for way in scores if rival_of(way) == name] for name in ("model", "small")}
+    networks = [rivals(scores, network) for network in ("model", "small")]
     lines = [
-        [way, *(ratio(scores, costs[cost], way, rivals[name]) for name in rivals for cost in costs)]
+        [way, *(at_equal_score(scores, cost, way, others, curve_of) for others in networks for cost in costs.values())]
         for way in sorted(scores, key=lambda way: (costs["macs"][way], way))
         if way.startswith(LIGHTER)
     ]
@@ -513,13 +513,26 @@ def ratio_table(rows: Sequence[Row]) -> str:
 
 def wrong(rows: Sequence[Row]) -> dict[str, NDArray[np.float64]]:
     """Of each way the share of captions that are not all right; then of captions drawn anew, in pairs."""
-    return resampled([row | {"crps": 1.0 - _right(row)[:, None]} for row in rows], itemgetter("way"))
+    return resampled(rows, itemgetter("way"), lambda row: 1.0 - _right(row).astype(np.float64), curve_of)
+
+
+def curve_of(way: str) -> tuple[str, ...]:
+    """A way without its steps."""
+    network, _, *rest = way.split(", ")
+    return network, *rest
 
 
 def rival_of(way: str) -> str:
     """The network of a way that is the model or the smaller one alone, else ""."""
     network = way.split(",")[0]
     return network if network in ("model", "small") and "pipeline" not in way else ""
+
+
+def rivals(ways: Iterable[str], network: str) -> list[str]:
+    """The ways of the model or the smaller one alone whose steps were varied: one plan alone bounds nothing."""
+    alone = [way for way in ways if rival_of(way) == network]
+    curves = Counter(map(curve_of, alone))
+    return [way for way in alone if curves[curve_of(way)] > 1]
 
 
 def page(out: Path) -> None:

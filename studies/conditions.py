@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -35,7 +36,8 @@ from dualrate.recipes.tasks import Rate, TrainedBy
 from dualrate.report.table import with_interval
 from dualrate.system.progress import Silent
 from studies.common import RESULTS, Row, add_rows, kept, markdown, place, rows_of
-from studies.forecasts import Key, Plan, at_equal_score, plan_of, resampled
+from studies.equal_score import at_equal_score, resampled
+from studies.forecasts import Plan, plan_of
 
 TASKS = ("super-resolution:4", "inpainting:16")
 MODELS: tuple[tuple[Rate, TrainedBy], ...] = (
@@ -105,16 +107,6 @@ def train(out: Path, source: str, seconds: float, seeds: Sequence[int], tasks: S
         print(*(f"{folder.name}, {row['steps']} steps: CRPS {np.mean(row['crps']):.5f}" for row in rows), sep="\n")
 
 
-def ratio(
-    scores: Mapping[Key, NDArray[np.float64]], cost: Mapping[Key, float], pair: Key, others: Sequence[Key]
-) -> str:
-    """How many times the cheapest of the others costs that scores as well as the pair's plan, and its interval."""
-    middle, low, high = (
-        "never" if np.isinf(value) else f"{value:.2f}" for value in at_equal_score(scores, cost, pair, others)
-    )
-    return middle if middle == low == high else f"{middle} [{low}, {high}]"
-
-
 def named(rate: str, trained_by: str) -> tuple[str, str]:
     kinds = {"crps": "CRPS, one call", "corrdiff": "CorrDiff", "residual": "CorrDiff with features"}
     return {"dual": "two rates", "single": "large"}.get(rate, rate), kinds.get(trained_by, trained_by)
@@ -123,7 +115,7 @@ def named(rate: str, trained_by: str) -> tuple[str, str]:
 def scored_table(rows: Sequence[Row]) -> str:
     """Of one task: scores of each plan, the best first, means over trainings; intervals are over conditions."""
     own = by_plan(rows)
-    by = {name: resampled([row | {"crps": row[name]} for row in rows]) for name in ("crps", "energy", "psnr")}
+    by = {name: resampled(rows, plan_of, partial(score_of, name=name)) for name in ("crps", "energy", "psnr")}
 
     def shown(values: NDArray[np.float64], digits: int) -> str:
         return with_interval(values[0], *np.quantile(values[1:], (0.025, 0.975)), places=digits)
@@ -149,7 +141,7 @@ def scored_table(rows: Sequence[Row]) -> str:
 
 def ratio_table(rows: Sequence[Row]) -> str:
     """Of one task: what others cost that score as well as the pair, over what it costs."""
-    own, scores = by_plan(rows), resampled(rows)
+    own, scores = by_plan(rows), resampled(rows, plan_of, score_of)
     pairs = [key for key in own if key[:2] in PAIRS and key[2] in (1, STEPS[-1])]
     ways = list(product(pairs, (("macs", "multiply-adds"), ("ms", "seconds")), SHARED))
     heads = [f"two rates in {key[2]}: {of}, of {count}" for key, (_, of), count in ways]
@@ -160,10 +152,15 @@ def ratio_table(rows: Sequence[Row]) -> str:
             others[", ".join(named(rate, trained_by))] = keys
     costs = {(of, count): {key: mean(own[key], of, count) for key in own} for of in ("macs", "ms") for count in SHARED}
     lines = [
-        [name, *(ratio(scores, costs[of, count], pair, keys) for pair, (of, _), count in ways)]
+        [name, *(at_equal_score(scores, costs[of, count], pair, keys) for pair, (of, _), count in ways)]
         for name, keys in others.items()
     ]
     return markdown(["against", *heads], lines, texts=1)
+
+
+def score_of(row: Row, name: str = "crps") -> NDArray[np.float64]:
+    """(conditions,)"""
+    return np.mean(row[name], 1)
 
 
 def by_plan(rows: Sequence[Row]) -> dict[Plan, list[Row]]:

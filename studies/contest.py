@@ -2,7 +2,7 @@
 
     python -m studies.forecasts simulate OUT    trajectories, OUT/fields.npz
     python -m studies.contest OUT speeds        milliseconds of an update, of every network and batch
-    python -m studies.contest OUT search        batch, then rate: 100 seconds each
+    python -m studies.contest OUT search        batch, then rate, then neighbours: 100 seconds each
     python -m studies.contest OUT train --seconds 400 --seeds 0 1 2
     python -m studies.contest OUT show          what is known so far
 
@@ -131,21 +131,30 @@ class Contest:
             sep="\n",
         )
 
-    def best(self, network: Network, method: Method) -> Setting | None:
-        """The setting that the search prefers, once it is done."""
-        rows = self.known(kind="search", network=network, method=method)
+    def best(self, network: Network, method: Method, **values: Any) -> Setting:
+        """The setting that the search prefers, of those with such values. Raises ValueError before it is done."""
+        rows = self.known(kind="search", network=network, method=method, **values)
         if not rows:
-            return None
-        row = min(rows, key=mean)
+            raise ValueError(f"no batch and rate of {network} by {method} is known: search them first")
+        row = min(rows, key=lambda row: np.nan_to_num(mean(row), nan=np.inf))
         return Setting(row["batch"], row["rate"], row["halflife"])
 
     def search(self, network: Network, method: Method, seconds: float = SEARCHED) -> None:
-        """Batch, then rate at the best batch."""
-        setting = Setting()
-        for name, values in {"batch": BATCHES, "rate": RATES}.items():
-            for value in values:
-                self.train("search", network, method, replace(setting, **{name: value}), seconds, 0)
-            setting = self.best(network, method) or setting
+        """Batch, then rate at the best batch; then the neighbours of the best, until none of them is better.
+
+        So a best rate is never the end of a grid.
+        """
+        for batch in BATCHES:
+            self.train("search", network, method, Setting(batch), seconds, 0)
+        first = self.best(network, method, rate=RATES[0])
+        for rate in RATES:
+            self.train("search", network, method, replace(first, rate=rate), seconds, 0)
+        center, setting = None, self.best(network, method)
+        while center != setting:
+            center = setting
+            for neighbour in neighbours(center):
+                self.train("search", network, method, neighbour, seconds, 0)
+            setting = self.best(network, method)
 
     def table(self) -> str:
         """Every training and plan so far: the mean CRPS, over seeds where there are several."""
@@ -181,6 +190,14 @@ class Contest:
             "of 16",
         )
         return markdown(header, lines, texts=3)
+
+
+def neighbours(setting: Setting) -> list[Setting]:
+    """Half and twice the batch, where it is one of BATCHES, and half and twice the rate."""
+    batches = [batch for batch in (setting.batch // 2, 2 * setting.batch) if batch in BATCHES]
+    return [replace(setting, batch=batch) for batch in batches] + [
+        replace(setting, rate=rate) for rate in (setting.rate / 2, 2 * setting.rate)
+    ]
 
 
 def broad(config: UViTConfig) -> UViTConfig:
@@ -225,7 +242,8 @@ def main() -> None:
                 contest.speed(network, method, batch)
         elif options.verb == "search":
             contest.search(network, method)
-        elif setting := contest.best(network, method):
+        else:
+            setting = contest.best(network, method)
             for seed in options.seeds:
                 contest.train("final", network, method, setting, options.seconds, seed)
     if contest.rows:

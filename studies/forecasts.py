@@ -27,11 +27,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -60,12 +60,12 @@ from dualrate.report.table import with_interval
 from dualrate.system.files import write_whole
 from dualrate.system.progress import Silent
 from studies.common import RESULTS, Row, add_rows, keep, kept, markdown, place, rows_of
+from studies.equal_score import at_equal_score, resampled
 
 PAGE = RESULTS / "forecasts.md"
-SHARED, FRAMES, RESAMPLES = (1, 16, 64), 3, 2000
+SHARED, FRAMES = (1, 16, 64), 3
 TIMED, ROUNDS = 128, 3  # members that are drawn together for milliseconds, and how often
 Plan = tuple[str, str, int]  # a network, what trained it, and steps
-Key = TypeVar("Key")  # of a plan, such as this
 Scores = dict[Plan, NDArray[np.float64]]
 StudentsOf = Literal["moments", "consistency"]
 Method = TrainedBy | OfFrames
@@ -351,34 +351,9 @@ def rolled_plan(row: Row) -> tuple[str, str, int, int]:
     return row["rate"], row["trained_by"], row["frames"], row["steps"]
 
 
-def resampled(rows: Sequence[Row], key: Callable[[Row], Any] = plan_of) -> dict[Any, NDArray[np.float64]]:
-    """(1 + R,) mean CRPS of each model and plan, over seeds, frames and starts; then of starts drawn anew, in pairs."""
-    rng, found = np.random.default_rng(0), {}
-    starts = len(rows[0]["crps"])
-    picked = np.concatenate([np.arange(starts)[None], rng.integers(0, starts, (RESAMPLES, starts))])
-    for row in rows:
-        found.setdefault(key(row), []).append(np.mean(row["crps"], 1))
-    return {key: np.mean(each, 0)[picked].mean(1) for key, each in found.items()}
-
-
-def ratios(
-    rows: Sequence[Row], scores: Scores, rate: str, trained_by: str, steps: int, against: str, members: int
-) -> list[float]:
-    """How many times the cheapest plan of single networks costs that scores as well as a pair's; with its interval.
-
-    inf: no plan of theirs does
-    """
-    cost = {plan_of(row): row["macs"][str(members)] for row in rows}
-    singles = [key for key in scores if key[0] != "dual" and key[1] == against]
-    return at_equal_score(scores, cost, (rate, trained_by, steps), singles)
-
-
-def at_equal_score(
-    scores: Mapping[Key, NDArray[np.float64]], cost: Mapping[Key, float], pair: Key, others: Sequence[Key]
-) -> list[float]:
-    """How many times the cheapest of the others costs that scores as well as a pair's plan; with its interval."""
-    enough = np.stack([np.where(scores[key] <= scores[pair], cost[key] / cost[pair], np.inf) for key in others]).min(0)
-    return [enough[0], *np.quantile(enough[1:], (0.025, 0.975), method="inverted_cdf")]
+def crps(row: Row) -> NDArray[np.float64]:
+    """(starts,) over its frames."""
+    return np.mean(row["crps"], 1)
 
 
 def page(system: System, out: Path) -> None:
@@ -387,13 +362,18 @@ def page(system: System, out: Path) -> None:
         place(name, table, PAGE)  # where the page has a place for it
         print(f"<!-- {name} -->\n{table}<!-- end of {name} -->\n")
     at_once = [row for row in rows if "persistence" not in row]
-    scores = resampled(at_once)
+    scores = resampled(at_once, plan_of, crps)
     write_whole(RESULTS / f"{system.page}.png", png(figure(at_once, scores)))
     rivals = sorted({trained_by for rate, trained_by, _ in scores if rate != "dual"})
     for rate, trained_by, steps in scores:
         for against in rivals if rate == "dual" else ():
-            found = [ratios(at_once, scores, rate, trained_by, steps, against, count) for count in SHARED]
-            costs = ", ".join(f"{one:.3g} [{low:.3g}, {high:.3g}]" for one, low, high in found)
+            singles = [plan for plan in scores if plan[0] != "dual" and plan[1] == against]
+            plan = rate, trained_by, steps
+            found = [
+                at_equal_score(scores, {plan_of(row): row["macs"][str(count)] for row in at_once}, plan, singles)
+                for count in SHARED
+            ]
+            costs = ", ".join(map(str, found))
             print(f"{word(trained_by)}, {steps} steps: at its score a network by {word(against)} costs {costs} times")
     for row in rows:
         if "persistence" in row:
@@ -410,7 +390,7 @@ def tables(system: System, rows: Sequence[Row]) -> dict[str, str]:
 
 def scored_table(rows: Sequence[Row]) -> str:
     """A line for each network and plan, the best first: means over seeds, and the interval over starts."""
-    scores, lines = resampled(rows), []
+    scores, lines = resampled(rows, plan_of, crps), []
     for key in sorted(scores, key=lambda key: scores[key][0]):
         rate, trained_by, steps = key
         own = [row for row in rows if plan_of(row) == key]
@@ -425,7 +405,7 @@ def scored_table(rows: Sequence[Row]) -> str:
 
 def rolled_table(rows: Sequence[Row]) -> str:
     """The same of roll-outs, by method, network and steps."""
-    scores, lines = resampled(rows, rolled_plan), []
+    scores, lines = resampled(rows, rolled_plan, crps), []
     for key in sorted(scores, key=lambda key: (key[1], key[2], key[0], key[3])):
         rate, trained_by, frames, steps = key
         own = [row for row in rows if rolled_plan(row) == key]

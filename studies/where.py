@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -30,32 +29,18 @@ from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import measured_on, real_batches
 from dualrate.experiment.model import Model
 from dualrate.report.figures import png
-from dualrate.report.table import significant
 from dualrate.system.files import write_whole
 from studies import captions, sudoku
 from studies.common import RESULTS, kept_in, markdown, place, save
 from studies.conditions import by_plan, mean
-from studies.forecasts import Plan, at_equal_score, resampled
+from studies.equal_score import Ratio, at_equal_score, resampled
+from studies.forecasts import Plan, crps, plan_of
 
 LEVELS = 12  # of noise: the middles of as many parts of [0, 1]
 THIRDS = [slice(first, first + LEVELS // 3) for first in range(0, LEVELS, LEVELS // 3)]
 COSTS = ("macs", "ms")
+FAR = 1.6  # times: the length of an arrow
 Losses = Mapping[str, Sequence[float]]  # of "light" and "large"
-
-
-class Ratio(NamedTuple):
-    """What single networks cost at a pair's score, over what the pair costs. inf: they never reach it.
-
-    low, high: its interval, no wider than the value where none is known
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        value, low, high = ("never" if math.isinf(one) else significant(one) for one in self)
-        return value if low == high else f"{value} [{low}, {high}]"
 
 
 Ratios = Mapping[int, Sequence[Ratio]]  # by the samples of a condition: of multiply-adds and of milliseconds
@@ -65,21 +50,19 @@ def of_rows(page: str, plan: Plan, task: str = "") -> Ratios:
     """Against all single networks of a page's rows, of one task where it has several."""
     rows = [row for row in kept_in(RESULTS / f"{page}.json.xz") if "persistence" not in row]
     rows = [row for row in rows if row.get("task", "").startswith(task)]
-    own, scores = by_plan(rows), resampled(rows)
+    own, scores = by_plan(rows), resampled(rows, plan_of, crps)
     others = [key for key in own if key[0] != "dual"]
     costs = {(of, count): {key: mean(own[key], of, count) for key in own} for of in COSTS for count in (1, 16)}
-    return {
-        count: [Ratio(*at_equal_score(scores, costs[of, count], plan, others)) for of in COSTS] for count in (1, 16)
-    }
+    return {count: [at_equal_score(scores, costs[of, count], plan, others) for of in COSTS] for count in (1, 16)}
 
 
 def of_captions(rival: str) -> Ratios:
     """Of the retrofit at 16/4 against the model or the smaller one."""
     rows = kept_in(RESULTS / "captions.json.xz")
     wrong = captions.wrong(rows)
-    others = [way for way in wrong if captions.rival_of(way) == rival]
+    others = captions.rivals(wrong, rival)
     costs = [{row["way"]: row[of] for row in rows} for of in COSTS]
-    return {1: [Ratio(*at_equal_score(wrong, cost, "retrofit, 16/4", others)) for cost in costs]}
+    return {1: [at_equal_score(wrong, cost, "retrofit, 16/4", others, captions.curve_of) for cost in costs]}
 
 
 def of_sudoku() -> Ratios:
@@ -239,30 +222,32 @@ def excess(losses: Losses, levels: slice = slice(None)) -> float:
 
 
 def figure(found: Sequence[tuple[Setting, Ratios]], losses: Mapping[str, Losses]) -> Figure:
-    """Where an interval has no end, the point is at its other end."""
+    """An arrow stands where an interval has no end; a ratio that is never reached is at its lower end."""
     made = Figure((9.5, 4.4), layout="constrained")
     bars, scatter = made.subplots(1, 2, width_ratios=(3, 2))
     lines = [
         (one, ratios, count, ratios[count][0])
         for one, ratios in found
         for count in ratios
-        if math.isfinite(ratios[count][0].low)
+        if 0 < ratios[count][0].low < math.inf or ratios[count][0].at_most
     ]
-    for i, (one, _, count, (ratio, low, high)) in enumerate(reversed(lines)):
-        colour = "C2" if low > 1 else "C3" if high < 1 else "C7"
+    for i, (one, _, count, ratio) in enumerate(reversed(lines)):
+        colour = "C2" if ratio.low > 1 else "C3" if ratio.high < 1 else "C7"
         filled = colour if count > 1 else "white"
-        never = math.isinf(high)
-        point, end = (low, 1.6 * low) if never else (ratio, high)
-        places = [(bars, [low, end], [float(i), float(i)], ">")]
+        point = ratio.value if math.isfinite(ratio.value) else ratio.low
+        low = ratio.low or point / FAR
+        high = ratio.high if math.isfinite(ratio.high) else FAR * point
+        ends = [(low, "<v")] * (not ratio.low) + [(high, ">^")] * math.isinf(ratio.high)
+        panels = [(bars, float(i))]
         if one.losses:
-            at = 100 * excess(losses[one.losses])
-            places.append((scatter, [at, at], [low, end], "^"))
-        for axes, x, y, arrow in places:
-            axes.plot(x, y, color=colour, linewidth=2)
-            where = ([point], y[:1]) if axes is bars else (x[:1], [point])
-            axes.plot(*where, "o", color=colour, markerfacecolor=filled)
-            if never:
-                axes.plot(x[1:], y[1:], arrow, color=colour)
+            panels.append((scatter, 100 * excess(losses[one.losses])))
+        for axes, line in panels:
+            vertical = axes is scatter
+            shapes = [([low, high], "-", colour), ([point], "o", filled)]
+            shapes += [([end], arrows[vertical], colour) for end, arrows in ends]
+            for values, shape, face in shapes:
+                points = [line] * len(values), values
+                axes.plot(*(points if vertical else points[::-1]), shape, color=colour, lw=2, markerfacecolor=face)
     names = [
         f"{one.name.partition(' (')[0]}{f', M = {count}' if len(ratios) > 1 else ''}" for one, ratios, count, _ in lines
     ]

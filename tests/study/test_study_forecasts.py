@@ -33,7 +33,7 @@ def test_a_system_is_trained_scored_and_shown(
         rolled=(("both", "rolling", 2, (1,)), ("dual", "diffusion", 1, (2,)), ("dual", "diffusion", 2, (2,))),
     )  # fmt: skip
     place, further = f"{system.page} scores", f"{system.page} roll-outs"
-    for name, value in {"RESULTS": tmp_path, "PAGE": tmp_path / "page.md", "RESAMPLES": 100}.items():
+    for name, value in {"RESULTS": tmp_path, "PAGE": tmp_path / "page.md"}.items():
         monkeypatch.setattr(forecasts, name, value)
     forecasts.PAGE.write_text("".join(f"<!-- {one} -->\n<!-- end of {one} -->\n" for one in (place, further)))
     forecasts.simulate(system, tmp_path)

@@ -165,11 +165,11 @@ def saving(measured: MeasuredCandidate, baselines: Sequence[MeasuredCandidate]) 
     costs = [np.array([other.row.macs for other in curve]) / measured.row.macs for curve in curves.values()]
     values = [np.array([other.row.scores[metric].value for other in curve]) for curve in curves.values()]
     replicates = [np.stack([other.replicates[metric] for other in curve], axis=1) for curve in curves.values()]
-    ratio, at_most = _ratio(costs, values, score)
+    ratio, at_most = least_cost(costs, values, score)
     if at_most and (min(cost[0] for cost in costs) > 1 or all((curve < score).all() for curve in values)):
         return None
     again = [
-        _ratio(costs, [scores[i] for scores in replicates], replicate)
+        least_cost(costs, [scores[i] for scores in replicates], replicate)
         for i, replicate in enumerate(measured.replicates[metric])
     ]
     tails = (1 - LEVEL) / 2, (1 + LEVEL) / 2  # by a method that has no trouble with infinite ones
@@ -178,14 +178,14 @@ def saving(measured: MeasuredCandidate, baselines: Sequence[MeasuredCandidate]) 
     return Saving(ratio, 0.0 if at_most else min(low, ratio), max(high, ratio), at_most)
 
 
-def _ratio(
+def least_cost(
     costs: Sequence[NDArray[np.float64]], scores: Sequence[NDArray[np.float64]], wanted: float
 ) -> tuple[float, bool]:
     """The least cost on any curve for a score as good as `wanted`, and whether that is a bound: of a first plan, which
     is better.
     """
     curves = [*zip(costs, scores, strict=True)]
-    ratio = min(cost_at(cost, values, wanted) for cost, values in curves)
+    ratio = min((cost_at(cost, values, wanted) for cost, values in curves), default=math.inf)
     return ratio, any(cost[0] == ratio and values[0] < wanted for cost, values in curves)
 
 
