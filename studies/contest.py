@@ -4,6 +4,8 @@
     python -m studies.contest OUT speeds        milliseconds of an update, of every network and batch
     python -m studies.contest OUT search        batch, then rate, then neighbours: 100 seconds each
     python -m studies.contest OUT train --seconds 400 --seeds 0 1 2
+    python -m studies.contest OUT rescore       scores of trainings that lack one
+    python -m studies.contest OUT multilevel    the single networks together, by ML-EM
     python -m studies.contest OUT show          what is known so far
 
 Every verb goes on where it was, and can be limited to some networks (--only dual:crps single:diffusion). Rows are kept
@@ -23,24 +25,33 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 import dualrate as dr
 from benchmarks.workloads import in_cpu_seconds, whole
+from dualrate.denoisers.multilevel import Multilevel
 from dualrate.experiment.data_config import DataConfig
 from dualrate.networks.uvit import UViTConfig
+from dualrate.report.figures import pareto_front
+from dualrate.sampling.trajectory import sample_batches
+from dualrate.system.files import write_whole
 from dualrate.system.progress import Silent
 from studies.common import RESULTS, Row, add_rows, keep, kept, markdown, on_one_thread, rows_of
-from studies.forecasts import SYSTEMS, System, scored
+from studies.forecasts import FRAMES, SHARED, SYSTEMS, System, by_lead, scored, starts_of
 
 BATCHES, RATES, HALFLIFE = (16, 8, 32, 64), (2e-3, 1e-3, 4e-3), 10_000
 SEARCHED, STARTS = 100.0, 128  # seconds of a training of the search, and its starts
 STEPS = {"diffusion": (1, 2, 3, 4, 6, 8, 12, 16), "crps": (1,)}  # that are scored in the end
 CHOSEN_BY = {"diffusion": 8, "crps": 1}  # steps that the search scores
 UPDATES, ROUNDS = 5, 8  # of a measurement of speed
+WHICH = "kind", "network", "method", "batch", "rate", "halflife", "seconds", "seed"  # of a training
+LEVELS = ("medium", "single"), ("medium", "broad", "single")  # of ML-EM
+SAMPLERS, CALLS, SHARES = ("ancestral", "sde-dpm++2m"), (8, 16, 32), (0.5, 0.25, 0.125)  # its cells
 
 Network = Literal["dual", "single", "broad", "medium", "light"]
 Method = Literal["diffusion", "crps"]
@@ -111,10 +122,11 @@ class Contest:
         """Trains, scores and adds a row for each plan, unless they are there."""
         which: Row = {"kind": kind, "network": network, "method": method, **vars(setting)}
         which |= {"seconds": seconds, "seed": seed}
+        assert tuple(which) == WHICH
         if self.known(**which):
             return
         updates = max(1, round(1000 * seconds / self.speed(network, method, setting.batch)))
-        folder = self.out / "-".join(str(value) for value in which.values())
+        folder = self.folder(which)
         begun = time.process_time()
         whole(dr.train(self.experiment(network, method, setting, updates, seed), folder))
         taken, model = time.process_time() - begun, dr.load(str(folder))
@@ -130,6 +142,47 @@ class Contest:
             *(f"{network} by {method}, {setting}, seed {seed}, {row['steps']} steps: {mean(row):.4f}" for row in rows),
             sep="\n",
         )
+
+    def rescore(self) -> None:
+        """Scores the final trainings anew whose rows lack a score of today."""
+        rows = self.rows
+        for i, row in enumerate(rows):
+            if row["kind"] == "final" and "energy" not in row and (folder := self.folder(row)).is_dir():
+                rows[i] = row | scored(dr.load(str(folder)), self.system, row["steps"])
+                print(row["network"], row["method"], row["seed"], row["steps"], f"{mean(rows[i]):.4f}", flush=True)
+        write_whole(self.out / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def folder(self, row: Row) -> Path:
+        """The run of a row."""
+        return self.out / "-".join(str(row[name]) for name in WHICH)
+
+    def multilevel(self, seconds: float, seed: int) -> None:
+        """Adds rows of ML-EM by single networks: sampler, steps and probabilities by the search's starts, each cell
+        that no cheaper one beats there scored as the trainings are.
+        """
+        final = {"kind": "final", "method": "diffusion", "seconds": seconds, "seed": seed}
+        for networks in LEVELS:
+            rows = [row for network in networks for row in self.known(network=network, **final)[:1]]
+            if len(rows) < len(networks):
+                continue
+            models = [dr.load(str(self.folder(row))) for row in rows]
+            which = {"kind": "levels", "network": " + ".join(networks), "method": "ML-EM", "seconds": seconds}
+            which |= {"seed": seed}
+            cells: list[Row] = [
+                {"sampler": sampler, "steps": steps, "probabilities": list(p)}
+                for sampler, steps in product(SAMPLERS, CALLS)
+                for p in product(SHARES, repeat=len(models) - 1)
+            ]
+            for between in (STARTS, 0):
+                for cell in cells:
+                    if not self.known(**which, **cell, between=between):
+                        row: Row = which | cell | {"between": between}
+                        row |= multilevel(models, self.system, cell, between)
+                        add_rows(self.out, [row])
+                        print(networks, cell, between, f"{row['macs']['1']:.1f} M, {mean(row):.4f}", flush=True)
+                searched = self.known(**which, between=STARTS)
+                best = pareto_front(searched, lambda row: (row["macs"]["1"], mean(row)))
+                cells = [{name: row[name] for name in ("sampler", "steps", "probabilities")} for row in best]
 
     def best(self, network: Network, method: Method, **values: Any) -> Setting:
         """The setting that the search prefers, of those with such values. Raises ValueError before it is done."""
@@ -160,7 +213,7 @@ class Contest:
         """Every training and plan so far: the mean CRPS, over seeds where there are several."""
         groups: dict[tuple[Any, ...], list[Row]] = {}
         for row in self.rows:
-            if row["kind"] != "speed":
+            if row["kind"] in ("search", "final"):
                 key = tuple(
                     row[name] for name in ("kind", "network", "method", "batch", "rate", "halflife", "seconds", "steps")
                 )
@@ -200,6 +253,26 @@ def neighbours(setting: Setting) -> list[Setting]:
     ]
 
 
+def multilevel(models: Sequence[dr.Model], system: System, cell: Row, between: int) -> Row:
+    """Cost and scores as of `scored`, of single networks by ML-EM. macs: of a member, by levels that run.
+
+    cell: sampler, steps, and the probabilities of all networks but the lightest
+    """
+    model, members = models[-1], system.members
+    drawer = dr.Choice(steps=cell["steps"], sampler=cell["sampler"]).drawer(model, precision="float32")
+    levels = tuple(model.ready(bfloat16=False).denoiser for model in models)
+    denoiser = Multilevel(levels, drawer.plan.t, tuple(cell["probabilities"]))
+    starts, truth = starts_of(model, system, between)
+    batches = sample_batches(
+        denoiser, drawer.step, denoiser.plan, model.shape, starts, batch_size=256, given=model.given, members=members
+    )
+    x = torch.cat(list(batches)).unflatten(0, (len(starts), members)).double().unflatten(-3, (FRAMES, -1))
+    one = dr.Choice(steps=1)
+    costs = [one.drawer(model, precision="float32").expected_cost.macs / 1e6 for model in models]
+    macs = sum(cost * calls for cost, calls in zip(costs, denoiser.calls, strict=True))
+    return {"macs": dict.fromkeys(map(str, SHARED), macs), **by_lead(x, truth)}
+
+
 def broad(config: UViTConfig) -> UViTConfig:
     """Half of its multiply-adds: 3/4 of its channels, 3/4 of the blocks of its middle."""
     *_, last = config.levels
@@ -225,7 +298,7 @@ def networks(only: Sequence[str]) -> Iterator[tuple[Network, Method]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("verb", choices=("speeds", "search", "train", "show"))
+    parser.add_argument("verb", choices=("speeds", "search", "train", "rescore", "multilevel", "show"))
     parser.add_argument("--system", choices=SYSTEMS, default="kuramoto-sivashinsky")
     parser.add_argument("--seconds", type=float, default=400)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -236,7 +309,13 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         add_rows(options.out, kept(file, options.out))
     on_one_thread()
-    for network, method in () if options.verb == "show" else networks(options.only):
+    if options.verb == "rescore":
+        contest.rescore()
+    if options.verb == "multilevel":
+        for seed in options.seeds:
+            contest.multilevel(options.seconds, seed)
+    trains = options.verb in ("speeds", "search", "train")
+    for network, method in networks(options.only) if trains else ():
         if options.verb == "speeds":
             for batch in BATCHES:
                 contest.speed(network, method, batch)

@@ -51,7 +51,7 @@ from dualrate.forecasts.scores import persistence
 from dualrate.forecasts.simulations import SIMULATIONS, Kolmogorov, KuramotoSivashinsky
 from dualrate.forecasts.simulations import System as Simulated
 from dualrate.forecasts.starts import held_out_starts
-from dualrate.metrics.ensembles import fair_crps
+from dualrate.metrics.ensembles import energy_score, fair_crps
 from dualrate.networks.uvit import UViTConfig
 from dualrate.recipes.auto import distilled
 from dualrate.recipes.tasks import Rate, TrainedBy
@@ -195,21 +195,27 @@ def scored(model: dr.Model, system: System, steps: int | None, *, between: int =
 
     between: of about so many starts that lie between the system's own, in place of these
     """
-    held, members = model.given, system.members
-    assert isinstance(held, HeldOut)
-    starts = spread(system.starts, len(held.images))
-    if between:
-        starts = spread(2 * system.starts, len(held.images))[1::2][:: max(1, system.starts // between)]
-    truth = torch.from_numpy(held.originals(torch.from_numpy(starts))).double()
+    members, (starts, truth) = system.members, starts_of(model, system, between)
     choice = dr.Choice() if steps is None else dr.Choice(steps=steps)
     drawer = choice.drawer(model, batch_size=256, members=members, precision="float32")
-    x = torch.cat(list(drawer.states(starts.tolist()))).unflatten(0, (len(starts), members)).double()
-    x, truth = (part.unflatten(-3, (FRAMES, -1)) for part in (x, truth))
+    x = torch.cat(list(drawer.states(starts))).unflatten(0, (len(starts), members)).double()
+    x = x.unflatten(-3, (FRAMES, -1))
     return {
         "steps": drawer.plan.num_steps,
         "macs": {count: replace(drawer, members=count).expected_cost.macs / 1e6 for count in SHARED},
         **by_lead(x, truth),
     }
+
+
+def starts_of(model: dr.Model, system: System, between: int) -> tuple[list[int], torch.Tensor]:
+    """Numbers of starts, as `scored` takes them, and their truth (N, F, C, H, W) float64."""
+    held = model.given
+    assert isinstance(held, HeldOut)
+    starts = spread(system.starts, len(held.images))
+    if between:
+        starts = spread(2 * system.starts, len(held.images))[1::2][:: max(1, system.starts // between)]
+    truth = torch.from_numpy(held.originals(torch.from_numpy(starts))).double()
+    return starts.tolist(), truth.unflatten(-3, (FRAMES, -1))
 
 
 def rolled_out(model: dr.Model, system: System, steps: int) -> Row:
@@ -240,12 +246,16 @@ def rolled_out(model: dr.Model, system: System, steps: int) -> Row:
 
 
 def by_lead(x: torch.Tensor, truth: torch.Tensor) -> Row:
-    """Of members (N, M, F, C, H, W) and what was (N, F, C, H, W)."""
+    """Scores of members (N, M, F, C, H, W) against the truth (N, F, C, H, W): by start and lead, energy by start."""
     members = x.shape[1]
     crps = torch.stack([fair_crps(x[:, :, k], truth[:, k]) for k in range(x.shape[2])], 1)
     error = (x.mean(1) - truth).square().mean((0, 2, 3, 4)).sqrt()
     deviation = (x.var(1).mean((0, 2, 3, 4)) * (members + 1) / members).sqrt()
-    return {"spread_skill": (deviation / error).tolist(), "crps": np.round(crps.numpy(), 4).tolist()}
+    return {
+        "spread_skill": (deviation / error).tolist(),
+        "crps": np.round(crps.numpy(), 4).tolist(),
+        "energy": np.round(energy_score(x, truth).numpy(), 4).tolist(),
+    }
 
 
 def simulate(system: System, out: Path) -> None:

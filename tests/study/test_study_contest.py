@@ -74,3 +74,33 @@ def test_broad_is_about_half_of_the_large_network() -> None:
         return macs_of(lambda: network(torch.zeros(1, *config.shape), torch.zeros(1), None))
 
     assert 0.4 < macs(contest.broad(large)) / macs(large) < 0.6
+
+
+def test_single_networks_score_together_by_ml_em(tiny: Contest, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SAMPLERS": ("ancestral",), "CALLS": (2, 3), "SHARES": (1.0, 0.5)}.items():
+        monkeypatch.setattr(contest, name, value)
+    for network in ("medium", "single"):
+        tiny.train("final", network, "diffusion", Setting(4), 0.01, 0)
+    tiny.multilevel(0.01, 0)
+    rows = tiny.known(kind="levels")
+    searched, final = ([row for row in rows if row["between"] == between] for between in (2, 0))
+    assert len(searched) == 4
+    assert [len(row["crps"]) for row in (searched[0], final[0])] == [2, 4]
+    assert {tuple(row["probabilities"]) for row in final} <= {(1.0,), (0.5,)}
+    medium, single = (
+        tiny.known(kind="final", network=network, steps=1)[0]["macs"]["1"] for network in contest.LEVELS[0]
+    )
+    whole = next(row for row in searched if (row["steps"], row["probabilities"]) == (2, [1.0]))
+    assert whole["macs"]["1"] == pytest.approx(2 * (medium + single), rel=1e-6)
+    before = (tiny.out / "rows.jsonl").read_text()
+    tiny.multilevel(0.01, 0)
+    assert (tiny.out / "rows.jsonl").read_text() == before
+
+
+def test_rows_without_a_score_of_today_are_scored_again(tiny: Contest) -> None:
+    tiny.train("final", "single", "diffusion", Setting(4), 0.01, 0)
+    rows = tiny.rows
+    old = [{key: value for key, value in row.items() if key != "energy"} for row in rows]
+    contest.write_whole(tiny.out / "rows.jsonl", "".join(contest.json.dumps(row) + "\n" for row in old))
+    tiny.rescore()
+    assert [row.get("energy") for row in tiny.rows] == [row.get("energy") for row in rows]
