@@ -6,6 +6,7 @@
     python -m studies.contest OUT train --seconds 400 --seeds 0 1 2
     python -m studies.contest OUT rescore       scores of trainings that lack one
     python -m studies.contest OUT multilevel    the single networks together, by ML-EM
+    python -m studies.contest OUT times         milliseconds of all plans
     python -m studies.contest OUT show          what is known so far
 
 Every verb goes on where it was, and can be limited to some networks (--only dual:crps single:diffusion). Rows are kept
@@ -27,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -49,12 +50,15 @@ SEARCHED, STARTS = 100.0, 128  # seconds of a training of the search, and its st
 STEPS = {"diffusion": (1, 2, 3, 4, 6, 8, 12, 16), "crps": (1,)}  # that are scored in the end
 CHOSEN_BY = {"diffusion": 8, "crps": 1}  # steps that the search scores
 UPDATES, ROUNDS = 5, 8  # of a measurement of speed
+TIMED, ROUNDS_TIMED = 128, 5  # members drawn together for milliseconds, and how often
 WHICH = "kind", "network", "method", "batch", "rate", "halflife", "seconds", "seed"  # of a training
 LEVELS = ("medium", "single"), ("medium", "broad", "single")  # of ML-EM
 SAMPLERS, CALLS, SHARES = ("ancestral", "sde-dpm++2m"), (8, 16, 32), (0.5, 0.25, 0.125)  # its cells
 
 Network = Literal["dual", "single", "broad", "medium", "light"]
 Method = Literal["diffusion", "crps"]
+NETWORKS: tuple[Network, ...] = get_args(Network)
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,29 @@ class Contest:
                 best = pareto_front(searched, lambda row: (row["macs"]["1"], mean(row)))
                 cells = [{name: row[name] for name in ("sampler", "steps", "probabilities")} for row in best]
 
+    def times(self) -> None:
+        """Milliseconds of a member, of 1, 16 and 64, by plan: medians over rounds in which all plans take turns."""
+        finals = {(row["network"], row["method"]): row for row in self.known(kind="final")}
+        models = {key: dr.load(str(self.folder(row))) for key, row in finals.items() if self.folder(row).is_dir()}
+        plans = [(key, steps) for key in models for steps in STEPS[key[1]]]
+        drawers = {
+            (key, steps, count): dr.Choice(steps=steps).drawer(
+                models[key], batch_size=TIMED, members=count, precision="float32"
+            )
+            for (key, steps), count in product(plans, SHARED)
+        }
+        seconds: dict[tuple[Any, ...], list[float]] = {way: [] for way in drawers}
+        for _ in range(ROUNDS_TIMED):
+            for way, drawer in drawers.items():
+                begun = time.process_time()
+                _ = list(drawer.states(list(range(TIMED // way[2]))))
+                seconds[way].append(1000 * (time.process_time() - begun) / TIMED)
+        rows = [row for row in self.rows if row["kind"] != "time"]
+        for (network, method), steps in plans:
+            ms = {str(count): round(float(np.median(seconds[(network, method), steps, count])), 4) for count in SHARED}
+            rows.append({"kind": "time", "network": network, "method": method, "steps": steps, "ms": ms})
+        write_whole(self.out / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
     def best(self, network: Network, method: Method, **values: Any) -> Setting:
         """The setting that the search prefers, of those with such values. Raises ValueError before it is done."""
         rows = self.known(kind="search", network=network, method=method, **values)
@@ -287,18 +314,15 @@ def mean(row: Row) -> float:
 
 
 def networks(only: Sequence[str]) -> Iterator[tuple[Network, Method]]:
-    """Those of the contest, the two that decide first."""
-    order: tuple[tuple[Network, Method], ...] = (
-        ("dual", "diffusion"), ("single", "diffusion"), ("dual", "crps"), ("single", "crps"), ("broad", "diffusion"),
-        ("broad", "crps"), ("medium", "diffusion"), ("medium", "crps"), ("light", "diffusion"), ("light", "crps"),
-    )  # fmt: skip
-    return (pair for pair in order if not only or ":".join(pair) in only)
+    """Networks and what trains them, the two networks that decide first."""
+    pairs = product(NETWORKS, METHODS)
+    return (pair for pair in pairs if not only or ":".join(pair) in only)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("verb", choices=("speeds", "search", "train", "rescore", "multilevel", "show"))
+    parser.add_argument("verb", choices=("speeds", "search", "train", "rescore", "multilevel", "times", "show"))
     parser.add_argument("--system", choices=SYSTEMS, default="kuramoto-sivashinsky")
     parser.add_argument("--seconds", type=float, default=400)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -311,6 +335,8 @@ def main() -> None:
     on_one_thread()
     if options.verb == "rescore":
         contest.rescore()
+    if options.verb == "times":
+        contest.times()
     if options.verb == "multilevel":
         for seed in options.seeds:
             contest.multilevel(options.seconds, seed)

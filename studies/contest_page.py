@@ -1,0 +1,214 @@
+"""Tables and figures of the contest, of the rows that docs/results/contest-SYSTEM.json.xz keeps.
+
+    python -m studies.contest_page
+
+The best single network is the cheapest plan of any, by diffusion or CRPS; of ML-EM, that of its cells which no cheaper
+one beat in the search. No plan between two of a curve is measured: the score is a line between them in logarithms.
+Scores are means over trainings, starts and lead times; intervals are over starts and trainings.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from dualrate.report.figures import log_axis, png
+from dualrate.system.files import write_whole
+from studies.common import RESULTS, Row, kept_in, markdown, place
+from studies.contest import HALFLIFE, METHODS, NETWORKS, mean
+from studies.equal_score import TAILS, at_equal_score, resampled
+from studies.forecasts import PAGE, SYSTEMS, crps, interval
+
+SECONDS, SHOWN = 400, (1, 2, 4, 8)  # of training; steps of the tables of ratios and lengths
+WORDS = {
+    "dual": "two rates", "single": "large", "crps": "CRPS, one call", "medium + single": "medium, large",
+    "medium + broad + single": "medium, broad, large",
+}  # fmt: skip
+COLOURS = {"dual": "C3", "single": "C0", "broad": "C4", "medium": "C2", "light": "C1"}
+MARKS = {"diffusion": ("o", "-"), "crps": ("*", ""), "ML-EM": ("s", "")}
+Plan = tuple[str, str, Any]  # a network, what trained it, and steps or, of ML-EM, a cell
+COSTS = [("macs", 1), ("macs", 16), ("ms", 1), ("ms", 16)]
+HEADS = ["multiply-adds, of 1", "of 16", "milliseconds, of 1", "of 16"]
+
+
+def plan_of(row: Row) -> Plan:
+    """Its key; of ML-EM the whole cell stands for the steps."""
+    if row["method"] != "ML-EM":
+        return row["network"], row["method"], row["steps"]
+    p = ", ".join(f"{share:g}" for share in row["probabilities"])
+    return row["network"], row["method"], f"{row['steps']}, {row['sampler']}, p = {p}"
+
+
+def energy(row: Row) -> NDArray[np.float64]:
+    """(starts,)"""
+    return np.array(row["energy"])
+
+
+METRICS = {"CRPS": crps, "energy score": energy}
+
+
+def word(name: str) -> str:
+    return WORDS.get(name, name)
+
+
+def finals(rows: Sequence[Row]) -> list[Row]:
+    """Trainings of SECONDS, a row for each plan."""
+    return [row for row in rows if row["kind"] == "final" and row["seconds"] == SECONDS]
+
+
+def levels(rows: Sequence[Row]) -> list[Row]:
+    """ML-EM's cells that were scored as the trainings are."""
+    return [row for row in rows if row["kind"] == "levels" and not row["between"] and row["seconds"] == SECONDS]
+
+
+def costs(rows: Sequence[Row]) -> dict[tuple[str, int], dict[Plan, float]]:
+    """Million multiply-adds and milliseconds of a member, of 1 and of 16, by plan, as far as they were measured."""
+    tables: dict[tuple[str, int], dict[Plan, float]] = {cost: {} for cost in COSTS}
+    for row in [*finals(rows), *levels(rows), *(row for row in rows if row["kind"] == "time")]:
+        for name, count in COSTS:
+            if name in row:
+                tables[name, count][plan_of(row)] = row[name][str(count)]
+    return tables
+
+
+def by_plan(rows: Sequence[Row]) -> dict[Plan, list[Row]]:
+    plans: dict[Plan, list[Row]] = defaultdict(list)
+    for row in rows:
+        plans[plan_of(row)].append(row)
+    return plans
+
+
+def score_table(rows: Sequence[Row]) -> str:
+    """A line for each network and plan, the best first."""
+    scored = [*finals(rows), *levels(rows)]
+    trainings, cost = by_plan(scored), costs(rows)
+    scores = {name: resampled(scored, plan_of, values) for name, values in METRICS.items()}
+    lines = []
+    for plan in sorted(trainings, key=lambda plan: scores["CRPS"][plan][0]):
+        network, method, steps = plan
+        spread = np.mean([row["spread_skill"] for row in trainings[plan]], 0)
+        lines.append([
+            word(network), word(method), steps, *(f"{cost[of][plan]:.2f}" if plan in cost[of] else "" for of in COSTS),
+            *(interval(table[plan], 4) for table in scores.values()), ", ".join(f"{value:.2f}" for value in spread),
+            len(trainings[plan]),
+        ])  # fmt: skip
+    heads = [
+        "million multiply-adds a member, of 1",
+        "of 16",
+        "ms, of 1",
+        "of 16",
+        *METRICS,
+        "spread / skill",
+        "trainings",
+    ]
+    return markdown(["network", "trained by", "steps", *heads], lines)
+
+
+def ratio_table(rows: Sequence[Row]) -> str:
+    """What rivals cost that score as well as two rates, over what these cost."""
+    scored = [*finals(rows), *levels(rows)]
+    trainings, cost = by_plan(scored), costs(rows)
+    scores = {name: resampled(scored, plan_of, values) for name, values in METRICS.items()}
+    singles = [plan for plan in trainings if plan[0] != "dual" and plan[1] != "ML-EM"]
+    rivals = {
+        "the best single network": singles,
+        "the best one in one call": [plan for plan in singles if plan[2] == 1],
+        "ML-EM": [plan for plan in trainings if plan[1] == "ML-EM"],
+    }
+    lines = []
+    for plan in sorted(plan for plan in trainings if plan[0] == "dual" and plan[2] in SHOWN):
+        for name, plans in rivals.items():
+            cells = []
+            for metric, of in [*(("CRPS", of) for of in COSTS), *(("energy score", of) for of in COSTS[:2])]:
+                timed = [rival for rival in plans if rival in cost[of]]
+                known = plan in cost[of] and timed
+                cells.append(at_equal_score(scores[metric], cost[of], plan, timed) if known else "")
+            if any(cells):
+                lines.append(
+                    [f"{word(plan[1])}, {plan[2]} steps" if plan[1] == "diffusion" else word(plan[1]), name, *cells]
+                )
+    heads = ["CRPS: multiply-adds, of 1", "of 16", "ms, of 1", "of 16", "energy score: multiply-adds, of 1", "of 16"]
+    return markdown(["two rates", "against", *heads], lines, texts=2)
+
+
+def search_table(rows: Sequence[Row]) -> str:
+    """The batch and rate that the search chose for each network, and what every cell scored."""
+    lines = []
+    for network, method in product(NETWORKS, METHODS):
+        which = {"kind": "search", "network": network, "method": method, "halflife": HALFLIFE}
+        cells = [row for row in rows if which.items() <= row.items()]
+        if cells:
+            best, *rest = sorted(cells, key=mean)
+            others = "; ".join(f"{row['batch']}, {row['rate']:g}: {mean(row):.4f}" for row in rest)
+            lines.append([word(network), word(method), best["batch"], f"{best['rate']:g}", f"{mean(best):.4f}", others])
+    return markdown(["network", "trained by", "batch", "rate", "CRPS", "others: batch, rate: CRPS"], lines, texts=2)
+
+
+def length_table(rows: Sequence[Row]) -> str:
+    """Each network by the seconds of its training, seed 0."""
+    lengths = [row for row in rows if row["kind"] == "final" and row["seed"] == 0]
+    seconds = sorted({row["seconds"] for row in lengths})
+    plans = {plan_of(row) for row in lengths if row["seconds"] > SECONDS and row["steps"] in SHOWN}
+    known = {(plan_of(row), row["seconds"]): mean(row) for row in lengths}
+    lines = [
+        [
+            word(plan[0]),
+            word(plan[1]),
+            plan[2],
+            *(f"{known[plan, of]:.4f}" if (plan, of) in known else "" for of in seconds),
+        ]
+        for plan in sorted(plans)
+    ]
+    return markdown(["network", "trained by", "steps", *(f"{of:g} s" for of in seconds)], lines)
+
+
+def figure(rows: Sequence[Row]) -> Figure:
+    """CRPS against multiply-adds a member, of 1 and of 16 members, a line a network."""
+    scored = [*finals(rows), *levels(rows)]
+    scores, cost = resampled(scored, plan_of, crps), costs(rows)
+    canvas = Figure((9, 3.6), layout="constrained")
+    panels = canvas.subplots(1, 2, sharey=True)
+    curves: dict[tuple[str, str], list[Plan]] = defaultdict(list)
+    for plan in sorted(scores, key=lambda plan: cost["macs", 1][plan]):
+        curves[plan[:2]].append(plan)
+    for axes, members in zip(panels, (1, 16), strict=True):
+        for (network, method), plans in curves.items():
+            values = np.stack([scores[plan] for plan in plans], 1)
+            low, high = np.quantile(values[1:], TAILS, axis=0)
+            marker, line = MARKS[method]
+            ends = np.maximum(0, [values[0] - low, high - values[0]])
+            axes.errorbar(
+                [cost["macs", members][plan] for plan in plans], values[0], ends,
+                color=COLOURS.get(network, "C7"), linestyle=line, marker=marker, markersize=10 if marker == "*" else 4,
+                label=f"{word(network)}, {word(method)}",
+            )  # fmt: skip
+        log_axis(axes, "x")
+        axes.set(xlabel="million multiply-adds a member", title=f"members of a start: {members}")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("fair CRPS")
+    panels[1].legend(fontsize=7)
+    return canvas
+
+
+TABLES = {"scores": score_table, "ratios": ratio_table, "search": search_table, "length": length_table}
+
+
+def page() -> None:
+    """All tables that the page has a place for, and the figures."""
+    for system in SYSTEMS:
+        file = RESULTS / f"contest-{system}.json.xz"
+        if file.exists():
+            rows = kept_in(file)
+            for name, table in TABLES.items():
+                place(f"contest {system} {name}", table(rows), PAGE)
+            write_whole(RESULTS / f"contest-{system}.png", png(figure(rows)))
+
+
+if __name__ == "__main__":
+    page()
