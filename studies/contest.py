@@ -35,9 +35,12 @@ import torch
 
 import dualrate as dr
 from benchmarks.workloads import in_cpu_seconds, whole
+from dualrate.cli.distill import Student
 from dualrate.denoisers.multilevel import Multilevel
 from dualrate.experiment.data_config import DataConfig
+from dualrate.methods.crps import OneCallConfig
 from dualrate.networks.uvit import UViTConfig
+from dualrate.recipes.auto import distilled
 from dualrate.report.figures import pareto_front
 from dualrate.sampling.trajectory import sample_batches
 from dualrate.system.files import write_whole
@@ -46,9 +49,10 @@ from studies.common import RESULTS, Row, add_rows, keep, kept, markdown, on_one_
 from studies.forecasts import FRAMES, SHARED, SYSTEMS, System, by_lead, scored, starts_of
 
 BATCHES, RATES, HALFLIFE = (16, 8, 32, 64), (2e-3, 1e-3, 4e-3), 10_000
-SEARCHED, STARTS = 100.0, 128  # seconds of a training of the search, and its starts
-STEPS = {"diffusion": (1, 2, 3, 4, 6, 8, 12, 16), "crps": (1,)}  # that are scored in the end
-CHOSEN_BY = {"diffusion": 8, "crps": 1}  # steps that the search scores
+SECONDS, SEARCHED, STARTS = 400, 100.0, 128  # of a training; of one of the search, and its starts
+STEPS = {"diffusion": (1, 2, 3, 4, 6, 8, 12, 16)}  # that are scored in the end; of other methods their one plan
+CHOSEN_BY = 8  # steps that the search scores, by diffusion
+DRAWS = {"crps": 2, "crps-4": 4}  # of a start in the score that trains
 UPDATES, ROUNDS = 5, 8  # of a measurement of speed
 TIMED, ROUNDS_TIMED = 128, 5  # members drawn together for milliseconds, and how often
 WHICH = "kind", "network", "method", "batch", "rate", "halflife", "seconds", "seed"  # of a training
@@ -56,7 +60,7 @@ LEVELS = ("medium", "single"), ("medium", "broad", "single")  # of ML-EM
 SAMPLERS, CALLS, SHARES = ("ancestral", "sde-dpm++2m"), (8, 16, 32), (0.5, 0.25, 0.125)  # its cells
 
 Network = Literal["dual", "single", "broad", "medium", "light"]
-Method = Literal["diffusion", "crps"]
+Method = Literal["diffusion", "crps", "crps-4", "consistency-2", "consistency-1", "moments-2"]
 NETWORKS: tuple[Network, ...] = get_args(Network)
 METHODS: tuple[Method, ...] = get_args(Method)
 
@@ -90,19 +94,42 @@ class Contest:
         return [row for row in self.rows if values.items() <= row.items()]
 
     def experiment(self, network: Network, method: Method, setting: Setting, updates: int, seed: int) -> dr.Experiment:
-        rate = "single" if network == "broad" else network
-        recipe = replace(self.system.windows, rate=rate, trained_by=method)
-        experiment = replace(recipe, data=DataConfig(str(self.out / "fields.npz")))(Silent())
-        patch: Callable[[UViTConfig], UViTConfig] = lambda config: replace(config, patch=self.system.patch)  # noqa: E731
-        configs = {key: value for key, value in vars(experiment.networks).items() if isinstance(value, UViTConfig)}
-        sized = {key: patch(broad(config) if network == "broad" else config) for key, config in configs.items()}
+        """Raises ValueError for a student whose teacher is not trained."""
+        if method in STEPS or method in DRAWS:
+            experiment = self.from_scratch(network, method)
+        else:
+            experiment = self.student(network, method, seed)
         optim = replace(experiment.fit.optim, lr=setting.rate, warmup=min(100, updates // 10), decay="cosine")
         fit = replace(
             experiment.fit, iterations=updates, max_seconds=None, batch_size=setting.batch, optim=optim, seed=seed,
             precision="float32", ema_halflife=setting.halflife, sample_every=10**8, checkpoint_every=2000,
         )  # fmt: skip
+        return replace(experiment, name="contest", fit=fit)
+
+    def student(self, network: Network, method: Method, seed: int) -> dr.Experiment:
+        """A student of the network's longest training by diffusion of SECONDS at most, in the steps of its name."""
+        by, steps = method.split("-")
+        finals = self.known(kind="final", network=network, method="diffusion", seed=seed)
+        teachers = [row for row in finals if row["seconds"] <= SECONDS and self.folder(row).is_dir()]
+        if not teachers:
+            raise ValueError(f"{method} of {network} needs a teacher: train {network}:diffusion, seed {seed}, first")
+        teacher = max(teachers, key=lambda row: row["seconds"])
+        by_name: Any = by
+        return Student(distilled(), by=by_name, steps=int(steps)).of(self.folder(teacher))
+
+    def from_scratch(self, network: Network, method: Method) -> dr.Experiment:
+        rate = "single" if network == "broad" else network
+        trained_by = "diffusion" if method == "diffusion" else "crps"
+        recipe = replace(self.system.windows, rate=rate, trained_by=trained_by)
+        experiment = replace(recipe, data=DataConfig(str(self.out / "fields.npz")))(Silent())
+        patch: Callable[[UViTConfig], UViTConfig] = lambda config: replace(config, patch=self.system.patch)  # noqa: E731
+        configs = {key: value for key, value in vars(experiment.networks).items() if isinstance(value, UViTConfig)}
+        sized = {key: patch(broad(config) if network == "broad" else config) for key, config in configs.items()}
+        if method in DRAWS:
+            assert isinstance(experiment.method, OneCallConfig)
+            experiment = replace(experiment, method=replace(experiment.method, draws=DRAWS[method]))
         networks: Any = replace(experiment.networks, **sized)  # pyright: ignore[reportArgumentType]
-        return replace(experiment, name="contest", networks=networks, fit=fit)
+        return replace(experiment, networks=networks)
 
     def speed(self, network: Network, method: Method, batch: int) -> float:
         """Milliseconds of an update, measured at most once. The least of `ROUNDS`, of UPDATES updates each."""
@@ -134,7 +161,7 @@ class Contest:
         begun = time.process_time()
         whole(dr.train(self.experiment(network, method, setting, updates, seed), folder))
         taken, model = time.process_time() - begun, dr.load(str(folder))
-        plans = [CHOSEN_BY[method]] if kind == "search" else STEPS[method]
+        plans = (CHOSEN_BY,) if kind == "search" and method in STEPS else STEPS.get(method, (None,))
         rows = [
             which
             | {"updates": updates, "cpu_seconds": round(taken, 1)}
@@ -192,7 +219,7 @@ class Contest:
         """Milliseconds of a member, of 1, 16 and 64, by plan: medians over rounds in which all plans take turns."""
         finals = {(row["network"], row["method"]): row for row in self.known(kind="final")}
         models = {key: dr.load(str(self.folder(row))) for key, row in finals.items() if self.folder(row).is_dir()}
-        plans = [(key, steps) for key in models for steps in STEPS[key[1]]]
+        plans = [(key, steps) for key in models for steps in STEPS.get(key[1], (None,))]
         drawers = {
             (key, steps, count): dr.Choice(steps=steps).drawer(
                 models[key], batch_size=TIMED, members=count, precision="float32"
@@ -208,7 +235,8 @@ class Contest:
         rows = [row for row in self.rows if row["kind"] != "time"]
         for (network, method), steps in plans:
             ms = {str(count): round(float(np.median(seconds[(network, method), steps, count])), 4) for count in SHARED}
-            rows.append({"kind": "time", "network": network, "method": method, "steps": steps, "ms": ms})
+            num_steps = drawers[(network, method), steps, 1].plan.num_steps
+            rows.append({"kind": "time", "network": network, "method": method, "steps": num_steps, "ms": ms})
         write_whole(self.out / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def best(self, network: Network, method: Method, **values: Any) -> Setting:
@@ -315,8 +343,7 @@ def mean(row: Row) -> float:
 
 def networks(only: Sequence[str]) -> Iterator[tuple[Network, Method]]:
     """Networks and what trains them, the two networks that decide first."""
-    pairs = product(NETWORKS, METHODS)
-    return (pair for pair in pairs if not only or ":".join(pair) in only)
+    return (pair for pair in product(NETWORKS, METHODS) if not only or ":".join(pair) in only)
 
 
 def main() -> None:
@@ -324,7 +351,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("verb", choices=("speeds", "search", "train", "rescore", "multilevel", "times", "show"))
     parser.add_argument("--system", choices=SYSTEMS, default="kuramoto-sivashinsky")
-    parser.add_argument("--seconds", type=float, default=400)
+    parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="*", default=[], help="network:method")
     options = parser.parse_args()

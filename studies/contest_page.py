@@ -28,10 +28,11 @@ from studies.forecasts import PAGE, SYSTEMS, crps, interval
 SECONDS, SHOWN = 400, (1, 2, 4, 8)  # of training; steps of the tables of ratios and lengths
 WORDS = {
     "dual": "two rates", "single": "large", "crps": "CRPS, one call", "medium + single": "medium, large",
-    "medium + broad + single": "medium, broad, large",
+    "medium + broad + single": "medium, broad, large", "crps-4": "CRPS of four draws, one call",
+    "consistency-1": "consistency, 1 step", "consistency-2": "consistency, 2 steps", "moments-2": "moments, 2 steps",
 }  # fmt: skip
 COLOURS = {"dual": "C3", "single": "C0", "broad": "C4", "medium": "C2", "light": "C1"}
-MARKS = {"diffusion": ("o", "-"), "crps": ("*", ""), "ML-EM": ("s", "")}
+MARKS = {"diffusion": ("o", "-"), "crps": ("*", ""), "ML-EM": ("s", "")}  # others: a small cross
 Plan = tuple[str, str, Any]  # a network, what trained it, and steps or, of ML-EM, a cell
 COSTS = [("macs", 1), ("macs", 16), ("ms", 1), ("ms", 16)]
 HEADS = ["multiply-adds, of 1", "of 16", "milliseconds, of 1", "of 16"]
@@ -181,7 +182,7 @@ def figure(rows: Sequence[Row]) -> Figure:
         for (network, method), plans in curves.items():
             values = np.stack([scores[plan] for plan in plans], 1)
             low, high = np.quantile(values[1:], TAILS, axis=0)
-            marker, line = MARKS[method]
+            marker, line = MARKS.get(method, ("x", ""))
             ends = np.maximum(0, [values[0] - low, high - values[0]])
             axes.errorbar(
                 [cost["macs", members][plan] for plan in plans], values[0], ends,

@@ -26,11 +26,10 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Contest:
     ks = forecasts.SYSTEMS["kuramoto-sivashinsky"]
     system = replace(ks, simulation=SIMULATION, trajectories=10, frames=16, starts=4, members=2)
     monkeypatch.setitem(forecasts.SYSTEMS, "tiny", system)
-    values = {"BATCHES": (4, 2), "RATES": (2e-3, 1e-3), "STARTS": 2, "UPDATES": 1, "ROUNDS": 2}
+    values = {"BATCHES": (4, 2), "RATES": (2e-3, 1e-3), "STARTS": 2, "UPDATES": 1, "ROUNDS": 2, "CHOSEN_BY": 2}
     for name, value in values.items():
         monkeypatch.setattr(contest, name, value)
     monkeypatch.setitem(contest.STEPS, "diffusion", (1, 2))
-    monkeypatch.setitem(contest.CHOSEN_BY, "diffusion", 2)
     forecasts.simulate(system, tmp_path)
     return Contest("tiny", tmp_path)
 
@@ -104,3 +103,30 @@ def test_rows_without_a_score_of_today_are_scored_again(tiny: Contest) -> None:
     contest.write_whole(tiny.out / "rows.jsonl", "".join(contest.json.dumps(row) + "\n" for row in old))
     tiny.rescore()
     assert [row.get("energy") for row in tiny.rows] == [row.get("energy") for row in rows]
+
+
+@pytest.mark.parametrize(("method", "steps"), [("consistency-2", 2), ("consistency-1", 1), ("moments-2", 2)])
+def test_students_of_a_final_training_have_the_steps_of_their_name(tiny: Contest, method, steps) -> None:
+    with pytest.raises(ValueError, match="train single:diffusion, seed 0, first"):
+        tiny.train("final", "single", method, Setting(4), 0.01, 0)
+    tiny.train("final", "single", "diffusion", Setting(4), 0.01, 0)
+    tiny.train("final", "single", method, Setting(4), 0.01, 0)
+    (row,) = tiny.known(kind="final", method=method)
+    assert row["steps"] == steps
+
+
+def test_a_score_of_four_draws_trains_with_four(tiny: Contest) -> None:
+    experiments = {method: tiny.experiment("single", method, Setting(4), 2, 0) for method in contest.DRAWS}
+    assert {method: experiment.method.draws for method, experiment in experiments.items()} == contest.DRAWS
+
+
+def test_every_plan_of_a_training_is_timed(tiny: Contest, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TIMED", "ROUNDS_TIMED"):
+        monkeypatch.setattr(contest, name, 1)
+    monkeypatch.setattr(contest, "SHARED", (1,))
+    for method in ("diffusion", "crps"):
+        tiny.train("final", "dual", method, Setting(4), 0.01, 0)
+    tiny.times()
+    times = {(row["method"], row["steps"]): row["ms"]["1"] for row in tiny.known(kind="time")}
+    assert set(times) == {("diffusion", 1), ("diffusion", 2), ("crps", 1)}
+    assert min(times.values()) > 0
