@@ -69,7 +69,7 @@ class SamplingOptions(Ranged):
     eta: Annotated[Probability | None, arg(help=ETA)] = None
     denoiser: Annotated[str | None, arg(help=DENOISER)] = None
     codec: Path | None = None
-    """For a model of latents: the folder of its codec, if that has moved, or the run of a decoder."""
+    """Folder of the codec, if that has moved, or the run of a decoder."""
     codec_sampler: str | None = None
     """Sampler of a diffusion decoder, NAME or NAME:GAMMA. Default: as in its training."""
     codec_steps: Steps | None = None
@@ -79,7 +79,7 @@ class SamplingOptions(Ranged):
     interval: tuple[NoiseLevel, NoiseLevel] | None = None
     """Noise levels sigma/alpha, low to high, at which guidance acts; all if not given."""
     members: Members = 1
-    """For a conditional model: M, samples of each condition. All M share the heavy call that reads the condition."""
+    """M, samples of each condition. All M share the heavy call that reads the condition."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
