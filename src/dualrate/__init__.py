@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 _STUB = Path(__file__).with_suffix(".pyi").read_text("utf-8")
 _WHERE = {name: module for module, name in re.findall(r"^from (dualrate\.\S+) import (\w+) as", _STUB, re.MULTILINE)}
-__all__ = sorted(_WHERE)
+__all__ = sorted(_WHERE)  # pyright: ignore[reportUnsupportedDunderAll]  # which reads the stub
 
 
 def __dir__() -> list[str]:

@@ -32,7 +32,7 @@ def test_rows_of_a_wrong_name_say_which_lists_there_are():
 def test_a_class_that_says_nothing_of_its_rows_is_told_how(monkeypatch):
     net, silent = nn.Linear(1, 1), replace(DIT, rows=None)
     for cache in (Features, Levels):
-        with pytest.raises(ValueError, match=r"give it rows=Rows\(names=\.\.\.\)"):
+        with pytest.raises(ValueError, match=r"give that rows=Rows\(names=\.\.\.\)"):
             cache(net, silent, Fixed(2), 1)
     network = dr.from_diffusers(randomised(dit()), diffusers.DDPMScheduler()).network
     monkeypatch.setattr(network, "kind", silent)

@@ -230,9 +230,7 @@ class Method(ABC):
         """The rows of blocks. Raises ValueError where there are none."""
         if self.kind.rows is None:
             name = type(self.net).__name__
-            raise ValueError(
-                f"{name} has no row of blocks: take 'deep-cache', if it is a UNet with levels; or {NO_ROWS}"
-            )
+            raise ValueError(f"{name} has no row of blocks: of a UNet, with its levels, take 'deep-cache'; {NO_ROWS}")
         return self.kind.rows
 
 

@@ -194,7 +194,7 @@ class NetworkSpec:
         return output if isinstance(output, Tensor) else output[place]
 
 
-NO_ROWS = "its NetworkSpec names no lists of blocks: give it rows=Rows(names=...)"
+NO_ROWS = "where its NetworkSpec names no lists of blocks, give that rows=Rows(names=...)"
 MASK, POOLED = "encoder_attention_mask", "pooled_projections"
 CONTROL = "controlnet_block_samples"
 PAIRED = Rows(streams=(TEXT, HIDDEN), embedded="temb", attention="attn")  # blocks of a text's tokens and an image's
