@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from dualrate.cli.data import check_decoder_sampler
 from dualrate.config.imports import import_named
 from dualrate.config.ranges import GuidanceWeight, HeavyCalls, Members, NoiseLevel, Probability, Ranged, Steps
 from dualrate.denoisers.catalogue import DENOISERS
@@ -18,7 +17,7 @@ from dualrate.drawing.choice import RECOMMENDED, SMOOTH, Choice, Note, Places, r
 from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.experiment.model import Model
 from dualrate.runs.store import called_by, check_denoiser, is_run
-from dualrate.sampling.catalogue import SAMPLERS, taking
+from dualrate.sampling.catalogue import SAMPLERS, at_gamma, sampler_named, taking
 
 
 def _names(markovian: bool) -> str:
@@ -93,7 +92,10 @@ class SamplingOptions(Ranged):
                 f"say which steps {self.denoiser} makes: --switch-at 0.6, --heavy for the other steps, or a --plan of "
                 f"dualrate plan RUN --denoiser {self.denoiser} --budget 0.5x"
             )
-        check_decoder_sampler(self.codec_sampler)
+        if self.codec_sampler is not None:
+            name, _ = at_gamma(self.codec_sampler)
+            import_named("sampler", name)
+            sampler_named(name)
 
     def drawer(self, model: Model, note: Note = warnings.warn, **more: Any) -> Drawer:
         """The drawer of these options. note: takes a sentence if it has fewer heavy calls; more: fields of a `Drawer`.
