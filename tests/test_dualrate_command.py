@@ -36,6 +36,7 @@ from dualrate_command import answer, idle_processors, settings, ticks
 CLASSES = {name: cli_main.command_named(name) for name in cli_main.COMMANDS}  # of commands that take no recipe first
 CLASSES = {name: kind for name, kind in CLASSES.items() if isinstance(kind, type)}
 
+SINGLE = Path(__file__).parent / "golden" / "single"  # a run
 STAT = """cpu  100 0 0 100 0 0 0 0 0 0
 cpu0 {} 0 {} {} 10 0 0 0 7 7
 cpu1 50 0 0 50 0 0 0 0 0 0
@@ -381,11 +382,20 @@ def test_the_package_costs_next_to_nothing_beside_torch():
     assert min(seconds) < 0.1  # of 0.2
 
 
-def test_a_refusal_takes_a_fraction_of_a_second():
+@pytest.mark.parametrize(
+    ("line", "code", "seconds"),
+    [
+        ("train cifar10-dual --fit.optim.rate 1", 2, 0.3),
+        ("sample --help", 0, 0.15),
+        (f"evaluate {SINGLE} --help", 0, 0.15),
+        (f"sample {SINGLE} --out x --members 2", 2, 0.3),
+    ],
+)
+def test_help_and_refusals_take_a_fraction_of_a_second(line, code, seconds):
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    command = [sys.executable, "-m", "dualrate_command", "train", "cifar10-dual", "--fit.optim.rate", "1"]
-    assert subprocess.run(command, capture_output=True).returncode == 2
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 0.3
+    command = [sys.executable, "-m", "dualrate_command", *line.split()]
+    assert subprocess.run(command, capture_output=True).returncode == code
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < seconds
 
 
 @pytest.mark.parametrize(
