@@ -31,16 +31,8 @@ from typing import Any
 STAT = Path("/proc/stat")
 CLI = Path(__file__).parent / "dualrate" / "cli"
 USAGE = CLI / "usage.txt"
-OPTIONS = CLI / "options.json"  # of every command: `python tests/test_dualrate_command.py` writes it
 HELP = ("-h", "--help", "--help-all")
-MOVED = {
-    "bound": "evaluate RUN --bound",
-    "calibrate": "plan calibrate RUN",
-    "encode": "data encode-images IMAGES --run RUN",
-    "decode": "data decode LATENTS --run RUN --out DIR",
-    "codec": "data codec CODEC --data IMAGES",
-    "plan search": "compare RUN:16/4 RUN:16/2",
-}
+MARGIN = " " * 6  # of what an option means
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "<microseconds> <of>", or "max <of>"
 
 
@@ -114,7 +106,8 @@ def settle_streams() -> None:
 
 
 def answer(arguments: Sequence[str]) -> tuple[int, str] | None:
-    """Exit code and text for a command line that asks for help, or that names a wrong command, recipe or option.
+    """Exit code and text for a command line that asks for help, or that names a wrong command, recipe or option, or an
+    option that cannot act on its run.
 
     None: left to the parser, which knows the values too.
     """
@@ -122,19 +115,23 @@ def answer(arguments: Sequence[str]) -> tuple[int, str] | None:
         return 0, USAGE.read_text()
     if arguments[0].startswith("-"):  # --version, --import
         return None
+    from dualrate.cli.acting import OPTIONS, refusal
+    from dualrate.system.terminal import did_you_mean
+
     commands, (name, *rest) = json.loads(OPTIONS.read_text()), arguments
-    if moved := next((old for old in (name, " ".join(arguments[:2])) if old in MOVED), None):
-        return 2, f"dualrate: {moved} is now `dualrate {MOVED[moved]}`\n"
-    kinds = [one for one in commands if one.startswith(f"{name} ")]
-    if name not in commands and not kinds:
-        return 2, f"dualrate: there is no command {name!r}\n\n{USAGE.read_text()}"
+    parts = [full for full in commands if full.startswith(f"{name} ")]
+    if name not in commands and not parts:
+        first = dict.fromkeys(full.partition(" ")[0] for full in commands)
+        return 2, f"dualrate: there is no command {name!r}{did_you_mean(name, first)}\n\n{USAGE.read_text()}"
     if rest and f"{name} {rest[0]}" in commands:
         name, rest = f"{name} {rest[0]}", rest[1:]
-    if name not in commands:  # one of these was meant
-        listed = "".join(f"dualrate {one}: {commands[one]['about'].splitlines()[0]}\n" for one in kinds)
+    if name not in commands:  # one of its parts was meant
+        listed = "".join(f"dualrate {part}: {commands[part]['about'].splitlines()[0]}\n" for part in parts)
         listed += f"dualrate {name} COMMAND --help lists the options.\n"
-        asked = not rest or rest[0] in HELP
-        return (0, listed) if asked else (2, f"dualrate {name}: there is no {rest[0]!r}\n{listed}")
+        if not rest or rest[0] in HELP:
+            return 0, listed
+        meant = did_you_mean(rest[0], (part.partition(" ")[2] for part in parts))
+        return 2, f"dualrate {name}: there is no {rest[0]!r}{meant}\n{listed}"
     command = commands[name]
     if "usage" in command and (not rest or rest[0] in HELP):
         return (0 if rest else command["bare"]), command["usage"]
@@ -143,29 +140,54 @@ def answer(arguments: Sequence[str]) -> tuple[int, str] | None:
         if recipe == "--list" and "list" in command:
             return 0, command["list"]
         if ":" not in recipe and recipe not in command["recipes"]:
-            return 2, f"dualrate: there is no recipe {recipe!r}: `dualrate {name}` lists them\n"
+            meant = did_you_mean(recipe, command["recipes"])
+            return 2, f"dualrate: there is no recipe {recipe!r}{meant}: `dualrate {name}` lists them\n"
         if ":" in recipe or recipe in command["unlisted"]:
             return None
         name = f"{name} {recipe}"
     elif "about" in command and not set(HELP).isdisjoint(rest):
-        return 0, _help(name, command)
-    wrong = _wrong(rest, command["options"], command["required"]) if "options" in command else []
-    lines = "".join(f"dualrate {name}: {line}\n" for line in wrong)
-    return (2, f"{lines}dualrate {name} --help lists all options\n") if wrong else None
+        return 0, _help(name, command, rest)
+    if wrong := _wrong(rest, command["options"], command["required"]) if "options" in command else []:
+        lines = "".join(f"dualrate {name}: {line}\n" for line in wrong)
+        return 2, f"{lines}dualrate {name} --help lists all options\n"
+    idle = None if "--" in rest else refusal(name, rest)
+    return (2, f"dualrate {name}: {idle}\n") if idle else None
 
 
-def _help(name: str, command: Mapping[str, Any]) -> str:
-    """The options of a command, and what they mean."""
+def _help(name: str, command: Mapping[str, Any], arguments: Sequence[str]) -> str:
+    """The options of a command, and what they mean: those that act on the run among its arguments; without a run, a
+    line each, by the runs on which they act.
+    """
+    from dualrate.cli.acting import KINDS, USUAL, acts, named_runs, runs_of
+
     needed, options, places = command["required"], command["options"], command.get("places", {})
     words = [option if option not in options else f"{option} {options[option].split('  ', 2)[1]}" for option in needed]
-    lines = [f"usage: dualrate {name} {' '.join([*words, *places, '[options]'])}", "", command["about"], ""]
-    for option, line in {**needed, **places, **options}.items():
-        if f"--{option.removeprefix('--no-')}" in options:  # the other way of a switch
-            continue
-        _, values, meaning = line.split("  ", 2)
-        lines.append(f"  {option} {values}".rstrip())
-        lines += textwrap.wrap(meaning, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join(lines) + "\n"
+    usage = f"usage: dualrate {name} {' '.join([*words, *places, '[options]'])}\n\n"
+    runs = dict(named_runs(name, arguments))
+    run = next(iter(runs.values()), USUAL.get(name, {}))
+    shown = {  # but not the other way of a switch
+        option: line.split("  ", 2)[1:]
+        for option, line in {**needed, **places, **options}.items()
+        if f"--{option.removeprefix('--no-')}" not in options and (not run or acts(name, option, run))
+    }
+    kinds = {option: None if run else runs_of(name, option) for option in shown}
+    if runs or HELP[2] in arguments or not any(runs_of(name, option) for option in options):
+        entries = (
+            f"  {option} {values}".rstrip()
+            + "\n"
+            + textwrap.fill(meaning, 100, initial_indent=MARGIN, subsequent_indent=MARGIN)
+            for option, (values, meaning) in shown.items()
+        )
+        return "\n".join([usage + command["about"] + "\n", *entries, ""])
+    lines = [usage + command["about"].partition("\n")[0]]
+    for kind in (None, *(kind for kind in KINDS if kind in kinds.values())):
+        lines.append("\nFor all runs" if kind is None else f"For {kind.called}")
+        for option, (values, meaning) in shown.items():
+            if kinds[option] is kind:
+                start = f"  {option} {values}".ljust(26) + "  "
+                first, room = meaning.partition(". ")[0].rstrip("."), 100 - len(start)
+                lines.append(start + textwrap.shorten(first, room, placeholder=" ...", break_on_hyphens=False))
+    return "\n".join([*lines, "", f"dualrate {name} RUN --help: in full, what acts on RUN. {HELP[2]}: all in full", ""])
 
 
 def _wrong(arguments: Sequence[str], options: Mapping[str, str], required: Mapping[str, str]) -> list[str]:
@@ -174,16 +196,18 @@ def _wrong(arguments: Sequence[str], options: Mapping[str, str], required: Mappi
     options, required: by name, the least number of values, their name, and the help, with two spaces in between; a
                        required argument may be a place instead of a name
     """
+    from dualrate.cli.acting import option_name
+
     if "--" in arguments or not set(HELP).isdisjoint(arguments):
         return []
-    given = [argument.partition("=")[:2] for argument in arguments if re.match("--[A-Za-z]", argument)]
-    names = [re.sub(r"\.\d+\.", ".N.", name.replace("_", "-")) for name, _ in given]
+    words = [argument for argument in arguments if re.match("--[A-Za-z]", argument)]
+    names = [option_name(word) for word in words]
     if unknown := [i for i, name in enumerate(names) if name not in options]:
-        shown = [given[i][0].encode("unicode_escape").decode() for i in unknown]
+        shown = [words[i].partition("=")[0].encode("unicode_escape").decode() for i in unknown]
         return [f"there is no option {name}{_near(names[i], options)}" for i, name in zip(unknown, shown, strict=True)]
-    values = sum(options[name][0] != "0" for name, (_, equals) in zip(names, given, strict=True) if not equals)
+    values = sum(options[name][0] != "0" for name, word in zip(names, words, strict=True) if "=" not in word)
     alone = [name for name in required if not name.startswith("--")]
-    short = len(arguments) - len(given) - values < len(alone)  # an option may take more words than one
+    short = len(arguments) - len(words) - values < len(alone)  # an option may take more words than one
     missing = [_listed(required, name) for name in required if (short if name in alone else name not in names)]
     return [f"missing:{''.join(missing)}"] if missing else []
 

@@ -23,6 +23,7 @@ import torch
 import tyro
 
 import dualrate_command
+from dualrate.cli import acting
 from dualrate.cli import distill as cli_distill
 from dualrate.cli import main as cli_main
 from dualrate.cli import recipe as cli_options
@@ -32,6 +33,10 @@ from dualrate.cli.train import Adapt, Retrofit, Train
 from dualrate.codecs.codec import CodecFolder
 from dualrate_command import answer, idle_processors, settings, ticks
 
+CLASSES = {name: cli_main.command_named(name) for name in cli_main.COMMANDS}  # of commands that take no recipe first
+CLASSES = {name: kind for name, kind in CLASSES.items() if isinstance(kind, type)}
+
+SINGLE = Path(__file__).parent / "golden" / "single"  # a run
 STAT = """cpu  100 0 0 100 0 0 0 0 0 0
 cpu0 {} 0 {} {} 10 0 0 0 7 7
 cpu1 50 0 0 50 0 0 0 0 0 0
@@ -154,7 +159,7 @@ def test_what_it_can_do_is_told_without_loading_anything(arguments):
 
 def test_the_usage_has_every_command_with_its_first_line():
     kinds = {"train": Train, "distill": Distill, "retrofit": Retrofit, "adapt": Adapt}
-    kinds |= {name: kind for name, kind in cli_main.COMMANDS.items() if " " not in name}
+    kinds |= {name: kind for name, kind in CLASSES.items() if " " not in name}
     kinds["data"] = SimpleNamespace(
         __doc__="Prepare, encode and verify images for training; encode and decode images; check a codec; simulate."
     )
@@ -163,22 +168,13 @@ def test_the_usage_has_every_command_with_its_first_line():
     assert {line for line in told if not line.startswith("   ")} == lines
 
 
-@pytest.mark.parametrize("name", dualrate_command.MOVED)
-def test_a_command_of_before_is_answered_by_its_new_name(name):
-    code, text = answer([*name.split(), "x"])
-    assert code == 2
-    new = dualrate_command.MOVED[name]
-    assert text == f"dualrate: {name} is now `dualrate {new}`\n"
-    assert answer(new.split()) is None
-
-
 def test_the_help_of_a_command_needs_nothing_loaded():
-    for name in cli_main.COMMANDS:
+    for name in CLASSES:
         code, text = answer([*name.split(), "--help"])
         assert code == 0
         assert text.startswith(f"usage: dualrate {name} ")
-    assert "\n  --num INT\n      Number of images in OUT, " in answer(["sample", "--help"])[1]
-    assert "\n  [RUN]\n      Directory of a run" in answer(["evaluate", "--help"])[1]
+    assert "\n  --num INT\n      Number of images in OUT, " in answer(["sample", "--help-all"])[1]
+    assert "\n  [RUN]\n      Directory of a run" in answer(["evaluate", "--help-all"])[1]
     assert "\n  [NAME=]RUN[+DENOISER]" in answer(["compare", "--help"])[1]
 
 
@@ -242,7 +238,7 @@ def listed(folder: Path) -> dict[str, dict]:
     trained = [*((name,) for name in alike.values()), *of_auto, *of_text, *ahead]
     other = [(recipe, "--method", "consistency") for recipe in ("cifar10-heavy", "cifar10-dual")]
     found: dict[str, dict] = {}
-    for name, kind in cli_main.COMMANDS.items():
+    for name, kind in CLASSES.items():
         found[name] = about(kind) | options([tuple(name.split())], defaults=True)
     forms = [("train", *one) for one in (*trained, *other)]
     found["train"] = recipes("train", [*own, *looking], forms)
@@ -349,7 +345,9 @@ def shape_of(value: object) -> object:
         ("train", 2, "  auto  "),
         ("train --help", 0, "  auto  "),
         ("train --list", 0, "  imagenet64-heavy  "),
-        ("train fashion-mnist-smal", 2, "there is no recipe 'fashion-mnist-smal': `dualrate train` lists them"),
+        ("train fashion-mnist-smal", 2, "(did you mean fashion-mnist-small?): `dualrate train` lists them"),
+        ("evalute RUN", 2, "there is no command 'evalute' (did you mean evaluate?)"),
+        ("data encod IMAGES", 2, "there is no 'encod' (did you mean encode?)"),
         (
             "train cifar10-dual --lr 1",
             2,
@@ -369,7 +367,7 @@ def test_a_wrong_name_is_told_without_loading_anything(line, code, says, monkeyp
     found = answer(line.split())
     assert found is not None
     assert (found[0], says in found[1]) == (code, True)
-    if line == "data":  # the parser sees none of these
+    if line.startswith("data"):  # the parser sees none of these
         return
     monkeypatch.setattr(sys, "argv", ["dualrate", *line.split()])
     with pytest.raises(SystemExit) as stop:
@@ -377,11 +375,27 @@ def test_a_wrong_name_is_told_without_loading_anything(line, code, says, monkeyp
     assert stop.value.code == code
 
 
-def test_a_refusal_takes_a_fraction_of_a_second():
+def test_the_package_costs_next_to_nothing_beside_torch():
+    """Its names are imported as they are used."""
+    code = "import time, torch; start = time.perf_counter(); import dualrate; print(time.perf_counter() - start)"
+    seconds = [float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(2)]
+    assert min(seconds) < 0.1  # of 0.2
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "seconds"),
+    [
+        ("train cifar10-dual --fit.optim.rate 1", 2, 0.3),
+        ("sample --help", 0, 0.15),
+        (f"evaluate {SINGLE} --help", 0, 0.15),
+        (f"sample {SINGLE} --out x --members 2", 2, 0.3),
+    ],
+)
+def test_help_and_refusals_take_a_fraction_of_a_second(line, code, seconds):
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    command = [sys.executable, "-m", "dualrate_command", "train", "cifar10-dual", "--fit.optim.rate", "1"]
-    assert subprocess.run(command, capture_output=True).returncode == 2
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 0.3
+    command = [sys.executable, "-m", "dualrate_command", *line.split()]
+    assert subprocess.run(command, capture_output=True).returncode == code
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < seconds
 
 
 @pytest.mark.parametrize(
@@ -405,9 +419,9 @@ def test_what_may_be_right_is_left_to_the_parser(line):
 
 def test_the_list_of_options_is_the_parser_s(tmp_path):
     """Where it is not, `python tests/test_dualrate_command.py` writes it anew."""
-    assert json.loads(dualrate_command.OPTIONS.read_text()) == listed(tmp_path)
+    assert json.loads(acting.OPTIONS.read_text()) == listed(tmp_path)
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
-        dualrate_command.OPTIONS.write_text(json.dumps(listed(Path(name)), indent=1) + "\n")
+        acting.OPTIONS.write_text(json.dumps(listed(Path(name)), indent=1) + "\n")

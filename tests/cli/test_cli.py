@@ -14,8 +14,8 @@ from cli.command import call
 from PIL import Image
 
 import dualrate
-from dualrate.cli import main as cli
 from dualrate.cli.plan import Plan
+from dualrate.cli.sample import Cost, Sample
 from dualrate.cli.train import Train
 
 
@@ -229,7 +229,7 @@ def test_recipes_are_listed_by_family_and_all_on_demand(monkeypatch, capsys):
     ("arguments", "kind"),
     [
         (["train", "fashion-mnist-light"], Train),
-        (["sample", "x", "--out", "y"], cli.Sample),
+        (["sample", "x", "--out", "y"], Sample),
         (["plan", "x", "--budget", "1x"], Plan),
     ],
 )
@@ -258,7 +258,7 @@ def raised(error: Exception) -> None:
     ],
 )
 def test_what_is_short_beside_a_network_is_not_mended_by_a_smaller_batch(fail, said, monkeypatch, capsys):
-    monkeypatch.setattr(cli.Sample, "run", lambda self: fail())
+    monkeypatch.setattr(Sample, "run", lambda self: fail())
     assert call(monkeypatch, "sample", "x", "--out", "y") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
@@ -269,7 +269,7 @@ def test_a_fault_of_the_program_is_not_hidden(monkeypatch):
     def fail(self):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(cli.Cost, "run", fail)
+    monkeypatch.setattr(Cost, "run", fail)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         call(monkeypatch, "cost", "x")
 

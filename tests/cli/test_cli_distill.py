@@ -141,7 +141,10 @@ def test_compare_takes_students_with_their_own_plans(root):
         (["--pretraining", "4"], "4 of 4 iterations are pre-training"),
         (["--student-from", "DUAL", "--light-from", "TEACHER"], "drop encoder_from and light_from"),
         (["--encoder-from", "DUAL"], "is a dual-rate model; encoder_from takes a single-rate one"),
-        (["--student", "plain", "--encoder-from", "TEACHER"], "drop --heavy, --encoder-from"),
+        (
+            ["--student", "plain", "--encoder-from", "TEACHER"],
+            "does not take --encoder-from: drop --encoder-from, or pass --student dual",
+        ),
         (["--guidance", "nan"], "guidance is a number above 0 and at most 100, got nan"),
         (["--guidance", "-1"], "guidance is a number above 0 and at most 100, got -1"),
         (["--student-rate", "inf"], "student_rate is a number above 0 and at most 1,000, or None, got inf"),

@@ -121,7 +121,7 @@ def test_some_lead_times_alone(run, tmp_path, monkeypatch, capsys):
     windows = [one["macs_per_frame_at_first"] * one["frames"] for one in told]
     assert windows[0] > windows[1] > windows[2]
     assert call(monkeypatch, "forecast", run, "--out", tmp_path / "none", "--stride", 2) == 2
-    assert "train with --window leads" in capsys.readouterr().err
+    assert "--stride: only for forecasts trained with --window leads" in capsys.readouterr().err
 
 
 def best_of(plans: list[dict]) -> dict:

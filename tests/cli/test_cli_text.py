@@ -52,7 +52,7 @@ def test_a_text_is_drawn_on_the_terminal_and_into_a_file(root, tmp_path, monkeyp
     files = sorted((tmp_path / "made").glob("0*.txt"))
     assert [file.read_bytes().decode() for file in files] == pieces
     assert call(monkeypatch, *sample, "--npz") == 2
-    assert "this is a text model: drop --npz" in capsys.readouterr().err
+    assert "--npz: only for runs that make images" in capsys.readouterr().err
 
 
 def test_drawing_goes_on_after_a_kill(root, tmp_path, monkeypatch, capsys):
@@ -95,7 +95,7 @@ def test_it_is_scored_in_bits_a_character(root, tmp_path, monkeypatch, capsys):
     assert "training" not in shown.err
     assert f"gradient moment  {moment['value']:.4g}" in shown.out
     assert call(monkeypatch, "evaluate", root / "dual", "--features", "inception", "--device", "cpu") == 2
-    assert "has other metrics: drop --features" in capsys.readouterr().err
+    assert "--features: only for runs that make images" in capsys.readouterr().err
     assert call(monkeypatch, "evaluate", root / "dual", "--num", 2, "--device", "cpu") == 2
     assert "at least 3 pieces" in capsys.readouterr().err
     assert call(monkeypatch, "evaluate", root / "run", "--bound", "--num", 2, "--steps", 4, "--device", "cpu") == 0
@@ -116,7 +116,7 @@ def test_texts_are_compared(root, tmp_path, monkeypatch, capsys):
     drawn = dr.Choice(2, sampler="ancestral").drawer(load(root / "run")).draw([0])
     assert html.escape(next(iter(texts(alphabet, drawn.images)))) in written
     assert call(monkeypatch, *compare, "--features", "fashion-mnist") == 2
-    assert "drop features" in capsys.readouterr().err
+    assert "--features: only for runs that make images" in capsys.readouterr().err
 
 
 def test_it_is_distilled(root, tmp_path, monkeypatch, capsys):
@@ -189,7 +189,7 @@ def test_what_texts_cannot_have_is_refused(root, tmp_path, monkeypatch, capsys):
         (("train", "fashion-mnist-tokens", "--data.source", root / "own.txt", "--data.size", 14), "is a text of"),
         (
             ("compare", root / "run", "--features", "fashion-mnist", "--out", tmp_path / "c.html"),
-            "is a text, scored by a language model",
+            "--features: only for runs that make images",
         ),
         (("plan", root / "dual", "--budget", "0.25x"), "no Gaussian noise"),
         (("plan", "calibrate", root / "run"), "no Gaussian noise"),

@@ -315,7 +315,10 @@ def test_a_student_by_em_begins_at_its_own_noise_level_and_makes_one_step(studen
         ((*BY, "--langevin-steps", 2), "does not take --langevin-steps"),
         ((*BY, "--pairs", 1, "--version", "instant"), "--method consistency does not take --pairs, --version"),
         (("--eta", 0.5), "--method moments does not take --eta"),
-        ((*BY, "--heavy", 2, "--student", "plain"), "drop --heavy and --light-from, or pass --student dual"),
+        (
+            (*BY, "--heavy", 2, "--student", "plain"),
+            "plain student by --method consistency does not take --heavy: drop --heavy, or pass --student dual",
+        ),
         ((*BY, "--steps", 1, "--student", "dual"), "a student of one step has no use"),
         ((*BY, "--heavy", 2, "--student-from", "teacher"), "teacher is a single-rate model; student_from takes a dual"),
         ((*BY, "--steps", 128), "64 and 1280 for a student of 128"),

@@ -39,10 +39,15 @@ from dualrate.cli.data import (
     _Images,
     _ToFolder,
 )
+from dualrate.cli.demo import Demo
 from dualrate.cli.distill import Distill
+from dualrate.cli.evaluate import Evaluate
+from dualrate.cli.export import Export
 from dualrate.cli.forecast import Forecast as ForecastCommand
 from dualrate.cli.plan import Calibrate, Plan
+from dualrate.cli.sample import Cost, Sample
 from dualrate.cli.sampling_options import SamplingOptions
+from dualrate.cli.serve import Serve
 from dualrate.cli.train import Adapt, Retrofit, Train
 from dualrate.codecs.codec import CodecFolder
 from dualrate.compare.candidates import Candidate, RunRequest
@@ -208,8 +213,8 @@ def examples() -> Iterator[Any]:
     yield from (Distill(recipe(), teacher=run) for recipe in cli_distill.RECIPES.values())
     method = MomentMatchingConfig("teacher", OnePlan(4, 2), rollout="full")
     yield replace(cli_train.RECIPES["fashion-mnist-dual-45"](), method=method)
-    yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo())
-    yield from (cli.Serve(run), Request(), cli.Export(run, run))
+    yield from (Sample(run, run), Evaluate(run), Cost(run), Demo())
+    yield from (Serve(run), Request(), Export(run, run))
     yield from (
         Retrofit(imagenet.heavy()),
         Adapt(imagenet.heavy()),
@@ -508,11 +513,12 @@ def test_experiments_of_released_weights_are_within_the_ranges(file):
 
 # Options
 
-COMMANDS: dict[str, Any] = {name: EXAMPLES[kind] for name, kind in cli.COMMANDS.items() if kind in EXAMPLES}
+CLASSES = {name: cli.command_named(name) for name in cli.COMMANDS}
+COMMANDS: dict[str, Any] = {name: EXAMPLES[kind] for name, kind in CLASSES.items() if kind in EXAMPLES}
 TRAINED = {name: recipe() for name, recipe in cli_train.RECIPES.items() if not is_dataclass(recipe)}
 COMMANDS |= {f"train {name}": Train(experiment) for name, experiment in TRAINED.items()}
 COMMANDS |= {f"distill {name}": Distill(recipe(), teacher=Path("run")) for name, recipe in cli_distill.RECIPES.items()}
-ONE_WORD = [name for name in cli.COMMANDS if " " not in name]
+ONE_WORD = [name for name, kind in CLASSES.items() if isinstance(kind, type) and " " not in name]
 # others are like them
 TRIED = ("train fashion-mnist-dual-45", "train imagenet64-heavy", "distill cifar10", *ONE_WORD)
 REQUIRED = {

@@ -407,7 +407,7 @@ def test_its_images_are_not_taken_for_those_of_a_step_of_the_same_name(mine, hea
             "nonsense",
             r"there is no sampler 'nonsense'; there are ancestral, .*; package.module:Class is a step of your own",
         ),
-        ("hewn", "there is no sampler 'hewn', did you mean heun[?]; there are"),
+        ("hewn", "there is no sampler 'hewn' [(]did you mean heun[?][)]; there are"),
         (
             "strange_package.gone:Mine",
             "there is no sampler .*: strange_package.gone cannot be imported: No module",

@@ -167,7 +167,10 @@ def test_another_sampler_or_number_of_steps_is_another_codec_of_the_same_latents
         draws, z_0 = Draws(0, torch.arange(2)), torch.zeros(2, 2, 4, 4)
         assert torch.equal(plain.decode(z_0, draws), same.decode(z_0, draws))
         assert not torch.equal(plain.decode(z_0, draws), asked["ddim", 2].decode(z_0, draws))
-    for sampler, said in (("ddin", "no sampler 'ddin', did you mean ddim"), ("ddim:0.1", "means nothing to ddim")):
+    for sampler, said in (
+        ("ddin", "no sampler .ddin. .did you mean ddim"),
+        ("ddim:0.1", "means nothing to ddim"),
+    ):
         with pytest.raises(ValueError, match=said):
             read_codec(root / "first", "cpu", sampler)
 
@@ -219,12 +222,11 @@ def test_the_commands_go_there_and_back(root: Path, tmp_path: Path, monkeypatch,
             "a.png: this codec",
         ),
         (
-            ("data", "decode", "latents", "--run", root / "first", "--sampler", "sde-dpm++2m:0.1", "--out", "out"),
+            ("data", "decode", "latents", "--run", root / "first", "--steps", 3, "--out", "out"),
             "steps (2; now 3): choose another",
         ),
         (("data", "decode", root / "images.npz", "--run", root / "first", "--out", "o"), "it has no array"),
         (("data", "decode", "latents", "--run", root / "photos", "--out", "o"), "holds no codec"),
-        (("data", "decode", "latents", "--run", root / "first", "--out", "o", "--sampler", "dim"), "did you mean ddim"),
     ):
         assert call(monkeypatch, *wrong) == 2
         assert said in capsys.readouterr().err

@@ -168,7 +168,7 @@ def test_the_command_writes_and_pushes_to_a_stand_in(run, scored, tmp_path, monk
         (["--out", "a", "--steps", "4"], "released weights do not hold --steps"),
         (["--out", "a", "--license", "mit"], "do not hold --license"),
         (["--to", "diffusers", "a", "--denoiser", "shared-encoder"], "does not hold --denoiser"),
-        (["--to", "diffusers", "a", "--codec-steps", "4"], "does not hold --codec-steps"),
+        (["--to", "diffusers", "a", "--codec-steps", "4"], "--codec-steps: only for runs of latents"),
         (["--to", "diffusers", "a", "--push-to-hub", "me/it"], "need a licence: name one"),
         (["--to", "diffusers", "a", "--sampler", "covariance-table"], "has no covariance table"),
     ],

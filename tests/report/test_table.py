@@ -46,6 +46,15 @@ def test_text_columns_are_aligned():
     assert all(line[: head.index("N") - 2].rstrip().endswith(("ancestral", "DDIM")) for line in lines)
 
 
+def test_a_name_of_several_lines_stays_in_its_row():
+    named = table([replace(DUAL, network="two\nlines\u2028 long")], [{"a\nplace": "b\nc"}], ["a note\nof two"])
+    head, line, *notes = as_text(named).splitlines()
+    assert line.startswith("two lines  long  ")
+    assert (head[-7:], line[-3:]) == ("a place", "b c")
+    assert len(notes) == 1 + len(named.notes)
+    assert "a note of two" in notes
+
+
 def test_a_metric_has_columns_and_what_stands_beside_keeps_to_its_row():
     other = replace(DUAL.score, metric="FD-other", value=5.0)
     rows = [replace(one, beside=(other,)) for one in ROWS]

@@ -46,7 +46,7 @@ class Compare(Ranged):
     guidance: GuidanceWeight = 1.0
     """Classifier-free guidance weight of all models that can be guided; students have their own."""
     members: Members = 1
-    """For conditional models: samples of each condition. They share a heavy call, and are scored together."""
+    """Samples of each condition. They share a heavy call, and are scored together."""
     equal_classes: bool = False
     """Draw every class equally often, not by its share in the training images."""
     mixed: bool = False

@@ -19,6 +19,7 @@ from dualrate.experiment.model import COMPILED, Model
 from dualrate.runs.store import load
 from dualrate.system.device import compiles, keep_compiled, pick_device
 from dualrate.system.progress import PlainReporter, Reporter
+from dualrate.system.terminal import one_line
 from dualrate.training.config import FitConfig, FitResult, lr_at
 
 
@@ -115,4 +116,4 @@ def print_report(as_json: bool, values: Mapping[str, object]) -> None:
     width = max(map(len, values))
     for name, value in values.items():
         shown = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else value
-        print(f"{name:{width}}  {shown}")
+        print(f"{name:{width}}  {one_line(str(shown))}")

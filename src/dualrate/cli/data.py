@@ -18,12 +18,10 @@ from tyro.conf import Positional, arg
 from dualrate.cli.console import data_progress, print_report, reporter
 from dualrate.cli.recipe import AsJson, AtATime, Device
 from dualrate.codecs.codec import Codec
-from dualrate.config.imports import import_named
 from dualrate.config.ranges import Images, Range, Ranged, Seed, Side, Steps, WorkerCount
 from dualrate.data.images import ImageSet, to_float
 from dualrate.diffusion.random import Draws
 from dualrate.pipelines.captions import Captions, TextEncoder
-from dualrate.sampling.catalogue import at_gamma, sampler_named
 from dualrate.system.device import pick_device
 from dualrate.system.progress import image_progress
 
@@ -235,34 +233,25 @@ class Decode(Ranged):
     run_dir: Annotated[CodecRun, arg(name="run")]
     out: Path
     """Folder for the images: new, empty, or with some of the same images, to which it adds."""
-    sampler: str | None = None
-    """Sampler of a diffusion decoder, NAME or NAME:GAMMA. Default: as in its training, else sde-dpm++2m:0.1."""
     steps: Steps | None = None
     """Steps of a diffusion decoder. Default: as in its training, or 16 for the run of a decoder."""
-    seed: Seed = 0
-    """Seed of the noise in decoding."""
     npz: bool = False
     """Also write images.npz: arr_0 (N, H, W, C) uint8."""
     batch_size: AtATime = 64
     device: Device = None
     json: AsJson = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_decoder_sampler(self.sampler)
-
     def run(self) -> None:
         from dualrate.codecs.codec import read_codec
         from dualrate.drawing.latents import Latents, decode_latents
 
         latents, progress = Latents.read(self.latents), reporter()
-        codec = read_codec(self.run_dir, pick_device(self.device), self.sampler, self.steps)
+        codec = read_codec(self.run_dir, pick_device(self.device), steps=self.steps)
         with closing(progress):
             done = decode_latents(
                 latents,
                 codec,
                 self.out,
-                seed=self.seed,
                 batch_size=self.batch_size,
                 npz=self.npz,
                 progress=image_progress(progress),
@@ -270,14 +259,6 @@ class Decode(Ranged):
         seconds = done.seconds / done.drawn if done.drawn else None
         report = {"images": done.images, "drawn": done.drawn, "out": str(self.out), "seconds_per_image": seconds}
         print_report(self.json, report)
-
-
-def check_decoder_sampler(name: str | None) -> None:
-    """Imports a sampler, NAME or NAME:GAMMA, of another package. Raises ValueError where there is none."""
-    if name is not None:
-        name, _ = at_gamma(name)
-        import_named("sampler", name)
-        sampler_named(name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ PLANS = (  # each network's main plan first, which are measured before all other
     ("light", "fashion-mnist-light", "11"),
 )
 TRAINED_HERE = "32/8"  # plan of the small model
+MEASURING = 4  # minutes at most: a slow or busy machine measures fewer plans, and the same command continues
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,6 @@ class Demo(Ranged):
     """Directory of the released weights; those that are missing are left out."""
     minutes: Minutes = 2
     """Minutes of training."""
-    measuring: Minutes = 4
-    """Minutes of measuring, at most. A slow or busy machine measures fewer plans, with fewer images; the same command
-    continues."""
     count: Images = 1000
     """Images per plan."""
 
@@ -47,7 +45,7 @@ class Demo(Ranged):
         from dualrate.runs.train import train
 
         progress, run, page = reporter(), self.out / "run", self.out / "report.html"
-        effort = Effort(self.measuring, self.count, self.count)
+        effort = Effort(MEASURING, self.count, self.count)
         progress.note(f"training a small dual-rate model for {self.minutes:g} minutes in {run}")
         with closing(progress):
             trained = train(

@@ -109,22 +109,58 @@ class Student(Ranged):
     """Images, or their latents. Default: where the teacher's training read them."""
 
     def of(self, teacher: Path) -> Experiment:
-        """The student's experiment. Raises ValueError for options of another method, and for options that conflict.
+        """The student's experiment. Raises ValueError for options of another student, and for options that conflict.
 
         teacher: only its experiment is read
         """
-        make, allowed = METHODS[self.by]
-        optional = {name for _, names in METHODS.values() for name in names}
-        options = {name: getattr(self, name) for name in optional if getattr(self, name) is not None}
-        if wrong := sorted(options.keys() - set(allowed)):
-            listed = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
-            raise ValueError(f"--method {self.by} does not take {listed}")
         if is_diffusers(teacher) and self.source is None and self.student_from is None:
             raise ValueError(f"{teacher} does not say which images it was trained on: name them, --source IMAGES")
-        options = self.recipe.defaults(self.by) | options
-        options |= {"guidance": self.guidance, "dropout": self.dropout, "shift": self.shift}
-        student = make(self.recipe, str(teacher), self.steps, options)
+        student = self._student(str(teacher))
         return student if self.source is None else replace(student, data=student.data.at(self.source))
+
+    def _student(self, teacher: str) -> Experiment:
+        kind, steps = self.student or self._usual(teacher), self.steps or (1 if self.by == "em" else 8)
+        options = self.recipe.defaults(self.by) | self._chosen(kind)
+        options |= {"guidance": self.guidance, "dropout": self.dropout, "shift": self.shift}
+        calls = options.pop("heavy", (steps + 1) // 2)
+        if self.by == "em":
+            if steps != 1:
+                raise ValueError(
+                    f"EM distillation makes students of one step, got {steps}: drop --steps, or --method em"
+                )
+            langevin = Langevin(**{field: options.pop(name) for name, field in LANGEVIN.items() if name in options})
+            return students.em_student(
+                self.recipe, teacher, langevin=langevin, **{"student_rate": students.EM_RATE, **options}
+            )
+        if self.by == "consistency":
+            return students.consistency_student(
+                self.recipe, teacher, steps, None if kind == "plain" else calls, **options
+            )
+        instant, taught = options.get("version") == "instant", "student_from" in options or calls == steps
+        options = {"student_rate": 1.0 if instant else students.STUDENT_RATE, "pretraining": 0, **options}
+        if kind == "plain":
+            return students.plain_student(self.recipe, teacher, steps, **options)
+        if self.pretraining is None and not taught:
+            options["pretraining"] = students.PRETRAINING
+        return students.dual_student(self.recipe, teacher, steps, calls, **options)
+
+    def _usual(self, teacher: str) -> str:
+        if self.by == "moments":
+            return "plain" if students.is_conditional(read_experiment(teacher)) else "dual"
+        return "dual" if self.by == "consistency" and self.heavy is not None else "plain"
+
+    def _chosen(self, kind: str) -> dict[str, Any]:
+        """Options that not all students have. Raises ValueError for those that this kind by this method has not."""
+        if (self.by, kind) not in OPTIONS:
+            raise ValueError("a student of one step has one network: drop --student dual, or pass --method moments")
+        allowed, of_two_rates = OPTIONS[self.by, kind], OPTIONS.get((self.by, "dual"), ())
+        names = {name for some in OPTIONS.values() for name in some}
+        options = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if wrong := sorted(options.keys() - set(allowed)):
+            listed = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
+            other = ", or pass --student dual" if set(wrong) <= set(of_two_rates) else ""
+            raise ValueError(f"a {kind} student by --method {self.by} does not take {listed}: drop {listed}{other}")
+        return options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,57 +174,15 @@ class Distill(Student, Run):
         self.train(self.of(self.teacher))
 
 
-def student_by_moments(recipe: StudentRecipe, teacher: str, steps: int | None, options: dict[str, Any]) -> Experiment:
-    steps, started = steps or 8, options.get("student_from") is not None
-    usual = "plain" if students.is_conditional(read_experiment(teacher)) else "dual"
-    heavy, plain = options.pop("heavy", None), options.pop("student", usual) == "plain"
-    calls = heavy or (steps + 1) // 2
-    options = {
-        "pretraining": 0 if plain or started or calls == steps else students.PRETRAINING,
-        "student_rate": 1.0 if options.get("version") == "instant" else students.STUDENT_RATE,
-        **options,
-    }
-    if not plain:
-        return students.dual_student(recipe, teacher, steps, calls, **options)
-    if heavy is not None or started or not options.keys().isdisjoint({"encoder_from", "light_from"}):
-        raise ValueError(
-            "a plain student is one network, started from its teacher: drop --heavy, --encoder-from, --light-from and "
-            "--student-from, or pass --student dual"
-        )
-    return students.plain_student(recipe, teacher, steps, **options)
-
-
-def student_by_consistency(
-    recipe: StudentRecipe, teacher: str, steps: int | None, options: dict[str, Any]
-) -> Experiment:
-    steps, heavy = steps or 8, options.pop("heavy", None)
-    student = options.pop("student", "plain" if heavy is None else "dual")
-    if student != "plain":
-        return students.consistency_student(recipe, teacher, steps, heavy or (steps + 1) // 2, **options)
-    if heavy is not None or "light_from" in options:
-        raise ValueError("a plain student is one network: drop --heavy and --light-from, or pass --student dual")
-    return students.consistency_student(recipe, teacher, steps, **options)
-
-
-def student_by_em(recipe: StudentRecipe, teacher: str, steps: int | None, options: dict[str, Any]) -> Experiment:
-    if steps not in (None, 1):
-        raise ValueError(f"EM distillation makes students of one step, got {steps}: drop --steps, or --method em")
-    if options.pop("student", "plain") != "plain":
-        raise ValueError("a student of one step has one network: drop --student dual, or pass --method moments")
-    corrections = {field: options.pop(name) for name, field in LANGEVIN.items() if name in options}
-    return students.em_student(
-        recipe, teacher, langevin=Langevin(**corrections), **{"student_rate": students.EM_RATE, **options}
-    )
-
-
-Make = Callable[[StudentRecipe, str, int | None, dict[str, Any]], Experiment]
-TWO_RATES = ("student", "heavy", "light_from", "student_from")
-MOMENTS = ("encoder_from", "rollout", "version", "pretraining", "pairs", "student_rate", "temperature", "top_p")
 LANGEVIN = {"langevin_steps": "steps", "noise_step": "noise_step", "latent_step": "latent_step"}  # its fields
-METHODS: dict[str, tuple[Make, tuple[str, ...]]] = {  # with the options that not all of them take
-    "moments": (student_by_moments, (*TWO_RATES, *MOMENTS)),
-    "consistency": (student_by_consistency, (*TWO_RATES, "teacher_steps", "annealing", "eta", "huber")),
-    "em": (student_by_em, (*LANGEVIN, "log_snr", "student_rate", "student")),
+MOMENTS = ("rollout", "version", "pretraining", "pairs", "student_rate", "temperature", "top_p")
+CONSISTENCY = ("student_from", "teacher_steps", "annealing", "eta", "huber")
+OPTIONS: dict[tuple[str, str], tuple[str, ...]] = {  # that not all students have, by their method and kind
+    ("moments", "dual"): (*MOMENTS, "heavy", "encoder_from", "light_from", "student_from"),
+    ("moments", "plain"): MOMENTS,
+    ("consistency", "dual"): (*CONSISTENCY, "heavy", "light_from"),
+    ("consistency", "plain"): CONSISTENCY,
+    ("em", "plain"): (*LANGEVIN, "log_snr", "student_rate"),
 }
 
 

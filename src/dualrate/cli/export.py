@@ -13,9 +13,8 @@ from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Ranged
 from dualrate.runs.store import COVARIANCE
 
-OF_A_PIPELINE = (  # options of sampling that it keeps
-    "steps", "heavy", "places", "switch_at", "plan", "grid", "times", "sampler", "gamma", "eta", "guidance", "interval",
-)  # fmt: skip
+CARD = {"license": "unknown", "score": None, "push_to_hub": None}  # of a pipeline alone
+LEFT_OUT = ("denoiser", "codec", "codec_sampler", "codec_steps", "members")  # options of sampling, by a pipeline
 NO_DIFFUSERS = "a diffusers pipeline needs diffusers, which is not installed: pip install 'dualrate[diffusers]'"
 
 
@@ -41,12 +40,9 @@ class Export(Ranged):
         super().__post_init__()
         if (self.out is None) == (self.to is None):
             raise ValueError("name one place: --out DIR (released weights) or --to diffusers DIR")
-        usual, taken = SamplingOptions(), () if self.to is None else OF_A_PIPELINE
-        options = [name for name in vars(usual) if getattr(self.sampling, name) != getattr(usual, name)]
-        card = {"license": self.license != "unknown", "score": self.score, "push_to_hub": self.push_to_hub}
-        if self.to is None:
-            options += [name for name, is_set in card.items() if is_set]
-        if wrong := [f"--{name.replace('_', '-')}" for name in options if name not in taken]:
+        usual, mine = vars(SamplingOptions()) | CARD, vars(self.sampling) | vars(self)
+        named = [name for name in usual if mine[name] != usual[name] and (self.to is None or name in LEFT_OUT)]
+        if wrong := [f"--{name.replace('_', '-')}" for name in named]:
             what = "released weights do" if self.to is None else "a pipeline does"
             raise ValueError(f"{what} not hold {' and '.join(wrong)}: drop them")
         if self.push_to_hub is not None and self.license == "unknown":

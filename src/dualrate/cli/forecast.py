@@ -63,18 +63,15 @@ class Forecast(Ranged):
 
     def run(self) -> None:
         from dualrate.forecasts.folder import PAGE
-        from dualrate.forecasts.forecast import forecast_by
+        from dualrate.forecasts.forecast import forecast_by, starts_of
         from dualrate.forecasts.rollout import with_stride
-        from dualrate.forecasts.starts import held_out_starts, read_starts
 
         if self.start_file is not None and self.starts is not None:
             raise ValueError(f"all starts in {self.start_file} are taken: drop --starts")
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
         model = with_stride(model, self.stride)
-        if self.start_file is not None:
-            starts = read_starts(self.start_file, model, progress.note)
-        else:
-            starts = held_out_starts(model, self.frames, self.starts)
+        starts = starts_of(model, self.start_file or self.starts, self.frames, progress.note)
+        if self.start_file is None:
             progress.note(f"starts: {starts.source}; of each the truth of {starts.known} frame(s) is known")
         drawer = self.sampling.drawer(model, progress.note, batch_size=self.batch_size, precision=self.precision)
         with closing(progress):

@@ -14,51 +14,38 @@ from typing import Any
 import torch
 
 import dualrate
-from dualrate.cli.compare import Compare
-from dualrate.cli.data import CheckCodec, Decode, Encode, EncodeImages, Prepare, Simulate, Verify
-from dualrate.cli.demo import Demo
-from dualrate.cli.distill import parse_distill
-from dualrate.cli.doctor import Doctor
-from dualrate.cli.evaluate import Evaluate
-from dualrate.cli.export import Export
-from dualrate.cli.forecast import Forecast
-from dualrate.cli.plan import Calibrate, Plan
+from dualrate.cli.acting import refusal
 from dualrate.cli.recipe import parse
-from dualrate.cli.sample import Cost, Sample
-from dualrate.cli.serve import Serve
-from dualrate.cli.train import parse_adapt, parse_retrofit, parse_train
 from dualrate.config.imports import import_module
 from dualrate.data.cache import cache_dir
 from dualrate.system.device import keep_freed_memory, memory_shortage, pick_device
 from dualrate.system.files import naming
-from dualrate.system.terminal import clean_streams, one_message
+from dualrate.system.terminal import clean_streams, did_you_mean, one_message
 from dualrate.training.distributed import check_alone
 
-COMMANDS: dict[str, type[Any]] = {
-    "sample": Sample,
-    "forecast": Forecast,
-    "evaluate": Evaluate,
-    "compare": Compare,
-    "plan": Plan,
-    "plan calibrate": Calibrate,
-    "cost": Cost,
-    "data prepare": Prepare,
-    "data encode": Encode,
-    "data verify": Verify,
-    "data encode-images": EncodeImages,
-    "data decode": Decode,
-    "data codec": CheckCodec,
-    "data simulate": Simulate,
-    "export": Export,
-    "serve": Serve,
-    "doctor": Doctor,
-    "demo": Demo,
-}
-PARSERS: dict[str, Callable[[list[str]], Any]] = {  # of commands that take a recipe or a folder first
-    "train": parse_train,
-    "distill": parse_distill,
-    "retrofit": parse_retrofit,
-    "adapt": parse_adapt,
+COMMANDS = {  # the module of each and its class, or the function that parses what comes first: a recipe or a folder
+    "train": "train:parse_train",
+    "distill": "distill:parse_distill",
+    "retrofit": "train:parse_retrofit",
+    "adapt": "train:parse_adapt",
+    "sample": "sample:Sample",
+    "forecast": "forecast:Forecast",
+    "evaluate": "evaluate:Evaluate",
+    "compare": "compare:Compare",
+    "plan": "plan:Plan",
+    "plan calibrate": "plan:Calibrate",
+    "cost": "sample:Cost",
+    "data prepare": "data:Prepare",
+    "data encode": "data:Encode",
+    "data verify": "data:Verify",
+    "data encode-images": "data:EncodeImages",
+    "data decode": "data:Decode",
+    "data codec": "data:CheckCodec",
+    "data simulate": "data:Simulate",
+    "export": "export:Export",
+    "serve": "serve:Serve",
+    "doctor": "doctor:Doctor",
+    "demo": "demo:Demo",
 }
 TOGETHER = ("train", "distill", "retrofit", "adapt", "doctor")  # run in several processes, too
 
@@ -82,11 +69,21 @@ def parsed(arguments: list[str]) -> Any:
         command, rest = f"{command} {rest[0]}", rest[1:]
     if command not in TOGETHER:
         check_alone(command)
-    if command in PARSERS:
-        return PARSERS[command](rest)
     if command not in COMMANDS:
-        raise ValueError(f"there is no command {command!r}: `dualrate --help` lists them")
-    return parse(COMMANDS[command], rest, f"dualrate {command}")
+        near = did_you_mean(command, COMMANDS)
+        raise ValueError(f"there is no command {command!r}{near}: `dualrate --help` lists them")
+    kind = command_named(command)
+    if not isinstance(kind, type):
+        return kind(rest)
+    if idle := refusal(command, rest):
+        raise ValueError(idle)
+    return parse(kind, rest, f"dualrate {command}")
+
+
+def command_named(name: str) -> Callable[..., Any]:
+    """The class of a command's options, or the function that parses them, of a module that is imported for it."""
+    module, _, member = COMMANDS[name].partition(":")
+    return getattr(import_module(f"dualrate.cli.{module}"), member)
 
 
 def main() -> None:

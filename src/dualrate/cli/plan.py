@@ -49,7 +49,7 @@ class Plan(Ranged):
     """Number of training images on which errors are measured; for a conditional model, of held-out images with their
     conditions."""
     members: Members = 1
-    """For a conditional model: samples of each condition. They share the heavy call that reads it."""
+    """Samples of each condition. They share the heavy call that reads it."""
     ancestral: bool = False
     """Plan for ancestral sampling, instead of solvers of second order."""
     out: Path = Path("plan.json")
@@ -82,8 +82,6 @@ class Plan(Ranged):
         model, progress = loaded(self.run_dir, self.device)
         model = called_by(model, self.denoiser)
         require_plannable(model)
-        if self.members > 1 and model.experiment.networks.given is None:
-            raise ValueError(f"{model.name} has no condition that members would share: drop --members")
         process = model.gaussian  # refused before anything is measured
         if self.ancestral and model.denoiser.reuse is Reuse.SMOOTH:
             raise ValueError(f"{self.denoiser} needs a sampler without noise: drop --ancestral")

@@ -25,6 +25,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from dualrate.config.imports import imported
 from dualrate.config.ranges import BatchSize, WorkerCount, as_path, described
+from dualrate.system.terminal import did_you_mean
 
 RunDir = Annotated[Positional[Path], arg(metavar="RUN", help="Directory of a run, or of released weights.")]
 Device = Annotated[str | None, arg(help="cpu, cuda, ...; a GPU if there is one.")]
@@ -40,8 +41,8 @@ Graphs = Annotated[bool, arg(help="Record the networks' calls as CUDA graphs, fo
 Prompt = Annotated[
     str | None,
     arg(
-        help="For a text-to-image model: a prompt, a file with a prompt per line, or a folder that data encode "
-        "--prompts wrote. Default: held-out prompts of its training data."
+        help="A text to make images of, a file with one per line, or a folder that data encode --prompts wrote. "
+        "Default: held-out prompts of the training data."
     ),
 ]
 AsJson = Annotated[bool, arg(help="Print the report as JSON.")]
@@ -160,7 +161,8 @@ def recipe_named(name: str, recipes: Mapping[str, Callable[[], Made]], command: 
     """
     if ":" not in name:
         if name not in recipes:
-            raise ValueError(f"there is no recipe {name!r}: `dualrate {command}` lists them")
+            near = did_you_mean(name, recipes)
+            raise ValueError(f"there is no recipe {name!r}{near}: `dualrate {command}` lists them")
         return recipes[name]
     recipe = imported(name)
     if not callable(recipe):

@@ -63,9 +63,6 @@ class Sample(Ranged):
         drawer = self.sampling.drawer(
             model, progress.note, label=self.label, batch_size=self.batch_size, precision=self.precision
         )
-        of_text = bool(model.experiment.codec.alphabet)
-        if self.npz and of_text:
-            raise ValueError("images.npz is of images, and this is a text model: drop --npz")
         with closing(progress), mapper(self.workers, model.device) as over:
             written = write_samples(
                 drawer,
@@ -90,7 +87,7 @@ class Sample(Ranged):
             f"seconds_per_{noun}": written.seconds / written.drawn if written.drawn else None,
             "precision": written.precision,
         }
-        if of_text:
+        if model.experiment.codec.alphabet:
             pieces = [file.read_bytes().decode() for file in written.files]
             if self.json:
                 report["pieces"] = pieces

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from dualrate.cli.data import check_decoder_sampler
 from dualrate.config.imports import import_named
 from dualrate.config.ranges import GuidanceWeight, HeavyCalls, Members, NoiseLevel, Probability, Ranged, Steps
 from dualrate.denoisers.catalogue import DENOISERS
@@ -18,7 +17,7 @@ from dualrate.drawing.choice import RECOMMENDED, SMOOTH, Choice, Note, Places, r
 from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.experiment.model import Model
 from dualrate.runs.store import called_by, check_denoiser, is_run
-from dualrate.sampling.catalogue import SAMPLERS, taking
+from dualrate.sampling.catalogue import SAMPLERS, at_gamma, sampler_named, taking
 
 
 def _names(markovian: bool) -> str:
@@ -69,7 +68,7 @@ class SamplingOptions(Ranged):
     eta: Annotated[Probability | None, arg(help=ETA)] = None
     denoiser: Annotated[str | None, arg(help=DENOISER)] = None
     codec: Path | None = None
-    """For a model of latents: the folder of its codec, if that has moved, or the run of a decoder."""
+    """Folder of the codec, if that has moved, or the run of a decoder."""
     codec_sampler: str | None = None
     """Sampler of a diffusion decoder, NAME or NAME:GAMMA. Default: as in its training."""
     codec_steps: Steps | None = None
@@ -79,7 +78,7 @@ class SamplingOptions(Ranged):
     interval: tuple[NoiseLevel, NoiseLevel] | None = None
     """Noise levels sigma/alpha, low to high, at which guidance acts; all if not given."""
     members: Members = 1
-    """For a conditional model: M, samples of each condition. All M share the heavy call that reads the condition."""
+    """M, samples of each condition. All M share the heavy call that reads the condition."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,7 +92,10 @@ class SamplingOptions(Ranged):
                 f"say which steps {self.denoiser} makes: --switch-at 0.6, --heavy for the other steps, or a --plan of "
                 f"dualrate plan RUN --denoiser {self.denoiser} --budget 0.5x"
             )
-        check_decoder_sampler(self.codec_sampler)
+        if self.codec_sampler is not None:
+            name, _ = at_gamma(self.codec_sampler)
+            import_named("sampler", name)
+            sampler_named(name)
 
     def drawer(self, model: Model, note: Note = warnings.warn, **more: Any) -> Drawer:
         """The drawer of these options. note: takes a sentence if it has fewer heavy calls; more: fields of a `Drawer`.

@@ -4,7 +4,6 @@ adapt`: low-rank adapters by phase.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,10 +25,10 @@ from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents
 from dualrate.recipes.students import AdaptRecipe, by_consistency
 from dualrate.runs.train import in_turn
 from dualrate.system.device import pick_device
-from dualrate.system.progress import Silent, stops
+from dualrate.system.progress import Silent
 from dualrate.texts import recipe as texts
 from dualrate.training.config import FitResult
-from dualrate.training.distributed import device_of_process, is_launched, launched_world
+from dualrate.training.distributed import device_of_process, is_launched, launch, launched_world
 
 FILES = (auto, forecasts, fashion_mnist, fashion_mnist_latents, texts, cifar10, imagenet)
 Made = TypeVar("Made")
@@ -83,7 +82,7 @@ class Run(Ranged):
         from dualrate.drawing.measure import scorer
         from dualrate.runs.train import check_out, resume_threads, train
 
-        launch(self.nproc, self.retries)
+        launch(self.nproc, self.retries, ["-m", "dualrate_command", *sys.argv[1:]])
         experiment = on_codec_of_data(experiment)
         experiment = experiment if self.codec is None else experiment.with_codec(self.codec)
         out, where = self.out or Path("runs") / experiment.name, device_of_process(pick_device(self.device))
@@ -159,47 +158,6 @@ class TrainStages:
                 return
 
 
-def launch(processes: int, retries: int) -> None:
-    """Run this command in each of several processes by torch's elastic launcher, and exit. 1: do nothing.
-
-    The exit code is 75 where a signal stopped all of them, else that of the first process that failed.
-    Does nothing in a process that was launched. Raises ValueError where torchrun started another number of them.
-    """
-    if is_launched():
-        if processes not in (1, int(os.environ["WORLD_SIZE"])):
-            raise ValueError(f"--nproc {processes}, but {os.environ['WORLD_SIZE']} processes are started: drop --nproc")
-        return
-    if processes == 1:
-        return
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    if os.environ.get("DUALRATE_THREADS", "auto") == "auto":  # processes scale better than threads
-        os.environ["DUALRATE_THREADS"] = "1"
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # a restart would read the addresses of processes that ended
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=f"dualrate-{os.getpid()}",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
-        max_restarts=retries,
-        signals_to_handle=",".join(number.name for number in stops()),
-        shutdown_timeout=600,  # seconds to save in, once a signal came
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "dualrate_command", *sys.argv[1:])
-    except SignalException:
-        raise SystemExit(75) from None  # as of a single process
-    except ChildFailedError as failed:
-        _, first = failed.get_first_failure()
-        raise SystemExit(first.exitcode if first.exitcode > 0 else 128 - first.exitcode) from None
-    raise SystemExit(0)
-
-
 def usage(every: bool) -> str:
     """The text of `dualrate train` without a recipe: FIRST, or every recipe."""
     lines = ["usage: dualrate train RECIPE [options]    (dualrate train RECIPE --help for its options)", ""]
@@ -226,32 +184,18 @@ def parse_train(arguments: list[str]) -> Train | TrainStages:
 
 def parse_retrofit(arguments: list[str]) -> Retrofit:
     """A diffusers folder first, then the recipe's options and those of the experiment that it makes."""
-    example = (
-        "FOLDER --data.source IMAGES",
-        "Make a diffusers model dual-rate by training a light network beside it.",
-        "mymodel --data.source photos --share 0.3 --out runs/pair",
-    )
-    return _of_model("retrofit", RetrofitRecipe(), Retrofit, arguments, *example)
+    like = "mymodel --data.source photos --share 0.3 --out runs/pair"
+    return _of_model("retrofit", RetrofitRecipe(), Retrofit, arguments, "FOLDER --data.source IMAGES", like)
 
 
 def parse_adapt(arguments: list[str]) -> Adapt:
     """A run first, then the recipe's options and those of the experiment that it makes."""
-    example = (
-        "RUN",
-        "Give a single-rate run, or a diffusers model, few steps: a grid of times, and low-rank adapters by phase.",
-        "runs/heavy --images photos --phases 2 --out runs/ten",
-    )
-    return _of_model("adapt", AdaptRecipe(), Adapt, arguments, *example)
+    like = "runs/heavy --images photos --phases 2 --out runs/ten"
+    return _of_model("adapt", AdaptRecipe(), Adapt, arguments, "RUN", like)
 
 
 def _of_model(
-    name: str,
-    recipe: Any,
-    kind: Callable[[Experiment], Made],
-    arguments: list[str],
-    required: str,
-    about: str,
-    like: str,
+    name: str, recipe: Any, kind: Callable[[Experiment], Made], arguments: list[str], required: str, like: str
 ) -> Made:
     """The command of a recipe that begins with a model; without one it prints its usage.
 
@@ -260,7 +204,7 @@ def _of_model(
     if not arguments or arguments[0].startswith("-"):
         print(
             f"usage: dualrate {name} {required} [options]    "
-            f"(dualrate {name} {required.split()[0]} --help for its options)\n\n{about}\n\n"
+            f"(dualrate {name} {required.split()[0]} --help for its options)\n\n{kind.__doc__}\n\n"
             f"Example: dualrate {name} {like}"
         )
         raise SystemExit(0 if arguments[:1] and arguments[0] in HELP else 2)

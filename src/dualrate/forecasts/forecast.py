@@ -97,7 +97,7 @@ def forecast(
     Raises ValueError for a model that makes no forecasts, and as `held_out_starts`, `read_starts` and `write_forecast`.
     """
     model = with_stride(model, stride)
-    ready = starts if isinstance(starts, Starts) else _starts_of(model, starts, frames, note)
+    ready = starts if isinstance(starts, Starts) else starts_of(model, starts, frames, note)
     how = {"members": members, "batch_size": batch_size, "precision": precision}
     drawer = choice.drawer(model, note=note, **how)
     if out is not None:
@@ -111,7 +111,10 @@ def forecast(
         return replace(result, ensemble=written.x, truth=truth, written=written)
 
 
-def _starts_of(model: Model, starts: Any, frames: int, note: Callable[[str], None]) -> Starts:
+def starts_of(
+    model: Model, starts: int | NDArray[Any] | str | Path | None, frames: int, note: Callable[[str], None]
+) -> Starts:
+    """Starts as `forecast` takes them. Raises what it raises."""
     if starts is None or isinstance(starts, int):
         return held_out_starts(model, frames, starts)
     if isinstance(starts, str | Path):

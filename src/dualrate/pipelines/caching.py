@@ -42,7 +42,7 @@ from dualrate.config.ranges import Range, Ranged, Steps
 from dualrate.denoisers.feature_cache import SHARES, By, choose, forecast
 from dualrate.diffusion.schedule import Schedule
 from dualrate.diffusion.values import Context
-from dualrate.pipelines.classes.kind import HIDDEN, NetworkSpec, Rows
+from dualrate.pipelines.classes.kind import HIDDEN, NO_ROWS, NetworkSpec, Rows
 from dualrate.pipelines.cut import CutTokens, sharing
 from dualrate.sampling.cost import macs_of
 
@@ -229,7 +229,8 @@ class Method(ABC):
     def rows(self) -> Rows:
         """The rows of blocks. Raises ValueError where there are none."""
         if self.kind.rows is None:
-            raise ValueError(f"{type(self.net).__name__} has levels and no row of blocks: take 'deep-cache'")
+            name = type(self.net).__name__
+            raise ValueError(f"{name} has no row of blocks: of a UNet, with its levels, take 'deep-cache'; {NO_ROWS}")
         return self.kind.rows
 
 
@@ -391,6 +392,8 @@ class Levels(Method):
         self.outer, name = outer, type(net).__name__
         if kind.rows:
             raise ValueError(f"{name} has one level, and 'deep-cache' is for UNets: take 'taylor'")
+        if getattr(net, "down_blocks", None) is None:
+            raise ValueError(f"{name} is no UNet, which 'deep-cache' is for: take 'taylor'; {NO_ROWS}")
         if policy.sees:
             raise ValueError(f"{name} has no row of blocks to see a change in: take refresh=N, got {policy}")
         if strange := {type(block).__name__ for block in (net.down_blocks[0], net.up_blocks[-1])} - LEVELS:

@@ -48,7 +48,7 @@ from dualrate.networks.blocks import NoiseEmbedding, layer_norm
 from dualrate.networks.dual import Features, LightBody, LightNetwork, disconnect
 from dualrate.networks.uvit import UViTConfig
 from dualrate.pipelines.captions import Encoded
-from dualrate.pipelines.classes.kind import BLOCKS
+from dualrate.pipelines.classes.kind import BLOCKS, NO_ROWS
 from dualrate.pipelines.condition import Prompts
 from dualrate.pipelines.folder import GUIDED, Adopted, ForeignConfig, adopted
 from dualrate.pipelines.network import ForeignNetwork
@@ -81,10 +81,15 @@ def outputs(blocks: Sequence[nn.Module]) -> Iterator[list[Any]]:
 
 
 def as_map(output: Tensor) -> Tensor:
-    """(B, C, h, w) of a map, or of tokens (B, n, C) on a square."""
+    """(B, C, h, w) of a map, or of tokens (B, n, C) on a square. Raises ValueError for tokens on none."""
     if output.ndim == 4:
         return output
     side = round(output.shape[1] ** 0.5)
+    if side**2 != output.shape[1]:
+        raise ValueError(
+            f"a retrofit takes a square image's tokens, one map of them a block, got {output.shape[1]} tokens: let "
+            "hidden_states in Rows.streams be the image's tokens alone, or take square images"
+        )
     return output.transpose(1, 2).unflatten(2, (side, side))
 
 
@@ -92,11 +97,13 @@ def as_map(output: Tensor) -> Tensor:
 def taps_of(network: ForeignNetwork, shape: Shape, blocks: Sequence[int] | None = None) -> list[Tap]:
     """The taps on these blocks; None: at a third and two thirds of the depth, and the last. Runs the network once.
 
-    Raises ValueError for a network that has no such blocks.
+    Raises ValueError for a network that has no such blocks, and as `as_map`.
     """
     parts = network.blocks
     if blocks is None:
         blocks = sorted({max(len(parts) * share // 3 - 1, 0) for share in (1, 2, 3)}) if parts else []
+    if blocks and not parts:
+        raise ValueError(f"{type(network.net).__name__} has no blocks to tap; {NO_ROWS}")
     if wrong := [block for block in blocks if not 0 <= block < len(parts)]:
         raise ValueError(f"{type(network.net).__name__} has blocks 0 to {len(parts) - 1}, got {wrong}")
     device = next(network.parameters()).device

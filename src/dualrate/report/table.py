@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from dualrate.metrics.ensembles import EnsembleScores
 from dualrate.metrics.evaluate import Score
 from dualrate.metrics.store import require_same
+from dualrate.system.terminal import one_line
 
 EACH = "-"  # H of a single-rate row
 TEXT_COLUMNS = 2  # network and sampler; the others are numbers
@@ -125,16 +126,17 @@ def table(rows: Sequence[Row], beside: Sequence[Mapping[str, str]] = (), notes: 
 
 
 def as_text(table: Table) -> str:
-    """Columns aligned for a terminal, the notes below."""
-    widths = [max(map(len, column)) for column in zip(table.header, *table.cells, strict=True)]
+    """Columns aligned for a terminal, the notes below. Line feeds in them, as of names, are shown as spaces."""
+    rows = [[*map(one_line, row)] for row in (table.header, *table.cells)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
             cell.ljust(width) if i < table.texts else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for line in (table.header, *table.cells)
+        for row in rows
     ]
-    return "\n".join([*lines, "", *table.notes])
+    return "\n".join([*lines, "", *map(one_line, table.notes)])
 
 
 def record(row: Row) -> dict[str, object]:

@@ -6,7 +6,6 @@ Its order, its calls, and whether it is Markovian are read off the step itself. 
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from dualrate.sampling.covariance import (
 from dualrate.sampling.ddim import DDIM, AdjustedDDIM
 from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.sampling.step import Step
+from dualrate.system.terminal import did_you_mean
 
 Setting = Literal["gamma", "eta"]
 ANCESTRAL = "ancestral"  # where no sampler is named, and a distilled student's
@@ -110,9 +110,8 @@ def sampler_named(name: str) -> Sampler:
     if name in SAMPLERS:
         return SAMPLERS[name]
     if ":" not in name:
-        close = difflib.get_close_matches(name, SAMPLERS, 1)
         raise ValueError(
-            f"there is no sampler {name!r}{f', did you mean {close[0]}?' if close else ''}; there are "
+            f"there is no sampler {name!r}{did_you_mean(name, SAMPLERS)}; there are "
             f"{', '.join(SAMPLERS)}; package.module:Class is a step of your own"
         )
     step = look_up(name)

@@ -120,9 +120,23 @@ class Rows:
     embedded: str = ""
     attention: str = "attn1"
 
+    def __post_init__(self) -> None:
+        if not self.names or HIDDEN not in self.streams:
+            raise ValueError(
+                f"rows of blocks have names, and {HIDDEN!r} among their streams, got names {self.names} and streams "
+                f"{self.streams}: name the network's lists of blocks, and what a block takes, the image's tokens so"
+            )
+
     def blocks(self, net: Any) -> list[nn.Module]:
-        """All of them, in the order in which they run."""
-        return [block for name in self.names for block in getattr(net, name, ())]
+        """All of them, in the order in which they run. Raises ValueError where there are none."""
+        blocks = [block for name in self.names for block in getattr(net, name, ())]
+        if not blocks:
+            lists = [name for name, part in net.named_children() if isinstance(part, nn.ModuleList)]
+            raise ValueError(
+                f"{type(net).__name__} has no blocks in {', '.join(self.names)}: name its lists of blocks in "
+                f"Rows(names=...); its lists are {', '.join(lists) or 'none'}"
+            )
+        return blocks
 
 
 @dataclass(frozen=True)
@@ -172,7 +186,7 @@ class NetworkSpec:
         """The parts of the network that run one after another: the blocks of its rows, or a U-Net's levels."""
         if self.rows is None and (down := getattr(net, "down_blocks", None)) is not None:
             return [*down, *([] if net.mid_block is None else [net.mid_block]), *net.up_blocks]
-        return (self.rows or Rows()).blocks(net)
+        return list(getattr(net, BLOCKS, ())) if self.rows is None else self.rows.blocks(net)
 
     def tapped(self, output: Any) -> Tensor:
         """The image's share of what such a part returns: a map (B, C, h, w), before skips, or tokens (B, n, C)."""
@@ -180,6 +194,7 @@ class NetworkSpec:
         return output if isinstance(output, Tensor) else output[place]
 
 
+NO_ROWS = "where its NetworkSpec names no lists of blocks, give that rows=Rows(names=...)"
 MASK, POOLED = "encoder_attention_mask", "pooled_projections"
 CONTROL = "controlnet_block_samples"
 PAIRED = Rows(streams=(TEXT, HIDDEN), embedded="temb", attention="attn")  # blocks of a text's tokens and an image's

@@ -1,0 +1,143 @@
+"""Options that act on some runs alone: a line a kind of runs. Nothing here needs torch.
+
+Help leaves out what cannot act on a run, and a command that is given it refuses. What a run is, its experiment.json
+says, or the model_index.json of a folder of diffusers; of any other folder all options are shown, and none is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dualrate.experiment.upgrade import upgraded
+
+Run = Mapping[str, Any]  # an experiment, as plain values
+OPTIONS = Path(__file__).with_name("options.json")  # of all commands: `python tests/test_dualrate_command.py` writes it
+TOKENS = ("GreyLevels", "Characters")  # codecs
+NO_PICTURE = ("", "Unconditional", "Forecast", "Prompts", "Latent")  # conditions
+
+
+class Runs(NamedTuple):
+    """A kind of runs. called: in words; options: that act on these alone, of one command alone with its name"""
+
+    called: str
+    options: tuple[str, ...]
+    includes: Callable[[Run], bool]
+
+
+def _type(run: Run, part: str) -> str:
+    value = run.get(part)
+    return str(value.get("type", "")) if isinstance(value, dict) else ""
+
+
+def _of_forecasts(run: Run) -> bool:
+    return _type(run, "condition") == "Forecast"
+
+
+def _of_leads(run: Run) -> bool:
+    networks = run.get("networks", {"leads": "any"})
+    return _of_forecasts(run) and isinstance(networks, dict) and bool(networks.get("leads"))
+
+
+def _of_images(run: Run) -> bool:
+    return not _of_forecasts(run) and _type(run, "codec") != "Characters"
+
+
+def _of_conditions(run: Run) -> bool:
+    return _type(run, "condition") not in ("", "Unconditional")
+
+
+def _of_classes(run: Run) -> bool:
+    """Whether samples are of a class, or of a prompt; true where the file does not say."""
+    condition, counts = _type(run, "condition"), re.findall(r'"num_classes": (\d+)', json.dumps(run.get("networks")))
+    of_class = not _of_conditions(run) and (not counts or any(map(int, counts)))
+    return of_class or condition == "Prompts" or ":" in condition
+
+
+def _of_latents(run: Run) -> bool:
+    return _type(run, "codec") not in ("", "NoCodec", *TOKENS) or _type(run, "condition") == "Latent"
+
+
+SCORING = ("--features", "--reference", "--keep", "--details", "--equal-classes")
+COMPARING = ("--baselines", "--mixed", "--screen", "--count", "compare --workers", "evaluate --workers")
+KINDS = (
+    Runs("runs that make images", ("--npz", *SCORING), _of_images),
+    Runs("runs that make images or texts", COMPARING, lambda run: not _of_forecasts(run)),
+    Runs("runs with classes or prompts", ("--label", "--guidance", "--interval"), _of_classes),
+    Runs("text-to-image runs", ("--prompt",), lambda run: _type(run, "condition") == "Prompts"),
+    Runs("runs whose condition is a picture", ("--given",), lambda run: _type(run, "condition") not in NO_PICTURE),
+    Runs("runs with a condition", ("--members",), _of_conditions),
+    Runs("runs without a condition", ("--bound", "--variance"), lambda run: not _of_conditions(run)),
+    Runs("forecasts trained with --window leads", ("--stride",), _of_leads),
+    Runs("runs of latents", ("--codec", "--codec-sampler", "--codec-steps"), _of_latents),
+    Runs("runs of Gaussian noise", ("--gamma", "--eta"), lambda run: _type(run, "codec") not in TOKENS),
+)
+OF_RUNS = ("sample", "forecast", "evaluate", "compare", "plan", "cost", "export")  # commands
+OF_OPTION = {option: kind for kind in KINDS for option in kind.options}
+USUAL: Mapping[str, Run] = {"forecast": {"condition": {"type": "Forecast"}}}  # runs that a command takes alone
+
+
+def runs_of(command: str, option: str) -> Runs | None:
+    """The kind of runs on which an option acts; None: it acts on all."""
+    option = re.sub("^--no-", "--", option)
+    if command not in OF_RUNS:
+        return None
+    return OF_OPTION.get(f"{command} {option}", OF_OPTION.get(option))
+
+
+def acts(command: str, option: str, run: Run) -> bool:
+    kind = runs_of(command, option)
+    return kind is None or kind.includes(run)
+
+
+def named_runs(command: str, arguments: Sequence[str]) -> Iterator[tuple[str, Run]]:
+    """The runs among the words after a command that are no values of options, with their folders."""
+    if command not in OF_RUNS:
+        return
+    options = json.loads(OPTIONS.read_text())[command]["options"]  # by name, the number of values first
+    for before, word in zip(("", *arguments), arguments, strict=False):
+        value = options.get(option_name(before), "0")[0] != "0" and "=" not in before
+        if word.startswith("-") or value:
+            continue
+        for folder in dict.fromkeys((word, re.split("[+:@]", word.partition("=")[2] or word)[0])):
+            if (run := _read(folder)) is not None:
+                yield folder, run
+                break
+
+
+def option_name(word: str) -> str:
+    """The option that a word of a command line names."""
+    return re.sub(r"\.\d+\.", ".N.", word.partition("=")[0].replace("_", "-"))
+
+
+def _read(folder: str) -> Run | None:
+    for name, read in (("experiment.json", upgraded), ("model_index.json", _of_pipeline)):
+        file = Path(folder, name)
+        try:
+            if file.is_file():
+                return read(json.loads(file.read_text("utf-8")))
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError):  # said where the run is loaded
+            continue
+    return None
+
+
+def _of_pipeline(index: dict[str, Any]) -> Run:
+    of_texts = any(name.startswith("text_encoder") and all(part) for name, part in index.items())
+    latents = any(index.get(name) for name in ("vae", "vqvae"))
+    return {"condition": {"type": "Prompts" if of_texts else ""}, "codec": {"type": "CodecFolder" if latents else ""}}
+
+
+def refusal(command: str, arguments: Sequence[str]) -> str | None:
+    """Says in one line which options cannot act on the runs of a command, and what to do; None: all of them can."""
+    named = dict.fromkeys(option_name(word) for word in arguments if word.startswith("--"))
+    for folder, run in named_runs(command, arguments):
+        if command in USUAL and not _of_forecasts(run):  # so is the run
+            continue
+        for kind in dict.fromkeys(runs_of(command, option) for option in named):
+            if kind is not None and not kind.includes(run):
+                idle = " and ".join(option for option in named if runs_of(command, option) is kind)
+                return f"{idle}: only for {kind.called}, and {folder} is none of these: drop {idle}, or name such a run"
+    return None

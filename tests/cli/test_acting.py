@@ -1,0 +1,180 @@
+"""Options that act on some runs alone: what help shows, and what is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli.command import call
+
+from dualrate.cli import main as cli
+from dualrate.cli.acting import KINDS, OF_RUNS, OPTIONS, acts, named_runs, refusal
+from dualrate.experiment.modality import maker_of
+from dualrate.runs.store import read_experiment
+from dualrate_command import answer
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+COMMANDS = json.loads(OPTIONS.read_text())
+RUNS = {path.parent.name: path.parent for path in sorted(GOLDEN.glob("*/experiment.json"))}
+
+
+def stored(name: str) -> dict:
+    """A run's experiment as the command line reads it."""
+    ((_, run),) = named_runs("sample", [str(RUNS[name])])
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with the experiment of one of the golden files alone."""
+
+    def made(name: str) -> Path:
+        (tmp_path / name).mkdir()
+        shutil.copy(GOLDEN / "experiments" / f"{name}.json", tmp_path / name / "experiment.json")
+        return tmp_path / name
+
+    return made
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_what_acts_on_a_run_is_what_its_experiment_takes(name):
+    """By the experiment itself, which the command line does not build."""
+    run, experiment = stored(name), read_experiment(RUNS[name])
+    conditional, noun = experiment.networks.given is not None, maker_of(experiment).noun
+    guided = experiment.num_classes > 0
+    latent = bool(experiment.codec.fingerprint or experiment.condition.codec.fingerprint)
+    expected = {
+        "--members": conditional,
+        "--bound": not conditional,
+        "--npz": noun == "image",
+        "--features": noun == "image",
+        "--screen": noun != "forecast",
+        "--label": guided,
+        "--guidance": guided,
+        "--codec": latent,
+        "--stride": noun == "forecast" and bool(getattr(experiment.networks, "leads", ())),
+        "--prompt": type(experiment.condition).__name__ == "Prompts",
+        "--gamma": not experiment.codec.instant,
+        "--steps": True,
+    }
+    assert {option: acts("evaluate", option, run) for option in expected} == expected
+
+
+def test_every_option_of_a_kind_is_one_of_a_command():
+    options = {f"{name} {option}" for name in OF_RUNS for option in COMMANDS[name]["options"]}
+    options |= {option for name in OF_RUNS for option in COMMANDS[name]["options"]}
+    assert not {option for kind in KINDS for option in kind.options} - options
+
+
+@pytest.mark.parametrize("name", OF_RUNS)
+def test_help_without_a_run_is_a_screen_that_groups_what_acts_on_some_runs(name):
+    code, text = answer([name, "--help"])
+    assert code == 0
+    lines = text.splitlines()
+    assert len(lines) <= 52
+    assert max(map(len, lines)) <= 120
+    words = {line.split()[0] for line in lines if line.startswith("  ")}
+    switches = {option for option in COMMANDS[name]["options"] if option.startswith("--no-")}
+    idle = {option for option in COMMANDS[name]["options"] if not acts(name, option, stored("channels"))}
+    assert words >= set(COMMANDS[name]["options"]) - switches - (idle if name == "forecast" else set())
+    if name not in ("forecast", "plan"):
+        assert "For all runs" in lines
+        assert "For runs with a condition" in lines
+
+
+@pytest.mark.parametrize("name", ["single", "text-to-image", "super-resolution", "tokens", "leads", "channels"])
+@pytest.mark.parametrize("order", [["{}", "--help"], ["--help", "{}"], ["--json", "-h", "{}"]])
+def test_help_for_a_run_shows_what_acts_on_it(name, order):
+    _, text = answer(["evaluate", *(word.format(RUNS[name]) for word in order)])
+    shown = {line.split()[0] for line in text.splitlines() if line.startswith("  -")}
+    options = {option for option in COMMANDS["evaluate"]["options"] if not option.startswith("--no-")}
+    assert shown == {option for option in options if acts("evaluate", option, stored(name))}
+    assert "\n  --num INT\n      Number of images. Default: 5000" in text  # in full
+
+
+def test_what_a_folder_of_diffusers_takes():
+    _, text = answer(["sample", str(GOLDEN / "model"), "--help"])
+    assert "\n  --prompt" in text
+    assert "\n  --codec" in text
+    assert "\n  --given" not in text
+
+
+LINES = {
+    "sample {single} --out OUT --prompt x": ("--prompt", "text-to-image runs", "single"),
+    "sample --out OUT --given x.png {single}": ("--given", "runs whose condition is a picture", "single"),
+    "sample --npz --members=3 {single} --out OUT": ("--members", "runs with a condition", "single"),
+    "evaluate {channels} --keep x --details": ("--keep and --details", "runs that make images", "channels"),
+    "evaluate {channels} --workers 2": ("--workers", "runs that make images or texts", "channels"),
+    "evaluate {super-resolution} --bound": ("--bound", "runs without a condition", "super-resolution"),
+    "forecast {channels} --out OUT --stride 2": ("--stride", "forecasts trained with --window leads", "channels"),
+    "cost {single} --codec_steps 3": ("--codec-steps", "runs of latents", "single"),
+    "cost {tokens} --eta 0.5": ("--eta", "runs of Gaussian noise", "tokens"),
+    "compare A={channels}:32/8@ddim --count 10": ("--count", "runs that make images or texts", "channels"),
+    "compare {channels}+taylor:32/8 --no-mixed": ("--no-mixed", "runs that make images or texts", "channels"),
+    "plan {single} --budget 1x --members 2": ("--members", "runs with a condition", "single"),
+    "export {channels} --to diffusers OUT --guidance 2": ("--guidance", "runs with classes or prompts", "channels"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_an_option_that_cannot_act_is_refused_in_a_line(line, tmp_path, monkeypatch, capsys):
+    """Without torch, and by the parser."""
+    idle, called, name = LINES[line]
+    words = [word.format(**RUNS).replace("OUT", str(tmp_path / "out")) for word in line.split()]
+    command = words[0]
+    says = f"{idle}: only for {called}, and {RUNS[name]} is none of these: drop {idle}, or name such a run"
+    assert answer(words) == (2, f"dualrate {command}: {says}\n")
+    assert call(monkeypatch, *words) == 2
+    assert capsys.readouterr().err == f"dualrate: {says}\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_text_has_no_images(folder):
+    assert "runs that make images, and" in str(refusal("sample", [str(folder("text-tokens")), "--npz"]))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "sample --out {channels} --prompt x weights",  # the value of another option is no run
+        "sample {text-to-image} --out OUT --prompt x --members 2 --guidance 3",
+        "evaluate {super-resolution} --members 3 --details",
+        "evaluate --images {single} --features inception",
+        "compare {single} {dual} --equal-classes --baselines",
+        "forecast {leads} --out OUT --stride 2 --members 4",
+        "sample nowhere --out OUT --prompt x",
+        "data prepare {single} OUT --size 8 --label x",
+    ],
+)
+def test_what_can_act_is_let_through(line):
+    assert answer([word.format(**RUNS) for word in line.split()]) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "[]", "{}", "[" * 100_000, '{"networks": null}', '{"networks": 3, "condition": [], "codec": "x"}',
+        '{"condition": {"type": "Forecast"}, "networks": 3}',
+    ],
+)  # fmt: skip
+def test_a_damaged_experiment_is_left_to_the_loader(content, tmp_path):
+    (tmp_path / "experiment.json").write_text(content)
+    assert answer(["sample", str(tmp_path), "--help"])[0] == 0
+    answer(["forecast", str(tmp_path), "--out", "x", "--stride", "3", "--guidance", "2"])
+
+
+def test_help_for_a_run_needs_no_torch():
+    code = (
+        "import sys, dualrate_command; sys.argv[1:] = ['sample', sys.argv[1], '--help']; dualrate_command.main(); "
+        "assert not {'torch', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(RUNS["single"])], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("line", "near"), [("smple x", "sample"), ("train cifar10-dul", "cifar10-dual")])
+def test_the_parser_asks_for_the_nearest_name_too(line, near):
+    with pytest.raises(ValueError, match=rf"\(did you mean {near}\?\)"):
+        cli.parsed(line.split())
