@@ -29,6 +29,7 @@ from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.catalogue import SAMPLERS, make_step, sampler_named, taking
 from dualrate.sampling.covariance import NoiseCovariance
 from dualrate.sampling.ddim import DDIM
+from dualrate.sampling.fourier import FourierCovariance
 from dualrate.sampling.grids import GRIDS, grid_times
 from dualrate.sampling.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
 from dualrate.sampling.trajectory import check_reuse, sample_batches
@@ -73,7 +74,9 @@ def small(heavy) -> Model:
 def test_every_name_makes_its_step():
     made = {name: make_step(name, PROCESS) for name in SAMPLERS if name not in TABLED}
     for name, step in made.items():
-        assert step == (NoiseCovariance(PROCESS, "ddim") if name == "covariance-ddim" else SAMPLERS[name].step(PROCESS))
+        assert step == SAMPLERS[name].step(PROCESS, **SAMPLERS[name].chosen)
+    assert made["covariance-ddim"] == NoiseCovariance(PROCESS, "ddim")
+    assert made["covariance-dft"] == FourierCovariance(PROCESS, boundary="periodic")
     assert make_step("ancestral", PROCESS, 0.3) == Ancestral(PROCESS, 0.3)
     assert make_step("ancestral", PROCESS, eta=0.3) == Ancestral(PROCESS, 0.0, 0.3)
     assert len(set(map(str, made.values()))) == len(made)  # told apart in a table
@@ -286,11 +289,12 @@ def test_a_list_of_times_that_is_no_plan_is_refused(times, changes, message, hea
 
 @pytest.mark.parametrize("name", WITHOUT_GAMMA)
 def test_a_dual_rate_model_takes_them_with_a_heavy_call_at_every_step(name, dual):
-    """A derivative is the light network's: two light calls; another evaluation is another heavy call."""
+    """A derivative is the light network's: a light call beside that of x_hat; another evaluation is a heavy call."""
     drawer = drawer_of(dual, SamplingOptions(steps=5, heavy=5, sampler=name, grid="log-snr"))
     cost, step = drawer.cost, drawer.step
-    twice = (5 - step.single_call_steps) * (step.calls_per_step - 1)  # steps that call again
-    assert (cost.heavy_calls, cost.light_calls) == ((5 + twice, 0) if isinstance(step, Heun) else (5, 2 * twice))
+    several = 5 - step.single_call_steps if step.calls_per_step > 1 else 0  # steps that call again
+    light = (5 + several, 0) if isinstance(step, Heun) else (5, several * step.calls_per_step)
+    assert (cost.heavy_calls, cost.light_calls) == light
     step, plan = sampler_of(dual, SamplingOptions(steps=8, heavy=4, sampler=name))
     if SAMPLERS[name].markovian:
         check_reuse(dual.denoiser, step, plan)

@@ -19,7 +19,7 @@ from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import GivenTimes
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load
-from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.catalogue import make_step
 from dualrate.training.config import FitConfig
 
 WIDTH, CHANNELS = 16, 2
@@ -42,7 +42,7 @@ def model_of(source: Path, path: Path, channels: int = CHANNELS, **task) -> Mode
 def drawer_of(model: Model, members: int = 3, batch_size: int = 6, steps: int = 2) -> Drawer:
     plan = StepPlan.uniform(steps, 1)
     how = {"members": members, "batch_size": batch_size, "precision": "float32"}
-    return Drawer(model, Ancestral(model.process), plan, **how)
+    return Drawer(model, make_step("ancestral", model.process), plan, **how)
 
 
 def rolled(drawer: Drawer, past, frames: int, **more) -> np.ndarray:

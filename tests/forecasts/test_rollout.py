@@ -23,6 +23,7 @@ from dualrate.denoisers.denoiser import Denoiser, Metered, given_of
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+from dualrate.drawing.choice import Choice
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import OneNetwork, ThreeConditional
@@ -41,6 +42,8 @@ from dualrate.networks.blocks import add_shared
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load
 from dualrate.runs.train import save_samples
+from dualrate.sampling.grids import grid_times
+from dualrate.sampling.solvers import SDEDPMSolver2M
 from dualrate.training.config import FitConfig
 
 MEMBER, WINDOW = 2**40, 2**20
@@ -448,11 +451,24 @@ def test_rolling_diffusion_makes_a_frame_at_a_time_and_goes_on(source, tmp_path)
     later = list(roll_out(drawer, held.past, 5, seed=7, earlier=lambda starts, members: whole[:, :, :3]))
     assert [piece.frames for piece in later] == [range(3, 4), range(4, 5)]
     assert all(np.array_equal(piece.x[:, :, 0], whole[:, :, piece.frames.start]) for piece in later)
-    uneven = replace(drawer, plan=StepPlan.at((1, 0.6, 0.3, 0), [0]))
-    with pytest.raises(ValueError, match="rolls its windows in even steps: drop times, grid"):
-        rolled(uneven, held.past, 2)
+    uneven = replace(drawer, step=SDEDPMSolver2M(model.process), plan=StepPlan.at((1, 0.6, 0.3, 0), [0]))
+    frames, how = rolled(uneven, held.past, 2, seed=7), {"step": uneven.step}
+    windows = roll(drawer.denoiser, model.process, forecast, past, keys, uneven.plan.t, **how)
+    for k, window in zip(range(2), windows, strict=False):
+        assert np.array_equal(forecast.statistics.restored(window.frame).unflatten(0, (2, 3)), frames[:, :, k])
+    assert not np.allclose(frames, whole[:, :, :2])
+    with pytest.raises(ValueError, match=r"a roll goes from the clock 1 to 0, got 0.9 to 0"):
+        rolled(replace(drawer, plan=StepPlan.at((0.9, 0), [0])), held.past, 2)
+    usual, chosen = Choice(steps=4).drawer(model), Choice(steps=4, gamma=0.2, grid="blend:0.5").drawer(model)
+    assert (usual.step, usual.plan.t) == (SDEDPMSolver2M(model.process), StepPlan.uniform(4).t)
+    assert (chosen.step, chosen.plan.t) == (
+        SDEDPMSolver2M(model.process, 0.2),
+        grid_times("blend:0.5", model.process.pace, 4),
+    )
     calls = model.call_cost
     record = write_forecast(drawer, held, 2, tmp_path / "out").record
+    with pytest.raises(ValueError, match=r"they differ in sampler \(reverse; now SDE-DPM-Solver\+\+ 2M\)"):
+        write_forecast(replace(drawer, step=usual.step), held, 2, tmp_path / "out")
     assert record.cost == {
         "frames": 1,
         "first_window": round(calls.heavy / 3 + 3 * 4 * calls.light),

@@ -48,7 +48,7 @@ def of_sampler(run: str, sampler: str) -> np.ndarray:
 
 def drawer_of(model: Model) -> dr.Drawer:
     """Drawer of two rows at a time by the recommended sampler and plan, in float32; of prompts guided, of other
-    conditions with two members each.
+    conditions with two members each. Windows that roll are drawn by the sampler that their folder records.
     """
     condition, given = model.experiment.condition, model.experiment.networks.given
     if isinstance(condition, SuperResolution):
@@ -56,7 +56,8 @@ def drawer_of(model: Model) -> dr.Drawer:
         model = model.with_given(Given(2 * y - 1))
     members = 1 if given is None or isinstance(condition, Prompts) else 2
     guidance = dr.Guidance(2.0 if isinstance(condition, Prompts) else 1.0)
-    choice = dr.Choice(steps=STEPS if model.serves.any_plan else None)
+    sampler = None if model.process.one_time else "ancestral"
+    choice = dr.Choice(steps=STEPS if model.serves.any_plan else None, sampler=sampler)
     return choice.drawer(model, batch_size=2, precision="float32", members=members, guidance=guidance)
 
 

@@ -20,6 +20,26 @@ def test_the_transform_is_scipys_orthonormal_dct(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+def test_where_edges_meet_the_transform_is_numpys_dft_in_its_real_form(shape):
+    """Hartley's: real part less imaginary part, an axis at a time; and its own inverse."""
+    bands, x = Bands(shape, boundary="periodic"), normals(0, 2, *shape)
+    want = scipy.fft.dct(x.numpy(), type=2, norm="ortho", axis=1)
+    for axis in (2, 3):
+        waves = np.fft.fft(want, axis=axis, norm="ortho")
+        want = waves.real - waves.imag
+    torch.testing.assert_close(bands.transform(x), torch.from_numpy(want), rtol=0, atol=1e-12)
+    torch.testing.assert_close(bands.inverse(bands.transform(x)), x, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_where_edges_meet_waves_of_one_frequency_share_a_band(size):
+    index = Bands((1, size, size), rings=1000, boundary="periodic").index[0]
+    k = np.minimum(np.arange(size), size - np.arange(size))
+    radius = np.unique(k[:, None] ** 2 + k**2, return_inverse=True)[1].reshape(size, size)
+    assert index.tolist() == radius.tolist()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_every_coefficient_has_a_band_and_every_band_a_coefficient(shape):
     bands = Bands(shape)
     assert bands.index.shape == shape

@@ -40,6 +40,7 @@ class Field:
     """The exact denoiser of a stationary Gaussian field with a spectrum."""
 
     power: torch.Tensor
+    bands: Bands = BANDS
     reuse: Reuse = Reuse.FREE
 
     def encode(self, z, t, cond):
@@ -48,7 +49,7 @@ class Field:
     def denoise(self, z, t, context, cond):
         alpha, sigma2 = PROCESS.alpha(t).reshape(-1, 1), PROCESS.sigma(t).reshape(-1, 1) ** 2
         gain = alpha * self.power / (alpha**2 * self.power + sigma2)
-        return BANDS.inverse(BANDS.spread(gain) * BANDS.transform(z))
+        return self.bands.inverse(self.bands.spread(gain) * self.bands.transform(z))
 
 
 FIELD = Field(POWER)

@@ -28,11 +28,12 @@ def _names(markovian: bool) -> str:
 SAMPLER = (
     f"For any number of heavy calls: {_names(markovian=True)}. For a heavy call at every step, or one network: "
     f"{_names(markovian=False)}. Or package.module:Class. *: run `dualrate plan calibrate RUN` first. Default: "
-    f"{RECOMMENDED} at gamma {RECOMMENDED_GAMMA:g}; with a --denoiser that caches, {SMOOTH}; a student's own."
+    f"{RECOMMENDED} at gamma {RECOMMENDED_GAMMA:g}, in Rolling Diffusion 0; with a --denoiser that caches, {SMOOTH}; a "
+    "student's own."
 )
 GAMMA = (
     f"Noise that {' and '.join(taking('gamma'))} add: from the posterior variance (0) to the transition variance (1). "
-    f"{RECOMMENDED} has {RECOMMENDED_GAMMA:g} by default."
+    f"{RECOMMENDED} has {RECOMMENDED_GAMMA:g} by default, in Rolling Diffusion 0."
 )
 ETA = f"Share of fresh noise in {' and '.join(taking('eta'))}. 0 is DDIM."
 DENOISER = (
@@ -61,7 +62,7 @@ class SamplingOptions(Ranged):
     sampler: Annotated[str | None, arg(help=SAMPLER)] = None
     grid: str | None = None
     """Times of the steps: t (equal in t), log-snr (equal in log-SNR), blend:0.3 (between them) or karras. Default: the
-    sampler's usual grid."""
+    sampler's usual grid, in Rolling Diffusion t. There they are those of a roll, whose first frame's noise counts."""
     times: tuple[Probability, ...] | None = None
     """The N + 1 times themselves, from 1 (noise) to 0 (data), instead of --steps and --grid: 1 0.7 0.3 0."""
     gamma: Annotated[Probability | None, arg(help=GAMMA)] = None

@@ -63,6 +63,11 @@ class Process(ABC):
         return z
 
     @property
+    def pace(self) -> Schedule:
+        """Schedule in whose noise levels a sampler's times are laid out: its own, unless overridden."""
+        return self.schedule
+
+    @property
     def end(self) -> float | None:
         """log_snr of the noisy state in which trajectories end at t = 0. None: they end in x."""
         return None
@@ -189,22 +194,59 @@ def _gap(log_snr_t: Tensor, log_snr_s: Tensor) -> Tensor:
     return torch.where(log_snr_s == log_snr_t, 0, log_snr_t - log_snr_s)
 
 
-@cached_for_shared_time
-def _transition(schedule: Schedule, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    return transition_of(schedule.log_snr(s), schedule.log_snr(t))
+class Noised(NormalNoise):
+    """States z = alpha x + sigma eps, each part of them at a noise level of its own."""
+
+    @abstractmethod
+    def levels(self, t: Tensor) -> Tensor:
+        """log_snr of each part of a state at t, infinite where that is x: the shape of t, with an axis of parts."""
+
+    @abstractmethod
+    def spread(self, value: Tensor, like: Tensor) -> Tensor:
+        """A number for each part, to multiply states by. value: as `levels`; like: (B, ...)"""
+
+    @cached_for_shared_time
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at t, of each part."""
+        levels = self.levels(t)
+        return alpha(levels), sigma(levels)
+
+    def add_noise(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """z_t = alpha_t x + sigma_t eps; `noise` is eps."""
+        alpha_t, sigma_t = self.scales(t)
+        return self.spread(alpha_t, x) * x + self.spread(sigma_t, x) * noise
+
+    def transition(self, z_s: Tensor, s: Tensor, t: Tensor) -> Gaussian:
+        scale, variance = _transition(self, s, t)
+        return Gaussian(self.spread(scale, z_s) * z_s, self.spread(variance, z_s))
+
+    def posterior(self, z_t: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        from_z, from_x, variance = posterior_weights(self, t, s)
+        return Gaussian(self.spread(from_z, z_t) * z_t + self.spread(from_x, z_t) * x, self.spread(variance, z_t))
 
 
 @cached_for_shared_time
-def posterior_weights(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The weights of `posterior_of`, at two times."""
-    return posterior_of(schedule.log_snr(t), schedule.log_snr(s))
+def _transition(process: Noised, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    return transition_of(process.levels(s), process.levels(t))
+
+
+@cached_for_shared_time
+def posterior_weights(process: Noised, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The weights of `posterior_of`, at two times, of each part."""
+    return posterior_of(process.levels(t), process.levels(s))
 
 
 @dataclass(frozen=True)
-class GaussianProcess(NormalNoise):
+class GaussianProcess(Noised):
     """z_t = alpha_t x + sigma_t eps under a schedule. Its networks predict v."""
 
     schedule: Schedule
+
+    def levels(self, t: Tensor) -> Tensor:
+        return self.schedule.log_snr(t)
+
+    def spread(self, value: Tensor, like: Tensor) -> Tensor:
+        return expand(value, like)
 
     def ends(self, s: Tensor) -> bool:
         """Whether all times are 0, where x_hat is x."""
@@ -215,25 +257,6 @@ class GaussianProcess(NormalNoise):
 
     def sigma(self, t: Tensor) -> Tensor:
         return sigma(self.schedule.log_snr(t))
-
-    @cached_for_shared_time
-    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t. Shape of t, or () where t is a plan's."""
-        log_snr = self.schedule.log_snr(t)
-        return alpha(log_snr), sigma(log_snr)
-
-    def add_noise(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """z_t = alpha_t x + sigma_t eps; `noise` is eps."""
-        alpha_t, sigma_t = self.scales(t)
-        return expand(alpha_t, x) * x + expand(sigma_t, x) * noise
-
-    def transition(self, z_s: Tensor, s: Tensor, t: Tensor) -> Gaussian:
-        scale, variance = _transition(self.schedule, s, t)
-        return Gaussian(expand(scale, z_s) * z_s, expand(variance, z_s))
-
-    def posterior(self, z_t: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        from_z, from_x, variance = posterior_weights(self.schedule, t, s)
-        return Gaussian(expand(from_z, z_t) * z_t + expand(from_x, z_t) * x, expand(variance, z_t))
 
     def x_hat(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
         """x_hat of v, the output."""

@@ -1,8 +1,9 @@
 """A sampler and a plan for a model: what is asked for, else what docs/choosing.md recommends:
 
-sampler  SDE-DPM-Solver++ 2M at gamma 0.1; of a denoiser that needs a smooth path DPM-Solver++ 2M; of a student the
-         one that it was made for, ancestral or DDIM
-grid     that of the sampler (sampling/catalogue.py), which is another one where a context is reused
+sampler  SDE-DPM-Solver++ 2M at gamma 0.1, of windows that roll at gamma 0; of a denoiser that needs a smooth path
+         DPM-Solver++ 2M; of a student the one that it was made for, ancestral or DDIM
+grid     that of the sampler (sampling/catalogue.py), which is another one where a context is reused; of windows that
+         roll equal steps
 steps    32, or a distilled student's own
 heavy    a quarter of the steps, within what was trained, at times that the encoder was trained at; the first quarter
          of the steps goes without a context where the model was trained on steps without one. After switch_at a single
@@ -129,10 +130,11 @@ class Choice(Ranged):
         light_first = markov and single and abilities(model.denoiser).alone_differs
         reuse = heavy < steps and markov and not light_first
         sampler = sampler_named(self._sampler(model)[0])
-        grid = self.grid or ((sampler.reusing if reuse else sampler.grid) if model.serves.any_plan else None)
+        usual = (sampler.reusing if reuse else sampler.grid) if model.process.one_time else "t"
+        grid = self.grid or (usual if model.serves.any_plan else None)
         times = self.times or model.serves.own_times(steps)
         if grid is not None and self.times is None:
-            times = grid_times(grid, model.process.schedule, steps)
+            times = grid_times(grid, model.process.pace, steps)
         starts_alone, alone = reuse and switches(model), 0
         if self.places == "late" and not starts_alone:
             raise ValueError(
@@ -172,7 +174,8 @@ class Choice(Ranged):
             return model.serves.sampler, self.gamma
         if model.denoiser.reuse is Reuse.SMOOTH:
             return SMOOTH, self.gamma
-        return RECOMMENDED, GAMMA if self.gamma is None else self.gamma
+        usual = GAMMA if model.process.one_time else 0.0
+        return RECOMMENDED, usual if self.gamma is None else self.gamma
 
 
 def read_plan(path: Path) -> StepPlan:

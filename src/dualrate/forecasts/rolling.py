@@ -6,10 +6,11 @@
 Frames whose time u_k(c) is 0 or 1 do not count. y are the frames before the window, as they are observed. Over a roll
 the times of all F frames together are uniform. Times and process: forecasts/rolling_process.py.
 
-    start   z ~ N(0, I), ancestral steps from c = F to 0: frame 0 is clean, and is the first one
+    start   z ~ N(0, I), steps from c = F to 0, T from each whole clock to the next: frame 0 is clean, and the first one
     roll    z moves on by a frame, a new one of noise comes last; T steps from c = 1 to 0: frame 0 is the next one
 
-A frame keeps its noise as it moves. Each clean frame joins the past, and the condition is observed anew.
+A frame keeps its noise as it moves, and its x_hat of the step before, which a step of second order goes on from. Each
+clean frame joins the past, and the condition is observed anew.
 
 The roll is the natural clock of two rates: the heavy network sees y once for each frame that comes out, the light one
 makes T steps, F T of them over a frame's way through the window. One that sees the window too (`BothRates`) does so
@@ -19,12 +20,15 @@ it computed has to move with the frames:
     tau = t(ceil c),   (z_t, z_tau) on one forward path
 
 Source: Rolling Diffusion Models (Ruhe, Heek, Salimans, Hoogeboom 2024, arXiv 2402.09470), whose start is trained with
-probability 0.1. Deviates from it: `whole` has the times of the end too, so about half of it is the start's.
+probability 0.1. Deviates from it: `whole` has the times of the end too, so about half of it is the start's. Frames that
+are given, clean ones at the front of the window there, are y here. Steps of second order, gamma and clocks of a roll
+that are not even are ours; theirs are ancestral. A roll-out has no end of its own: the frames of an end, c from 0 to
+1 - F, have the law of as many rolls, for as many calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +39,7 @@ from dualrate.denoisers.denoiser import Denoiser, read
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond, Reuse
+from dualrate.diffusion.values import Batch, Cond, Context, Reuse, shared_time
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.forecasts.fields import Forecast
@@ -43,7 +47,8 @@ from dualrate.forecasts.rolling_process import Rolling
 from dualrate.methods.denoising import WeightedDenoising
 from dualrate.methods.times import SingleTime, TimeSource, to_device
 from dualrate.sampling.ancestral import Reverse
-from dualrate.sampling.trajectory import MEMBER, StepNoise, first_state, rollout
+from dualrate.sampling.step import Carry, Step
+from dualrate.sampling.trajectory import MEMBER, State, StepNoise, first_state, trajectory
 from dualrate.training.method import Loss
 
 WHOLE = 0.2
@@ -131,12 +136,14 @@ class Window:
 
     rolls: before it; frame: (B, C, H, W), the clean one; z: (B, F C, H, W), the window at c = 0, which begins with it
     past:  (B, P C, H, W), which ends with it
+    carry: the step's own
     """
 
     rolls: int
     frame: Tensor
     z: Tensor
     past: Tensor
+    carry: Carry = ()
 
 
 def roll(
@@ -145,48 +152,66 @@ def roll(
     forecast: Forecast,
     past: Tensor,
     key: Tensor,
-    steps: int,
+    steps: int | Sequence[float],
     *,
+    step: Step | None = None,
     observed: bool = False,
     bfloat16: bool = False,
 ) -> Iterator[Window]:
-    """A window for every frame, without end and without gradient. A frame costs `steps` light calls and a heavy one.
+    """A window for every frame, without end and without gradient. A frame costs T light calls and a heavy one.
 
     past:   (n, P C, H, W) float32, normalised: the frames before the first one
     key:    (n M,) int64, on their device: seed + MEMBER m of M members of each past, those of a past one after the
             other. A frame depends on its key and its number alone, not on other rows. Members share
             the first y and its heavy call; later each has a past of its own
-    steps:  T of a roll; the first frame takes F T
+    steps:  T of a roll, or its T + 1 clocks themselves, from 1 to 0; the first frame takes F T
+    step:   of these; None: ancestral
     observed: whether the past is what was observed, whose frames get no more noise
-    Raises ValueError for a forecast of other windows than the process's.
+    Raises ValueError for a forecast of other windows than the process's, clocks that are no roll's, and a step of other
+    processes.
     """
+    clocks, step = StepPlan.at(steps, [0]).t, step or Reverse(process)
+    if (clocks[0], clocks[-1]) != (1, 0):
+        raise ValueError(f"a roll goes from the clock 1 to 0, got {clocks[0]:g} to {clocks[-1]:g}: give these ends")
+    if not isinstance(process, step.of):
+        raise ValueError(f"{step} is for a {step.of.__name__}, not {process}: take Reverse or SDEDPMSolver2M")
     if forecast.frames != process.frames:
         raise ValueError(
             f"windows of {process.frames} frames roll, the forecast has {forecast.frames}: make them alike"
         )
 
-    def reached(z: Tensor, past: Tensor, number: int, clock: int, steps: int, draws: Draws) -> Window:
+    def reached(z: Tensor, past: Tensor, number: int, clock: int, carry: Carry, draws: Draws) -> Window:
         """The window at c = 0, from one at a whole c."""
-        times = [process.time(clock * (1 - i / steps)) for i in range(steps + 1)]
-        noise = StepNoise(process, Draws(number, key), steps, z.shape[1:])
-        calls = 1 if denoiser.reuse is Reuse.FREE else clock  # whole clocks
-        plan = StepPlan.at(times, [-(-i * steps // calls) for i in range(calls)])
+        times = [process.time(whole + c) for whole in reversed(range(clock)) for c in clocks[:-1]]
+        noise = StepNoise(process, Draws(number, key), len(times), z.shape[1:])
+        heavy = range(0, len(times), len(times) if denoiser.reuse is Reuse.FREE else len(clocks) - 1)
+        plan = StepPlan.at((*times, process.time(0)), heavy)
+        begun = State(0, z, shared_time(plan.t[0]), Context(), None, carry)
         with torch.no_grad(), torch.autocast(z.device.type, torch.bfloat16, enabled=bfloat16):
             still = max(0, forecast.past - number) if observed else 0
             cond = read(denoiser, Cond(given=forecast.observe(past, draws, still)))
-            z = rollout(denoiser, Reverse(process), plan, z, cond, noise)
-        frame = z[:, : z.shape[1] // process.frames]
+            for state in trajectory(denoiser, step, plan, z, cond, noise, state=begun):
+                z, carry = state.z, state.carry
         past = past.repeat_interleave(len(z) // len(past), 0)
-        return Window(number, frame, z, torch.cat((past[:, frame.shape[1] :], frame), 1))
+        frame = z[:, : z.shape[1] // process.frames]
+        return Window(number, frame, z, torch.cat((past[:, frame.shape[1] :], frame), 1), carry)
+
+    def moved(carry: Carry, new: Tensor) -> Carry:
+        """The carry of the window that has moved on by a frame: its states and its times, which are a whole clock more.
+
+        What it holds of the new frame, which has not moved before, is not looked at.
+        """
+        if isinstance(carry, tuple):
+            return tuple(moved(part, new) for part in carry)
+        return torch.cat((carry[:, len(new[0]) :], new), 1) if carry.ndim else carry + process.time(1) - process.time(0)
 
     shape = past.shape[1] // forecast.past * process.frames, *past.shape[2:]
     z, seeds = first_state(process, Draws(0, key), shape), Draws(0, key[:: len(key) // len(past)] % MEMBER)
-    window = reached(z, past, 0, process.frames, process.frames * steps, seeds)
+    window = reached(z, past, 0, process.frames, step.start(), seeds)
     yield window
     while True:
         number = window.rolls + 1
         draws = Draws(number, key)
         new = process.noise(draws, ["frame"], *window.frame.shape[1:])[0].to(window.z)
-        z = torch.cat((window.z[:, len(new[0]) :], new), 1)
-        window = reached(z, window.past, number, 1, steps, draws)
+        window = reached(moved(window.z, new), window.past, number, 1, moved(window.carry, new), draws)
         yield window

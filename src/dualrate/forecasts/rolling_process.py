@@ -44,7 +44,7 @@ from torch import Tensor
 from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Weighting, x_loss_weight
-from dualrate.diffusion.process import Gaussian, NormalNoise, posterior_of, transition_of
+from dualrate.diffusion.process import Noised
 from dualrate.diffusion.schedule import Cosine, Schedule, alpha, sigma
 from dualrate.diffusion.values import cached_for_shared_time
 
@@ -53,7 +53,24 @@ FIRST, RANGE = 15.0, 30.0  # of the clock as networks see it: at t = 0, and how 
 
 
 @dataclass(frozen=True)
-class Rolling(NormalNoise, Ranged):
+class FirstFrame(Schedule):
+    """A schedule over the first 1 / F of its time, in which the first of F frames becomes clean."""
+
+    schedule: Schedule
+    frames: int
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return self.schedule.log_snr(t / self.frames)
+
+    def log_snr_derivative(self, t: Tensor) -> Tensor:
+        return self.schedule.log_snr_derivative(t / self.frames) / self.frames
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return self.schedule.time(log_snr) * self.frames
+
+
+@dataclass(frozen=True)
+class Rolling(Noised, Ranged):
     """See the module. A window's channels are a multiple of its frames, F. Its networks predict v of every frame."""
 
     one_time = False  # no annotation: frames have times of their own
@@ -96,23 +113,21 @@ class Rolling(NormalNoise, Ranged):
     def log_snr(self, t: Tensor) -> Tensor:
         return FIRST - RANGE * t if self.frames > 1 else self.schedule.log_snr(t)
 
-    def add_noise(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        log_snr = _of_frames(self, t)
-        return self._frames(alpha(log_snr), x) * x + self._frames(sigma(log_snr), x) * noise
+    @property
+    def pace(self) -> Schedule:
+        """Schedule of the first frame over a roll, c from 1 to 0."""
+        return FirstFrame(self.schedule, self.frames)
 
-    def transition(self, z_s: Tensor, s: Tensor, t: Tensor) -> Gaussian:
-        scale, variance = _transition(self, s, t)
-        return Gaussian(self._frames(scale, z_s) * z_s, self._frames(variance, z_s))
-
-    def posterior(self, z_t: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        from_z, from_x, variance = _posterior(self, t, s)
-        return Gaussian(self._frames(from_z, z_t) * z_t + self._frames(from_x, z_t) * x, self._frames(variance, z_t))
+    @cached_for_shared_time
+    def levels(self, t: Tensor) -> Tensor:
+        """(..., F): log_snr of every frame."""
+        return _infinite_at_0(self.schedule, self.frame_times(t))
 
     def x_hat(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
         """x = alpha z - sigma v of every frame, where the output is v. log_snr: of the clock."""
         t = (FIRST - log_snr) / RANGE if self.frames > 1 else self.schedule.time(log_snr)
         frames = _infinite_at_0(self.schedule, self.frame_times(t))
-        return self._frames(alpha(frames), z) * z - self._frames(sigma(frames), z) * output
+        return self.spread(alpha(frames), z) * z - self.spread(sigma(frames), z) * output
 
     def frame_errors(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """(B, F): the mean squared error of every frame."""
@@ -123,7 +138,7 @@ class Rolling(NormalNoise, Ranged):
         times = self.frame_times(t)
         return torch.where((times > 0) & (times < 1), x_loss_weight(weighting, self.schedule, times), 0)
 
-    def _frames(self, value: Tensor, like: Tensor) -> Tensor:
+    def spread(self, value: Tensor, like: Tensor) -> Tensor:
         """(..., F) -> (..., F C, 1, 1): a number for every frame, to multiply windows by."""
         channels, remainder = divmod(like.shape[-3], self.frames)
         if remainder:
@@ -136,21 +151,3 @@ class Rolling(NormalNoise, Ranged):
 def _infinite_at_0(schedule: Schedule, times: Tensor) -> Tensor:
     """log_snr, infinite at time 0."""
     return torch.where(times > 0, schedule.log_snr(times), math.inf)
-
-
-@cached_for_shared_time
-def _of_frames(process: Rolling, t: Tensor) -> Tensor:
-    """(..., F): log_snr of every frame."""
-    return _infinite_at_0(process.schedule, process.frame_times(t))
-
-
-@cached_for_shared_time
-def _transition(process: Rolling, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The two numbers of `transition_of`, (..., F) each: of every frame."""
-    return transition_of(_of_frames(process, s), _of_frames(process, t))
-
-
-@cached_for_shared_time
-def _posterior(process: Rolling, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The three numbers of `posterior_of`, (..., F) each: of every frame."""
-    return posterior_of(_of_frames(process, t), _of_frames(process, s))

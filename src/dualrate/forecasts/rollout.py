@@ -9,8 +9,8 @@
 
 The first call of the heavy network is shared by all members of a start. After it each has a past of its own.
 
-A model of Rolling Diffusion (rolling.py) makes a frame at a time, by rolls of as many steps as the plan has. A
-batch that was killed is drawn again from its start, and what is not there is written.
+A model of Rolling Diffusion (rolling.py) makes a frame at a time, by rolls whose clocks are the plan's times. A batch
+that was killed is drawn again from its start, and what is not there is written.
 
 Start i has the key i + seed; noise of window w of member m has key + 2^20 w + 2^40 m, that of what is observed too. So
 the first window is what `Drawer` draws, and the number of members decides no frame. Batches act on rounding alone,
@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
@@ -152,8 +151,6 @@ def checked_starts(drawer: Drawer, starts: Frame | Tensor, frames: int, seed: in
             f"a forecast has at most {WINDOW:,} starts, seed included, and 1 to {forecast.frames * WINDOW:,} frames; "
             f"got {len(past)} starts from seed {seed} on, of {frames} frames"
         )
-    if isinstance(drawer.model.process, Rolling) and drawer.plan.t != StepPlan.uniform(drawer.plan.num_steps, 1).t:
-        raise ValueError(f"{drawer.model.name} rolls its windows in even steps: drop times, grid or the plan of them")
     if forecast.stride > 1 and forecast.past > 1 and frames > forecast.frames:
         raise ValueError(
             f"{drawer.model.name} starts from {forecast.past} frames, {forecast.lead} time step(s) apart, and makes "
@@ -236,8 +233,8 @@ def _rolled(
     assert isinstance(process, Rolling)
     past = forecast.statistics.normalised(start.to(model.device)).flatten(1, 2)
     number = torch.arange(members.start, members.stop, device=model.device)
-    rows, steps = (keys[:, None] + MEMBER * number).flatten(), drawer.plan.num_steps
-    for window in roll(denoiser, process, forecast, past, rows, steps, observed=observed, bfloat16=drawer.bfloat16):
+    rows, how = (keys[:, None] + MEMBER * number).flatten(), {"observed": observed, "bfloat16": drawer.bfloat16}
+    for window in roll(denoiser, process, forecast, past, rows, drawer.plan.t, step=drawer.step, **how):
         if window.rolls >= first:
             frame = forecast.statistics.restored(window.frame)
             yield window.rolls, frame.unflatten(0, (len(keys), len(members)))[:, :, None].cpu()

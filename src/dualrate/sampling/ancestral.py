@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Probability, Ranged
-from dualrate.diffusion.process import Distribution, Gaussian, GaussianProcess, Process
+from dualrate.diffusion.process import Distribution, Gaussian, GaussianProcess, Noised, Process
 from dualrate.diffusion.schedule import alpha, sigma
 from dualrate.diffusion.values import cached_for_shared_time, expand
 from dualrate.sampling.ddim import DDIM
@@ -95,11 +95,7 @@ class Ancestral(Ranged, Reverse):
         if self.eta < 1:
             from_z, from_x, variance = _less_noise(self.process, self.eta, t, s)
             return Gaussian(expand(from_z, z) * z + expand(from_x, z) * denoise(z, t), expand(variance, z))
-        posterior = self.process.posterior(z, denoise(z, t), t, s)
-        if self.gamma == 0:
-            return posterior
-        more = _more_noise(self.process, self.gamma, t, s)
-        return Gaussian(posterior.mean, posterior.variance * expand(more, z))
+        return noisier(self.process, self.process.posterior(z, denoise(z, t), t, s), self.gamma, t, s)
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         if self.eta == 0:
@@ -107,12 +103,20 @@ class Ancestral(Ranged, Reverse):
         return super().__call__(denoise, z, t, s, draw, carry)
 
 
+def noisier(process: Noised, posterior: Gaussian, gamma: float, t: Tensor, s: Tensor) -> Gaussian:
+    """q(z_s | z_t, x) with the variance of a gamma."""
+    if gamma == 0:
+        return posterior
+    more = process.spread(_more_noise(process, gamma, t, s), posterior.mean)
+    return Gaussian(posterior.mean, posterior.variance * more)
+
+
 @cached_for_shared_time
-def _more_noise(process: GaussianProcess, gamma: float, t: Tensor, s: Tensor) -> Tensor:
-    """((c sigma_t^2) / (c sigma_s^2))^gamma: c cancels, so that nothing is lost for small steps."""
-    log_snr_t, log_snr_s = process.schedule.log_snr(t), process.schedule.log_snr(s)
+def _more_noise(process: Noised, gamma: float, t: Tensor, s: Tensor) -> Tensor:
+    """((c sigma_t^2) / (c sigma_s^2))^gamma, 1 of parts that become x: c cancels, so that small steps lose nothing."""
+    log_snr_t, log_snr_s = process.levels(t), process.levels(s)
     log_ratio = torch.nn.functional.logsigmoid(-log_snr_t) - torch.nn.functional.logsigmoid(-log_snr_s)
-    return torch.exp(gamma * log_ratio)
+    return torch.exp(gamma * torch.where(torch.isinf(log_snr_s), 0, log_ratio))
 
 
 @cached_for_shared_time

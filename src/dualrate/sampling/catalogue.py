@@ -7,8 +7,8 @@ Its order, its calls, and whether it is Markovian are read off the step itself. 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, cast
 
@@ -21,12 +21,13 @@ from dualrate.sampling.ancestral import Ancestral, Reverse
 from dualrate.sampling.covariance import (
     Bands,
     CovarianceTable,
-    Kernel,
     NoiseCovariance,
     ProbedCovariance,
     TabulatedCovariance,
 )
 from dualrate.sampling.ddim import DDIM, AdjustedDDIM
+from dualrate.sampling.fourier import FourierCovariance
+from dualrate.sampling.lanczos import LanczosCovariance
 from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.sampling.step import Step
 from dualrate.system.terminal import did_you_mean
@@ -45,7 +46,7 @@ class Sampler:
     reusing:  times where a context is reused
     takes:    settings that it has
     other:    its form for processes that `step` is not for; None: it has none
-    kernel:   of a covariance-aware step; None: its own
+    chosen:   fields of its step that the name stands for
     of_table: makes it of a model's covariance table, a process and a plan; None: it needs no table
     """
 
@@ -54,7 +55,7 @@ class Sampler:
     reusing: str = "t"
     takes: tuple[Setting, ...] = ()
     other: type[Step] | None = None
-    kernel: Kernel | None = None
+    chosen: Mapping[str, Any] = field(default_factory=dict)
     of_table: Callable[..., Step] | None = None
 
     @cached_property
@@ -79,8 +80,7 @@ class Sampler:
                 raise ValueError(f"{self.step.__name__} needs a model's covariance table, and a plan: use `step_for`")
             return self.of_table(table, process, plan)
         if self.other is None or isinstance(process, self.step.of):
-            kernel = {} if self.kernel is None else {"kernel": self.kernel}
-            return cast(Callable[..., Step], self.step)(process, **settings, **kernel)
+            return cast(Callable[..., Step], self.step)(process, **settings, **self.chosen)
         if settings:
             raise ValueError(f"{' and '.join(settings)} mean nothing to {process}: drop them")
         return cast(Callable[..., Step], self.other)(process)
@@ -95,7 +95,10 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm++3m": Sampler(DPMSolver3M, "log-snr"),
     "addim": Sampler(AdjustedDDIM),
     "covariance": Sampler(NoiseCovariance, "log-snr"),
-    "covariance-ddim": Sampler(NoiseCovariance, "log-snr", kernel="ddim"),
+    "covariance-ddim": Sampler(NoiseCovariance, "log-snr", chosen={"kernel": "ddim"}),
+    "covariance-dct": Sampler(FourierCovariance),
+    "covariance-dft": Sampler(FourierCovariance, chosen={"boundary": "periodic"}),
+    "lanczos": Sampler(LanczosCovariance),
     "covariance-table": Sampler(TabulatedCovariance, "log-snr", of_table=CovarianceTable.tabulated),
     "covariance-jvp": Sampler(ProbedCovariance, "log-snr", of_table=CovarianceTable.probed),
 }

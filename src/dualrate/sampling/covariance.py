@@ -16,12 +16,12 @@ slope is the same factor,
 
 Two ways to have B^2 C:
 
-- In frequency bands (`Bands`), with the Markov kernel, C = U^T diag(l) U with one l a band. `TabulatedCovariance` takes
-  l, the mean of |U (x - x_hat)|^2 over data, from a table, at no cost. `ProbedCovariance` estimates it for each image
-  from the derivative J along one probe U^T r of random signs r, l = (sigma_t^2 / alpha_t) r (U J U^T r), mean over the
-  band, where the table shows that this can be trusted. A table's marginals are exact where x - x_hat is not
-  correlated with z_t: of a network that makes too little of z_t it spreads too much. It is of a denoiser without
-  guidance.
+- In frequency bands (`Bands`) C = U^T diag(l) U with one l a band. `TabulatedCovariance` takes l, the mean of
+  |U (x - x_hat)|^2 over data, from a table, at no cost. `ProbedCovariance` estimates it for each image from the
+  derivative J along one probe U^T r of random signs r, l = (sigma_t^2 / alpha_t) r (U J U^T r), mean over the band,
+  where the table shows that this can be trusted. Both have the Markov kernel; fourier.py has DDIM's, and no table. A
+  table's marginals are exact where x - x_hat is not correlated with z_t: of a network that makes too little of z_t it
+  spreads too much. It is of a denoiser without guidance.
 - Along the noise (`NoiseCovariance`), with the derivative in the direction of the step's own noise n. An eigenvalue
   lambda = alpha_t J of the derivative is 0 where z_t has settled x and 1 where it has all the information, and
 
@@ -32,13 +32,15 @@ Two ways to have B^2 C:
   root of a sum, replaced by its chord. It needs neither bands nor a table, and knows where in an image the uncertainty
   lies.
 
-Source: after Schioppa and Salimans, arXiv 2605.13910, of which the abstract alone is public: a reconstruction. Bands of
-DCT, the derivative by one JVP and the DDIM kernel are theirs; the Markov kernel, the table by context and the step
-along the noise are ours.
+Source: after Schioppa and Salimans, arXiv 2605.13910, whose own sampler is fourier.py. The Markov kernel in bands, the
+table by context and the step along the noise are ours.
 
-Bands: an orthonormal DCT-II over channels, rows and columns, frequencies grouped by radius.
+Bands: an orthonormal transform of rows and columns, frequencies grouped by radius, and a DCT over channels. Where an
+image's edge is a mirror ("even"), that is a DCT-II; where opposite edges meet ("periodic"), a DFT in its real form,
+Hartley's, of which waves k and N - k have the same frequency:
 
-    U[k, n] = sqrt((2 - [k = 0]) / N) cos(pi k (n + 1/2) / N)      along an axis of N
+    even      U[k, n] = sqrt((2 - [k = 0]) / N) cos(pi k (n + 1/2) / N)           along an axis of N
+    periodic  U[k, n] = (cos(2 pi k n / N) + sin(2 pi k n / N)) / sqrt(N)
 
 Over three colours the same transform is an opponent rotation: grey, red against blue, green against both. A band is a
 ring of spatial frequencies of one such channel; the lowest holds the mean and, of large images, little else. Rings are
@@ -59,6 +61,7 @@ ignores too large; `ProbedCovariance` uses the derivative where the ratio lies i
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Annotated, Literal
@@ -75,22 +78,26 @@ from dualrate.diffusion.schedule import alpha
 from dualrate.diffusion.values import cached_for_shared_time, expand
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move_weights
 
+Boundary = Literal["even", "periodic"]
+
 
 @dataclass(frozen=True)
 class Bands(Ranged):
     """Bands of an image's frequencies: rings in each channel.
 
     shape: (C, H, W) of an image; rings: in a channel, at most; those that a small image leaves empty are dropped
+    boundary: of an image: a mirror, or opposite edges meet
     """
 
     shape: tuple[Side, Side, Side]
     rings: Rings = 12
+    boundary: Boundary = "even"
 
     @cached_property
     def index(self) -> Tensor:
         """(C, H, W) int64: the band of each coefficient."""
         channels, height, width = self.shape
-        down, right = torch.arange(height) / height, torch.arange(width) / width
+        down, right = (_frequencies(size, self.boundary) for size in (height, width))
         root = (down[:, None] ** 2 + right**2) ** 0.25
         ring = (root / root.max().clamp_min(1e-9) * self.rings).long().clamp_max(self.rings - 1)
         ring = torch.unique(ring, return_inverse=True)[1]
@@ -103,12 +110,12 @@ class Bands(Ranged):
 
     def transform(self, x: Tensor) -> Tensor:
         """U x. x: (B, C, H, W), coefficients of the same shape and dtype."""
-        channels, height, width = (dct_matrix(size, x.dtype, x.device) for size in self.shape)
+        channels, height, width = _matrices(self, x.dtype, x.device)
         return torch.einsum("dc,bchw->bdhw", channels, height @ x @ width.mT)
 
     def inverse(self, coefficients: Tensor) -> Tensor:
         """U^T c."""
-        channels, height, width = (dct_matrix(size, coefficients.dtype, coefficients.device) for size in self.shape)
+        channels, height, width = _matrices(self, coefficients.dtype, coefficients.device)
         return torch.einsum("dc,bdhw->bchw", channels, height.mT @ coefficients @ width)
 
     def mean(self, coefficients: Tensor) -> Tensor:
@@ -120,6 +127,11 @@ class Bands(Ranged):
     def spread(self, values: Tensor) -> Tensor:
         """(B, C, H, W): each band's value at all of its coefficients. values: (B, K), or (1, K) for all rows."""
         return values[:, _index(self, values.device)].unflatten(1, self.shape)
+
+    def noise(self, variance: Tensor, normal: Tensor) -> Tensor:
+        """U^T sqrt(variance) U n, (B, C, H, W). variance: (B, K) of each band; normal: n"""
+        with torch.autocast(normal.device.type, enabled=False):
+            return self.inverse(self.spread(variance.sqrt()) * self.transform(normal))
 
 
 @cache
@@ -135,13 +147,28 @@ def _members(bands: Bands, dtype: torch.dtype, device: torch.device) -> tuple[Te
     return members.to(dtype), members.sum(0).to(dtype)
 
 
+def _frequencies(size: int, boundary: Boundary) -> Tensor:
+    """(N,) the frequency of each wave, from 0 to 1."""
+    k = torch.arange(size)
+    return k / size if boundary == "even" else 2 * torch.minimum(k, size - k) / size
+
+
+def _matrices(bands: Bands, dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:
+    """U of the channels, rows and columns, (N, N) each."""
+    for size, boundary in zip(bands.shape, ("even", bands.boundary, bands.boundary), strict=True):
+        yield waves(size, boundary, dtype, device)
+
+
 @cache
-def dct_matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(N, N) orthonormal DCT-II, rows are frequencies; cached."""
+def waves(size: int, boundary: Boundary, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(N, N) orthonormal, rows are frequencies; cached."""
     n = torch.arange(size, dtype=torch.float64, device=device)
-    waves = torch.cos(math.pi / size * n[:, None] * (n + 0.5)) * math.sqrt(2 / size)
-    waves[0] *= math.sqrt(0.5)
-    return waves.to(dtype)
+    if boundary == "periodic":
+        angle = 2 * math.pi / size * (n[:, None] * n % size)
+        return ((torch.cos(angle) + torch.sin(angle)) / math.sqrt(size)).to(dtype)
+    cosines = torch.cos(math.pi / size * n[:, None] * (n + 0.5)) * math.sqrt(2 / size)
+    cosines[0] *= math.sqrt(0.5)
+    return cosines.to(dtype)
 
 
 Kernel = Literal["markov", "ddim"]
@@ -177,11 +204,9 @@ class TabulatedCovariance(Ranged, Step):
 
     def drawn(self, z: Tensor, x_hat: Tensor, variance: Tensor, t: Tensor, s: Tensor, normal: Tensor) -> Tensor:
         """A z_t + B x_hat + U^T sqrt(B^2 l + V) U n. variance: (B, K), l of each band."""
-        a, b, v = posterior_weights(self.process.schedule, t, s)
-        deviation = (expand(b**2, variance) * variance + expand(v, variance)).sqrt()
-        with torch.autocast(z.device.type, enabled=False):
-            noise = self.bands.inverse(self.bands.spread(deviation) * self.bands.transform(normal))
-            return expand(a, z) * z + expand(b, z) * x_hat + noise
+        a, b, v = posterior_weights(self.process, t, s)
+        variance = expand(b**2, variance) * variance + expand(v, variance)
+        return expand(a, z) * z + expand(b, z) * x_hat + self.bands.noise(variance, normal)
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,7 +287,7 @@ def _along_noise(process: GaussianProcess, kernel: Kernel, t: Tensor, s: Tensor)
     if kernel == "ddim":
         a, b = move_weights(process, t, s)
         return a, b, torch.zeros_like(b), b * process.scales(t)[1]
-    a, b, v = posterior_weights(process.schedule, t, s)
+    a, b, v = posterior_weights(process, t, s)
     half = (process.schedule.log_snr(s) - process.schedule.log_snr(t)) / 2
     return a, b, v.sqrt(), b**2 / v.sqrt() * tweedie(process, t) / (1 + torch.exp(half))
 

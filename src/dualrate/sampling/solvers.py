@@ -16,6 +16,7 @@ is of second order for it.
 
 SDE-DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095) is the ancestral step with the x_hat of 2M. It solves the reverse
 SDE to second order, where Ancestral solves it to first. Its paths have the forward law, so a context may be reused.
+In a window that rolls (forecasts/rolling.py) each frame has its own h and h_prev, and its own ends of first order.
 With gamma above 0 it is of first order, with an error of the opposite sign, which helps few steps.
 
 X itself is never formed: it is of size 1 / alpha, some thousands at t = 1, and would cost float32 its digits there.
@@ -33,9 +34,9 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Probability, Ranged
-from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.process import GaussianProcess, Noised
 from dualrate.diffusion.values import cached_for_shared_time, expand
-from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.ancestral import noisier
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move
 
 
@@ -121,8 +122,9 @@ class SDEDPMSolver2M(Ranged, Step):
     gamma: noise level as Ancestral's
     """
 
-    process: GaussianProcess
+    process: Noised
     gamma: Probability = 0.0
+    of = Noised
     markovian = True  # to the order of the method, as Ancestral: exact for short steps
 
     def __str__(self) -> str:
@@ -137,7 +139,7 @@ class SDEDPMSolver2M(Ranged, Step):
         if self.process.ends(s):
             return x_t, (x_t, t)
         x = extrapolated(self.process, x_t, t, s, carry)
-        kernel = Ancestral(self.process, self.gamma).kernel(lambda *_: x, z, t, s)
+        kernel = noisier(self.process, self.process.posterior(z, x, t, s), self.gamma, t, s)
         return kernel.sample(draw()), (x_t, t)
 
 
@@ -147,19 +149,19 @@ def _half_growth(process: GaussianProcess, t: Tensor, s: Tensor) -> Tensor:
     return torch.exp((process.schedule.log_snr(s) - process.schedule.log_snr(t)) / 2) / 2
 
 
-def extrapolated(process: GaussianProcess, x_t: Tensor, t: Tensor, s: Tensor, carry: Carry) -> Tensor:
+def extrapolated(process: Noised, x_t: Tensor, t: Tensor, s: Tensor, carry: Carry) -> Tensor:
     """x_hat in mid-step, on the line in log-SNR through x_t and the carry, (x_hat, time) of the step before; or x_t."""
     if not carry:
         return x_t
     x_prev, t_prev = carry
-    return x_t + expand(_half_ratio(process, t, s, t_prev), x_t) * (x_t - x_prev)
+    return x_t + process.spread(_half_ratio(process, t, s, t_prev), x_t) * (x_t - x_prev)
 
 
 @cached_for_shared_time
-def _half_ratio(process: GaussianProcess, t: Tensor, s: Tensor, t_prev: Tensor) -> Tensor:
-    """h / (2 h_prev)."""
-    log_snr = process.schedule.log_snr
-    return (log_snr(s) - log_snr(t)) / (log_snr(t) - log_snr(t_prev)) / 2
+def _half_ratio(process: Noised, t: Tensor, s: Tensor, t_prev: Tensor) -> Tensor:
+    """h / (2 h_prev) of each part; 0 of one that becomes x, whose h is infinite, and of one that had not moved."""
+    before, now, after = (process.levels(time) for time in (t_prev, t, s))
+    return torch.where(torch.isinf(after) | (now == before), 0, (after - now) / (now - before) / 2)
 
 
 def mean_of_parabola(process: GaussianProcess, x_t: Tensor, t: Tensor, s: Tensor, carry: Carry) -> Tensor:
