@@ -13,12 +13,14 @@ from dualrate.compare.comparison import Session
 from dualrate.compare.results import keep_row, read_row
 from dualrate.diffusion.plan import StepPlan
 from dualrate.metrics.distances import KernelDistance, PrecisionRecall
-from dualrate.metrics.evaluate import Details, Score
+from dualrate.metrics.quality import Details, QualityScore
 from dualrate.metrics.store import Fingerprint, Origin
 from dualrate.report.table import Row
 
 DETAILS = Details("KD-net", KernelDistance(1 / 3, 0.1, 100, 50), PrecisionRecall(0.7, 0.6, 3), 40)
-SCORE = Score("FD-net", 1 / 7, 0.1, 0.2, 0.95, 0.01, 40, Fingerprint("net:1", "real:1", None, 40, "0-39", "none"))
+SCORE = QualityScore(
+    "FD-net", 1 / 7, 0.1, 0.2, 0.95, 0.01, 40, Fingerprint("net:1", "real:1", None, 40, "0-39", "none")
+)
 ROW = Row(
     "dual", "DDIM", 4, 2, 10, 0.1, 2, "float32", replace(SCORE, details=DETAILS), (replace(SCORE, metric="FD-b"),)
 )

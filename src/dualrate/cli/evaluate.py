@@ -130,7 +130,7 @@ class Evaluate(Ranged):
             if scores is not None:
                 print(f"\n{scores}")
         if row.score.details is not None:
-            print(f"\n{row.score.details.text()}")
+            print(f"\n{row.score.details}")
 
     def _score_members(self, drawer: Drawer, seeds: range, progress: Reporter, lacking: str) -> None:
         """Scores that need no features. lacking: why there are none"""
@@ -173,7 +173,7 @@ class Evaluate(Ranged):
                 f"images, floor {score.floor:.4g}; {score.note}"
             )
             if score.details is not None:
-                print(score.details.text())
+                print(score.details)
 
     def _score_otherwise(self, drawer: Drawer, modality: Modality, progress: Reporter) -> None:
         """Scores of what is no image."""

@@ -21,7 +21,7 @@ from dualrate.compare.candidates import Candidate
 from dualrate.config.serial import from_json, to_plain
 from dualrate.diffusion.plan import StepPlan
 from dualrate.metrics.distances import LEVEL
-from dualrate.metrics.evaluate import Score
+from dualrate.metrics.quality import QualityScore
 from dualrate.report.figures import pareto_figure, plan_figure, ranks_figure, svg
 from dualrate.report.html import page
 from dualrate.report.image_grid import image_grid
@@ -329,7 +329,7 @@ def _in_words(row: Row, *, with_sampler: bool) -> str:
     )
 
 
-def _told_apart(score: Score, other: Score) -> str:
+def _told_apart(score: QualityScore, other: QualityScore) -> str:
     """Says whether the intervals of the best dual-rate score and of the best baseline's overlap."""
     if score.low <= other.high and other.low <= score.high:
         count = score.fingerprint.count

@@ -32,8 +32,10 @@ from dualrate.drawing.samples import grids_below
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.model import Model
 from dualrate.metrics.ensembles import EnsembleScores
-from dualrate.metrics.evaluate import Evaluator, Score, holds_statistics
+from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import FeatureExtractor, FeatureNet
+from dualrate.metrics.quality import QualityScore
+from dualrate.metrics.references import holds_statistics
 from dualrate.metrics.store import FeatureStore, fill_stores
 from dualrate.report.table import Row
 from dualrate.runs.train import Score as ScoreInTraining
@@ -291,7 +293,7 @@ def score_source(
     details: bool = False,
     device: torch.device | str | None = None,
     progress: Reporter,
-) -> tuple[Score, ...]:
+) -> tuple[QualityScore, ...]:
     """Scores of existing images by every metric; the first one's score has the details, if asked for.
 
     Their classes are unknown, so the interval counts the choice of classes as chance.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from dualrate.metrics.ensembles import EnsembleScores
-from dualrate.metrics.evaluate import Score
+from dualrate.metrics.quality import QualityScore
 from dualrate.metrics.store import require_same
 
 EACH = "-"  # H of a single-rate row
@@ -38,8 +38,8 @@ class Row:
     seconds_per_image: float
     batch_size: int
     precision: str
-    score: Score
-    beside: tuple[Score, ...] = ()
+    score: QualityScore
+    beside: tuple[QualityScore, ...] = ()
     ensemble: EnsembleScores | None = None
 
     @property
@@ -47,7 +47,7 @@ class Row:
         return 2 * self.macs
 
     @property
-    def scores(self) -> dict[str, Score]:
+    def scores(self) -> dict[str, QualityScore]:
         """Scores by metric, the main one first."""
         return {score.metric: score for score in (self.score, *self.beside)}
 
@@ -165,7 +165,7 @@ def _places(value: float) -> int:
     return max(0, 2 - math.floor(math.log10(abs(float(f"{value:.3g}")))))
 
 
-def scored(score: Score) -> str:
+def scored(score: QualityScore) -> str:
     """Value and interval, with as many decimals as the value."""
     return with_interval(score.value, score.low, score.high, _places(score.value))
 
