@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from saving import Point
 from scipy import stats
 
-from dualrate.compare.candidates import Candidate
-from dualrate.compare.results import MeasuredCandidate
+from dualrate.comparison.candidates import Candidate
+from dualrate.comparison.rows import MeasuredCandidate
 from dualrate.metrics.distances import LEVEL, interval_of
 from dualrate.metrics.quality import QualityScore
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from dualrate.config.imports import import_module
 
 if TYPE_CHECKING:
+    from dualrate.comparison.compare import compare as compare
+    from dualrate.comparison.evaluate import evaluate as evaluate
     from dualrate.data.images import load_images as load_images
     from dualrate.denoisers.denoiser import Denoiser as Denoiser
     from dualrate.diffusion.plan import StepPlan as StepPlan
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "dualrate.comparison.compare": ("compare",),
+    "dualrate.comparison.evaluate": ("evaluate",),
     "dualrate.data.images": ("load_images",),
     "dualrate.denoisers.denoiser": ("Denoiser",),
     "dualrate.diffusion.plan": ("StepPlan",),

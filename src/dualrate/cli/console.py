@@ -16,6 +16,7 @@ from dualrate.data.cache import cache_dir
 from dualrate.data.source import NOTED, DataProgress
 from dualrate.experiment.modality import conditions_named
 from dualrate.experiment.model import COMPILED, Model
+from dualrate.report.table import aligned
 from dualrate.runs.store import load
 from dualrate.system.device import compiles, keep_compiled, pick_device
 from dualrate.system.progress import PlainReporter, Reporter
@@ -112,7 +113,4 @@ def print_report(as_json: bool, values: Mapping[str, object]) -> None:
     if as_json:
         print_json(values)
         return
-    width = max(map(len, values))
-    for name, value in values.items():
-        shown = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else value
-        print(f"{name:{width}}  {shown}")
+    print(aligned(values))

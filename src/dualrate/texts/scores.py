@@ -131,7 +131,7 @@ def entropy(pieces: NDArray[np.uint8]) -> Estimate:
     return Estimate.of(torch.tensor(found, dtype=torch.float64))
 
 
-def evaluator_of(data: DataConfig, progress: Reporter) -> Evaluator[LanguageModel]:
+def text_evaluator(data: DataConfig, progress: Reporter) -> Evaluator[LanguageModel]:
     """A language model of a text. Its reference is the training split in pieces one after the other, of which training
     takes any others too.
 
