@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dualrate.metrics.evaluate import Score
+from dualrate.metrics.quality import QualityScore
 from dualrate.metrics.store import Fingerprint
 from dualrate.report.figures import pareto_figure, png
 from dualrate.report.table import EACH, Row, scored, significant
@@ -26,10 +26,10 @@ Record = Mapping[str, Any]  # a plan's numbers
 def row_of(one: Record) -> Row:
     """By all metrics, of which the first one's fingerprint is known."""
 
-    def score(metric: str, prefix: str) -> Score:
+    def score(metric: str, prefix: str) -> QualityScore:
         value, low, high, floor = (one[f"{prefix}{name}"] for name in ("value", "low", "high", "floor"))
         seen = Fingerprint(**one["fingerprint"])
-        return Score(metric, value, low, high, one["level"], floor, one["floor_count"], seen)
+        return QualityScore(metric, value, low, high, one["level"], floor, one["floor_count"], seen)
 
     return Row(
         **{name: one[name] for name in ("network", "sampler", "num_steps", "num_heavy", "macs")},

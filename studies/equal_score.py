@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dualrate.compare.results import least_cost
+from dualrate.comparison.rows import least_cost
 from dualrate.report.table import significant
 from studies.common import Row
 

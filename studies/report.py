@@ -46,9 +46,10 @@ from verdicts import (
 )
 
 from dualrate.cli.console import reporter, working
-from dualrate.compare.candidates import RunRequest, candidates_of
-from dualrate.compare.comparison import Effort, compare
-from dualrate.compare.results import ComparisonResults, MeasuredCandidate, as_json, front_table, read_row
+from dualrate.comparison.candidates import RunRequest, candidates_of
+from dualrate.comparison.compare import compare
+from dualrate.comparison.results import ComparisonResults, as_json, front_table
+from dualrate.comparison.rows import MeasuredCandidate, read_row
 from dualrate.config.ranges import Precision
 from dualrate.report.figures import pareto_figure, png
 from dualrate.report.table import Table
@@ -118,7 +119,7 @@ class Report:
     """
 
     requests: Sequence[str]
-    effort: Effort
+    effort: Mapping[str, Any]
     command: str
     page: str
     metrics: str
@@ -127,7 +128,7 @@ class Report:
 REPORTS = {
     "settled-25": Report(
         REQUESTS,
-        Effort(minutes=1440, screen=300, count=50_000),
+        {"minutes": 1440, "screen": 300, "count": 50_000},
         "make reproduce-report",
         "settled.md",
         f"{METRICS},{PRETRAINED}",
@@ -231,7 +232,7 @@ def main() -> None:
     results = compare(
         report.requests,
         out,
-        report.effort,
+        **report.effort,
         features=report.metrics,
         device=device,
         workers=options.workers,

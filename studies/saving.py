@@ -27,7 +27,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from dualrate.compare.results import cost_at as cost_on_curve
+from dualrate.comparison.rows import cost_at as cost_on_curve
 from dualrate.metrics.distances import LEVEL
 from dualrate.report.figures import pareto_front
 

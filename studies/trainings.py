@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from saving import Point
 from scipy import stats
 
-from dualrate.compare.candidates import Candidate
-from dualrate.compare.results import MeasuredCandidate
+from dualrate.comparison.candidates import Candidate
+from dualrate.comparison.rows import MeasuredCandidate
 from dualrate.metrics.distances import LEVEL, interval_of
-from dualrate.metrics.evaluate import Score
+from dualrate.metrics.quality import QualityScore
 
 LEAST_FREEDOM = 3  # degrees of freedom: with fewer Student's t is too wide to be of use
 COST = 1.0  # of points whose scores are pooled, whatever they cost
@@ -184,7 +184,7 @@ def point_of(one: MeasuredCandidate, metric: str, cost: float) -> Point:
     return Point(one.candidate.key, cost, one.row.scores[metric].value, one.replicates[metric], one.candidate.curve)
 
 
-def _pooled_score(score: Score, point: Point, trainings: int) -> Score:
+def _pooled_score(score: QualityScore, point: Point, trainings: int) -> QualityScore:
     low, high = map(math.exp, interval_of(np.log(point.replicates), score.level))
     many = f"geometric mean of {trainings} trainings" if trainings > 1 else "one training"
     note = f"{many}; interval: images and trainings"

@@ -14,7 +14,8 @@ from itertools import groupby
 from saving import POWER, Point, Saving, ScoreRatio, front, saving, score_ratio, side
 from trainings import plans_of, point_of, pooled_rows
 
-from dualrate.compare.results import ComparisonResults, MeasuredCandidate
+from dualrate.comparison.results import ComparisonResults
+from dualrate.comparison.rows import MeasuredCandidate
 from dualrate.metrics.distances import LEVEL
 from dualrate.report.table import Table, compute_unit, shared_metrics, significant
 

@@ -124,10 +124,10 @@ def few_samples():
     """
     from matplotlib.figure import Figure
 
-    from dualrate.compare import comparison, results
+    from dualrate.comparison import compare as comparison
+    from dualrate.comparison import results
     from dualrate.drawing import cost
     from dualrate.experiment import model
-    from dualrate.forecasts import comparison as forecasts
     from dualrate.forecasts import page as forecast_page
     from dualrate.forecasts import pictures as field_pictures
     from dualrate.metrics import evaluate
@@ -135,12 +135,12 @@ def few_samples():
     from dualrate.report import figures
     from dualrate.runs import train
 
-    timed, resampled = comparison.seconds_per_image, evaluate.resampled_distances
+    timed, resampled = comparison.seconds_each, evaluate.resampled_distances
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "seconds_per_call", once)
         patch.setattr(blocks, "pays", lambda device: False)
         patch.setattr(model, "call_cost", remembering(model.call_cost))
-        patch.setattr(comparison, "seconds_per_image", lambda drawer, size, repeats: timed(drawer, size, 1))
+        patch.setattr(comparison, "seconds_each", lambda draw, drawer, size, repeats: timed(draw, drawer, size, 1))
         patch.setattr(
             evaluate,
             "resampled_distances",
@@ -148,7 +148,7 @@ def few_samples():
         )
         for module in (figures, field_pictures):
             patch.setattr(module, "Figure", lambda *of, layout, **how: Figure(*of, **how))
-        for module in (figures, results, forecasts, forecast_page):
+        for module in (figures, results, forecast_page):
             patch.setattr(module, "svg", lambda figure: "<svg></svg>")
         patch.setattr(train, "SHOWN", 2)
         patch.setattr(train, "SHOWN_STEPS", 2)

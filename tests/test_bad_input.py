@@ -20,7 +20,7 @@ import dualrate as dr
 from dualrate.cli import main as cli
 from dualrate.cli import train as cli_train
 from dualrate.codecs.codec import CodecFolder
-from dualrate.compare.candidates import RunRequest
+from dualrate.comparison.candidates import RunRequest
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.drawer import Drawer

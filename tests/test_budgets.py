@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # front (3,200).
 CODE = {
     "engine": 8500,
-    "carriers": 8800,
-    "forecasts": 4100,
+    "carriers": 8840,
+    "forecasts": 4000,
     "pipelines": 3700,
     "texts": 400,
     "front": 3515,
@@ -38,7 +38,6 @@ LONGER = {  # lines of each now; no file joins them, and none of them grows
     "forecasts/fields.py": 568,
     "forecasts/scores.py": 527,
     "methods/moment_matching.py": 482,
-    "metrics/evaluate.py": 492,
     "metrics/features.py": 478,
     "networks/uvit.py": 456,
     "pipelines/captions.py": 627,

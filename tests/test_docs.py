@@ -15,8 +15,8 @@ from PIL import Image
 from reader import commands, follow, follow_page
 
 from dualrate.cli import main
-from dualrate.compare import candidates
-from dualrate.compare import comparison as comparing
+from dualrate.comparison import candidates
+from dualrate.comparison import compare as comparing
 from dualrate.data import fashion_mnist as images_of_fashion
 from dualrate.drawing import calibration, evaluators
 from dualrate.experiment.experiment import Experiment

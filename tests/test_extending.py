@@ -66,7 +66,7 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture
 def beside(place, monkeypatch) -> Path:
     """As if the package were installed, in its folder."""
-    from dualrate.compare import comparison
+    from dualrate.comparison import compare as comparison
 
     monkeypatch.syspath_prepend(place)
     monkeypatch.chdir(place)

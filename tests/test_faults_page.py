@@ -59,7 +59,7 @@ HELD_BY = {  # what happens: the tests
         f"{WORKERS}::test_an_interruption_leaves_no_process",
     ],
     "the time of `compare` or `demo` is over": [
-        "compare/test_compare.py::test_however_little_time_there_is_something_is_on_the_front_and_both_sides_are",
+        "comparison/test_compare.py::test_however_little_time_there_is_something_is_on_the_front_and_both_sides_are",
     ],
     "a process is killed": [
         "cli/test_nproc.py::test_a_process_that_is_killed_changes_no_bit",

@@ -10,7 +10,7 @@ import pytest
 
 import dualrate as dr
 from dualrate.cli.train import Train, parse_train
-from dualrate.compare.candidates import RunRequest
+from dualrate.comparison.candidates import RunRequest
 from dualrate.diffusion.schedule import Cosine
 from dualrate.sampling.grids import grid_times
 

@@ -207,7 +207,7 @@ class Soak:
         self.folder, self.rng, self.count = folder, random.Random(seed), 0
         self.server = multiprocessing.get_context("forkserver")
         self.server.set_forkserver_preload(
-            ["dualrate.cli.main", "dualrate.drawing.samples", "dualrate.compare.comparison", "torch._dynamo"]
+            ["dualrate.cli.main", "dualrate.drawing.samples", "dualrate.comparison.compare", "torch._dynamo"]
         )
 
     def start(self, job: Job, place: Path) -> tuple[BaseProcess, str]:

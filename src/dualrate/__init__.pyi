@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from dualrate.comparison.compare import compare as compare
+from dualrate.comparison.evaluate import evaluate as evaluate
 from dualrate.data.images import load_images as load_images
 from dualrate.denoisers.denoiser import Denoiser as Denoiser
 from dualrate.diffusion.plan import StepPlan as StepPlan

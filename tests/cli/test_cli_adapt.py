@@ -10,7 +10,7 @@ from training.toy import Recorder
 
 import dualrate as dr
 from dualrate.cli.train import parse_adapt
-from dualrate.compare.candidates import RunRequest, candidates_of
+from dualrate.comparison.candidates import RunRequest, candidates_of
 from dualrate.networks.adapters import layers_of, merged
 from dualrate.runs.store import load, write_experiment
 from dualrate.runs.train import train

@@ -10,7 +10,7 @@ from cli.command import call
 from training.toy import Recorder
 
 from dualrate.cli import distill as cli_distill
-from dualrate.compare.candidates import RunRequest, candidates_of
+from dualrate.comparison.candidates import RunRequest, candidates_of
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -16,11 +15,7 @@ from forecasts.made_forecasts import CHANNELS, WIDTH, experiment_of
 from forecasts.test_rollout import by_lead
 from runs.made import ONE, saved_random
 
-from dualrate.drawing.drawer import Drawer
-from dualrate.forecasts import comparison as forecasts
-from dualrate.forecasts.evaluation import ForecastReport, window_scores
 from dualrate.forecasts.fields import Forecast
-from dualrate.forecasts.scores import Score
 from dualrate.runs.train import FORECAST, check_out
 
 OPTIONS = ("--steps", 2, "--members", 2, "--frames", 3, "--precision", "float32")
@@ -124,19 +119,6 @@ def test_some_lead_times_alone(run, tmp_path, monkeypatch, capsys):
     assert "--stride: only for forecasts trained with --window leads" in capsys.readouterr().err
 
 
-def best_of(plans: list[dict]) -> dict:
-    return min(plans, key=lambda one: one["crps"])
-
-
-def burst(drawer: Drawer, num_steps: int) -> ForecastReport:
-    """Scores of a window, not finite for plans of so many steps."""
-    found = window_scores(drawer)
-    own = found.by_name["forecast"]
-    if drawer.plan.num_steps == num_steps:
-        own = replace(own, crps=Score(np.nan * own.crps.value, own.crps.replicates))
-    return replace(found, by_name={**found.by_name, "forecast": own})
-
-
 def test_evaluate_and_compare_score_a_window(run, tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "evaluate", run, "--steps", 2, "--members", 3, "--num", 6) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -148,21 +130,17 @@ def test_evaluate_and_compare_score_a_window(run, tmp_path, monkeypatch, capsys)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:3]] == ["first", "second"]
     made = json.loads(page.with_suffix(".json").read_text())
-    plans, tied = made["plans"], made["not_distinguishable_from_the_best"]
-    assert (plans[0]["crps_low"], tied) == (None, [])  # too few starts for intervals, so nothing is said of them
-    assert plans[0]["crps"] == pytest.approx(plans[0]["scores"]["forecast"]["leads"][0]["crps"])
+    rows, tied = made["front"], made["not_distinguishable_from_the_best"]
+    assert (rows[0]["metric"], rows[0]["low"], tied) == ("CRPS", None, [])  # too few starts, so no intervals
+    assert rows[0]["value"] == pytest.approx(rows[0]["scores"]["forecast"]["leads"][0]["crps"])
     assert "<svg" in page.read_text()
-    assert f"The best is {best_of(plans)['network']}," in page.read_text()
-    with monkeypatch.context() as patch:  # the better one bursts
-        patch.setattr(forecasts, "window_scores", lambda drawer: burst(drawer, best_of(plans)["num_steps"]))
-        assert call(monkeypatch, "compare", *requests, "--members", 2, "--out", page) == 0
-    capsys.readouterr()
-    (left,) = [one for one in plans if one is not best_of(plans)]
-    assert f"The best is {left['network']}," in page.read_text()
-    assert any(one["crps"] is None for one in json.loads(page.with_suffix(".json").read_text())["plans"])
+    assert call(monkeypatch, "compare", *requests, "--features", "inception", "--mixed", "--out", page) == 2
+    assert "forecasts of fields have other scores: drop --features, --mixed" in capsys.readouterr().err
     twin = saved_random(experiment_of(tmp_path / "fields.npz", Forecast()), tmp_path / "twin" / run.name)
     assert call(monkeypatch, "compare", f"{run}:2", f"{twin}:2", "--out", page) == 2
     assert f"two runs are called {run.name!r}: name them" in capsys.readouterr().err
     other = saved_random(experiment_of(tmp_path / "fields.npz", Forecast(lead=2)), tmp_path / "other")
     assert call(monkeypatch, "compare", run, other, "--out", page) == 2
     assert "they differ in lead" in capsys.readouterr().err
+    assert call(monkeypatch, "evaluate", run, "--keep", tmp_path / "kept") == 2
+    assert "a forecast of fields has other scores: drop --keep" in capsys.readouterr().err

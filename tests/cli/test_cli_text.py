@@ -11,7 +11,7 @@ from cli.command import call
 import dualrate as dr
 from dualrate.cli import distill as cli_distill
 from dualrate.codecs.token_codec import BETWEEN, Characters, texts
-from dualrate.compare import comparison as comparing
+from dualrate.comparison import compare as comparing
 from dualrate.data.images import to_float
 from dualrate.diffusion.random import Draws
 from dualrate.runs.store import load

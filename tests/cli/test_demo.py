@@ -12,7 +12,7 @@ from metrics.untrained import untrained
 from runs.made import saved_random
 
 from dualrate.cli import demo
-from dualrate.compare import comparison
+from dualrate.comparison import compare as comparison
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks

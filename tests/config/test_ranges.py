@@ -50,8 +50,8 @@ from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.cli.serve import Serve
 from dualrate.cli.train import Adapt, Retrofit, Train
 from dualrate.codecs.codec import CodecFolder
-from dualrate.compare.candidates import Candidate, RunRequest
-from dualrate.compare.comparison import Effort
+from dualrate.comparison.candidates import Candidate, RunRequest
+from dualrate.comparison.yardstick import Terms
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.contrib.early_exit import EarlyExit, EarlyExitConfig, EarlyExitTraining, ExitUViT
@@ -115,14 +115,13 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.denoisers.denoiser.Meter",
     "dualrate.pipelines.classes.kind.NetworkSpec",
     "dualrate.pipelines.classes.kind.PromptPart",
-    "dualrate.forecasts.comparison.ScoredPlan",
     "dualrate.report.figures.Panel",
     "dualrate.report.table.Table",
     *(f"dualrate.pipelines.caching.{name}" for name in ("Cache", "Method", "Features", "Tokens", "Levels")),
-    "dualrate.compare.results.KeptRow",
-    "dualrate.compare.results.Saving",
-    "dualrate.compare.comparison.Session",
-    "dualrate.compare.results.MeasuredCandidate",
+    "dualrate.comparison.rows.KeptRow",
+    "dualrate.comparison.rows.Saving",
+    "dualrate.comparison.compare.Session",
+    "dualrate.comparison.rows.MeasuredCandidate",
     "dualrate.drawing.latents.Nearness",
     "dualrate.sampling.catalogue.Sampler",
     "dualrate.sampling.cost.CallCost",
@@ -141,8 +140,8 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.training.distributed.World",
     "dualrate.metrics.store.StoredFeatures",
     "dualrate.metrics.ensembles.EnsembleScores",
-    "dualrate.metrics.evaluate.Details",
-    "dualrate.metrics.evaluate.Score",
+    "dualrate.metrics.quality.Details",
+    "dualrate.metrics.quality.QualityScore",
     "dualrate.forecasts.scores.Score",
     "dualrate.metrics.store.Fingerprint",
     "dualrate.texts.language_model.GradientMoment",
@@ -176,7 +175,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.drawing.likelihood.Estimate",
     "dualrate.drawing.likelihood.Likelihood",
     "dualrate.drawing.drawer.Samples",
-    "dualrate.drawing.planning.Candidate",
+    "dualrate.drawing.planning.BestPlan",
     "dualrate.experiment.model.Model",
     "dualrate.forecasts.rolling.Window",
     "dualrate.methods.watch.LogWatch",
@@ -228,7 +227,7 @@ def examples() -> Iterator[Any]:
     yield from (_Images(), _ToFolder(source="photos", out=run))
     yield from (Decode(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
     yield from (Train(cli_train.RECIPES["fashion-mnist-dual-45"]()), AnyPlan((1, 2)))
-    yield from (Plan(run, "1x"), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance())
+    yield from (Plan(run, "1x"), Calibrate(run), Compare(("run",)), Terms(), dr.Guidance())
     yield SamplingOptions()
     yield from (
         RunRequest(run, "run", dr.Choice()),

@@ -24,7 +24,7 @@ from dualrate.data.images import ImageSet, load_images
 from dualrate.data.source import MAX_CLASSES, class_numbers, printable
 from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.choice import read_plan
-from dualrate.metrics.evaluate import load_reference
+from dualrate.metrics.references import load_reference
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
 LABELS = np.arange(20) % 4

@@ -23,8 +23,9 @@ from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.moment_matching import MomentMatchingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.metrics.distances import GaussianStats
-from dualrate.metrics.evaluate import Evaluator, Reference
+from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import Architecture, Card, FeatureNet, Mixed
+from dualrate.metrics.references import Reference
 from dualrate.metrics.store import PIXELS
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import Model, load

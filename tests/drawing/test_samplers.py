@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dualrate.cli.sampling_options import SamplingOptions
-from dualrate.compare.candidates import RunRequest
+from dualrate.comparison.candidates import RunRequest
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine

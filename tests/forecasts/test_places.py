@@ -17,7 +17,7 @@ from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import OneConditional
 from dualrate.forecasts import pictures as field_pictures
-from dualrate.forecasts.comparison import _check
+from dualrate.forecasts.comparison import check_same_starts
 from dualrate.forecasts.fields import Forecast, read_fields
 from dualrate.forecasts.folder import shown
 from dualrate.forecasts.metadata import Metadata
@@ -155,7 +155,7 @@ def test_data_and_runs_of_other_places_are_not_evaluated_or_compared(tmp_path):
         held_out_starts(here, 1)
     there = trained(tmp_path / "data.nc", tmp_path / "there")
     with pytest.raises(ValueError, match=r"there was trained on longitude from -180 .*, and run on longitude from 0"):
-        _check([here, there])
+        check_same_starts([here, there])
 
 
 @pytest.mark.parametrize("kind", ["held out", "file", "array"])

@@ -18,7 +18,7 @@ import dualrate as dr
 from dualrate.codecs.codec import CodecFolder, NoCodec, decode_macs, noisy_latents
 from dualrate.codecs.diffusion import DECODER
 from dualrate.codecs.token_codec import GreyLevels
-from dualrate.compare.candidates import RunRequest, candidates_of
+from dualrate.comparison.candidates import RunRequest, candidates_of
 from dualrate.data.conditions import Condition, Latent, Unconditional
 from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.data.loader import ByteBatch

@@ -12,7 +12,7 @@ import torch
 import dualrate as dr
 from dualrate.codecs.codec import round_trip
 from dualrate.codecs.token_codec import GreyLevels
-from dualrate.compare.candidates import RunRequest, candidates_of
+from dualrate.comparison.candidates import RunRequest, candidates_of
 from dualrate.diffusion.categorical import Masked, Uniform
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.likelihood import bits_per_token

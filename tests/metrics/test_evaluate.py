@@ -10,8 +10,9 @@ import torch
 
 from dualrate.data.images import ImageSet
 from dualrate.metrics.distances import GaussianStats, Manifold, frechet_distance, kernel_distance
-from dualrate.metrics.evaluate import Evaluator, Reference, by_turns, class_weights
+from dualrate.metrics.evaluate import Evaluator, by_turns, class_weights
 from dualrate.metrics.features import FeatureNet, train_feature_net
+from dualrate.metrics.references import Reference
 from dualrate.metrics.store import require_same
 from metrics.scored import score_of
 from metrics.squares import two_classes
@@ -205,7 +206,7 @@ def test_details_tell_lost_variety_from_lost_fidelity(evaluator):
     assert 0.2 < one_class.precision_recall.recall < 0.7
     assert noisy.precision_recall.precision < 0.1
     assert noisy.kernel.value > 3 * noisy.kernel.standard_error
-    text = one_class.text()
+    text = str(one_class)
     assert f"precision {one_class.precision_recall.precision:.3f}" in text
     assert "KD-squares" in text
 

@@ -10,7 +10,8 @@ import torch
 
 from dualrate.data.images import ImageSet
 from dualrate.metrics.distances import GaussianStats, frechet_distance
-from dualrate.metrics.evaluate import Evaluator, load_reference
+from dualrate.metrics.evaluate import Evaluator
+from dualrate.metrics.references import load_reference
 from dualrate.metrics.store import require_same
 from metrics.armed import Armed, armed_pickle
 from metrics.scored import score_of

@@ -29,7 +29,7 @@ from torch import nn
 
 import dualrate as dr
 from dualrate.codecs.codec import CodecFolder
-from dualrate.compare.candidates import RunRequest, baselines_of
+from dualrate.comparison.candidates import RunRequest, baselines_of
 from dualrate.data.conditions import Given
 from dualrate.data.latent_set import encode
 from dualrate.data.loader import Batches

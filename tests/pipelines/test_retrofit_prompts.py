@@ -17,7 +17,7 @@ from pipelines.stub_texts import embedding, encoders, text_pipeline
 from pipelines.test_retrofit import saved, tiny_recipe
 
 import dualrate as dr
-from dualrate.compare import comparison
+from dualrate.comparison import compare as comparison
 from dualrate.data.conditions import Given
 from dualrate.data.latent_set import read_latents
 from dualrate.data.loader import Augment, Batches
@@ -365,7 +365,7 @@ def test_a_run_is_scored_by_images_of_held_out_prompts_or_of_named_ones(root, tm
 
 def test_a_pipeline_is_compared_with_its_run_by_the_runs_prompts(root, tmp_path, monkeypatch, judge):
     monkeypatch.setattr(comparison, "SHOWN", 2)
-    monkeypatch.setattr(comparison, "seconds_per_image", lambda *_: 1.0)
+    monkeypatch.setattr(comparison, "seconds_each", lambda *_: 1.0)
     words = ("compare", f"{root / 'run'}:4/2", f"{root / 'model'}:4", "--count", 10, "--screen", 10, *ON_CPU)
     how = ("--features", tmp_path / "judge", "--guidance", 2, "--out", tmp_path / "page.html")
     assert call(monkeypatch, *words, *how, "--mixed") == 0

@@ -2,7 +2,7 @@
 
 import math
 
-from dualrate.metrics.evaluate import Score
+from dualrate.metrics.quality import QualityScore
 from dualrate.metrics.store import Fingerprint
 from dualrate.report.table import Row
 
@@ -24,7 +24,7 @@ def row(
     """The interval is value - half to value + half; floor NaN: none."""
     fingerprint = Fingerprint("squares:aa", "squares/train:bb", 60_000, count, f"0-{count - 1}", "seed mod classes")
     held_out = 0 if math.isnan(floor) else count
-    score = Score("FD-squares", value, value - half, value + half, 0.95, floor, held_out, fingerprint, note)
+    score = QualityScore("FD-squares", value, value - half, value + half, 0.95, floor, held_out, fingerprint, note)
     return Row(network, sampler, steps, heavy, macs, seconds, 125, "float32", score)
 
 

@@ -76,7 +76,7 @@ def regenerated(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(common.ROOT)
         patch.setattr(sys, "argv", sys.argv)
         patch.setattr(report, "compare", measures)
-        for timer in ("compare.comparison.seconds_per_image", "drawing.cost.call_seconds"):
+        for timer in ("comparison.compare.seconds_each", "drawing.cost.call_seconds"):
             patch.setattr(f"dualrate.{timer}", measures)
         patch.setattr(report, "on_one_thread", lambda: None)  # of the whole process
         for module in MODULES:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compare.test_results import finished
+from comparison.test_results import finished
 from scipy import stats
 from trainings import pooled_rows
 
-from dualrate.compare.results import MeasuredCandidate
+from dualrate.comparison.rows import MeasuredCandidate
 
 METRIC = "FD-squares"
 

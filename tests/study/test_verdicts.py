@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import verdicts as module
-from compare.test_results import findings, finished
+from comparison.test_results import findings, finished
 from saving import Saving
 from verdicts import (
     CHEAPER,
@@ -23,7 +23,8 @@ from verdicts import (
     verdicts,
 )
 
-from dualrate.compare.results import ComparisonResults, MeasuredCandidate
+from dualrate.comparison.results import ComparisonResults
+from dualrate.comparison.rows import MeasuredCandidate
 
 SPREAD = np.linspace(-1, 1, 41)
 LAW = [finished("single", cost, 8 / cost, heavy=4, other=8 / cost) for cost in (1, 4)]

@@ -11,7 +11,7 @@ from runs.made import ONE, saved
 
 import dualrate as dr
 from dualrate.codecs.codec import CodecFolder, read_codec
-from dualrate.compare.comparison import compare
+from dualrate.comparison.compare import compare
 from dualrate.data.latent_set import encode
 from dualrate.metrics import pretrained
 from dualrate.runs.store import codec_of, read_stored

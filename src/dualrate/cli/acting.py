@@ -62,7 +62,7 @@ def _of_latents(run: Run) -> bool:
 
 
 SCORING = ("--features", "--reference", "--keep", "--details", "--equal-classes")
-COMPARING = ("--baselines", "--mixed", "--screen", "--count", "compare --workers", "evaluate --workers")
+COMPARING = ("--baselines", "--mixed", "--screen", "compare --workers", "evaluate --workers")
 KINDS = (
     Runs("runs that make images", ("--npz", *SCORING), _of_images),
     Runs("runs that make images or texts", COMPARING, lambda run: not _of_forecasts(run)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
@@ -20,8 +20,7 @@ REQUEST = "[NAME=]RUN[+DENOISER][:PLAN][@SAMPLER[:GAMMA]]"
 class Compare(Ranged):
     """Compare models, samplers and plans: quality against FLOPs and time, on one page. Continues if run again.
 
-    Forecasts of fields are compared by the fair CRPS of one window from 50 held-out starts. A second run measures them
-    anew.
+    Forecasts of fields are compared by the fair CRPS of one window from 50 held-out starts.
     """
 
     requests: Annotated[Positional[tuple[str, ...]], arg(metavar=REQUEST)]
@@ -32,10 +31,10 @@ class Compare(Ranged):
     """Minutes of measuring. Run the same command again to do the rest."""
     out: Path = Path("report.html")
     """The page. Beside it are a .json file and the state that the same command needs to continue."""
-    screen: Images = 1000
-    """Images per plan in the first round, which compares the usual plans."""
-    count: Images = 5000
-    """Images per plan, for the best plans (Pareto front)."""
+    screen: Images | None = None
+    """Images per plan in the first round, which compares the usual plans. Default: 1000, or --count if that is less."""
+    count: Images | None = None
+    """Images per plan, for the best plans (Pareto front). Default: 5000; for forecasts 50 starts."""
     features: str | None = None
     """Metrics, separated by commas: names of shipped feature networks, inception, dinov2, efficientnet, or directories.
     The first one screens and orders. Default: the data set's own."""
@@ -59,42 +58,10 @@ class Compare(Ranged):
     device: Device = None
 
     def run(self) -> None:
-        from dualrate.compare.comparison import Effort, compare
-        from dualrate.compare.results import front_table, headline, ties_note
-        from dualrate.forecasts.comparison import are_forecasts, compare_forecasts
-        from dualrate.report.table import as_text
+        from dualrate.comparison.compare import compare
 
-        if not self.requests:
-            raise ValueError("nothing to compare: name runs, e.g. dualrate compare weights/fashion-mnist-*")
         device, progress = pick_device(self.device), reporter()
-        how: dict[str, Any] = {**working(device, progress, compiled=self.compile, graphs=self.graphs)}
-        how |= {"members": self.members, "precision": self.precision, "device": device, "progress": progress}
-        how |= {"command": command_line()}
-        if are_forecasts(self.requests):
-            options = ("features", "baselines", "equal_classes", "mixed", "prompt")
-            if refused := [f"--{name.replace('_', '-')}" for name in options if getattr(self, name)]:
-                raise ValueError(f"forecasts of fields have other scores: drop {', '.join(refused)}")
-            lines, unfinished = compare_forecasts(self.requests, self.out, minutes=self.minutes, **how)
-            print(as_text(lines), "\n", *unfinished)
-            print(self.out)
-            return
-        findings = compare(
-            self.requests,
-            self.out,
-            Effort(self.minutes, self.screen, self.count),
-            features=self.features,
-            mixed=self.mixed,
-            baselines=self.baselines,
-            prompt=self.prompt,
-            guidance=self.guidance,
-            equal_classes=self.equal_classes,
-            workers=self.workers,
-            **how,
-        )
-        if findings.finished:
-            print(as_text(front_table(findings.finished)), "\n")
-            for sentence in filter(None, (headline(findings), ties_note(findings.ties))):
-                print(f"{sentence}\n")
-        for sentence in findings.unfinished:
-            print(f"{sentence} The same command continues.")
-        print(self.out)
+        options = {name: value for name, value in vars(self).items() if name not in ("compile", "device")}
+        options |= working(device, progress, compiled=self.compile, graphs=self.graphs)
+        print(compare(**options, device=device, progress=progress, command=command_line()))
+        print(f"\n{self.out}")

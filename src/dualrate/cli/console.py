@@ -16,10 +16,10 @@ from dualrate.data.cache import cache_dir
 from dualrate.data.source import NOTED, DataProgress
 from dualrate.experiment.modality import conditions_named
 from dualrate.experiment.model import COMPILED, Model
+from dualrate.report.table import aligned
 from dualrate.runs.store import load
 from dualrate.system.device import compiles, keep_compiled, pick_device
 from dualrate.system.progress import PlainReporter, Reporter
-from dualrate.system.terminal import one_line
 from dualrate.training.config import FitConfig, FitResult, lr_at
 
 
@@ -113,7 +113,4 @@ def print_report(as_json: bool, values: Mapping[str, object]) -> None:
     if as_json:
         print_json(values)
         return
-    width = max(map(len, values))
-    for name, value in values.items():
-        shown = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else value
-        print(f"{name:{width}}  {one_line(str(shown))}")
+    print(aligned(values))

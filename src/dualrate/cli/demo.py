@@ -37,15 +37,14 @@ class Demo(Ranged):
     """Images per plan."""
 
     def run(self) -> None:
-        from dualrate.compare.comparison import Effort, compare
-        from dualrate.compare.results import headline
+        from dualrate.comparison.compare import compare
+        from dualrate.comparison.results import headline
         from dualrate.drawing.evaluators import messages
         from dualrate.recipes import fashion_mnist
         from dualrate.runs.store import EXPERIMENT
         from dualrate.runs.train import train
 
         progress, run, page = reporter(), self.out / "run", self.out / "report.html"
-        effort = Effort(MEASURING, self.count, self.count)
         progress.note(f"training a small dual-rate model for {self.minutes:g} minutes in {run}")
         with closing(progress):
             trained = train(
@@ -58,5 +57,6 @@ class Demo(Ranged):
             progress.note(f"weights not found, so not measured: {', '.join(missing)}")
         requests = [f"{name}={self.weights / model}:{plan}" for name, model, plan in PLANS if model in present]
         requests.append(f"trained here={run}:{TRAINED_HERE}")
-        comparison = compare(requests, page, effort, progress=progress, command=command_line())
+        how = {"minutes": MEASURING, "screen": self.count, "count": self.count}
+        comparison = compare(requests, page, **how, progress=progress, command=command_line())
         print(headline(comparison), page, sep="\n\n")

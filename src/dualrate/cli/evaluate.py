@@ -6,22 +6,19 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import command_line, loaded, print_json, print_report, reporter
+from dualrate.cli.console import command_line, loaded, print_json, reporter
 from dualrate.cli.recipe import AsJson, AtATime, Compile, Device, Graphs, Prompt, Workers
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Images, Ranged, Seed
-from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.likelihood import FITTED_ON
-from dualrate.experiment.modality import Modality, maker_of
+from dualrate.report.evaluation import Evaluation
 from dualrate.sampling.catalogue import ANCESTRAL
-from dualrate.system.device import environment, pick_device
-from dualrate.system.progress import Reporter, image_progress
+from dualrate.system.device import pick_device
 
-SCORED, BOUNDED = 5000, 500  # images
+SCORING = ("seed", "features", "reference", "keep", "details", "workers")  # options of `evaluate`
 FEATURES = ("features", "reference", "keep", "details", "equal_classes")  # options of what compares features
 
 
@@ -83,152 +80,50 @@ class Evaluate(Ranged):
             self._score_run(self.run_dir)
 
     def _score_run(self, run: Path) -> None:
-        from dualrate.drawing.evaluators import evaluators, features_named
-        from dualrate.drawing.latents import latent_scores
-        from dualrate.drawing.measure import check, measure, scored_together
-        from dualrate.report.table import as_text, table
-        from dualrate.system.workers import mapper
+        from dualrate.comparison.evaluate import evaluate
+        from dualrate.drawing.evaluators import features_named
 
         features_named(self.features)  # refused before the model is loaded
         model, progress = loaded(run, self.device, prompt=self.prompt, compiled=self.compile, graphs=self.graphs)
         how = {"batch_size": self.batch_size, "equal_classes": self.equal_classes}
-        drawer = self.sampling.drawer(model, progress.note, **how)
-        seeds, show = range(self.seed, self.seed + (self.num or SCORED)), image_progress(progress)
-        if (modality := maker_of(model.experiment)).other_scores:
-            self._score_otherwise(drawer, modality, progress)
-            return
-        try:
-            metrics = evaluators(
-                model.experiment.data, self.features, reference=self.reference, device=model.device, progress=progress
-            )
-            check(metrics, len(seeds), details=self.details)
-        except ValueError as error:
-            if not scored_together(drawer, seeds):
-                raise
-            self._score_members(drawer, seeds, progress, str(error))
-            return
-        with mapper(self.workers, model.device) as over:
-            measured = measure(
-                drawer,
-                seeds,
-                *metrics,
-                keep=self.keep,
-                details=self.details,
-                ensemble=True,
-                progress=show,
-                mapper=over,
-            )
-        row, latents = measured.row, latent_scores(drawer, seeds, measured, metrics)
-        progress.close()
-        if self.json:
-            about = {"latents": latents and asdict(latents), "weights": model.identity, "command": command_line()}
-            about |= {"flops": row.flops, "environment": environment(model.device)}
-            print_json(asdict(row) | about)
-            return
-        print(as_text(table([row])))
-        for scores in (latents, row.ensemble):
-            if scores is not None:
-                print(f"\n{scores}")
-        if row.score.details is not None:
-            print(f"\n{row.score.details.text()}")
-
-    def _score_members(self, drawer: Drawer, seeds: range, progress: Reporter, lacking: str) -> None:
-        """Scores that need no features. lacking: why there are none"""
-        from dualrate.drawing.measure import ensemble_scores
-
-        self._refuse(FEATURES, lacking)
-        progress.note(f"no Frechet distance: {lacking}")
-        with closing(progress):
-            scores = ensemble_scores(drawer, seeds, progress=image_progress(progress))
-        assert scores is not None
-        if self.json:
-            about = {"weights": drawer.model.identity, "command": command_line(), "macs": drawer.cost.macs}
-            print_json({"ensemble": asdict(scores)} | about | {"environment": environment(drawer.model.device)})
-            return
-        print(scores)
+        options = {name: getattr(self, name) for name in SCORING}
+        scores = evaluate(self.sampling.drawer(model, progress.note, **how), self.num, **options, progress=progress)
+        self._print(scores)
 
     def _score_images(self, source: str) -> None:
         drawing = ("prompt", "num", "seed", "keep", "bound", "equal_classes", *vars(self.sampling))
-        self._refuse(drawing, "--images scores images that exist, and draws and bounds none")
+        self._refuse("--images scores images that exist, and draws and bounds none", drawing)
         from dualrate.drawing.measure import score_source
         from dualrate.runs.store import read_experiment
 
         progress, data = reporter(), None if self.run_dir is None else read_experiment(self.run_dir).data
         with closing(progress):
-            scores = score_source(
-                source,
-                data,
-                reference=self.reference,
-                features=self.features,
-                details=self.details,
-                device=pick_device(self.device),
-                progress=progress,
-            )
-        if self.json:
-            print_json({"images": source, "scores": [asdict(score) for score in scores]})
-            return
-        for score in scores:
-            print(
-                f"{score.metric} {score.value:.4g} [{score.low:.4g}, {score.high:.4g}] of {score.fingerprint.count:,} "
-                f"images, floor {score.floor:.4g}; {score.note}"
-            )
-            if score.details is not None:
-                print(score.details.text())
-
-    def _score_otherwise(self, drawer: Drawer, modality: Modality, progress: Reporter) -> None:
-        """Scores of what is no image."""
-        self._refuse(FEATURES, modality.other_scores)
-        with closing(progress):
-            report = modality.score(drawer, self.num, self.seed, self.workers, progress)
-        if self.json:
-            about = {"weights": drawer.model.identity, "steps": drawer.plan.num_steps, "members": drawer.members}
-            about |= {"macs": drawer.cost.macs, "environment": environment(drawer.model.device)}
-            print_json(report.plain | about)
-            return
-        if report.rows:
-            print_report(False, report.rows)
-            print()
-        print(report.text)
-
-    def _refuse(self, options: Iterable[str], why: str) -> None:
-        mine, defaults = vars(self) | vars(self.sampling), vars(Evaluate()) | vars(SamplingOptions())
-        if refused := [f"--{name.replace('_', '-')}" for name in options if mine[name] != defaults[name]]:
-            raise ValueError(f"{why}: drop {', '.join(refused)}")
+            how = {"reference": self.reference, "features": self.features, "details": self.details}
+            scores = score_source(source, data, **how, device=pick_device(self.device), progress=progress)
+        plain = {"images": source, "scores": [asdict(score) for score in scores]}
+        self._print(Evaluation(scores, plain, text="\n".join(map(str, scores))))
 
     def _bound(self, run: Path) -> None:
-        from dualrate.drawing.evaluators import messages
-        from dualrate.drawing.likelihood import bits_per_dimension, bits_per_token, check_bounded, fit_variance
+        from dualrate.comparison.evaluate import bounded
+        from dualrate.drawing.likelihood import check_bounded
 
         if self.variance == "measured" and self.sampling.gamma is not None:
             raise ValueError("--gamma sets the variance that the measured one replaces: add --variance own")
-        self._refuse(FEATURES, "--bound compares no features")
+        self._refuse("--bound compares no features", FEATURES)
         model, progress = loaded(run, self.device, compiled=self.compile, graphs=self.graphs)
         check_bounded(model)
         sampling = replace(self.sampling, sampler=self.sampling.sampler or ANCESTRAL)
         drawer = sampling.drawer(model, progress.note, batch_size=self.batch_size)
-        count, note = self.num or BOUNDED, messages(progress.note)
-        how: dict[str, Any] = {"seed": self.seed, "progress": image_progress(progress)}
-        test, of_tokens = model.experiment.data.images("test", note), model.experiment.codec.instant
-        if not 2 <= count <= len(test):
-            raise ValueError(f"{test.name} has {len(test)} for testing: --num is 2 to {len(test)}, got {count}")
-        with closing(progress):
-            if of_tokens:
-                bits = bits_per_token(drawer, test, count=count, **how)
-            else:
-                if self.variance == "measured":
-                    train = model.experiment.data.images("train", note)
-                    fitted = min(FITTED_ON, len(train))
-                    progress.note(f"measuring the variance of the steps on {fitted} training images")
-                    drawer = replace(drawer, step=fit_variance(drawer, train, count=fitted, **how))
-                    progress.close()
-                bits = bits_per_dimension(drawer, test, count=count, **how)
-        report = {"run": str(run), "num_steps": drawer.plan.num_steps, "num_heavy": drawer.plan.num_heavy}
-        report |= {"sampler": drawer.sampler}
+        self._print(bounded(drawer, self.num, seed=self.seed, variance=self.variance, progress=progress))
+
+    def _refuse(self, why: str, options: Iterable[str]) -> None:
+        from dualrate.comparison.evaluate import refuse
+
+        mine, defaults = vars(self) | vars(self.sampling), vars(Evaluate()) | vars(SamplingOptions())
+        refuse(why, {name: mine[name] != defaults[name] for name in options})
+
+    def _print(self, scores: Evaluation) -> None:
         if self.json:
-            print_json(report | asdict(bits))
-            return
-        terms = {"last step": bits.each_step[-1], "bound": bits.total}
-        if not of_tokens:
-            terms = {"prior": bits.prior, "steps": bits.steps, "reconstruction": bits.reconstruction} | terms
-        print_report(False, report | {"images": f"{count} of the test data of {test.name}"} | terms)
-        print(f"\nbound: on the mean of -log2 p from above, in bits a {'token' if of_tokens else 'dimension'}")
+            print_json({**scores.plain, "command": command_line()})
+        else:
+            print(scores)

@@ -21,9 +21,10 @@ from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.modality import modalities, reader_of
 from dualrate.metrics import features as feature_nets
 from dualrate.metrics import pretrained
-from dualrate.metrics.evaluate import Evaluator, load_reference
+from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import CARD, FeatureNet, TrainingProgress, check_trainable, read_card, train_feature_net
 from dualrate.metrics.pretrained import PRETRAINED, Pretrained
+from dualrate.metrics.references import load_reference
 from dualrate.system.progress import Reporter, image_progress
 
 Features = Pretrained | Path | None

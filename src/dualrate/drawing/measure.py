@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -32,8 +32,10 @@ from dualrate.drawing.samples import grids_below
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.model import Model
 from dualrate.metrics.ensembles import EnsembleScores
-from dualrate.metrics.evaluate import Evaluator, Score, holds_statistics
+from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import FeatureExtractor, FeatureNet
+from dualrate.metrics.quality import QualityScore
+from dualrate.metrics.references import holds_statistics
 from dualrate.metrics.store import FeatureStore, fill_stores
 from dualrate.report.table import Row
 from dualrate.runs.train import Score as ScoreInTraining
@@ -48,12 +50,13 @@ SHARD = 125  # images of a file of kept features, at least
 @dataclass(frozen=True, eq=False)
 class Measurement:
     """A row; and by metric the features of its images, (N, D), from which its scores were made, and the bootstrap
-    replicates, (R,), that their intervals are of.
+    replicates, (R,), that their intervals are of. more: further numbers of a modality, as JSON
     """
 
     row: Row
     features: Mapping[str, Tensor]
     replicates: Mapping[str, NDArray[np.float64]]
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 class OutOfTime(Exception):
@@ -137,20 +140,16 @@ def measure(
             replicates=replicates[name],
         )
         distances.append(replace(score, note="; ".join(filter(None, (score.note, classes_note(drawer, evaluators))))))
-    row = Row(
-        network=drawer.network,
-        sampler=drawer.sampler,
-        num_steps=drawer.plan.num_steps,
-        num_heavy=drawer.plan.num_heavy,
-        macs=cost.macs,
-        seconds_per_image=timed.seconds / len(timed.features),
-        batch_size=min(drawer.batch_size, size, len(seeds)),
-        precision=drawer.arithmetic,
-        score=distances[0],
-        beside=tuple(distances[1:]),
-        ensemble=scores,
-    )
-    return Measurement(row, features, replicates)
+    seconds, at_once = timed.seconds / len(timed.features), min(drawer.batch_size, size, len(seeds))
+    row = row_of(drawer, cost.macs, seconds, at_once, *distances)
+    return Measurement(replace(row, ensemble=scores), features, replicates)
+
+
+def row_of(drawer: Drawer, macs: int, seconds: float, batch_size: int, *scores: QualityScore) -> Row:
+    """The row of a drawer. macs, seconds: of a sample, drawn in batches of this size"""
+    plan, first, beside = drawer.plan, scores[0], scores[1:]
+    of = (drawer.network, drawer.sampler, plan.num_steps, plan.num_heavy, macs, seconds, batch_size)
+    return Row(*of, drawer.arithmetic, first, beside)
 
 
 def class_counts(model: Model, evaluators: Sequence[Evaluator[Any]]) -> tuple[int, ...]:
@@ -291,7 +290,7 @@ def score_source(
     details: bool = False,
     device: torch.device | str | None = None,
     progress: Reporter,
-) -> tuple[Score, ...]:
+) -> tuple[QualityScore, ...]:
     """Scores of existing images by every metric; the first one's score has the details, if asked for.
 
     Their classes are unknown, so the interval counts the choice of classes as chance.

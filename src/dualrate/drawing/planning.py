@@ -49,7 +49,7 @@ SEED = 1 << 40  # of the planner's noise; far from the seeds that images are sam
 
 
 @dataclass(frozen=True)
-class Candidate:
+class BestPlan:
     """The best plan of one number of steps; `even`: the objective of as many heavy calls spread evenly, on the grid,
     with contexts kept between them.
     """
@@ -59,7 +59,7 @@ class Candidate:
     cost: float
 
 
-def candidates(planner: Planner, costs: CallCost, budget: float, steps: Sequence[int]) -> list[Candidate]:
+def candidates(planner: Planner, costs: CallCost, budget: float, steps: Sequence[int]) -> list[BestPlan]:
     """The best plan within the budget for each number of steps that fits it, best first.
 
     Raises ValueError if none does.
@@ -73,7 +73,7 @@ def candidates(planner: Planner, costs: CallCost, budget: float, steps: Sequence
         planned = planner.best(count, affordable)
         heavy, alone = planned.plan.num_heavy, planned.plan.num_alone
         even = planner.objective(StepPlan.spread(planner.errors.t[:: planner.errors.num_steps // count], heavy))
-        plans.append(Candidate(planned, even if math.isfinite(even) else None, costs.of(count, heavy, alone)))
+        plans.append(BestPlan(planned, even if math.isfinite(even) else None, costs.of(count, heavy, alone)))
     if not plans:
         least = [(count, *calls) for count in steps for calls in ((0, count), (1, 0), (count, 0))]
         cheapest = min(costs.of(*calls) for calls in least if known_alone or calls[1])

@@ -24,6 +24,7 @@ from dualrate.data.images import ImageSet
 from dualrate.data.loader import TrainingSet
 from dualrate.data.source import DataProgress, Split
 from dualrate.metrics.evaluate import Evaluator
+from dualrate.report.evaluation import Evaluation
 from dualrate.report.image_grid import save_grid
 from dualrate.system.progress import Reporter
 
@@ -37,15 +38,6 @@ class ForeignModel:
     experiment: Any
     weights: Callable[[], dict[str, Tensor]]
     class_names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Report:
-    """Scores of a model's samples. plain: for JSON; rows and text: for people, one after the other"""
-
-    plain: dict[str, Any]
-    rows: dict[str, str]
-    text: str
 
 
 class Modality:
@@ -85,9 +77,17 @@ class Modality:
         """The scorer of images by the net in a folder; None: the folder holds none that is known here."""
         return None
 
-    def score(self, drawer: Any, count: int | None, seed: int, workers: WorkerCount, progress: Reporter) -> Report:
+    def score(self, drawer: Any, count: int | None, seed: int, workers: WorkerCount, progress: Reporter) -> Evaluation:
         """Scores of `count` samples that a `Drawer` draws, or of as many as is usual; asked where `other_scores` is."""
         raise NotImplementedError
+
+    def yardstick(self) -> Any:
+        """The class, of `compare.yardstick.Yardstick`, that measures its models in a comparison; None: that itself."""
+        return None
+
+    def passage(self, experiment: Any, samples: NDArray[Any]) -> str:
+        """Samples (N, C, H, W) uint8 as text; empty: they are pictures."""
+        return ""
 
     def save(self, experiment: Any, samples: NDArray[Any], file: Path) -> None:
         """Show (N, C, H, W) uint8 samples of training in a file, whose ending it may change."""

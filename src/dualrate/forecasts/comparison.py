@@ -1,107 +1,174 @@
-"""`dualrate compare` of forecasts of fields: fair CRPS against multiply-adds, of one window from the same starts."""
+"""Forecasts of fields in a comparison: fair CRPS against multiply-adds, of one window from the same starts.
+
+Frames lie in a folder while they are drawn, so that a killed comparison continues within a candidate; once its row is
+there, they are deleted.
+"""
 
 from __future__ import annotations
 
-import json
+import hashlib
+import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import NormalDist
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
-from dualrate.compare.candidates import Candidate, RunRequest, candidates_of, check_names
-from dualrate.compare.comparison import loaded, useful_first
-from dualrate.compare.results import ties, ties_note
-from dualrate.config.ranges import Members, Minutes, Precision
+from dualrate.comparison.evaluate import refuse
+from dualrate.comparison.rows import MeasuredCandidate
+from dualrate.comparison.yardstick import Terms, Yardstick
 from dualrate.drawing.drawer import Drawer
+from dualrate.drawing.measure import Measurement, row_of
 from dualrate.experiment.model import Model
-from dualrate.forecasts.evaluation import ForecastReport, window_scores
-from dualrate.forecasts.fields import Forecast
-from dualrate.forecasts.rollout import forecast_of, window_cost
-from dualrate.forecasts.scores import Score
-from dualrate.report.figures import Panel, curves_figure, svg
-from dualrate.report.html import page
-from dualrate.report.table import EACH, Table, compute_unit, significant, with_interval
-from dualrate.runs.store import read_experiment
-from dualrate.system.device import environment
-from dualrate.system.files import write_whole
-from dualrate.system.progress import Reporter
+from dualrate.forecasts.evaluation import forecast_scores
+from dualrate.forecasts.folder import JOURNAL, ForecastArray, write_forecast
+from dualrate.forecasts.rollout import forecast_of, frame_shape, roll_out, window_cost
+from dualrate.forecasts.scores import Score, students_t
+from dualrate.forecasts.starts import held_out_starts
+from dualrate.metrics.distances import LEVEL
+from dualrate.metrics.quality import QualityScore
+from dualrate.metrics.store import Fingerprint
+from dualrate.report.figures import Panel, curves_figure
+from dualrate.report.table import EACH
+from dualrate.sampling.cost import CallCost
+from dualrate.system.progress import ImageProgress, Reporter
 
 SAME = ("past", "frames", "lead", "stride", "step", "variables", "statistics")  # else starts or lead times differ
+REFUSED = ("screen", "features", "mixed", "baselines", "equal_classes")  # options
+BASELINES = ("persistence", "climatology")  # without a model
+METRIC = "CRPS"
 
 
-@dataclass(frozen=True)
-class ScoredPlan:
-    """The scores of a candidate's window. macs, seconds: of one member; the seconds include scoring"""
+class ForecastYardstick(Yardstick):
+    """One window from held-out starts, all candidates from the same."""
 
-    candidate: Candidate
-    drawer: Drawer
-    scored: ForecastReport
-    macs: int
-    seconds: float
+    unit, keeps = "frames", False
 
-    @property
-    def crps(self) -> tuple[float, float, float]:
-        """Mean over lead times; with its interval over starts, NaN where there is none."""
-        by_lead = self.scored.by_name["forecast"].crps
-        mean = Score(np.array(by_lead.value.mean()), by_lead.replicates.mean(1), by_lead.groups)
-        return float(mean.value), float(mean.low), float(mean.high)
+    def __init__(self, models: Sequence[Model], terms: Terms, progress: Reporter) -> None:
+        refuse("forecasts of fields have other scores", {name: getattr(terms, name) for name in REFUSED})
+        check_same_starts(models)
+        self.noun, self.screen, self.progress = models[0].experiment.noun, 0, progress
+        self.frames = forecast_of(models[0]).frames
+        self.starts = held_out_starts(models[0], self.frames, terms.count)
+        self.count = len(self.starts)
+        digest = hashlib.sha256(self.starts.digest.encode())
+        assert self.starts.truth is not None
+        for start in range(self.count):
+            digest.update(self.starts.truth(start).tobytes())
+        self.reference = f"{self.starts.source}:{digest.hexdigest()[:12]}"
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        yield
+
+    def see_real(self) -> None: ...
+
+    def as_measured(self, drawer: Drawer) -> Drawer:
+        return drawer.for_seeds(self.count)
+
+    def origin(self, drawer: Drawer) -> str:
+        content = f"{drawer.origin(METRIC, labels='none').json()} {drawer.members} {self.reference}"
+        return hashlib.sha256(content.encode()).hexdigest()[:8]
+
+    def identity(self, drawer: Drawer, seeds: range) -> list[object]:
+        return [window_cost(drawer), self.origin(drawer)]
+
+    def counts(self, first: int, most: int) -> list[int]:
+        return [most]
+
+    def seconds(self, drawer: Drawer, seeds: range, place: Path, calls: CallCost) -> float:
+        shape = (self.count, drawer.members, self.frames, *frame_shape(drawer.model))
+        done = ForecastArray(place, shape).done.mean() / self.frames if (place / JOURNAL).exists() else 0.0
+        cost = drawer.expected_cost  # of a window drawn at once; one that rolls costs as many times more
+        window = window_cost(drawer) / cost.macs * cost.total(calls)
+        return window * self.count * drawer.members * (1 - done)
+
+    def measure(self, drawer: Drawer, seeds: range, place: Path, progress: ImageProgress) -> Measurement:
+        how = {"progress": progress, "note": self.progress.note, "command": "dualrate compare"}
+        written = write_forecast(drawer, self.starts, self.frames, place, **how)
+        scores = forecast_scores(drawer.model, self.starts, written.x)
+        by_lead = scores.by_name["forecast"].crps
+        crps = Score(np.array(by_lead.value.mean()), by_lead.replicates.mean(1), by_lead.groups)
+        about = self.reference, None, self.count, f"0-{self.count - 1}", f"{drawer.members} members", "float32"
+        ends = float(crps.value), float(crps.low), float(crps.high)
+        notes = "; ".join(scores.notices)
+        score = QualityScore(METRIC, *ends, LEVEL, math.nan, 0, Fingerprint(f"fair {METRIC}", *about), notes)
+        seconds = written.seconds / max(1, written.drawn) * self.frames
+        row = row_of(drawer, window_cost(drawer), seconds, drawer.batch_size, score)
+        more: dict[str, Any] = {"members": drawer.members, "unit": scores.unit, "scores": scores.plain()}
+        if len(crps.replicates):
+            more["tail"] = NormalDist().cdf(-students_t((1 + LEVEL) / 2, crps.groups - 1))
+        return Measurement(row, {}, {METRIC: crps.replicates}, more)
+
+    def draw(self, drawer: Drawer, count: int) -> float:
+        past = self.starts.past
+        begun = time.perf_counter()
+        for _ in roll_out(drawer, np.resize(past, (count, *past.shape[1:])), self.frames):
+            pass
+        return time.perf_counter() - begun
+
+    def samples(self, drawer: Drawer, count: int) -> dict[str, Any]:
+        return {}
+
+    @staticmethod
+    def columns(measured: MeasuredCandidate) -> dict[str, str]:
+        crps = _by_lead(measured, "crps")
+
+        def mean(name: str, places: int) -> str:
+            value = _by_lead(measured, name).mean()
+            return EACH if np.isnan(value) else f"{value:.{places}f}"
+
+        return {
+            "by lead": f"{crps[0]:.3f} to {crps[-1]:.3f}",
+            "RMSE of mean": mean("rmse", 3),
+            "spread / skill": mean("spread_skill", 2),
+            "correlation": mean("correlation", 3),
+        }
+
+    @staticmethod
+    def notes(finished: Sequence[MeasuredCandidate]) -> list[str]:
+        first, leads = finished[0], _by_lead(finished[0], "lead")
+        without = (f"{_by_lead(first, 'crps', name).mean():.4f} of {name}" for name in BASELINES)
+        return [
+            f"a forecast: one window from a start, of {first.more['members']} members; FLOPs and ms are a member's. "
+            f"{METRIC}: fair, in standard deviations of the data, mean over lead times of "
+            f"{' to '.join(f'{lead:g}' for lead in sorted({leads[0], leads[-1]}))} ({first.more['unit']})",
+            f"without a model: {METRIC} {' and '.join(without)} (the last frame again, and random frames)",
+        ]
+
+    @staticmethod
+    def figures(finished: Sequence[MeasuredCandidate]) -> list[tuple[Any, str]]:
+        if not finished:
+            return []
+        lines = {str(measured.row): _line(measured, "forecast") for measured in finished}
+        lines |= {name: _line(finished[0], name)._replace(low=np.nan, high=np.nan) for name in BASELINES}
+        leads = _by_lead(finished[0], "lead").tolist()
+        return [(curves_figure(leads, [Panel(f"fair {METRIC}", lines, bottom=0)], "lead"), "By lead time.")]
 
 
-def are_forecasts(requests: Sequence[str]) -> bool:
-    """Whether all requested runs are forecasts. Raises as `RunRequest.parse` and `read_experiment`."""
-    runs = dict.fromkeys(RunRequest.parse(text).run for text in requests)
-    return all(isinstance(read_experiment(run).condition, Forecast) for run in runs)
+class Line(NamedTuple):
+    """A curve of scores by lead time, with its interval."""
+
+    value: NDArray[np.float64]
+    low: Any
+    high: Any
 
 
-def compare_forecasts(
-    requests: Sequence[str],
-    out: Path,
-    *,
-    minutes: Minutes,
-    members: Members,
-    device: torch.device,
-    precision: Precision,
-    compiled: bool,
-    graphs: bool,
-    progress: Reporter,
-    command: str,
-) -> tuple[Table, list[str]]:
-    """Writes the page `out` and .json beside it; returns its table, and what was not measured, a sentence each.
-
-    Raises ValueError for two runs of one name, and runs of another source, past or lead times than the first.
-    """
-    end = time.monotonic() + 60 * minutes
-    out, parsed, models = loaded(requests, out, device=device, compiled=compiled, graphs=graphs, progress=progress)
-    check_names(parsed)
-    _check(list(models.values()))
-    candidates = candidates_of(parsed, models)
-    drawers = {
-        candidate.key: replace(candidate.drawer(models[candidate.run]), members=members, precision=precision)
-        for candidate in candidates
-    }
-    macs, plans = {key: window_cost(drawer) for key, drawer in drawers.items()}, []
-    for candidate in useful_first(candidates):
-        if plans and time.monotonic() > end:
-            break
-        begun, drawer = time.monotonic(), drawers[candidate.key]
-        scored = window_scores(drawer)
-        starts = scored.by_name["forecast"].starts
-        seconds = (time.monotonic() - begun) / (starts * members)
-        plans.append(ScoredPlan(candidate, drawer, scored, macs[candidate.key], seconds))
-        progress.note(f"{len(plans)}/{len(candidates)} {candidate.key}: CRPS {plans[-1].crps[0]:.4f}")
-    missing = len(candidates) - len(plans)
-    unfinished = [f"{missing} of {len(candidates)} plans were not scored in time: give more --minutes."] * bool(missing)
-    table, tied = _table(plans), _ties(plans)
-    plain = {"command": command, "not_distinguishable_from_the_best": tied[1:], "plans": [*map(_plain, plans)]}
-    write_whole(out.with_suffix(".json"), json.dumps(plain, indent=1))
-    write_whole(out, _page(plans, table, unfinished, command))
-    return table, unfinished
+def _line(measured: MeasuredCandidate, name: str) -> Line:
+    return Line(*(_by_lead(measured, score, name) for score in ("crps", "crps_low", "crps_high")))
 
 
-def _check(models: Sequence[Model]) -> None:
+def _by_lead(measured: MeasuredCandidate, score: str, name: str = "forecast") -> NDArray[np.float64]:
+    """A score at each lead time, (T,); NaN where it is not defined."""
+    return np.array([row[score] for row in measured.more["scores"][name]["leads"]], np.float64)
+
+
+def check_same_starts(models: Sequence[Model]) -> None:
+    """Raises ValueError for models of another source, past or lead times than the first's."""
     first, *rest = models
     expected = forecast_of(first)
     for other in rest:
@@ -114,93 +181,3 @@ def _check(models: Sequence[Model]) -> None:
             raise ValueError(
                 f"{other.name} was trained on {mine}, and {first.name} on {theirs}: they cannot be compared"
             )
-
-
-def _table(plans: Sequence[ScoredPlan]) -> Table:
-    prefix, unit = compute_unit([2 * each.macs for each in plans])
-    lines = []
-    for each in sorted(plans, key=lambda each: each.macs):
-        forecast, plan = each.scored.by_name["forecast"], each.candidate.plan
-        lines.append(
-            (
-                each.candidate.network,
-                each.drawer.sampler,
-                str(plan.num_steps),
-                EACH if plan.num_heavy == plan.num_steps else str(plan.num_heavy),
-                with_interval(*each.crps, 4),
-                significant(2 * each.macs / unit),
-                f"{forecast.crps.value[0]:.3f} to {forecast.crps.value[-1]:.3f}",
-                f"{forecast.rmse.value.mean():.3f}",
-                EACH if forecast.members < 2 else f"{forecast.spread_skill.value.mean():.2f}",
-                f"{forecast.correlation.value.mean():.3f}",
-            )
-        )
-    scored = plans[0].scored
-    forecast, crps = scored.by_name["forecast"], {name: scored.by_name[name].crps for name in scored.by_name}
-    leads = " to ".join(f"{lead:g}" for lead in sorted({forecast.leads[0], forecast.leads[-1]}))
-    notes = (
-        f"N: steps. H: heavy calls; {EACH}: the whole model runs at every step. {prefix}FLOPs: twice the multiply-adds "
-        f"of a member's window, of {forecast.members} members a start",
-        f"CRPS: fair, lower is better, in standard deviations of the data, mean over lead times of "
-        f"{leads} ({scored.unit}) and {forecast.starts} held-out starts; brackets: 95% intervals over starts",
-        f"without a model: CRPS {crps['persistence'].value.mean():.4f} of the last frame again, "
-        f"{crps['climatology'].value.mean():.4f} of random frames",
-        *scored.notices,
-        *filter(None, [ties_note(_ties(plans))]),
-    )
-    header = "network", "sampler", "N", "H", "CRPS", f"{prefix}FLOPs", "by lead", "RMSE of mean", "spread / skill"
-    return Table((*header, "correlation"), tuple(lines), notes)
-
-
-def _ties(plans: Sequence[ScoredPlan]) -> list[str]:
-    return ties({name: each.crps for name, each in zip(_names(plans), plans, strict=True)})
-
-
-def _names(plans: Sequence[ScoredPlan]) -> list[str]:
-    """Network, steps and heavy calls; the candidate's key, where two have the same."""
-    labels = [
-        f"{each.candidate.network} {each.candidate.plan.num_steps}/{each.candidate.plan.num_heavy}" for each in plans
-    ]
-    return [
-        label if labels.count(label) == 1 else each.candidate.key for label, each in zip(labels, plans, strict=True)
-    ]
-
-
-def _plain(each: ScoredPlan) -> dict[str, object]:
-    value, low, high = each.crps
-    plan, drawer = each.candidate.plan, each.drawer
-    return {
-        "network": each.candidate.network,
-        "sampler": drawer.sampler,
-        "members": drawer.members,
-        "num_steps": plan.num_steps,
-        "num_heavy": plan.num_heavy,
-        "macs": each.macs,
-        "seconds": each.seconds,
-        "crps": None if np.isnan(value) else value,
-        "crps_low": None if np.isnan(low) else low,
-        "crps_high": None if np.isnan(high) else high,
-        "scores": each.scored.plain(),
-    }
-
-
-def _page(plans: Sequence[ScoredPlan], table: Table, unfinished: Sequence[str], command: str) -> str:
-    best = min(plans, key=lambda each: (np.isnan(each.crps[0]), each.crps[0]))
-    candidate, forecast = best.candidate, best.scored.by_name["forecast"]
-    lines = {name: each.scored.by_name["forecast"].crps for name, each in zip(_names(plans), plans, strict=True)}
-    for name in ("persistence", "climatology"):
-        lines[name] = Score(best.scored.by_name[name].crps.value)
-    curves = curves_figure(forecast.leads.tolist(), [Panel("fair CRPS", lines, bottom=0)], "lead")
-    model = best.drawer.model
-    return page(
-        "compare.html",
-        title="Forecasts: quality against compute",
-        headline=f"The best is {candidate.network}, {candidate.plan.num_steps} steps: CRPS {best.crps[0]:.4f}.",
-        notes=unfinished,
-        front=table,
-        figures=[(svg(curves), "By lead time.")],
-        samples=[],
-        plans="",
-        screening=None,
-        made_by={**environment(model.device), "command": command},
-    )

@@ -7,7 +7,8 @@ from typing import Any, NoReturn
 from dualrate.config.ranges import WorkerCount
 from dualrate.data.loader import TrainingSet
 from dualrate.data.source import DataProgress, Split
-from dualrate.experiment.modality import Modality, Report
+from dualrate.experiment.modality import Modality
+from dualrate.report.evaluation import Evaluation
 from dualrate.system.progress import Reporter, image_progress
 
 
@@ -36,12 +37,17 @@ class OfFields(Modality):
     def images(self, data: Any, split: Split, progress: DataProgress) -> NoReturn:
         raise ValueError(f"{data.source} holds fields, which are no images: dualrate forecast RUN scores forecasts")
 
-    def score(self, drawer: Any, count: int | None, seed: int, workers: WorkerCount, progress: Reporter) -> Report:
+    def score(self, drawer: Any, count: int | None, seed: int, workers: WorkerCount, progress: Reporter) -> Evaluation:
         """Of one window from each of `count` held-out starts."""
         from dualrate.forecasts.evaluation import window_scores
 
         scores = window_scores(drawer, count, seed=seed, progress=image_progress(progress, "frames"))
-        return Report(scores.plain(), {}, str(scores))
+        return Evaluation(scores, scores.plain(), tuple(scores.tables))
+
+    def yardstick(self) -> Any:
+        from dualrate.forecasts.comparison import ForecastYardstick
+
+        return ForecastYardstick
 
 
 MODALITY = OfFields()

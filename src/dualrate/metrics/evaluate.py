@@ -1,24 +1,16 @@
 """Scores of generated images: a Frechet distance with its interval, beside the floor that real images reach.
 
 Details go beyond the Frechet distance: a distance that is unbiased at any count, and fidelity apart from variety.
-
-Reference statistics come from a file, too, an npz with mu (D,) and sigma (D, D), as published by EDM (Karras et al.,
-arXiv 2206.00364) and ADM (Dhariwal and Nichol, arXiv 2105.05233). What else ADM's files hold is not read: mu_s and
-sigma_s belong to sFID, and arr_0 are only some of the training images. The number of dimensions is all that can be
-checked of the features. Statistics in float32 are rounded: eigenvalues that this moves below zero are set to zero.
-Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
@@ -27,17 +19,12 @@ from torch import Tensor
 
 from dualrate.codecs.codec import ON_PIXELS, Codec, round_trip
 from dualrate.data.images import ImageSet, to_float, to_uint8
-from dualrate.data.source import printable, read_arrays
 from dualrate.diffusion.random import Draws
 from dualrate.metrics.distances import (
     LEVEL,
     PER_FEATURE,
-    ROUNDING,
     GaussianStats,
-    KernelDistance,
     Manifold,
-    PrecisionRecall,
-    clamped_eigenvalues,
     frechet_distance,
     interval_of,
     kernel_distance,
@@ -45,91 +32,18 @@ from dualrate.metrics.distances import (
     resampled_distances,
 )
 from dualrate.metrics.features import FeatureExtractor, FeatureNet
+from dualrate.metrics.quality import Better, Details, QualityScore
+from dualrate.metrics.references import Reference
 from dualrate.metrics.store import Fingerprint, real_features, store_in
-from dualrate.system.files import check_regular, naming
 from dualrate.system.progress import ImageProgress
 from dualrate.system.workers import Mapper, in_turn
 
-
-@dataclass(frozen=True)
-class Details:
-    """Further measures of generated images, beside their score.
-
-    kernel_metric:    what the kernel distance is called in these features, "KID" or "KD-<name>"
-    kernel:           against the whole reference, by random subsets
-    precision_recall: against `reference_count` real images
-    reference_count:  as many as were generated, or all there are
-    """
-
-    kernel_metric: str
-    kernel: KernelDistance
-    precision_recall: PrecisionRecall
-    reference_count: int
-
-    def text(self) -> str:
-        """The score for people, in two lines."""
-        kernel, shares = self.kernel, self.precision_recall
-        return (
-            f"{self.kernel_metric}: {kernel.value:.3g} +- {kernel.standard_error:.2g} (standard error), lower is "
-            f"better; {kernel.subsets} subsets of {kernel.size}\n"
-            f"precision {shares.precision:.3f}, recall {shares.recall:.3f}: higher is better; k = {shares.k}, against "
-            f"{self.reference_count} reference images"
-        )
-
-
 Net = TypeVar("Net", bound=FeatureExtractor)
 ROUND_TRIP = 16  # images that a codec encodes at a time
-ASYMMETRY = 1e-6  # of sigma's largest entry, at least; published ones were summed in another order
 RESAMPLING_SEED = 0  # of every interval, so that replicates are paired
 DETAILED = 10  # images that precision and recall are of, at least
 RECONSTRUCTED = "rFD: of reconstructions, from the held-out images that they are of"
 CONDITIONAL = "from the held-out images that their conditions are of"
-
-
-Better = Literal["lower", "higher"]
-
-
-@dataclass(frozen=True)
-class Score:
-    """A quality score and all that is needed to read it.
-
-    metric:      "FD-<feature net>"; "FID" in Inception features only
-    value:       lower is better, unless `better` says otherwise
-    low, high:   bootstrap interval of the expected value at this count (see `frechet.interval_of`)
-    level:       its level
-    floor:       the value of `floor_count` held-out real images; NaN without any
-    fingerprint: what must be equal in scores that are compared
-    note:        what to keep in mind, empty if nothing; that the interval is of fixed shares of the classes, if it is
-    details:     further measures, if they were asked for
-    better:      which values are
-    accuracy:    of the classifier whose features these are (`features.Card`); None of another network, or if unknown
-    """
-
-    metric: str
-    value: float
-    low: float
-    high: float
-    level: float
-    floor: float
-    floor_count: int
-    fingerprint: Fingerprint
-    note: str = ""
-    details: Details | None = None
-    better: Better = "lower"
-    accuracy: float | None = None
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Statistics that scores are measured against.
-
-    name:        of the file
-    fingerprint: sha256 (hex) of the file
-    """
-
-    stats: GaussianStats
-    name: str
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -186,7 +100,7 @@ class Evaluator(Generic[Net]):
         of: Tensor | None = None,
         reconstructs: bool = True,
         replicates: NDArray[np.float64] | None = None,
-    ) -> Score:
+    ) -> QualityScore:
         """Score images by their features (N, D), which `net` gave.
 
         seeds, labels: what they were sampled from, e.g. "0-4999" and "i mod classes", for the fingerprint
@@ -216,7 +130,7 @@ class Evaluator(Generic[Net]):
             note = self._note(count, floor_count, stratified=strata is not None, codec=codec)
         card = self.net.card if isinstance(self.net, FeatureNet) else None
         note = "; ".join(filter(None, (note, card and card.judgement)))
-        return Score(
+        return QualityScore(
             metric=self.metric,
             value=value,
             low=low,
@@ -430,63 +344,3 @@ def class_weights(images: ImageSet, rows: Tensor, like: ImageSet) -> Tensor | No
     weights = torch.from_numpy((like_counts / np.bincount(chosen, minlength=classes).clip(1))[chosen])
     weights /= weights.sum().clamp_min(1e-9)
     return weights if 0 < weights.square().sum() <= 0.5 else None
-
-
-# Reference files
-
-
-def load_reference(path: Path | str, extractor: FeatureExtractor) -> Reference:
-    """Read a .npz file of statistics, for distances in the features of `extractor`.
-
-    Raises OSError for a file that is missing or cannot be read; ValueError, naming the extractor, for a pickle or
-    anything else that is no such file, for numbers that are not finite, shapes other than (D,) and (D, D), and a
-    sigma that is no covariance.
-    """
-    path = Path(path)
-    of = f"{extractor.metric} in the features {extractor.identity}"
-    check_regular(path)
-    with naming(path), path.open("rb") as file:
-        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{path} is no .npz file of {of}, and a pickle (EDM2's .pkl) is never opened: it can run any code. Only if "
-            "you trust its origin, convert it yourself: ref = numpy.load('FILE.pkl', allow_pickle=True)['fid'] (or "
-            "['fd_dinov2']); numpy.savez('FILE.npz', mu=ref['mu'], sigma=ref['sigma'])"
-        )
-    arrays = read_arrays(path, _wanted, f"reference of {of}")
-    try:
-        return Reference(_stats(arrays, extractor.dim), printable(path.name), fingerprint)
-    except ValueError as error:
-        raise ValueError(f"{path} is no reference of {of}: {error}") from error
-
-
-def holds_statistics(path: Path) -> bool:
-    """Whether it is a .npz file with mu; one of images alone is a data set, too."""
-    return path.is_file() and zipfile.is_zipfile(path) and "mu.npy" in zipfile.ZipFile(path).namelist()
-
-
-def _wanted(names: list[str]) -> list[str]:
-    if not {"mu", "sigma"} <= set(names):
-        raise ValueError(
-            f"it holds {', '.join(names) or 'nothing'}; expected mu and sigma. Images are compared with images by "
-            "evaluate --images FOLDER --reference FILE, without a run"
-        )
-    return ["mu", "sigma"]
-
-
-def _stats(arrays: dict[str, np.ndarray], dim: int) -> GaussianStats:
-    for name, array in arrays.items():
-        if array.dtype not in (np.float32, np.float64) or not np.isfinite(array).all():
-            raise ValueError(f"{name} is {array.dtype}; expected float32 or float64 without NaN or infinity")
-    mu, sigma = (torch.from_numpy(arrays[name]).double() for name in ("mu", "sigma"))
-    rounding = dim * torch.finfo(torch.float32).eps if arrays["sigma"].dtype == np.float32 else 0.0
-    if mu.shape != (dim,) or sigma.shape != (dim, dim):
-        raise ValueError(f"it has mu {tuple(mu.shape)} and sigma {tuple(sigma.shape)}; expected dimensions of {dim}")
-    if (sigma - sigma.T).abs().max() > max(ASYMMETRY, rounding) * sigma.abs().max():
-        raise ValueError("sigma is not symmetric, so it is no covariance: fetch the file again")
-    cov = (sigma + sigma.T) / 2
-    values, vectors = torch.linalg.eigh(cov)
-    eigenvalues = clamped_eigenvalues(values, max(ROUNDING, rounding))
-    if values.min() < -ROUNDING * values.abs().max():  # of float32: the nearest covariance
-        cov = (vectors * eigenvalues) @ vectors.T
-    return GaussianStats(mu, cov, count=None)

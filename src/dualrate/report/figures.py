@@ -33,7 +33,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 INK = "#24262b"  # becomes currentColor in SVG
 FAINTEST = 1e-8  # of the strongest power of a spectrum
 WIDE = 5.0  # scores that span a larger factor get a log axis
-Cost = Literal["flops", "seconds"]
 
 
 def pareto_front(items: Iterable[Item], place: Callable[[Item], tuple[float, float]]) -> list[Item]:
@@ -45,8 +44,9 @@ def pareto_front(items: Iterable[Item], place: Callable[[Item], tuple[float, flo
     return kept
 
 
-def pareto_figure(rows: Sequence[Row], cost: Cost) -> Figure:
-    """Score against FLOPs or measured seconds per image: a network's rows in one colour, a line through its front.
+def pareto_figure(rows: Sequence[Row], cost: str, noun: str = "image") -> Figure:
+    """Score against "flops", or else measured seconds, per sample: a network's rows in one colour, a line through its
+    front.
 
     Raises ValueError for no rows, and for scores that were taken under different conditions.
     """
@@ -86,7 +86,7 @@ def pareto_figure(rows: Sequence[Row], cost: Cost) -> Figure:
         log_axis(axes, "y")
     elif min(values) > 0:
         axes.set_ylim(bottom=0)
-    axes.set_xlabel(f"{prefix}FLOPs per image" if cost == "flops" else "measured milliseconds per image")
+    axes.set_xlabel(f"{prefix}FLOPs per {noun}" if cost == "flops" else f"measured milliseconds per {noun}")
     axes.set_ylabel(f"{rows[0].score.metric} (lower is better)")
     figure.legend(frameon=False, loc="outside upper center", ncols=2, labelcolor=INK)
     return figure

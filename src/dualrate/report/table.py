@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from dualrate.metrics.ensembles import EnsembleScores
-from dualrate.metrics.evaluate import Score
+from dualrate.metrics.quality import QualityScore
 from dualrate.metrics.store import require_same
 from dualrate.system.terminal import one_line
 
@@ -39,8 +39,8 @@ class Row:
     seconds_per_image: float
     batch_size: int
     precision: str
-    score: Score
-    beside: tuple[Score, ...] = ()
+    score: QualityScore
+    beside: tuple[QualityScore, ...] = ()
     ensemble: EnsembleScores | None = None
 
     @property
@@ -48,7 +48,7 @@ class Row:
         return 2 * self.macs
 
     @property
-    def scores(self) -> dict[str, Score]:
+    def scores(self) -> dict[str, QualityScore]:
         """Scores by metric, the main one first."""
         return {score.metric: score for score in (self.score, *self.beside)}
 
@@ -80,10 +80,16 @@ def shared_metrics(rows: Sequence[Row]) -> list[str]:
     return [metric for metric in rows[0].scores if all(metric in row.scores for row in rows)]
 
 
-def table(rows: Sequence[Row], beside: Sequence[Mapping[str, str]] = (), notes: Sequence[str] = ()) -> Table:
+def table(
+    rows: Sequence[Row],
+    beside: Sequence[Mapping[str, str]] = (),
+    notes: Sequence[str] = (),
+    *,
+    noun: str = "image",
+) -> Table:
     """The rows in order of cost, rounded for reading; a column for every metric that all rows have, with its interval.
 
-    beside: further columns by their name, the same for each row, or none; notes: on these
+    beside: further columns by their name, the same for each row, or none; notes: on these; noun: of one sample
     Raises ValueError for no rows, and for scores that were taken under different conditions.
     """
     if not rows:
@@ -107,19 +113,18 @@ def table(rows: Sequence[Row], beside: Sequence[Mapping[str, str]] = (), notes: 
         lines.append({**line, **more, **{metric: scored(row.scores[metric]) for metric in rest}})
     batches = ", ".join(str(size) for size in sorted({row.batch_size for row in rows}))
     explained = [
-        f"N: steps. H: heavy calls; {EACH}: the whole model runs at every step. FLOPs: twice the multiply-adds of an "
-        f"image. ms: milliseconds per image in batches of {batches}. Brackets: "
-        f"{100 * rows[0].score.level:.0f}% intervals over images",
+        f"N: steps. H: heavy calls; {EACH}: the whole model runs at every step. FLOPs: twice the multiply-adds of "
+        f"{with_article(noun)}. ms: milliseconds per {noun} in batches of {batches}. Brackets: "
+        f"{100 * rows[0].score.level:.0f}% intervals over {noun}s",
         *notes,
     ]
     for score in (rows[0].scores[metric] for metric in (first, *rest)):
         count, fingerprint = score.fingerprint.count, score.fingerprint.short()
-        explained.append(f"{score.metric}: {score.better} is better; {count} images per row; fingerprint {fingerprint}")
         explained.append(
-            "floor: unknown, no held-out images"
-            if math.isnan(score.floor)
-            else f"floor: {significant(score.floor)}, reached by {score.floor_count} held-out real images"
+            f"{score.metric}: {score.better} is better; {count} {noun}s per row; fingerprint {fingerprint}"
         )
+        if not math.isnan(score.floor):
+            explained.append(f"floor: {significant(score.floor)}, reached by {score.floor_count} held-out real {noun}s")
         explained.append(score.note)
     notes = tuple(dict.fromkeys(filter(None, explained)))
     return Table(tuple(lines[0]), tuple(tuple(line.values()) for line in lines), notes)
@@ -167,9 +172,23 @@ def _places(value: float) -> int:
     return max(0, 2 - math.floor(math.log10(abs(float(f"{value:.3g}")))))
 
 
-def scored(score: Score) -> str:
+def scored(score: QualityScore) -> str:
     """Value and interval, with as many decimals as the value."""
     return with_interval(score.value, score.low, score.high, _places(score.value))
+
+
+def with_article(noun: str) -> str:
+    """An image; a forecast."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def aligned(values: Mapping[str, object]) -> str:
+    """A line for each name and its value."""
+    width = max(map(len, values))
+    shown = (
+        "-" if value is None else f"{value:.4g}" if isinstance(value, float) else value for value in values.values()
+    )
+    return "\n".join(f"{name:{width}}  {one_line(str(value))}" for name, value in zip(values, shown, strict=True))
 
 
 def with_interval(value: float, low: float, high: float, places: int) -> str:

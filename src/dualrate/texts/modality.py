@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from dualrate.config.ranges import WorkerCount
 from dualrate.data.images import ImageSet
 from dualrate.data.source import DataProgress, Split
-from dualrate.experiment.modality import Modality, Report
+from dualrate.experiment.modality import Modality
 from dualrate.metrics.evaluate import Evaluator
+from dualrate.report.evaluation import Evaluation
+from dualrate.report.table import aligned
 from dualrate.system.progress import Reporter, image_progress
 
 USUAL = 5000  # pieces that are scored
@@ -41,29 +43,32 @@ class OfTexts(Modality):
     read = images
 
     def evaluator(self, data: Any, progress: Reporter, *, alone: bool) -> Evaluator[Any]:
-        from dualrate.texts.scores import evaluator_of
+        from dualrate.texts.scores import text_evaluator
 
         if not alone:
             raise ValueError(f"{data.source} is a text, scored by a language model of it: drop features and reference")
-        return evaluator_of(data, progress)
+        return text_evaluator(data, progress)
 
-    def score(self, drawer: Any, count: int | None, seed: int, workers: WorkerCount, progress: Reporter) -> Report:
+    def score(self, drawer: Any, count: int | None, seed: int, workers: WorkerCount, progress: Reporter) -> Evaluation:
         from dualrate.system.workers import mapper
-        from dualrate.texts.scores import evaluator_of, score_texts
+        from dualrate.texts.scores import score_texts, text_evaluator
 
-        seeds, metric = range(seed, seed + (count or USUAL)), evaluator_of(drawer.model.experiment.data, progress)
+        seeds, metric = range(seed, seed + (count or USUAL)), text_evaluator(drawer.model.experiment.data, progress)
         with mapper(workers, drawer.model.device) as over:
             scores = score_texts(drawer, seeds, metric, progress=image_progress(progress), mapper=over)
         rows = {"samples": f"{len(seeds)} of {drawer.network} in {drawer.plan.num_steps} steps", **scores.rows()}
         note = f"in bits a character, ± standard error; gradients of {scores.language_model}"
-        return Report(asdict(scores), rows, note)
+        return Evaluation(scores, asdict(scores), text=f"{aligned(rows)}\n\n{note}")
+
+    def passage(self, experiment: Any, samples: NDArray[Any]) -> str:
+        from dualrate.codecs.token_codec import BETWEEN, texts
+
+        return BETWEEN.join(texts(experiment.codec.alphabet, samples))
 
     def save(self, experiment: Any, samples: NDArray[Any], file: Path) -> None:
-        from dualrate.codecs.token_codec import BETWEEN, texts
         from dualrate.system.files import write_whole
 
-        pieces = texts(experiment.codec.alphabet, samples)
-        write_whole(file.with_suffix(".txt"), BETWEEN.join(pieces) + "\n")
+        write_whole(file.with_suffix(".txt"), self.passage(experiment, samples) + "\n")
 
 
 MODALITY = OfTexts()

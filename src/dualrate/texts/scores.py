@@ -19,7 +19,8 @@ from dualrate.drawing.drawer import Drawer, spread
 from dualrate.drawing.evaluators import splits_of, training_progress
 from dualrate.drawing.likelihood import Estimate, Likelihood, bits_per_token
 from dualrate.experiment.data_config import DataConfig
-from dualrate.metrics.evaluate import Evaluator, Score
+from dualrate.metrics.evaluate import Evaluator
+from dualrate.metrics.quality import QualityScore
 from dualrate.system.progress import ImageProgress, Reporter
 from dualrate.system.workers import Mapper, in_turn
 from dualrate.texts import language_model as language_models
@@ -64,7 +65,7 @@ class TextScore:
     gradient_moment: GradientMoment
     floor: GradientMoment
     language_model: str
-    distance: Score | None
+    distance: QualityScore | None
 
     def rows(self) -> dict[str, str]:
         """For people."""
@@ -130,7 +131,7 @@ def entropy(pieces: NDArray[np.uint8]) -> Estimate:
     return Estimate.of(torch.tensor(found, dtype=torch.float64))
 
 
-def evaluator_of(data: DataConfig, progress: Reporter) -> Evaluator[LanguageModel]:
+def text_evaluator(data: DataConfig, progress: Reporter) -> Evaluator[LanguageModel]:
     """A language model of a text. Its reference is the training split in pieces one after the other, of which training
     takes any others too.
 

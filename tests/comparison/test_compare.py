@@ -18,15 +18,16 @@ from trouble import forked
 
 import dualrate as dr
 from dualrate.cli.main import main
-from dualrate.compare import candidates, comparison
-from dualrate.compare.candidates import (
+from dualrate.comparison import candidates, yardstick
+from dualrate.comparison import compare as comparison
+from dualrate.comparison.candidates import (
     Candidate,
     RunRequest,
     baselines_of,
     candidates_of,
 )
-from dualrate.compare.comparison import Effort, compare
-from dualrate.compare.results import compare_page
+from dualrate.comparison.compare import compare
+from dualrate.comparison.results import compare_page
 from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.choice import Choice
@@ -49,7 +50,7 @@ from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 2)), 2, patch=2, embedding=16, head_dim=16)
 SMALL = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 2, patch=2, embedding=16, head_dim=16)
-EFFORT = Effort(minutes=5, screen=12, count=40)
+EFFORT = {"minutes": 5, "screen": 12, "count": 40}
 
 
 class Notes:
@@ -111,12 +112,13 @@ def strange(tmp_path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
 
 
-def run(here: Path, *entries: str, effort: Effort = EFFORT, **options):
-    return compare(entries, here / "report.html", effort, features=here / "net", progress=Notes(), **options)
+def run(here: Path, *entries: str, **options):
+    how = {"features": here / "net", "progress": Notes(), **EFFORT}
+    return compare(entries, here / "report.html", **(how | options))
 
 
 def test_usual_plans_on_one_page(here, pages, monkeypatch):
-    monkeypatch.setattr("dualrate.compare.results.svg", svg)
+    monkeypatch.setattr("dualrate.comparison.results.svg", svg)
     findings = run(here, "one network=heavy", "dual")
     assert {one.row.network for one in findings.screened} == {"one network", "dual"}
     assert {one.row.sampler for one in findings.screened} == {"SDE-DPM-Solver++ 2M, gamma 0.1"}
@@ -208,7 +210,7 @@ def forget_rows(here: Path) -> None:
 def test_rows_of_another_machine_stand_for_images_and_features(here, monkeypatch):
     first = run(here, "dual:4/2")
     shutil.move(here / "report.cells", here / "elsewhere")
-    monkeypatch.setattr(comparison, "measure", None)
+    monkeypatch.setattr(yardstick, "measure", None)
     monkeypatch.setattr(FeatureNet, "features", None)  # of real images neither
     (here / "report.cells").mkdir()
     for file in (here / "elsewhere").glob("*.json"):
@@ -277,8 +279,8 @@ def test_two_metrics_see_the_same_images_which_are_drawn_once_and_screen_with_th
     draw = Drawer.draw
     monkeypatch.setattr(Drawer, "draw", lambda one, seeds, *of: drawn.append(len(seeds)) or draw(one, seeds, *of))
     how = {"features": "net,mixer", "progress": Notes()}
-    findings = compare(["heavy:2", "dual"], here / "report.html", EFFORT, **how)
-    assert [drawn.count(EFFORT.screen), drawn.count(EFFORT.count)] == [3, len(findings.finished)]
+    findings = compare(["heavy:2", "dual"], here / "report.html", **EFFORT, **how)
+    assert [drawn.count(EFFORT["screen"]), drawn.count(EFFORT["count"])] == [3, len(findings.finished)]
     assert {tuple(one.row.scores) for one in findings.screened} == {("FD-noise net",)}
     assert {tuple(one.row.scores) for one in findings.finished} == {("FD-noise net", "FD-noise mixer")}
     for one in findings.finished:
@@ -306,10 +308,9 @@ def test_workers_draw_what_one_process_does(here, monkeypatch):
 
 
 def test_however_little_time_there_is_something_is_on_the_front_and_both_sides_are(here, pages, monkeypatch):
-    monkeypatch.setattr(comparison, "INCREMENT", 40)
+    monkeypatch.setattr(yardstick, "INCREMENT", 40)
     notes = Notes()
-    effort = Effort(minutes=1e-9, screen=60, count=80)
-    findings = compare(["heavy@ddim", "dual"], here / "report.html", effort, features=here / "net", progress=notes)
+    findings = run(here, "heavy@ddim", "dual", minutes=1e-9, screen=60, count=80, progress=notes)
     assert {one.row.network for one in findings.finished} == {"heavy", "dual"}
     assert {one.row.score.fingerprint.count for one in findings.finished} == {40}
     page = (here / "report.html").read_text()
@@ -323,7 +324,7 @@ def test_however_little_time_there_is_something_is_on_the_front_and_both_sides_a
     assert any(
         note.startswith("4 candidates are screened on 40 images each, which takes about") for note in notes.lines
     )
-    complete = run(here, "heavy@ddim", "dual", effort=Effort(minutes=5, screen=60, count=80))
+    complete = run(here, "heavy@ddim", "dual", screen=60, count=80)
     assert {one.row.score.fingerprint.count for one in complete.finished} == {80}
     assert not complete.unfinished
 

@@ -8,17 +8,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dualrate.compare.candidates import Candidate
-from dualrate.compare.comparison import Session
-from dualrate.compare.results import keep_row, read_row
+from dualrate.comparison.candidates import Candidate
+from dualrate.comparison.compare import Session
+from dualrate.comparison.rows import keep_row, read_row
+from dualrate.comparison.yardstick import Yardstick
 from dualrate.diffusion.plan import StepPlan
+from dualrate.drawing.measure import Measurement
 from dualrate.metrics.distances import KernelDistance, PrecisionRecall
-from dualrate.metrics.evaluate import Details, Score
+from dualrate.metrics.quality import Details, QualityScore
 from dualrate.metrics.store import Fingerprint, Origin
 from dualrate.report.table import Row
 
 DETAILS = Details("KD-net", KernelDistance(1 / 3, 0.1, 100, 50), PrecisionRecall(0.7, 0.6, 3), 40)
-SCORE = Score("FD-net", 1 / 7, 0.1, 0.2, 0.95, 0.01, 40, Fingerprint("net:1", "real:1", None, 40, "0-39", "none"))
+SCORE = QualityScore(
+    "FD-net", 1 / 7, 0.1, 0.2, 0.95, 0.01, 40, Fingerprint("net:1", "real:1", None, 40, "0-39", "none")
+)
 ROW = Row(
     "dual", "DDIM", 4, 2, 10, 0.1, 2, "float32", replace(SCORE, details=DETAILS), (replace(SCORE, metric="FD-b"),)
 )
@@ -27,7 +31,7 @@ REPLICATES = {"FD-b": np.array([0.3, 1 / 11]), "FD-net": np.array([0.1, 1 / 9])}
 
 
 def test_a_row_comes_back_to_the_last_bit(tmp_path):
-    keep_row(tmp_path / "row.json", ROW, REPLICATES, "here, commit 1234567")
+    keep_row(tmp_path / "row.json", Measurement(ROW, {}, REPLICATES), "here, commit 1234567")
     kept = read_row(tmp_path / "row.json", CANDIDATE)
     assert kept.row == ROW
     assert list(kept.replicates) == ["FD-net", "FD-b"]
@@ -37,7 +41,7 @@ def test_a_row_comes_back_to_the_last_bit(tmp_path):
 
 def test_a_floor_that_is_not_there_comes_back_too(tmp_path):
     row = replace(ROW, score=replace(SCORE, floor=math.nan), beside=())
-    keep_row(tmp_path / "row.json", row, REPLICATES, "here, commit 1234567")
+    keep_row(tmp_path / "row.json", Measurement(row, {}, REPLICATES), "here, commit 1234567")
     assert math.isnan(read_row(tmp_path / "row.json", CANDIDATE).row.score.floor)
 
 
@@ -49,7 +53,7 @@ def test_a_damaged_file_is_named_with_the_way_out(tmp_path, content):
 
 
 def test_replicates_of_a_metric_that_is_missing_are_a_damaged_file(tmp_path):
-    keep_row(tmp_path / "row.json", ROW, REPLICATES, "here, commit 1234567")
+    keep_row(tmp_path / "row.json", Measurement(ROW, {}, REPLICATES), "here, commit 1234567")
     content = (tmp_path / "row.json").read_text()
     (tmp_path / "row.json").write_text(content.replace(f", {[0.3, 1 / 11]}", ""))
     with pytest.raises(ValueError, match="2 scores with replicates of"):
@@ -72,7 +76,9 @@ def drawer(weights: str = "1", precision: str = "float32", macs: int = 7) -> Sim
 
 
 def row_file(drawer: SimpleNamespace, metrics: list, seeds: range, candidate: Candidate = CANDIDATE) -> str:
-    session = SimpleNamespace(directory=Path(), drawer=lambda one: drawer, _evaluators_of=lambda seeds: metrics)
+    yardstick = Yardstick.__new__(Yardstick)
+    yardstick.evaluators = metrics
+    session = SimpleNamespace(directory=Path(), drawer=lambda one: drawer, yardstick=yardstick)
     return Session.row_file(session, candidate, seeds).name
 
 

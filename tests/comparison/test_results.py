@@ -9,20 +9,17 @@ import numpy as np
 import pytest
 from report.made import row
 
-from dualrate.compare.candidates import Candidate
-from dualrate.compare.comparison import promising
-from dualrate.compare.results import (
+from dualrate.comparison.candidates import Candidate
+from dualrate.comparison.compare import promising
+from dualrate.comparison.results import (
     ComparisonResults,
-    MeasuredCandidate,
     as_json,
     compare_page,
-    cost_at,
     front_table,
     headline,
     reusing_plans,
-    saving,
-    ties,
 )
+from dualrate.comparison.rows import MeasuredCandidate, cost_at, saving
 from dualrate.diffusion.plan import StepPlan
 from dualrate.metrics.ensembles import EnsembleScores
 
@@ -172,9 +169,45 @@ def test_scores_whose_intervals_overlap_are_not_distinguishable_in_words():
     assert made["headline"] == headline(results)
     apart = findings([finished("dual", 1, 4.0)], BASELINES)
     assert "istinguishable" not in compare_page(apart) + as_json(apart).replace("not_distinguishable", "")
-    assert ties({"a": (1, 0, 2), "b": (3, 2, 4), "c": (3, 2.1, 4), "d": (2, math.nan, math.nan)}) == ["a", "b"]
-    assert ties({"burst": (math.nan,) * 3, "a": (1, 0, 2), "b": (3, 2, 4)}) == ["a", "b"]
-    assert ties({"a": (1, 0, 2)}) == ties({}) == []
+    burst = finished("single", 3, math.nan, heavy=4)
+    assert findings([], [burst, finished("a", 2, 1.0, half=1.0), finished("b", 1, 3.0, half=1.0)]).ties == [
+        "a ancestral 4/2",
+        "b ancestral 4/2",
+    ]
+    unsure = finished("b", 1, 3.0, half=math.nan)  # without an interval nothing is said
+    assert findings([], [unsure, finished("a", 2, 1.0, half=9.0)]).ties == findings([], [burst]).ties == []
+    assert "No score is finite." in headline(findings([], [burst]))
+
+
+def test_without_intervals_scores_are_not_told_apart():
+    """Too few samples to resample: rows without replicates."""
+
+    def bare(network: str, cost: float, score: float, heavy: int) -> MeasuredCandidate:
+        measured = finished(network, cost, score, heavy=heavy, half=math.nan)
+        return replace(measured, replicates={"FD-squares": np.empty(0)})
+
+    results = findings([bare("dual", 1, 4.0, 2)], [bare("single", cost, 8 / cost, 4) for cost in (1, 4)])
+    assert str(results.finished[0].saving) == "2.00"
+    assert "Whether these two scores differ is open: 1,000 images give no intervals." in headline(results)
+    assert "which is cheaper is not distinguishable" in headline(results)
+    (line, *_) = json.loads(as_json(results))["front"]
+    assert (line["saving_ratio"], line["saving_low"], line["low"]) == (2.0, None, None)
+
+
+def test_a_row_of_few_groups_has_a_wider_interval():
+    """A share of replicates below the interval that is smaller than the usual one."""
+    dual = finished("dual", 1, 4.0, spread=0.2)
+    wide, usual = (saving(replace(dual, more=more), BASELINES) for more in ({"tail": 0.0}, {}))
+    assert (wide.low, wide.high) == pytest.approx((8 / (4 * math.exp(0.2)), 8 / (4 * math.exp(-0.2))))
+    assert wide.low < usual.low < usual.high < wide.high
+
+
+def test_results_print_and_show():
+    results = findings([finished("dual", 1, 4.0)], BASELINES, "3 of 9 were not measured.")
+    assert headline(results) in str(results)
+    assert str(results).endswith("3 of 9 were not measured. The same command continues.")
+    assert all(part in results._repr_html_() for part in ("<table>", "<svg", "So far: The best dual-rate"))
+    assert results.page == compare_page(results)
 
 
 def test_further_metrics_are_columns():

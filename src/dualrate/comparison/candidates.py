@@ -29,7 +29,6 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
 from dualrate.drawing.choice import Choice, read_plan, step_for
 from dualrate.drawing.drawer import Drawer
-from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.model import Model
 from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.catalogue import at_gamma, sampler_named
@@ -39,7 +38,6 @@ from dualrate.system.progress import Reporter
 # Plans of a network, the main one first: where time is short the last are left out
 LADDER = (8, 4, 16, 32)  # costs of an image, in calls of the most expensive network
 MOST_STEPS = 256
-DATA = "training data"
 DUAL_PLANS = ((16, 4), (8, 2), (12, 3), (32, 8), (16, 8))  # steps and heavy calls, where contexts are reused
 LIGHT_FIRST_PLANS = ((16, 12), (8, 6), (8, 4), (16, 8), (32, 16))  # where another run's network makes the first steps
 
@@ -245,37 +243,12 @@ def baselines_of(
     return ways
 
 
-def check_names(requests: Sequence[RunRequest]) -> None:
-    """Raises ValueError for two runs of one name."""
+def check_requests(requests: Sequence[RunRequest]) -> None:
+    """Raises ValueError for two runs of one name, and for first steps by another run's network, of an open number."""
     runs: dict[str, Path] = {}
     for request in requests:
         if runs.setdefault(request.network, request.run.resolve()) != request.run.resolve():
             raise ValueError(f"two runs are called {request.network!r}: name them, as in A={request.run} B=...")
-
-
-def check_comparable(requests: Sequence[RunRequest], models: Mapping[Path, Model], *, mixed: bool) -> None:
-    """Raises ValueError for two runs of one name, and for models of other images. mixed: allow other training data."""
-    check_names(requests)
-    for request in requests:
         steps = request.choice.steps
         if is_run(request.denoiser) and steps is not None and request.choice.heavy is None:
             raise ValueError(f"say how many of the {steps} steps are those of {request.network}: {steps}/{steps // 2}")
-    first, *rest = (model.experiment for model in models.values())
-    for other in rest:
-        for what, value in _compared(first).items():
-            if _compared(other)[what] != value and not (mixed and what == DATA):
-                hint = ". If these are the same images, add --mixed" if what == DATA else ""
-                raise ValueError(
-                    f"{first.name} and {other.name} do not compare: their {what} are {value} and "
-                    f"{_compared(other)[what]}{hint}"
-                )
-
-
-def _compared(experiment: Experiment) -> dict[str, str]:
-    """Properties that runs of a comparison have in common, by their names."""
-    data = experiment.data
-    return {
-        "images (shape) and classes": f"{experiment.codec.data_shape(experiment.shape)} {experiment.num_classes}",
-        "conditions": str(experiment.condition.identity or "none"),
-        DATA: f"{data.source or 'unknown images'} (size {data.size}, channels {data.channels})",
-    }

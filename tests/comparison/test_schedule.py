@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from dualrate.cli.demo import PLANS
-from dualrate.compare.candidates import DUAL_PLANS, LADDER, Candidate
-from dualrate.compare.comparison import Session, useful_first
+from dualrate.comparison.candidates import DUAL_PLANS, LADDER, Candidate
+from dualrate.comparison.compare import Session, useful_first
+from dualrate.comparison.yardstick import Yardstick
 from dualrate.diffusion.plan import StepPlan
 
 
@@ -16,9 +17,10 @@ from dualrate.diffusion.plan import StepPlan
 )
 def test_as_many_images_as_there_is_time_for(seconds, expected):
     """Two candidates of a second an image; 1000 are wanted, and a score needs 300."""
-    evaluators = [SimpleNamespace(net=SimpleNamespace(dim=150))]
-    session = SimpleNamespace(seconds=lambda one, seeds: len(seeds), _evaluators_of=lambda seeds: evaluators)
-    found = Session.images(session, ["one", "other"], 7, 1000, seconds)  # type: ignore[arg-type]
+    yardstick = Yardstick.__new__(Yardstick)
+    yardstick.evaluators = [SimpleNamespace(net=SimpleNamespace(dim=150))]
+    session = SimpleNamespace(seconds=lambda one, seeds: len(seeds), yardstick=yardstick)
+    found = Session.count(session, ["one", "other"], 7, 1000, seconds)  # type: ignore[arg-type]
     assert found == expected
 
 
