@@ -57,6 +57,8 @@ class Demo(Ranged):
             progress.note(f"weights not found, so not measured: {', '.join(missing)}")
         requests = [f"{name}={self.weights / model}:{plan}" for name, model, plan in PLANS if model in present]
         requests.append(f"trained here={run}:{TRAINED_HERE}")
-        how = {"minutes": MEASURING, "screen": self.count, "count": self.count}
-        comparison = compare(requests, page, **how, progress=progress, command=command_line())
+        comparison = compare(
+            requests, page, minutes=MEASURING, screen=self.count, count=self.count, progress=progress,
+            command=command_line(),
+        )  # fmt: skip
         print(headline(comparison), page, sep="\n\n")
