@@ -3,6 +3,7 @@
     python -m tools.gpu                              the table, the next piece, and the commands that run it
     python -m tools.gpu run NAME --out DIR           runs a piece; --data FILE for those of CIFAR-10
     python -m tools.gpu pack FOLDER FILE             packs the parquet files of CIFAR-10 into one of 17 MB
+    python -m tools.gpu judges FOLDER FILE           trains and packs the networks that score images, 33 MB
 
 A piece is a file of this folder with a `PIECE`, and a line in PIECES. Findings are kept in out/gpu.
 """
@@ -15,16 +16,15 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.peers import LITE2
 from dualrate.system.device import pick_device
-from tools.gpu import conditions, natural_images, retrofit_dit, right_and_fast, unconditional
+from tools.gpu import conditions, judges, paper_curve, right_and_fast
 from tools.gpu.cifar10 import pack
-from tools.gpu.piece import SECONDS, Job, Piece
+from tools.gpu.piece import CIFAR10, SECONDS, Job, Piece
 
-PIECES = {
-    module.PIECE.name: module.PIECE
-    for module in (right_and_fast, conditions, natural_images, retrofit_dit, unconditional)
-}
+PIECES = {module.PIECE.name: module.PIECE for module in (paper_curve, conditions, right_and_fast)}
 OUT, LOAD = Path("out/gpu"), Path("build/gpu")  # LOAD travels to the machine
+SOURCES = "/src/ /tools/ /benchmarks/ /tests/contracts/ '!/src/dualrate/metrics/nets/'"  # of what pieces import
 
 
 def table(out: Path) -> str:
@@ -36,51 +36,47 @@ def table(out: Path) -> str:
 
 
 def following(out: Path) -> Piece | None:
-    """The first piece that is not done and not closed."""
-    return next((one for one in PIECES.values() if one.state(out) != "done" and not one.closed(out)), None)
+    """The first piece that is not done."""
+    return next((piece for piece in PIECES.values() if piece.state(out) != "done"), None)
 
 
 def commands(piece: Piece, out: Path) -> str:
     """What to run here, what to carry, and what to run on the machine."""
-    here = ["git sparse-checkout set --no-cone '/*' '!/weights/'  # which no piece reads; `disable` brings them back"]
-    here += [f"rm -rf {LOAD / 'found'} && mkdir -p {LOAD / 'found'}"]
-    if piece.data:
-        here.append(f"python -m tools.gpu pack FOLDER {LOAD / 'cifar10.npz'}  # of train.parquet and test.parquet")
-    if piece.wheels:
-        kind = "--python-version 3.12 --only-binary=:all: --no-deps"
-        here.append(f"python -m pip download {kind} -d {LOAD / 'wheels'} {' '.join(piece.wheels)}")
-    if needed := piece.needed(out):
-        here.append(f"cp {' '.join(map(str, needed))} {LOAD / 'found'}")
+    making = {
+        CIFAR10: f"python -m tools.gpu pack FOLDER {LOAD / CIFAR10}  # of train.parquet and test.parquet",
+        judges.FILE: f"python -m tools.gpu judges FOLDER {LOAD / judges.FILE}  # needs {LITE2}",
+    }
+    needed, loads, came = piece.needed(out), piece.loads(out), LOAD / "found"
+    here = [f"git sparse-checkout set --no-cone {SOURCES}", f"rm -rf {came} && mkdir -p {came}"]
+    here += [making[name] for name in loads]
+    here += [f"cp -r {' '.join(map(str, needed))} {came}"] if needed else []
+    there = [f"cp -r {came}/* $OUT 2>/dev/null"]
+    carried = [*(LOAD / name for name in loads), came]
+    if piece.package:
+        here.append(f"python -m pip install --no-deps --target {LOAD / 'site'} {piece.package}")
+        carried.append(LOAD / "site")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    there = [f"cp {LOAD / 'found'}/* $OUT 2>/dev/null"]
-    if piece.wheels:
-        there.append(f"python3 -m pip install -q --no-index --no-deps --target {LOAD / 'site'} {LOAD / 'wheels'}/*.whl")
-    options = f"--out $OUT --commit {commit}" + (f" --data {LOAD / 'cifar10.npz'}" if piece.data else "")
+    options = f"--out $OUT --commit {commit}" + (f" --data {LOAD / CIFAR10}" if loads else "")
     there.append(f"PYTHONPATH=src:{LOAD / 'site'} python3 -u -m tools.gpu run {piece.name} {options}")
     return "\n".join(
         [
-            "here:",
+            "here (`git sparse-checkout disable` brings the other files back):",
             *(f"    {line}" for line in here),
-            f"on the machine, with {LOAD} carried and a limit of 600 seconds:",
+            f"on the machine, with a limit of 600 seconds and {' '.join(map(str, carried))} carried:",
             f"    {'; '.join(there)}",
-            f"then copy what came back from $OUT to {out}",
+            f"then copy what came back from $OUT to {out}, folders in place of those of the same name",
         ]
     )
 
 
 def show(out: Path) -> None:
-    print(table(out))
-    for piece in PIECES.values():
-        if piece.state(out) != "done" and (why := piece.closed(out)):
-            print(f"\n{piece.name}: {why}")
     piece = following(out)
+    print(table(out))
     print(f"\nnext: {piece.name}\n{commands(piece, out)}" if piece else "\nnothing is left to run")
 
 
 def run(piece: Piece, options: argparse.Namespace) -> bool:
     """One call of a piece. Returns whether the piece is done."""
-    if why := piece.closed(options.out):
-        raise ValueError(f"{piece.name} should not run: {why}")
     ends, device = time.time() + options.seconds, pick_device(options.device)
     work = options.work or Path("runs/gpu") / piece.name
     job = Job(piece.name, options.out, work, ends, device, options.data, options.smoke, options.commit)
@@ -93,9 +89,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.gpu", description=(__doc__ or "").splitlines()[0])
     verbs = parser.add_subparsers(dest="verb")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of findings")
-    packing, running = verbs.add_parser("pack"), verbs.add_parser("run")
-    packing.add_argument("folder", type=Path)
-    packing.add_argument("file", type=Path)
+    packing, judging, running = (verbs.add_parser(verb) for verb in ("pack", "judges", "run"))
+    for verb in (packing, judging):
+        verb.add_argument("folder", type=Path)
+        verb.add_argument("file", type=Path)
     running.add_argument("name", choices=PIECES)
     running.add_argument("--out", type=Path, default=OUT, help="folder of findings")
     running.add_argument("--work", type=Path, help="folder of everything else; runs/gpu/NAME if not given")
@@ -107,6 +104,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.verb == "pack":
         pack(options.folder, options.file)
+    elif options.verb == "judges":
+        judges.prepare(str(options.folder), options.file)
     elif options.verb == "run":
         try:
             done = run(PIECES[options.name], options)

@@ -1,24 +1,16 @@
-"""CIFAR-10 on a device: packed for the way, as training batches, and as what losses and images are scored on.
-
-Frechet distances here are in a small classifier's features, and the pictures may be re-encoded. They compare networks
-of one piece with each other and with nothing else.
-"""
+"""CIFAR-10 on a device: packed for the way, as training batches, and as what losses are measured on."""
 
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 import dualrate as dr
 from dualrate.data.conditions import Make
@@ -26,15 +18,21 @@ from dualrate.diffusion.prediction import Sigmoid, Weighting, x_loss_weight
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
 from dualrate.methods.times import to_device
-from dualrate.metrics.distances import GaussianStats, frechet_distance
-from dualrate.metrics.features import Architecture, Classifier
-from dualrate.sampling.catalogue import make_step
-from dualrate.sampling.cost import call_cost, expected_costs
 from dualrate.system.device import pays
 from tools.gpu.piece import Job, Row
 
 SHAPE, CLASSES = (3, 32, 32), 10
 SPLITS = ("train", "test")
+
+
+def network(conv: int, transformers: tuple[int, int], blocks: int, middle: int, classes: int) -> dr.UViTConfig:
+    """A U-ViT of `blocks` blocks at 32 x 32 and at 16 x 16, `middle` at 8 x 8."""
+    levels = (
+        dr.Level("conv", conv, blocks),
+        dr.Level("transformer", transformers[0], blocks),
+        dr.Level("transformer", transformers[1], middle),
+    )
+    return dr.UViTConfig(32, 3, levels, num_classes=classes, embedding=256, head_dim=32)
 
 
 def pack(source: Path, target: Path) -> None:
@@ -103,7 +101,7 @@ def _made_up(split: str, count: int = 32) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Batches:
-    """Random images, half of them mirrored, as a function of the iteration.
+    """Random images, half of them mirrored, as a function of the iteration, below 2^24, and a seed below 2^8.
 
     labelled: with their classes; make: what makes the condition of each, if they have one
     """
@@ -112,9 +110,10 @@ class Batches:
     size: int
     labelled: bool = True
     make: Make | None = None
+    seed: int = 0
 
     def batch(self, iteration: int) -> Batch:
-        generator = torch.Generator().manual_seed(iteration)
+        generator = torch.Generator().manual_seed(iteration + (self.seed << 24))
         drawn = (torch.randint(len(self.images), (self.size,), generator=generator),)
         drawn += (torch.rand(self.size, 1, 1, 1, generator=generator) < 0.5,)
         here = iteration * self.size + torch.arange(self.size)
@@ -131,7 +130,6 @@ def validation(
     process: dr.GaussianProcess,
     held_out: Images,
     *,
-    labelled: bool = True,
     age: float = 0.0,
     bins: int = 12,
     batch: int = 512,
@@ -143,7 +141,7 @@ def validation(
     Returns for each time its log-SNR, the mean squared error of a pixel, and the training loss that it stands for.
     """
     found = []
-    for now, errors in image_errors(denoiser, process, held_out, labelled, age, bins, batch):
+    for now, errors in image_errors(denoiser, process, held_out, age, bins, batch):
         at, error = torch.tensor(now, dtype=torch.float64), float(errors.mean())
         weight = float(x_loss_weight(weighting, process.schedule, at))
         log_snr = float(process.schedule.log_snr(at))
@@ -156,7 +154,6 @@ def image_errors(
     denoiser: dr.Denoiser,
     process: dr.GaussianProcess,
     held_out: Images,
-    labelled: bool = True,
     age: float = 0.0,
     bins: int = 12,
     batch: int = 512,
@@ -171,7 +168,7 @@ def image_errors(
             part = Images(held_out.pixels[start : start + batch], held_out.labels[start : start + batch])
             x = part.x
             t = torch.full((len(x),), now, dtype=torch.float64, device=device)
-            tau, cond = (t + age).clamp(max=1), dr.Cond(part.labels if labelled else None)
+            tau, cond = (t + age).clamp(max=1), dr.Cond(part.labels)
             first, second = (torch.randn(x.shape, generator=generator, device=device) for _ in range(2))
             z, z_tau = process.pair(x, t, tau, first, second) if age else (process.add_noise(x, t, first),) * 2
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
@@ -184,72 +181,3 @@ def image_errors(
 def mean_loss(found: Sequence[Row]) -> float:
     """Of a validation: the mean over uniform times, which is the training loss."""
     return sum(row["loss"] for row in found) / len(found)
-
-
-def feature_net(job: Job, name: str, train: Images) -> Classifier:
-    """A classifier of the images, whose features distances are measured in; kept in OUT/NAME.safetensors."""
-    net, file = Architecture(*SHAPE[:2], CLASSES).build().to(job.device), job.out / f"{name}.safetensors"
-    if file.is_file():
-        net.load_state_dict(load_file(file))
-        return net.eval().requires_grad_(False)
-    batches, total = Batches(train, 8 if job.smoke else 256), 3 if job.smoke else 2000
-    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.004, total_steps=total)
-    for iteration in range(total):
-        made = batches.batch(iteration)
-        assert made.label is not None  # for the type checker
-        cross_entropy(net(made.x), made.label).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-    job.out.mkdir(parents=True, exist_ok=True)
-    save_file(net.state_dict(), file)
-    return net.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def statistics(net: Classifier, pixels: Tensor) -> GaussianStats:
-    """Of features of images (N, 3, 32, 32) uint8."""
-    return GaussianStats.of(torch.cat([net.features(part / 127.5 - 1) for part in pixels.split(500)]).cpu())
-
-
-def score(
-    job: Job,
-    denoiser: dr.Denoiser,
-    process: dr.GaussianProcess,
-    plan: dr.StepPlan,
-    net: Classifier,
-    reference: GaussianStats,
-    *,
-    labelled: bool = True,
-    sampler: str = "sde-dpm++2m",
-) -> dict[str, Any]:
-    """Frechet distance of images drawn under a plan, multiply-adds of an image, and seconds of an image."""
-    count, batch = (4, 2) if job.smoke else (10_000, 1000)
-    step = make_step(sampler, process)
-    label = 0 if labelled else None
-    calls = call_cost(denoiser, SHAPE, label, job.device)
-    cost = expected_costs(calls, denoiser.reuse, step, plan, SHAPE, label=label)[-1]
-
-    def drawn(count: int) -> Tensor:
-        """(count, 3, 32, 32) uint8 on the CPU, which waits for the device."""
-        labels = [seed % CLASSES for seed in range(count)] if labelled else None
-        parts = dr.sample_batches(
-            denoiser,
-            step,
-            plan,
-            SHAPE,
-            range(count),
-            labels,
-            batch_size=batch,
-            device=job.device,
-            bfloat16=pays(job.device),
-        )
-        return torch.cat([((x + 1) * 127.5).round().clamp(0, 255).byte() for x in parts]).cpu()
-
-    drawn(batch)  # warms up
-    start = time.perf_counter()
-    pixels = drawn(count)
-    seconds = (time.perf_counter() - start) / count
-    found = frechet_distance(statistics(net, pixels.to(job.device)), reference)
-    return {"plan": f"{len(plan.refresh)}/{plan.num_heavy}", "fd": found, "macs": cost.macs, "seconds": seconds}

@@ -15,16 +15,14 @@ networks would take longer than all samples.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -35,13 +33,10 @@ from dualrate.diffusion.random import Draws
 from dualrate.drawing.drawer import Drawer
 from dualrate.metrics.ensembles import EnsembleScores
 from dualrate.recipes.tasks import Rate, TrainedBy, conditional_networks
-from dualrate.report.image_grid import image_grid
-from dualrate.system.files import whole
 from dualrate.training.config import OptimConfig
 from tools.gpu import training
-from tools.gpu.cifar10 import SHAPE, Images, images
-from tools.gpu.natural_images import network
-from tools.gpu.piece import FAILED, Job, Piece, Row
+from tools.gpu.cifar10 import SHAPE, Images, images, network
+from tools.gpu.piece import CIFAR10, Job, Piece, Row
 
 NAME = "conditions"
 SHARE = 60.0  # seconds of training of a model
@@ -108,14 +103,9 @@ def experiment(job: Job, task: str, name: str) -> dr.Experiment:
 
 def trained(job: Job, made: dr.Experiment, asked: Asked) -> dr.Model:
     """With its averaged weights, ready to draw members of the held-out conditions."""
-    found = training.newest(job.work / made.name)
-    networks, denoiser = made.build()
-    networks.load_state_dict(found.weights())
-    networks.to(job.device).eval().requires_grad_(False)
+    networks, denoiser = training.averaged(job, made)
     graphs = job.device.type == "cuda"
-    return dr.Model(
-        made.name, made, networks, denoiser, int(found.state["iteration"]), "", graphs=graphs, conditions=Given(asked.y)
-    )
+    return dr.Model(made.name, made, networks, denoiser, 0, "", graphs=graphs, conditions=Given(asked.y))
 
 
 def timed(drawer: Drawer, seeds: range, members: int) -> tuple[NDArray[np.uint8], float]:
@@ -140,30 +130,13 @@ def scores(drawer: Drawer, asked: Asked, sizes: Sizes) -> tuple[Row, NDArray[np.
     return row | {"ms": {1: alone, sizes.members: shared}} | asdict(EnsembleScores.of(parts)), members
 
 
-def strip(name: str, asked: Asked, members: NDArray[np.uint8]) -> Image.Image:
-    """A row for each of a few conditions: the condition, members, their mean, the image that it was made of."""
+def strip(asked: Asked, members: NDArray[np.uint8], file: Path) -> None:
+    """Write a row for each of a few conditions: the condition, members, their mean, the image that it was made of."""
     seen = picture_of(asked.y[:SHOWN], SHAPE)
     assert seen is not None  # these tasks' conditions are pictures
     columns = [seen, *members[:SHOWN, :MEMBERS_SHOWN].swapaxes(0, 1)]
     columns += [members[:SHOWN].mean(1).round().astype(np.uint8), asked.truth[:SHOWN]]
-    grid = Image.fromarray(image_grid(np.stack(columns, 1).reshape(-1, *SHAPE), len(columns)))
-    grid = grid.resize((2 * grid.width, 2 * grid.height), Image.Resampling.NEAREST)
-    page = Image.new("RGB", (grid.width, grid.height + 18), "white")
-    ImageDraw.Draw(page).text((2, 2), f"{name}: condition, members, mean, truth", fill="black")
-    page.paste(grid, (0, 18))
-    return page
-
-
-def append(file: Path, below: Image.Image) -> None:
-    """Put a picture below those that the file holds."""
-    parts = [Image.open(file).convert("RGB"), below] if file.is_file() else [below]
-    page = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
-    top = 0
-    for part in parts:
-        page.paste(part, (0, top))
-        top += part.height
-    with whole(file) as aside:
-        page.save(aside, "PNG")
+    dr.save_grid(np.stack(columns, 1).reshape(-1, *SHAPE), file, len(columns), 2)
 
 
 def save(model: dr.Model, file: Path) -> None:
@@ -173,7 +146,7 @@ def save(model: dr.Model, file: Path) -> None:
 
 
 def contender(job: Job, task: str, name: str, train: Images, asked: Asked, sizes: Sizes) -> Row:
-    """Train a model, score it under every plan, show what it draws, and keep the weights of a dual one."""
+    """Train a model and score it under every plan; keep the weights of a dual one, and show what it draws."""
     made = experiment(job, task, name)
     result = training.train(job, made, train)
     model = trained(job, made, asked)
@@ -184,8 +157,8 @@ def contender(job: Job, task: str, name: str, train: Images, asked: Asked, sizes
         drawer = dr.Choice(steps=steps).drawer(model, batch_size=sizes.batch)
         row, members = scores(drawer, asked, sizes)
         rows.append(row)
-    append(job.out / f"{NAME}-{task}.png", strip(f"{name}, N = {rows[-1]['steps']}", asked, members))
     if name == "dual":
+        strip(asked, members, job.out / f"{NAME}-{task}.png")
         save(model, job.out / f"{made.name}.safetensors")
     seen = result.iteration * made.fit.batch_size
     return {"parameters": model.parameters, "seen": seen, "seconds": result.seconds, "plans": rows}
@@ -198,12 +171,6 @@ def plans(model: dr.Model, smoke: bool) -> Sequence[int]:
     return STEPS[:1] if smoke else STEPS
 
 
-def best(rows: Mapping[str, Row]) -> dict[str, Any]:
-    """By model: the fair CRPS of its best plan, and what a sample then costs."""
-    found = {name: min(row["plans"], key=lambda plan: plan["crps"]) for name, row in rows.items() if FAILED not in row}
-    return {name: {key: plan[key] for key in ("steps", "crps", "macs", "ms")} for name, plan in found.items()}
-
-
 def run(job: Job) -> bool:
     sizes = Sizes(2, 2, 2) if job.smoke else Sizes()
     train, held_out = images(job, "train"), images(job, "test").first(sizes.conditions)
@@ -213,7 +180,6 @@ def run(job: Job) -> bool:
     for name in MODELS:
         for task, part in parts.items():
             part.row(name, partial(contender, part, task, name, train, asked[task], sizes))
-            job.put(task, best(part.rows))
     for part in parts.values():
         part.write(done=complete(part))
     return all(map(complete, parts.values()))
@@ -221,7 +187,7 @@ def run(job: Job) -> bool:
 
 def complete(part: Job) -> bool:
     """Whether a task has the rows of all models."""
-    return all(name in part.rows and FAILED not in part.rows[name] for name in MODELS)
+    return all(map(part.has, MODELS))
 
 
 PIECE = Piece(
@@ -229,6 +195,6 @@ PIECE = Piece(
     "what do two rates win where the heavy network sees a condition alone, at equal GPU time",
     run,
     calls=3,
-    data=True,
-    reads=lambda out: [f"{NAME}*.json", f"{NAME}*.png"],
+    loads=lambda out: [CIFAR10],
+    reads=lambda out: [f"{NAME}*.json"],
 )

@@ -32,7 +32,7 @@ class Job:
     out:    folder of what pieces found; its files come back from the machine
     work:   folder for everything else, which is lost with the machine
     ends:   time at which the call should be over, in seconds since the epoch
-    data:   what `tools.gpu pack` wrote, or None
+    data:   what `tools.gpu pack` wrote, or None; what else travels lies beside it
     smoke:  small networks on made-up images, for a test on a CPU
     commit: of the code, where the machine has no git
     """
@@ -62,6 +62,10 @@ class Job:
         """Seconds until the call should be over."""
         return self.ends - time.time()
 
+    def beside(self, name: str) -> Path:
+        """A file that travels beside the data, which need not be there."""
+        return (self.work / "data" if self.data is None else self.data).with_name(name)
+
     def row(self, name: str, make: Callable[[], Row]) -> None:
         """Make a row and write the file, unless the row is there or no time is left. A failure becomes the row."""
         if name in self.rows or self.left <= 0:
@@ -73,6 +77,10 @@ class Job:
             traceback.print_exc()
             made = {FAILED: f"{type(error).__name__}: {error}"[:500]}
         self.put(name, made | {"took": round(time.perf_counter() - start, 2)})
+
+    def has(self, name: str) -> bool:
+        """Whether the row is there and did not fail."""
+        return FAILED not in self.rows.get(name, {FAILED: ""})
 
     def put(self, name: str, row: Row) -> None:
         """Write a row, also over one of before."""
@@ -87,6 +95,9 @@ class Job:
         write_whole(self.out / f"{self.name}.json", json.dumps(found, indent=1) + "\n")
 
 
+CIFAR10 = "cifar10.npz"
+
+
 @dataclass(frozen=True)
 class Piece:
     """What the runner knows of a piece.
@@ -94,20 +105,18 @@ class Piece:
     answers: its question
     run:     does what fits into a call; returns whether the piece is done
     calls:   of ten minutes, that it takes
-    data:    whether it reads CIFAR-10
-    wheels:  packages that it needs and the machine lacks
-    closed:  of the folder of findings: why it should not run, or nothing
-    reads:   of the same folder: patterns of the files that its next call reads
+    loads:   of the folder of findings: files that its next call reads and that are made here, such as CIFAR-10
+    reads:   of the same folder: patterns of the files in it that its next call reads
+    package: of Python alone, that it needs and the machine lacks
     """
 
     name: str
     answers: str
     run: Callable[[Job], bool]
-    calls: int = 1
-    data: bool = False
-    wheels: Sequence[str] = ()
-    closed: Callable[[Path], str] = lambda out: ""
-    reads: Callable[[Path], Sequence[str]] | None = None
+    calls: int
+    loads: Callable[[Path], Sequence[str]] = lambda out: ()
+    reads: Callable[[Path], Sequence[str]] = lambda out: ()
+    package: str = ""
 
     def state(self, out: Path) -> str:
         """done, part or never."""
@@ -115,8 +124,8 @@ class Piece:
         return ("done" if found["done"] else "part") if found else "never"
 
     def needed(self, out: Path) -> list[Path]:
-        """The files that its next call reads: all of its own if `reads` names none."""
-        patterns = self.reads(out) if self.reads else [f"{self.name}*"]
+        """The files that its next call reads, its own rows among them."""
+        patterns = (f"{self.name}.json", *self.reads(out))
         return sorted({path for pattern in patterns for path in out.glob(pattern)})
 
 

@@ -2,10 +2,9 @@
 
 Agreement   networks of a few channels with random weights, in float32 (whole, no TF32) and in bfloat16, against the
             same on a CPU in float32: every sampler, every cache, CUDA graphs, the loss and gradient of every training
-            method (the cases of tests/contracts), short trainings, and trainings that stopped half-way. A difference
-            is a root mean square over that of what is compared
+            method (the cases of tests/contracts). A difference is a root mean square over that of what is compared
 Speed       milliseconds of a heavy and of a light call by batch, eager, compiled and as CUDA graphs; images a second of
-            training; MFU; and the share of a call's time in which no kernel runs
+            training; MFU
 """
 
 from __future__ import annotations
@@ -14,11 +13,9 @@ import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,9 +30,6 @@ from dualrate.recipes import cifar10, fashion_mnist, imagenet
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.covariance import Bands, CovarianceTable
 from dualrate.system.device import settle_products
-from dualrate.system.progress import Silent
-from dualrate.training import checkpoint
-from dualrate.training.config import OptimConfig
 from tools.gpu.piece import FAILED, Job, Piece, Row
 
 NAME, DISAGREE = "right_and_fast", "what disagrees"
@@ -46,11 +40,9 @@ ALLOWED = {  # bfloat16: twice or more what a CPU's own makes
     "cache": {"float32": 1e-3, "bfloat16": 0.05},
     "graphs": {"float32": 1e-6, "bfloat16": 1e-6},  # the same kernels
     "method": {"float32": 1e-3, "bfloat16": 0.03},
-    "training": {"float32": 0.01, "bfloat16": 0.06},
-    "resume": {"float32": 0.01, "bfloat16": 0.02},
 }
 PROCESS = dr.GaussianProcess(Cosine())
-SIDE, CLASSES, ROWS, ITERATIONS = 16, 3, 4, 8
+SIDE, CLASSES, ROWS = 16, 3, 4
 
 
 def network(conv: int, transformer: int, blocks: int = 1) -> dr.UViTConfig:
@@ -58,8 +50,7 @@ def network(conv: int, transformer: int, blocks: int = 1) -> dr.UViTConfig:
     return dr.UViTConfig(SIDE, 1, levels, num_classes=CLASSES, embedding=32, head_dim=16)
 
 
-STEADY = OptimConfig(warmup=1, eps=0.01)  # with a small eps the sign of a rounding error would move a weight
-FIT = dr.FitConfig(ITERATIONS, batch_size=8, optim=STEADY, checkpoint_every=2, keep=100)
+FIT = dr.FitConfig(8, batch_size=8)
 ONE, TWO = dr.OneNetwork(network(16, 32, blocks=3)), dr.TwoNetworks(network(16, 32), network(8, 16))
 BOTH = dr.DenoisingConfig(dr.TimeSampler((2, 4)))
 ONLY = dr.DenoisingConfig()
@@ -156,31 +147,6 @@ def gradients(case: str, where: torch.device, precision: str) -> list[Tensor]:
 PAIR = dr.Experiment("x", TWO, BOTH, FIT)
 
 
-def trained(job: Job, where: torch.device, precision: Any, *stops: int) -> Path:
-    """The folder of a training of 8 iterations, which stops and goes on where `stops` says."""
-    noise, out = job.work / "noise.npz", job.work / f"{where.type}-{precision}-{len(stops)}"
-    if not noise.is_file():
-        pixels = np.random.default_rng(0).integers(0, 256, (64, SIDE, SIDE), dtype=np.uint8)
-        np.savez(noise, images=pixels, labels=np.arange(64) % CLASSES)
-    for stop in (*stops, ITERATIONS):
-        fit = replace(FIT, iterations=stop, precision=precision)
-        dr.train(replace(PAIR, data=dr.DataConfig(str(noise)), fit=fit), out, device=where, progress=Silent())
-    return out
-
-
-def weights(run: Path, iteration: int) -> list[Tensor]:
-    """Raw and averaged ones of a checkpoint."""
-    saved = checkpoint.load(checkpoint.path_of(run / "checkpoints", iteration))
-    return [tensor for named in (saved.tensors["model"], saved.weights()) for _, tensor in sorted(named.items())]
-
-
-def moved(found: Path, expected: Path) -> float:
-    """How far apart two trainings end, over how far the second came."""
-    ends = weights(found, ITERATIONS), weights(expected, ITERATIONS)
-    way = [end - start for end, start in zip(ends[1], weights(expected, 2), strict=True)]
-    return size([one - other for one, other in zip(*ends, strict=True)]) / size(way)
-
-
 def agreement(job: Job, precision: str) -> Iterator[tuple[str, str, Callable[[], float]]]:
     """Kind and name of each comparison, and what makes its difference."""
     few, device = slice(None, None, 15 if job.smoke else 1), job.device
@@ -200,13 +166,10 @@ def agreement(job: Job, precision: str) -> Iterator[tuple[str, str, Callable[[],
         yield "cache", name, beside(drawn, "cache", name)
     for name in list(contracts().CASES)[few]:
         yield "method", name, beside(gradients, name)
-    straight = partial(trained, job, device, precision)
-    yield "training", "pair", lambda: moved(straight(), trained(job, CPU, "float32"))
-    yield "resume", "pair", lambda: moved(straight(ITERATIONS // 2), straight())
 
 
 def timed(job: Job, experiment: dr.Experiment, batch: int, mode: str) -> Row:
-    """Median milliseconds, MFU, and the share of the time without a kernel, of a heavy and of a light call."""
+    """Median milliseconds and MFU of a heavy and of a light call."""
     built, denoiser = experiment.build()
     built.to(job.device).eval().requires_grad_(False)
     model = dr.Model(experiment.name, experiment, built, denoiser, 0, "")
@@ -219,13 +182,12 @@ def timed(job: Job, experiment: dr.Experiment, batch: int, mode: str) -> Row:
     for name, macs in (("heavy", cost.heavy), ("light", cost.light)):
         seconds = Spread.of([one.wall for one in rounds[name]]).median
         row[f"{name} ms"] = round(1e3 * seconds, 4)
-        row[f"{name} idle"] = idle(kernels(calls[name], job.device), seconds)
         row[f"{name} MFU"] = peak and 2 * macs * batch / (peak * seconds)
     return row
 
 
 def training_speed(job: Job, experiment: dr.Experiment, batch: int, compiled: bool) -> Row:
-    """Images a second, MFU, the share of the time without a kernel, and which kernels take longest."""
+    """Images a second, and MFU."""
     half = job.device.type == "cuda"
     sized = replace(experiment, fit=replace(experiment.fit, batch_size=batch))
     work = workloads.training(sized, job.device, half, compiled=compiled)
@@ -233,33 +195,7 @@ def training_speed(job: Job, experiment: dr.Experiment, batch: int, compiled: bo
     seconds = Spread.of([one.wall for one in rounds]).median
     peak = utilisation.known_peak(job.device)
     share = peak and utilisation.flops_of(work) / (peak * seconds) if not compiled else None
-    busy = kernels(work, job.device)
-    return {"images a second": batch / seconds, "MFU": share, "idle": idle(busy, seconds), "kernels": longest(busy)}
-
-
-def idle(busy: dict[str, float] | None, seconds: float) -> float | None:
-    """The share of a call's time in which no kernel runs. busy: `kernels` of the call"""
-    return None if busy is None else round(1 - sum(busy.values()) / seconds, 3)
-
-
-def longest(busy: dict[str, float] | None, count: int = 8) -> dict[str, float] | None:
-    """The share of the busy time that each of the longest kernels takes."""
-    if busy is None:
-        return None
-    return {name[:80]: round(seconds / sum(busy.values()), 3) for name, seconds in list(busy.items())[:count]}
-
-
-def kernels(work: Callable[[], object], device: torch.device, calls: int = 5) -> dict[str, float] | None:
-    """Seconds of each kernel in a call, the longest first. None without a GPU."""
-    if device.type != "cuda":
-        return None
-    activity = torch.profiler.ProfilerActivity.CUDA
-    with torch.profiler.profile(activities=[activity]) as profile:
-        for _ in range(calls):
-            work()
-        torch.cuda.synchronize(device)
-    found = {event.key: event.self_device_time_total / 1e6 / calls for event in profile.key_averages()}
-    return dict(sorted(found.items(), key=lambda one: -one[1]))
+    return {"images a second": batch / seconds, "MFU": share}
 
 
 def speed(job: Job) -> Iterator[tuple[str, Callable[[], Row]]]:
@@ -296,4 +232,4 @@ def run(job: Job) -> bool:
     return not missing
 
 
-PIECE = Piece(NAME, "does the GPU compute what a CPU does, and how fast", run)
+PIECE = Piece(NAME, "does the GPU compute what a CPU does, and how fast", run, calls=1)
