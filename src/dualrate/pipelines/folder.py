@@ -19,7 +19,6 @@ from typing import Annotated, Any, Literal, cast
 
 from torch import nn
 
-from dualrate.config.classes import MOVED
 from dualrate.config.ranges import Classes, Range, Ranged, as_path
 from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.plan import StepPlan
@@ -45,7 +44,7 @@ PICKLES = (".bin", ".ckpt", ".pt")
 PRECISIONS = {"fp16", "bf16", "fp32"}  # of variants that are read, in float32, where they are the only weights
 READ = (*COMPONENTS, *CODECS, "text_encoder", "tokenizer", "scheduler")  # parts of a pipeline, as their names begin
 KNOWN = ("diffusers", "transformers", None)  # libraries of these
-EXPORT = "dualrate.pipelines.export"  # of those that dualrate exported
+EXPORT = "dualrate.pipelines.export"  # reads those that dualrate exported
 LORA = re.compile(r"\.base_layer\.|\.lora_[AB]\.")  # in a weight's name
 FUSE = "make it a part of them before (pipe.fuse_lora(), then pipe.unload_lora_weights()), and save again"
 DISTILLED = {"schnell", "turbo", "lcm", "lightning", "sprint", "dmd", "distill", "distilled", "hyper", "tcd"}
@@ -177,7 +176,7 @@ def read_folder(path: Path) -> Folder:
 def check_own(path: Path, index: Mapping[str, Any]) -> None:
     """Raises ValueError for a pipeline with code of its own, by its model_index.json, in a part that is read."""
     read = {name: part for name, part in index.items() if name.startswith(READ) and isinstance(part, list)}
-    if any(MOVED.get(str(part[0])) == EXPORT or part[0] == EXPORT for part in read.values() if part):
+    if any(str(part[0]).startswith("dualrate.") for part in read.values() if part):
         raise ValueError(
             f"{path} is a pipeline that dualrate exported: DualRatePipeline.from_pretrained({str(path)!r}) of {EXPORT} "
             "reads it, or name the run that it was made of"
