@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from dualrate.networks.uvit import Level as Level
     from dualrate.networks.uvit import UViTConfig as UViTConfig
     from dualrate.pipelines.accelerate import accelerate as accelerate
-    from dualrate.pipelines.folder import from_diffusers as from_diffusers
+    from dualrate.pipelines.foreign import from_diffusers as from_diffusers
     from dualrate.pipelines.prompts import prompts as prompts
     from dualrate.report.image_grid import save_grid as save_grid
     from dualrate.runs.release import export as export
@@ -71,7 +71,7 @@ _MODULES = {
     "dualrate.networks.dit": ("DiTConfig",),
     "dualrate.networks.uvit": ("Level", "UViTConfig"),
     "dualrate.pipelines.accelerate": ("accelerate",),
-    "dualrate.pipelines.folder": ("from_diffusers",),
+    "dualrate.pipelines.foreign": ("from_diffusers",),
     "dualrate.pipelines.prompts": ("prompts",),
     "dualrate.report.image_grid": ("save_grid",),
     "dualrate.runs.release": ("export",),

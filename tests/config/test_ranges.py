@@ -83,7 +83,7 @@ from dualrate.pipelines.caching import Accumulated, FirstBlock, Fixed, Verified
 from dualrate.pipelines.clip import Clip
 from dualrate.pipelines.condition import Prompts
 from dualrate.pipelines.cut import CutNetwork
-from dualrate.pipelines.folder import ForeignConfig
+from dualrate.pipelines.foreign import ForeignConfig
 from dualrate.pipelines.recipe import RetrofitRecipe
 from dualrate.pipelines.retrofitted import OwnBlocks, Tap
 from dualrate.recipes import imagenet

@@ -42,7 +42,8 @@ from dualrate.pipelines import recipe as retrofit
 from dualrate.pipelines.classes import catalogue as kinds
 from dualrate.pipelines.classes.kind import NetworkSpec, by_place
 from dualrate.pipelines.export import DualRatePipeline
-from dualrate.pipelines.folder import adopted, read_folder
+from dualrate.pipelines.folder import read_folder
+from dualrate.pipelines.foreign import adopted
 from dualrate.pipelines.network import ForeignNetwork
 from dualrate.pipelines.retrofitted import (
     Projection,

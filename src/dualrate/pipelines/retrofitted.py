@@ -47,11 +47,11 @@ from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.blocks import NoiseEmbedding, layer_norm
 from dualrate.networks.dual import Features, LightBody, LightNetwork, disconnect
 from dualrate.networks.uvit import UViTConfig
-from dualrate.pipelines.captions import Encoded
 from dualrate.pipelines.classes.kind import BLOCKS
 from dualrate.pipelines.condition import Prompts
-from dualrate.pipelines.folder import GUIDED, Adopted, ForeignConfig, adopted
+from dualrate.pipelines.foreign import GUIDED, Adopted, ForeignConfig, adopted
 from dualrate.pipelines.network import ForeignNetwork
+from dualrate.pipelines.prompt_set import Encoded
 from dualrate.pipelines.text_encoders import TextFolder, encoders_fingerprint
 from dualrate.training.config import FitConfig
 
@@ -363,7 +363,7 @@ def encoder_of(experiment: Experiment) -> TextFolder:
     condition, networks = experiment.condition, experiment.networks
     if not isinstance(condition, Prompts) or not isinstance(networks, OfForeign):
         raise ValueError(f"{experiment.name} makes images of no texts: drop the prompt")
-    return TextFolder.of(condition, networks.foreign)
+    return TextFolder.of(condition.folder, condition.encoder, networks.foreign)
 
 
 def prompts_of(experiment: Experiment, named: str, device: torch.device | str) -> Given:
@@ -399,7 +399,7 @@ def text_folder(path: Path) -> tuple[TextFolder, Path]:
     if not isinstance(condition, Prompts) or foreign.folder.codec is None:
         what = "VAE, so it makes no latents" if isinstance(condition, Prompts) else "texts, it makes images of classes"
         raise ValueError(f"{path} has no {what}: drop --prompts, and name the codec by --codec FOLDER")
-    return TextFolder.of(condition, foreign.network), foreign.folder.codec
+    return TextFolder(condition.folder, condition.encoder, foreign.network), foreign.folder.codec
 
 
 def weights_of(path: Path) -> dict[str, Tensor]:
@@ -411,5 +411,5 @@ def weights_of(path: Path) -> dict[str, Tensor]:
     weights = {f"model.net.{name}": tensor.float() for name, tensor in foreign.weights().state_dict().items()}
     condition = condition_of_folder(foreign, path)
     if isinstance(condition, Prompts):
-        weights["model.empty"] = TextFolder.of(condition, foreign.network).empty("cpu")
+        weights["model.empty"] = TextFolder(condition.folder, condition.encoder, foreign.network).empty("cpu")
     return weights
