@@ -40,11 +40,11 @@ from dualrate.experiment.model import Model
 from dualrate.pipelines import foreign
 from dualrate.pipelines import recipe as retrofit
 from dualrate.pipelines.accelerate import METHODS
-from dualrate.pipelines.caching import FirstBlock
 from dualrate.pipelines.captions import read_captions
 from dualrate.pipelines.classes.catalogue import KINDS
 from dualrate.pipelines.export import DualRatePipeline
 from dualrate.pipelines.foreign import adopted
+from dualrate.pipelines.policies import FirstBlock
 from dualrate.pipelines.prompt_set import encode_prompts
 from dualrate.pipelines.text_encoders import TextFolder, encoders_fingerprint
 from dualrate.system.progress import Silent
@@ -52,7 +52,7 @@ from dualrate.system.progress import Silent
 PAGE = Path(__file__).parents[2] / "docs/diffusers.md"
 ANY = "any other, called `(state, time, label)`"
 OF_NOISE = ("UNet2DModel", ANY)
-CACHES = ("fora", "taylor", "toca", "duca", "deep-cache")
+CACHES = ("fora", "taylor", "polynomial", "toca", "duca", "deep-cache")
 COUNT = 6
 pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z")
 
