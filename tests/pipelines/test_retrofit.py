@@ -50,7 +50,6 @@ from dualrate.pipelines.retrofitted import (
     Retrofitted,
     Tap,
     TappedEncoder,
-    as_map,
     outputs,
     taps_of,
 )
@@ -186,7 +185,7 @@ def test_outputs_are_of_one_call():
     layer(torch.zeros(1, 2))
     assert seen[0] is out
     tokens = torch.arange(8.0).view(1, 4, 2)
-    assert as_map(tokens)[0, 0].tolist() == [[0, 2], [4, 6]]
+    assert NetworkSpec(by_place).tapped(tokens)[0, 0].tolist() == [[0, 2], [4, 6]]
 
 
 def test_training_leaves_the_model_as_it_is_and_goes_on_bit_for_bit(place, tmp_path):

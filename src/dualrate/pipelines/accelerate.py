@@ -145,7 +145,8 @@ def accelerate(
         raise ValueError(f"order is a whole number, 0 or more, got {order!r}")
     source = type(pipe).__name__
     if isinstance(pipe, nn.Module):
-        role = "unet" if hasattr(pipe, "down_blocks") else "transformer"
+        kind = KINDS.get(type(pipe).__name__)
+        role = "unet" if kind and kind.has_levels(pipe) else "transformer"
         pipe = SimpleNamespace(components={role: pipe}, scheduler=scheduler)
     elif scheduler is not None:
         raise ValueError(f"{source} has a scheduler, which counts: drop scheduler=, or set pipe.scheduler")

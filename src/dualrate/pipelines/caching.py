@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from dualrate.denoisers.feature_cache import SHARES, By, Form, choose, forecast
 from dualrate.diffusion.schedule import Schedule
 from dualrate.diffusion.values import Context
-from dualrate.pipelines.classes.kind import HIDDEN, NetworkSpec, Rows
+from dualrate.pipelines.classes.kind import DECLARE, HIDDEN, NetworkSpec, Rows
 from dualrate.pipelines.cut import CutTokens, sharing
 from dualrate.pipelines.policies import Fixed, Policy
 from dualrate.sampling.cost import macs_of
@@ -144,7 +144,8 @@ class Method(ABC):
     def rows(self) -> Rows:
         """The rows of blocks. Raises ValueError where there are none."""
         if self.kind.rows is None:
-            raise ValueError(f"{type(self.net).__name__} has levels and no row of blocks: take 'deep-cache'")
+            way = "take 'deep-cache'" if self.kind.has_levels(self.net) else DECLARE.format("rows=Rows(names=...)")
+            raise ValueError(f"{type(self.net).__name__} has levels and no row of blocks: {way}")
         return self.kind.rows
 
 
@@ -155,9 +156,14 @@ class Features(Method):
 
     def __init__(self, net: Any, kind: NetworkSpec, policy: Policy, order: int, form: Form) -> None:
         super().__init__(net, kind, policy, order, form)
+        kind.check_blocks(net)
         name, sees, (first, *_) = type(net).__name__, policy.sees, self.blocks
         if sees == "time" and not self.rows.embedded:
             raise ValueError(f"the blocks of {name} embed the time themselves: let Accumulated see the 'input'")
+        if sees == "input" and not hasattr(first, self.rows.attention):
+            raise ValueError(
+                f"{type(first).__name__} has no {self.rows.attention}: {DECLARE.format('rows=Rows(attention=...)')}"
+            )
         if sees == "input" and "_hf_hook" in vars(first):
             raise ValueError(f"the blocks of {name} are offloaded: let Accumulated see the 'time', or take FirstBlock")
 
@@ -190,7 +196,13 @@ class Features(Method):
                 now = streams
                 for block in row:
                     out = block(**named | now)
-                    now = dict(zip(names, out if isinstance(out, tuple) else (out,), strict=True))
+                    out = out if isinstance(out, tuple) else (out,)
+                    if len(out) != len(names):
+                        raise ValueError(
+                            f"{type(block).__name__} returns {len(out)} tensors, expected {', '.join(names)}: "
+                            + DECLARE.format("rows=Rows(streams=...), with what each block returns, in that order")
+                        )
+                    now = dict(zip(names, out, strict=True))
                 return now
 
             return self.counted(cache, part, all_of_it) if row else streams
@@ -231,7 +243,7 @@ class Features(Method):
         return after, True
 
     def latest(self, cache: Cache) -> Context:
-        """What is held as one context, in which an age is counted from the next refresh, or from now."""
+        """The contexts that are held as one, in which an age is counted from the next refresh, or from now."""
         later = (cache.step, *(context.age for context in cache.held))
         latest, *earlier = (
             replace(context, age=now - context.age) for context, now in zip(cache.held, later, strict=False)
@@ -315,7 +327,7 @@ class Levels(Method):
     def __init__(self, net: Any, kind: NetworkSpec, policy: Policy, outer: int) -> None:
         super().__init__(net, kind, policy)
         self.outer, name = outer, type(net).__name__
-        if kind.rows:
+        if not kind.has_levels(net):
             raise ValueError(f"{name} has one level, and 'deep-cache' is for UNets: take 'taylor'")
         if policy.sees:
             raise ValueError(f"{name} has no row of blocks to see a change in: take refresh=N, got {policy}")

@@ -80,29 +80,22 @@ def outputs(blocks: Sequence[nn.Module]) -> Iterator[list[Any]]:
         yield seen
 
 
-def as_map(output: Tensor) -> Tensor:
-    """(B, C, h, w) of a map, or of tokens (B, n, C) on a square."""
-    if output.ndim == 4:
-        return output
-    side = round(output.shape[1] ** 0.5)
-    return output.transpose(1, 2).unflatten(2, (side, side))
-
-
 @torch.no_grad()
 def taps_of(network: ForeignNetwork, shape: Shape, blocks: Sequence[int] | None = None) -> list[Tap]:
     """The taps on these blocks; None: at a third and two thirds of the depth, and the last. Runs the network once.
 
-    Raises ValueError for a network that has no such blocks.
+    Raises ValueError for a network that has no such blocks, and as `NetworkSpec.check_blocks` and `tapped`.
     """
+    network.kind.check_blocks(network.net)
     parts = network.blocks
     if blocks is None:
-        blocks = sorted({max(len(parts) * share // 3 - 1, 0) for share in (1, 2, 3)}) if parts else []
+        blocks = sorted({max(len(parts) * share // 3 - 1, 0) for share in (1, 2, 3)})
     if wrong := [block for block in blocks if not 0 <= block < len(parts)]:
         raise ValueError(f"{type(network.net).__name__} has blocks 0 to {len(parts) - 1}, got {wrong}")
     device = next(network.parameters()).device
     with outputs([parts[block] for block in blocks]) as seen:
         network(torch.zeros(1, *shape, device=device), torch.zeros(1, device=device), *network.example(1))
-    maps = [as_map(network.kind.tapped(output)) for output in seen]
+    maps = [network.kind.tapped(output) for output in seen]
     return [Tap(block, tap_map.shape[1], tap_map.shape[2]) for block, tap_map in zip(blocks, maps, strict=True)]
 
 
@@ -137,7 +130,7 @@ class TappedEncoder(nn.Module):
         x_hat = x_from_v(z, v, log_snr)
         feature = self.pixels(x_hat)
         for project, output in zip(self.projections, seen, strict=True):
-            feature = feature + project(as_map(self.net.kind.tapped(output)))
+            feature = feature + project(self.net.kind.tapped(output))
         return (feature, x_hat), v
 
 

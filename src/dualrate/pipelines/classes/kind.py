@@ -6,6 +6,7 @@ The inputs for a text are one row of numbers, so that it goes wherever a conditi
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from dualrate.diffusion.values import Shape
 
+DECLARE = "its NetworkSpec is to have {} (pipelines/README.md)"
 BLOCKS, HIDDEN, TEXT = "transformer_blocks", "hidden_states", "encoder_hidden_states"
 Config = Mapping[str, Any]
 TextInputs = Mapping[str, Tensor]  # of a network, by the names of its arguments, a row of each per text
@@ -168,16 +170,47 @@ class NetworkSpec:
         """
         return self.rows.names[0] if self.rows and self.rows.streams == (HIDDEN,) else ""
 
+    def has_levels(self, net: Any) -> bool:
+        """Whether a network is a U-Net, which has levels in place of rows."""
+        return self.rows is None and getattr(net, "down_blocks", None) is not None
+
     def blocks(self, net: Any) -> list[nn.Module]:
         """The parts of the network that run one after another: the blocks of its rows, or a U-Net's levels."""
-        if self.rows is None and (down := getattr(net, "down_blocks", None)) is not None:
-            return [*down, *([] if net.mid_block is None else [net.mid_block]), *net.up_blocks]
+        if self.has_levels(net):
+            return [*net.down_blocks, *([] if net.mid_block is None else [net.mid_block]), *net.up_blocks]
         return (self.rows or Rows()).blocks(net)
 
+    def check_blocks(self, net: Any) -> None:
+        """Raises ValueError where the blocks of a network are not as `rows` says, or nothing says where they are."""
+        name, blocks, streams = type(net).__name__, self.blocks(net), self.rows.streams if self.rows else ()
+        if not blocks:
+            names = ", ".join((self.rows or Rows()).names)
+            raise ValueError(f"{name} has no blocks in {names}: {DECLARE.format('rows=Rows(names=...)')}")
+        for block in blocks:
+            takes = inspect.signature(type(block).forward).parameters
+            free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+            if lacking := [stream for stream in streams if not (free or stream in takes)]:
+                raise ValueError(
+                    f"{type(block).__name__} of {name} takes no {', '.join(lacking)}: "
+                    + DECLARE.format("rows=Rows(names=..., streams=...), of lists whose blocks all take these")
+                )
+
     def tapped(self, output: Any) -> Tensor:
-        """The image's share of what such a part returns: a map (B, C, h, w), before skips, or tokens (B, n, C)."""
-        place = self.rows.streams.index(HIDDEN) if self.rows else 0
-        return output if isinstance(output, Tensor) else output[place]
+        """The image's share of what such a part returns, as a map (B, C, h, w), before skips; tokens fill a square.
+
+        Raises ValueError for tokens that do not.
+        """
+        if not isinstance(output, Tensor):
+            output = output[self.rows.streams.index(HIDDEN) if self.rows else 0]
+        if output.ndim == 4:
+            return output
+        side = math.isqrt(output.shape[1])
+        if side * side != output.shape[1]:
+            raise ValueError(
+                f"a block returns {output.shape[1]} tokens, which are not those of a square image alone: "
+                + DECLARE.format(f"rows=Rows(names=..., streams=...), with {HIDDEN} the stream of the image")
+            )
+        return output.transpose(1, 2).unflatten(2, (side, side))
 
 
 MASK, POOLED = "encoder_attention_mask", "pooled_projections"
