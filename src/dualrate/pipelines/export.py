@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
-from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  # looked up here for folders of 0.2
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  # looked up in this module by folders that name it
 from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from torch import Tensor, nn

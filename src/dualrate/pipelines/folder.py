@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -69,11 +69,16 @@ class Folder:
     @property
     def fingerprint(self) -> str:
         """sha256 of the configuration and the weights' files."""
-        digest = hashlib.sha256()
-        for path in (self.place / NETWORK, *sorted(self.place.glob("*.safetensors"))):
-            with path.open("rb") as file:
-                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+        return digest_of(self.place, [self.place / NETWORK, *sorted(self.place.glob("*.safetensors"))])
+
+
+def digest_of(folder: Path, files: Iterable[Path]) -> str:
+    """sha256 of files in a folder and of their places there."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(file.relative_to(folder).as_posix().encode() + hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
 
 
 def read_weights(kind: Any, place: Path) -> nn.Module:

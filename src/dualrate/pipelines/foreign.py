@@ -140,29 +140,23 @@ def adopted(path: Path, num_classes: int | None = None) -> Adopted:
     if folder.scheduler is None:
         raise ValueError(f"{path} has no scheduler, which says the schedule: name the pipeline's folder")
     with blaming(folder.place / NETWORK):
-        return _adopted(path, folder, num_classes)
-
-
-def _adopted(path: Path, folder: Folder, num_classes: int | None) -> Adopted:
-    kind = kind_of(folder.name, folder.config)
-    settings = {name: value for name, value in folder.config.items() if not name.startswith("_")}
-    config = {name: value for name, value in settings.items() if name not in (OWN_CLASSES, OWN_TOKENS)}
-    side = USUAL_SIDE if kind.tokens and not config.get("sample_size") else 0
-    grows = (folder.scheduler or {}).get("use_dynamic_shifting")
-    tokens_of_image = image_tokens(kind, config, shape_of(kind, config, side)) if grows else 0
-    schedule, convention = folder.schedule(tokens_of_image)
-    num_classes = settings.get(OWN_CLASSES) if num_classes is None else num_classes
-    network = ForeignConfig(
-        folder.name,
-        json.dumps(config, sort_keys=True),
-        convention,
-        **labels_of(kind, config, num_classes),
-        source=str(path),
-        fingerprint=folder.fingerprint,
-        tokens=settings.get(OWN_TOKENS, 0),
-        side=side,
-    )
-    return Adopted(network, schedule, folder)
+        kind = kind_of(folder.name, folder.config)
+        settings = {name: value for name, value in folder.config.items() if not name.startswith("_")}
+        config = {name: value for name, value in settings.items() if name not in (OWN_CLASSES, OWN_TOKENS)}
+        side = USUAL_SIDE if kind.tokens and not config.get("sample_size") else 0
+        grows = folder.scheduler.get("use_dynamic_shifting")
+        schedule, convention = folder.schedule(image_tokens(kind, config, shape_of(kind, config, side)) if grows else 0)
+        network = ForeignConfig(
+            folder.name,
+            json.dumps(config, sort_keys=True),
+            convention,
+            **labels_of(kind, config, settings.get(OWN_CLASSES) if num_classes is None else num_classes),
+            source=str(path),
+            fingerprint=folder.fingerprint,
+            tokens=settings.get(OWN_TOKENS, 0),
+            side=side,
+        )
+        return Adopted(network, schedule, folder)
 
 
 CONVENTIONS: dict[str, Convention] = {"repa": REPA, "sit": SIT}
@@ -258,14 +252,14 @@ def image_tokens(kind: NetworkSpec, config: Mapping[str, Any], shape: Shape) -> 
     return (shape[1] // patch) * (shape[2] // patch) if patch else 0
 
 
-def scheduler_plan(denoiser: Plain, scheduler: Any, steps: int, shape: Shape, heavy: int | None = None) -> StepPlan:
+def scheduler_plan(denoiser: Plain, scheduler: Any, steps: int, shape: Shape) -> StepPlan:
     """The plan of a scheduler's own N steps for states (C, H, W), as the network's pipeline has them.
 
-    denoiser: of `from_diffusers`; heavy: as of `StepPlan.uniform`
+    denoiser: of `from_diffusers`
     Its first time may lie before 1: `sampling.trajectory.rollout` takes it. A scheduler that calls the network several
     times at a noise level has one step there.
     """
     network: Any = denoiser.network
     tokens = image_tokens(network.kind, network.net.config, shape)
     times = own_times(scheduler, denoiser.process.schedule, steps, tokens, even=network.kind.even)
-    return StepPlan.spread(times, heavy)
+    return StepPlan.spread(times)

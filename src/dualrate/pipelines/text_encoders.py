@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dualrate.config.ranges import as_path
 from dualrate.data.cache import cache_dir
-from dualrate.pipelines.folder import FUSE, INDEX, LORA, NETWORK, check_config, check_own, settings_in
+from dualrate.pipelines.folder import FUSE, INDEX, LORA, NETWORK, check_config, check_own, digest_of, settings_in
 from dualrate.pipelines.foreign import ForeignConfig
 from dualrate.pipelines.prompts import COMPONENTS, encoded, negative_prompt
 from dualrate.system.files import blaming, check_files, check_fractions, read_bytes, read_header, write_whole
@@ -34,7 +34,7 @@ UNUSED = (*COMPONENTS, "vae", "safety_checker", "feature_extractor", "image_enco
 
 def encoders_fingerprint(folder: Path) -> str:
     """sha256 of all files of its text encoders and tokenizers. Raises ValueError where there are none."""
-    digest, files = hashlib.sha256(), []
+    files = list[Path]()
     for part in sorted(place for place in folder.glob("*") if place.is_dir() and place.name.startswith(PARTS)):
         check_files(part)
         files += sorted(file for file in part.rglob("*") if file.is_file())
@@ -43,10 +43,7 @@ def encoders_fingerprint(folder: Path) -> str:
             f"{folder} has no {PARTS[0]}, which makes prompts of texts: name the pipeline's whole folder, or draw in "
             "Python, by dualrate.from_diffusers and dualrate.prompts"
         )
-    for file in files:
-        with file.open("rb") as opened:
-            digest.update(file.relative_to(folder).as_posix().encode() + hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
+    return digest_of(folder, files)
 
 
 def read_pipeline(folder: Path) -> Any:

@@ -218,6 +218,20 @@ CONTROL = "controlnet_block_samples"
 PAIRED = Rows(streams=(TEXT, HIDDEN), embedded="temb", attention="attn")  # blocks of a text's tokens and an image's
 
 
+def masked(width: Callable[[Config], int], mask: str = MASK) -> Callable[[Config, int, Shape], tuple[PromptPart, ...]]:
+    """The `prompt` of a class that takes the tokens of a text, of this width, and a mask of them."""
+    return lambda config, tokens, shape: (
+        PromptPart(TEXT, (tokens, width(config))),
+        PromptPart(mask, (tokens,), mask=True),
+    )
+
+
+def pooled(config: Config, tokens: int, pooled_width: int) -> tuple[PromptPart, ...]:
+    """The tokens of a text, and one vector of all of it."""
+    width, of_all = config.get("joint_attention_dim", 4096), config.get("pooled_projection_dim", pooled_width)
+    return PromptPart(TEXT, (tokens, width)), PromptPart(POOLED, (of_all,))
+
+
 def by_label(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, inputs: TextInputs) -> Tensor:
     return net(state, timestep=time, class_labels=label, return_dict=False)[0]
 
@@ -230,6 +244,15 @@ def by_place(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, 
     """Call a network by the places of its arguments, as SiT and its descendants take them."""
     output = net(state, time, label)
     return output if isinstance(output, Tensor) else output[0]
+
+
+PATCHED: dict[str, Any] = {  # of classes whose tokens are patches of 2 x 2 that the pipeline makes
+    "channels": lambda config: config.get("in_channels", 64) // 4,
+    "patch": lambda config: 2,
+    "tokens": 512,
+    "even": True,
+    "units": lambda net: 1000.0,
+}
 
 
 def in_patches(state: Tensor) -> Tensor:
