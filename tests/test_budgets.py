@@ -19,11 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # front (3,200).
 CODE = {
     "engine": 8500,
-    "carriers": 8840,
+    "carriers": 8850,
     "forecasts": 4000,
-    "pipelines": 3700,
+    "pipelines": 3750,
     "texts": 400,
-    "front": 3515,
+    "front": 3600,
 }
 REFUSALS = 10  # lines in 100 of code
 VAGUE = 3  # in 1,000 identifiers
@@ -40,9 +40,6 @@ LONGER = {  # lines of each now; no file joins them, and none of them grows
     "methods/moment_matching.py": 482,
     "metrics/features.py": 478,
     "networks/uvit.py": 456,
-    "pipelines/captions.py": 627,
-    "pipelines/export.py": 661,
-    "pipelines/folder.py": 498,
 }
 
 

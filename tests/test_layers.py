@@ -63,6 +63,7 @@ OF_AN_EXTRA = {  # imported late, by what uses them
     "dualrate.integrations.diffusers",
     "dualrate.pipelines.export",
     "dualrate.pipelines.hub",
+    "dualrate.pipelines.parts",
     "dualrate.serving.app",
 }
 IMPORT_NAMES = {"pillow": "PIL", "torch-fidelity": "torch_fidelity", "huggingface-hub": "huggingface_hub"}

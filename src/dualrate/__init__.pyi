@@ -29,7 +29,7 @@ from dualrate.networks.dit import DiTConfig as DiTConfig
 from dualrate.networks.uvit import Level as Level
 from dualrate.networks.uvit import UViTConfig as UViTConfig
 from dualrate.pipelines.accelerate import accelerate as accelerate
-from dualrate.pipelines.folder import from_diffusers as from_diffusers
+from dualrate.pipelines.foreign import from_diffusers as from_diffusers
 from dualrate.pipelines.prompts import prompts as prompts
 from dualrate.report.image_grid import save_grid as save_grid
 from dualrate.runs.release import export as export

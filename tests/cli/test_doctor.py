@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -38,6 +39,32 @@ def test_a_gpu_that_torch_does_not_see_is_a_problem(driver, level, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: driver)
     monkeypatch.setattr(Path, "exists", lambda path: False)
     assert levels(doctor.check_installation())[-1] == level
+
+
+def test_every_module_of_the_wings_is_imported(monkeypatch):
+    assert levels(doctor.check_wings()) == ["ok"] * 3
+    monkeypatch.setitem(sys.modules, "dualrate.texts.scores", None)
+    (found,) = [finding for finding in doctor.check_wings() if finding.level != "ok"]
+    assert found.level == "problem"
+    assert "dualrate.texts.scores cannot be imported" in found.what
+
+
+def test_what_an_extra_lacks_is_no_problem(monkeypatch):
+    for name in ("hub", "export", "parts"):
+        monkeypatch.delitem(sys.modules, f"dualrate.pipelines.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "diffusers.configuration_utils", None)
+    findings = list(doctor.check_wings())
+    assert levels(findings) == ["ok"] * 3
+    assert "pipelines: what needs diffusers is left out" in [finding.what for finding in findings]
+
+
+def test_a_package_that_breaks_on_import_is_a_problem(monkeypatch):
+    def broken(name):
+        if name == "dualrate.forecasts.page":
+            raise ValueError(f"{name} cannot be imported: OSError: libz.so") from OSError("libz.so")
+
+    monkeypatch.setattr(doctor, "import_module", broken)
+    assert "libz.so" in only(doctor.check_wings(), "problem").what
 
 
 def test_more_threads_than_processors_are_a_warning(monkeypatch):

@@ -84,11 +84,11 @@ from dualrate.metrics.pretrained import PhotoNet
 from dualrate.networks.dis import DiSConfig
 from dualrate.networks.dit import DiTConfig, FlatConfig
 from dualrate.networks.uvit import UViT, UViTCut
-from dualrate.pipelines.caching import Accumulated, FirstBlock, Fixed, Verified
 from dualrate.pipelines.clip import Clip
 from dualrate.pipelines.condition import Prompts
 from dualrate.pipelines.cut import CutNetwork
-from dualrate.pipelines.folder import ForeignConfig
+from dualrate.pipelines.foreign import ForeignConfig
+from dualrate.pipelines.policies import Accumulated, FirstBlock, Fixed, SpeCa, Verified
 from dualrate.pipelines.recipe import RetrofitRecipe
 from dualrate.pipelines.retrofitted import OwnBlocks, Tap
 from dualrate.recipes import imagenet
@@ -277,7 +277,7 @@ def examples() -> Iterator[Any]:
     yield ThreeConditional(config, config, config, (4, 2, 2))
     yield from (SuperResolution(), Inpainting(), Pairs("photos"), OneCallConfig(), ResidualConfig(), RollingConfig())
     yield from (Levels(), RefinerConfig(), OwnSteps(4))
-    yield from (Prompts(), Fixed(4), FirstBlock(0.1), Accumulated(0.1), Verified(0.1))
+    yield from (Prompts(), Fixed(4), FirstBlock(0.1), Accumulated(0.1), Verified(0.1), SpeCa(0.1))
     yield from (OwnGrid((1.0, 0.5)), AdaptedNetwork(OneNetwork(config)), GlanceConfig("run"), AdaptRecipe())
     yield Glance(networks, ByPhase(networks, of), of, ((1.0, 0.5),))
     yield from (Forecast(scale=(1.0, 2.0), step=0.5), ForecastCommand(Path("run"), Path("out")))

@@ -1,5 +1,6 @@
 """Forecasts: the polynomial through what was kept, at any spacing."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 import dualrate as dr
-from dualrate.denoisers.feature_cache import forecast, forecast_weights
+from dualrate.denoisers.feature_cache import forecast, forecast_weights, taylor_weights
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import shared_time
 
@@ -54,6 +55,40 @@ def test_a_plan_s_times_have_their_weights_once_on_the_host_and_rows_their_own()
     for one, rows in zip(shared, own, strict=True):
         torch.testing.assert_close(rows[0], one)
         assert abs(rows[1] - one) > 1e-3
+
+
+def by_differences(function, gap: int, order: int, k: int) -> float:
+    """TaylorSeer: F(t) + sum_i D_i(t) (-k)^i / (i! N^i), D_i(t) = D_(i-1)(t + N) - D_(i-1)(t), time going down."""
+
+    def difference(i: int, t: int) -> float:
+        return function(t) if i == 0 else difference(i - 1, t + gap) - difference(i - 1, t)
+
+    terms = (difference(i, 0) * (-k) ** i / (math.factorial(i) * gap**i) for i in range(1, order + 1))
+    return function(0) + sum(terms) if order else function(0)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("gap", [1, 3])
+def test_taylor_is_the_published_series_where_refreshes_are_equally_far_apart(order, gap):
+    def function(t):
+        return math.exp(0.2 * t) + t**3
+
+    for k in (1, 2, 5):
+        weights = taylor_weights(k, *[gap] * order)
+        found = sum(weight.item() * function(gap * j) for j, weight in enumerate(weights))
+        assert found == pytest.approx(by_differences(function, gap, order, k), rel=1e-12)
+
+
+def test_taylor_is_exact_for_straight_lines_alone_at_any_spacing():
+    gaps = (2, 5, 1)
+    nodes = [0, -2, -7, -8]
+    weights = [weight.item() for weight in taylor_weights(3, *gaps)]
+    assert sum(weights) == pytest.approx(1)
+    assert sum(weight * (4 - 7 * node) for weight, node in zip(weights, nodes, strict=True)) == pytest.approx(-17)
+    assert abs(sum(weight * node**2 for weight, node in zip(weights, nodes, strict=True)) - 9) > 0.1
+    first = 1 / 2  # by hand: (F_0 - F_1) / 2, then ((F_0 - F_1) / 2 - (F_1 - F_2) / 5) / 2
+    third = [weight.item() for weight in taylor_weights(3, 2, 5)]
+    assert third == pytest.approx([1 + 3 * first + 4.5 / 4, -3 * first - 4.5 * (1 / 4 + 1 / 10), 4.5 / 10])
 
 
 def context(value: float, tau: float, earlier: tuple[dr.Context, ...] = ()) -> dr.Context:

@@ -17,6 +17,7 @@ from replay import GOLDEN, HERE, KILLED, drawer_of, drawn, forecast, images, lin
 import dualrate as dr
 from dualrate.report.image_grid import read_png
 from dualrate.runs.store import load, read_experiment, read_stored
+from dualrate.system.folders import Manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z")
 DRAWN = dict(np.load(HERE / "images.npz"))
@@ -111,15 +112,20 @@ def test_samples_that_were_killed_go_on_to_the_same_images() -> None:
     np.testing.assert_allclose(np.stack([read_png(file) for file in rest.files]).astype(int), whole, atol=1)
 
 
-@pytest.mark.parametrize("folder", [GOLDEN / "pipeline", GOLDEN / "earlier" / "pipeline"], ids=str)
-def test_a_pipeline_loads_and_draws_as_its_run(folder: Path) -> None:
-    """By the class at the path that stands in its files."""
+@pytest.mark.parametrize("path", ["dualrate.integrations.diffusers", "dualrate.pipelines.export"])
+@pytest.mark.parametrize("saved", [GOLDEN / "pipeline", GOLDEN / "earlier" / "pipeline"], ids=str)
+def test_a_pipeline_loads_and_draws_as_its_run(saved: Path, path: str, tmp_path: Path) -> None:
+    """By the class at the path that stands in its files, of every place where it has been."""
     pytest.importorskip("diffusers")
     from dualrate.pipelines.export import DualRatePipeline
 
-    assert all(
-        "dualrate.integrations.diffusers" in (folder / name).read_text() for name in ("model_index.json", "pipeline.py")
-    )
+    folder = Path(shutil.copytree(saved, tmp_path / "pipeline"))
+    names = ["model_index.json", "pipeline.py"]
+    for file in (folder / name for name in names):
+        content = file.read_text()
+        assert "dualrate.integrations.diffusers" in content
+        file.write_text(content.replace("dualrate.integrations.diffusers", path))
+    Manifest.write(folder, names)
     pipeline = DualRatePipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     seeds = [torch.Generator().manual_seed(i) for i in range(2)]

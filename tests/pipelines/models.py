@@ -14,7 +14,7 @@ from torch import nn
 
 import dualrate as dr
 from dualrate.pipelines.classes.catalogue import kind_of
-from dualrate.pipelines.folder import layout_of
+from dualrate.pipelines.foreign import layout_of
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -37,21 +37,22 @@ from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.guidance import Guided
 from dualrate.experiment.experiment import Start
 from dualrate.experiment.model import Model
-from dualrate.pipelines import folder as diffusers_folder
+from dualrate.pipelines import foreign
 from dualrate.pipelines import recipe as retrofit
 from dualrate.pipelines.accelerate import METHODS
-from dualrate.pipelines.caching import FirstBlock
-from dualrate.pipelines.captions import encode_prompts, read_captions
+from dualrate.pipelines.captions import read_captions
 from dualrate.pipelines.classes.catalogue import KINDS
 from dualrate.pipelines.export import DualRatePipeline
-from dualrate.pipelines.folder import adopted
+from dualrate.pipelines.foreign import adopted
+from dualrate.pipelines.policies import FirstBlock
+from dualrate.pipelines.prompt_set import encode_prompts
 from dualrate.pipelines.text_encoders import TextFolder, encoders_fingerprint
 from dualrate.system.progress import Silent
 
 PAGE = Path(__file__).parents[2] / "docs/diffusers.md"
 ANY = "any other, called `(state, time, label)`"
 OF_NOISE = ("UNet2DModel", ANY)
-CACHES = ("fora", "taylor", "toca", "duca", "deep-cache")
+CACHES = ("fora", "taylor", "polynomial", "toca", "duca", "deep-cache")
 COUNT = 6
 pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z")
 
@@ -123,7 +124,7 @@ def accelerated(pipe, method, refresh=2, draw=lambda: torch.zeros(1)):
 
 
 class Encoder:
-    """A `TextEncoder` of a folder of stubs."""
+    """Text encoders of a folder of stubs, as `TextFolder`."""
 
     def __init__(self, folder):
         self.fingerprint, self.size = encoders_fingerprint(folder), adopted(folder).network.prompt.size
@@ -208,7 +209,7 @@ def test_the_table_has_a_row_of_each_class():
 @pytest.mark.parametrize("name", MADE)
 def test_a_row_says_what_the_class_does(root, tmp_path, monkeypatch, name):
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(diffusers_folder, "USUAL_SIDE", 8)
+    monkeypatch.setattr(foreign, "USUAL_SIDE", 8)
     tiny_recipe(monkeypatch)
     row, (denoiser, cond) = table()[name], of_a_class(name)
     channels = 3 if name == "UNet2DModel" else 4

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import warnings
 from collections import deque
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,9 @@ import dualrate as dr
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.diffusion.values import Refresh
 from dualrate.pipelines.accelerate import CallRecord
-from dualrate.pipelines.caching import Accumulated, Features, FirstBlock, Policy, Verified
+from dualrate.pipelines.caching import Features
 from dualrate.pipelines.classes.catalogue import KINDS
+from dualrate.pipelines.policies import Accumulated, FirstBlock, Fixed, Policy, SpeCa, Verified
 from dualrate.pipelines.schedulers import read_scheduler
 from dualrate.sampling.cost import macs_of
 from dualrate.sampling.trajectory import trajectory
@@ -121,7 +123,7 @@ def test_deep_cache_runs_the_last_layers_on_the_input_that_they_had(outer):
         assert not torch.allclose(net(x.roll(1, -1), 7).sample, own)
 
 
-@pytest.mark.parametrize("name", ["fora", "taylor", "toca", "duca"])
+@pytest.mark.parametrize("name", ["fora", "taylor", "polynomial", "toca", "duca"])
 def test_the_pipeline_draws_what_our_cache_draws(name):
     """DDIM on the pipeline's grid, and the package's own trajectory and cache on the same."""
     pipe, draw = of_dit(steps=9, num_embeds_ada_norm=5)
@@ -231,7 +233,7 @@ def test_forecasts_know_how_noisy_each_step_of_the_scheduler_is(name, monkeypatc
         return call(method, run, cache, schedule, t)
 
     monkeypatch.setattr(Features, "call", noted)
-    with dr.accelerate(pipe, "taylor", refresh=2):
+    with dr.accelerate(pipe, "polynomial", refresh=2):
         draw()
     if "Flow" in type(pipe.scheduler).__name__:
         noise = pipe.scheduler.sigmas[1:-1].double()  # the first is noise alone
@@ -266,7 +268,7 @@ def test_polynomials_in_log_snr_are_forecast_exactly(degree):
     with torch.no_grad():
         own = [net(x, torch.tensor([time]), label).sample for time in times]
         for order in (degree, max(degree - 1, 0)):
-            with dr.accelerate(pipe, "taylor", refresh=2, order=order):
+            with dr.accelerate(pipe, "polynomial", refresh=2, order=order):
                 ours = [net(x, torch.tensor([time]), label).sample for time in times]
             off = [(one - other).abs().max() / other.abs().max() for one, other in zip(ours, own, strict=True)]
             assert max(off[2 * degree :]) < 1e-4 if order == degree else max(off[2 * degree :]) > 1e-3
@@ -276,7 +278,7 @@ def test_polynomials_in_log_snr_are_forecast_exactly(degree):
 def test_every_kept_step_has_the_error_that_was_allowed(block):
     """Counted here in float64 from what the block does, and from the features of the refreshes before."""
     pipe, draw = of_dit(steps=12)
-    with dr.accelerate(pipe, "taylor", refresh=Verified(0.0, f"forecast of {block}"), order=1) as handle:
+    with dr.accelerate(pipe, "polynomial", refresh=Verified(0.0, f"forecast of {block}"), order=1) as handle:
         draw()
     bound, kept = sorted(call.change for call in calls(handle))[2 if block == "first" else 7], []
 
@@ -285,7 +287,7 @@ def test_every_kept_step_has_the_error_that_was_allowed(block):
 
     seen = pipe.transformer.transformer_blocks[0 if block == "first" else -1]
     hook = seen.register_forward_hook(note, with_kwargs=True)
-    with dr.accelerate(pipe, "taylor", refresh=Verified(bound, f"forecast of {block}"), order=1) as handle:
+    with dr.accelerate(pipe, "polynomial", refresh=Verified(bound, f"forecast of {block}"), order=1) as handle:
         draw()
     hook.remove()
     u = [float(log_snr_of(pipe, time)) for time in pipe.scheduler.timesteps]
@@ -393,7 +395,7 @@ def test_a_policy_is_one_class():
 def test_a_scale_that_is_set_on_parts_of_the_network_reaches_the_blocks():
     """As that of a LoRA is, on the network that is called."""
     pipe, _ = of_flux()
-    method = Features(pipe.transformer, KINDS["FluxTransformer2DModel"], FirstBlock(0.1), 0)
+    method = Features(pipe.transformer, KINDS["FluxTransformer2DModel"], FirstBlock(0.1), 0, "polynomial")
     parts = {id(part) for part in method.copied(method.blocks, lambda named: named).modules()}
     assert {id(part) for block in method.blocks for part in block.modules()} < parts
 
@@ -455,7 +457,7 @@ def test_offloaded_networks_keep_their_hooks():
         same(draw(), own)
 
 
-@pytest.mark.parametrize("method", ["fora", "taylor"])
+@pytest.mark.parametrize("method", ["fora", "taylor", "polynomial"])
 def test_a_network_that_is_offloaded_layer_by_layer_draws_what_it_drew(method):
     accelerate = pytest.importorskip("accelerate")
     pipe, draw = of_sd3()
@@ -486,7 +488,7 @@ NOTHING = SimpleNamespace(components={"text_encoder": nn.Linear(1, 1)}, schedule
         (of_dit, "duca", FirstBlock(0.1), "refresh=N is expected, got FirstBlock"),
         (of_dit, "fora", Accumulated(0.1, sees="time"), "let Accumulated see the 'input'"),
         (lambda: (NOTHING, None), "fora", 4, "FluxTransformer2DModel.* is expected, got SimpleNamespace with Linear"),
-        (lambda: (nn.Linear(1, 1), None), "fora", 4, "is expected, got Linear with no networks"),
+        (lambda: (nn.Linear(1, 1), None), "fora", 4, "FluxTransformer2DModel.* is expected, got Linear"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(made, method, refresh, message):
@@ -529,7 +531,7 @@ def test_settings_that_do_not_fit_and_other_caches_are_refused():
             dr.accelerate(other, "deep-cache", outer=outer)
 
 
-@pytest.mark.parametrize("method", ["fora", "taylor", "toca", "duca"])
+@pytest.mark.parametrize("method", ["fora", "taylor", "polynomial", "toca", "duca"])
 def test_a_sampling_spends_what_its_calls_say(method):
     pipe, draw = of_dit()
     with dr.accelerate(pipe, method, refresh=2) as handle:
@@ -580,7 +582,7 @@ def test_a_time_that_a_scheduler_repeats_is_a_step_of_the_same_cache():
 def test_a_handle_tells_what_was_spent():
     pipe, draw = of_dit()
     with dr.accelerate(pipe, "taylor", refresh=3) as handle:
-        assert str(handle) == "transformer (DiTTransformer2DModel): taylor, Fixed(every=3)"
+        assert str(handle) == "transformer (DiTTransformer2DModel): taylor, Fixed(every=3, first=1)"
         for _ in range(17):
             draw()
     spent, plain = (sum(getattr(call, name) for call in calls(handle)) for name in ("macs", "plain"))
@@ -588,6 +590,198 @@ def test_a_handle_tells_what_was_spent():
     cost = f"{spent / 1e9:.4g} of {plain / 1e9:.4g} GMACs, {spent / plain:.2f} of the plain pipeline"
     assert lines[-1] == f"  sampling 17: 2 full, 2 skipped calls; {cost}"
     assert len(lines) == 17
+
+
+class Line(nn.Module):
+    """A block that adds a straight line, or a parabola, of the number of its call."""
+
+    def __init__(self, block, degree):
+        super().__init__()
+        self.norm1, self.degree, self.step = block.norm1, degree, 0
+        self.factor = torch.randn(16, generator=torch.Generator().manual_seed(5))
+
+    def forward(self, hidden_states, **kwargs):
+        return hidden_states + self.factor * (0.3 * self.step) ** self.degree
+
+
+@pytest.mark.parametrize("degree", [1, 2])
+def test_taylor_counts_steps_whatever_their_times(degree):
+    """A straight line in steps is forecast exactly once two refreshes are kept; a parabola is not."""
+    pipe, _ = of_dit(num_embeds_ada_norm=5)
+    net = pipe.transformer
+    block = Line(net.transformer_blocks[0], degree)
+    net.transformer_blocks = nn.ModuleList([block])
+    times, x, label = [900, 830, 700, 650, 400, 380, 300, 250, 120, 90, 30], torch.randn(1, 4, 8, 8), torch.tensor([1])
+
+    def called():
+        outputs = []
+        for block.step, time in enumerate(times):
+            outputs.append(net(x, torch.tensor([time]), label).sample)
+        return outputs
+
+    with torch.no_grad():
+        own = called()
+        with dr.accelerate(net, "taylor", refresh=3) as handle:
+            ours = called()
+    off = [float((one - other).abs().max() / other.abs().max()) for one, other in zip(ours, own, strict=True)]
+    assert steps(handle) == [0, 3, 6, 9]
+    assert max(off[3:]) < 1e-5 if degree == 1 else max(off[3:]) > 1e-3
+
+
+def test_a_network_is_taken_beside_a_scheduler_or_alone_where_none_is_asked():
+    """Calls of a loop of one's own are those of the pipeline's."""
+    pipe, draw = of_dit(steps=12)
+    net = pipe.transformer
+    for method in ("polynomial", "taylor", "duca"):
+        with dr.accelerate(pipe, method, refresh=2) as handle:
+            theirs, did = draw(), [call.did for call in calls(handle)]
+        with dr.accelerate(net, method, refresh=2, scheduler=pipe.scheduler) as handle:
+            same(draw(), theirs)
+        assert [call.did for call in calls(handle)] == did
+    with dr.accelerate(net, "fora", refresh=2) as handle:
+        draw()
+        draw()
+    assert [len(sampling) for sampling in handle.samplings["transformer"]] == [12, 12]
+    for method in ("polynomial", "duca"):
+        with pytest.raises(ValueError, match=r"how noisy each time .*: pass scheduler=, or take method 'taylor'"):
+            dr.accelerate(net, method)
+    with pytest.raises(ValueError, match="DiTPipeline has a scheduler, which counts"):
+        dr.accelerate(pipe, scheduler=pipe.scheduler)
+    other, _ = of_unet()
+    with dr.accelerate(other.unet, "deep-cache") as handle:
+        assert list(handle.samplings) == ["unet"]
+
+
+@pytest.mark.parametrize("first", [1, 3])
+def test_fixed_runs_the_first_steps_whole(first):
+    pipe, draw = of_dit(steps=12)
+    with dr.accelerate(pipe, "taylor", refresh=Fixed(4, first)) as handle:
+        draw()
+    assert steps(handle) == ([0, 4, 8] if first == 1 else [0, 1, 2, 6, 10])
+
+
+def speca(errors, threshold, decay, least, most, first):
+    """Whole steps by the published rule, of errors that a forecast at each step would have."""
+    whole, forecasts, error = [], 0, 0.0
+    for step, now in enumerate(errors):
+        limit = max(threshold * decay ** (step / len(errors)), 0.01)
+        if step < first or forecasts == most or (forecasts >= least and error > limit):
+            whole.append(step)
+            forecasts, error = 0, 0.0
+        else:
+            forecasts, error = forecasts + 1, now
+    return whole
+
+
+@pytest.mark.parametrize(("least", "most", "first"), [(1, 3, 1), (1, 5, 3), (2, 5, 2), (3, 3, 1)])
+@pytest.mark.parametrize("decay", [1.0, 0.1, 0.0])
+def test_speca_is_the_published_rule(least, most, first, decay):
+    errors = torch.rand(40, generator=torch.Generator().manual_seed(least + most)).mul(0.2).tolist()
+    policy, whole = SpeCa(0.1, decay, least, most, first), [0]
+    policy.steps = len(errors)
+    for step, error in list(enumerate(errors))[1:]:
+        if policy.due(step):
+            whole.append(step)
+        else:
+            assert not policy.refresh(step, error)
+    assert whole == speca(errors, 0.1, decay, least, most, first)
+    assert len(whole) > 8
+
+
+@pytest.mark.parametrize("block", ["first", "last"])
+def test_speca_runs_the_step_after_a_rejection_whole_and_spends_nothing_on_a_forecast_there(block):
+    pipe, draw = of_dit(steps=12)
+    _, plain = counted(draw)
+    kept = {"first": 1e9, "last": 1e9}[block]
+    with dr.accelerate(pipe, "taylor", refresh=SpeCa(kept, 1.0, most=4, sees=f"forecast of {block}")) as handle:
+        draw()
+    assert steps(handle) == [0, 1, 2, 7]
+    with dr.accelerate(pipe, "taylor", refresh=SpeCa(0.0, 1.0, first=1, sees=f"forecast of {block}")) as handle:
+        draw()
+        _, spent = counted(draw)
+    record = {call.step: call.change for call in calls(handle)}
+    assert all((step == 0 or record[step - 1] > 0.01) for step in steps(handle))
+    assert len(steps(handle)) > 2
+    assert spent == sum(call.macs for call in calls(handle)) < plain
+    with dr.accelerate(pipe.transformer, "taylor", refresh=SpeCa(0.1)), pytest.raises(ValueError, match="pass sched"):
+        draw()
+
+
+def test_changes_are_printed_by_quantiles_so_that_a_threshold_can_be_chosen():
+    pipe, draw = of_dit(steps=21)
+    with dr.accelerate(pipe, "fora", refresh=FirstBlock(0.0)) as handle:
+        draw()
+    changes = sorted(call.change for call in calls(handle) if call.step)
+    middle, most = changes[(len(changes) - 1) // 2] / 2 + changes[len(changes) // 2] / 2, changes[-1]
+    assert f", changes 10% {changes[1] * 0.1 + changes[2] * 0.9:.2g}, 50% {middle:.2g}, " in repr(handle)
+    assert f"100% {most:.2g};" in repr(handle)
+    assert repr(handle) == str(handle)
+    with dr.accelerate(pipe, "fora", refresh=FirstBlock(middle)) as handle:
+        draw()
+    assert 1 < len(steps(handle)) < 21
+    with dr.accelerate(pipe, "fora") as handle:
+        draw()
+    assert "changes" not in repr(handle)
+
+
+@pytest.fixture
+def warned():
+    """The messages with a text among all warnings of a test."""
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        yield lambda text: [str(caught.message) for caught in record if text in str(caught.message)]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "settings", "stochastic"),
+    [
+        (diffusers.DDPMScheduler, {}, True),
+        (diffusers.EulerAncestralDiscreteScheduler, {}, True),
+        (diffusers.KDPM2AncestralDiscreteScheduler, {}, True),
+        (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}, True),
+        (diffusers.DPMSolverMultistepScheduler, {}, False),
+        (diffusers.FlowMatchEulerDiscreteScheduler, {"stochastic_sampling": True}, True),
+        (diffusers.FlowMatchEulerDiscreteScheduler, {}, False),
+        (diffusers.DDIMScheduler, {}, False),
+        (diffusers.EulerDiscreteScheduler, {}, False),
+    ],
+)
+def test_a_scheduler_that_draws_noise_is_warned_of(scheduler, settings, stochastic, warned):
+    pipe, _ = of_dit()
+    pipe.scheduler = scheduler(**settings)
+    dr.accelerate(pipe, "fora").remove()
+    dr.accelerate(pipe.transformer, "fora", scheduler=pipe.scheduler).remove()
+    assert len(warned(f"{scheduler.__name__} draws noise at every step")) == 2 * stochastic
+
+
+def test_a_scheduler_that_is_swapped_is_looked_at_as_it_draws(warned):
+    pipe, draw = of_dit(steps=9)
+    with dr.accelerate(pipe, "fora"):
+        pipe.scheduler = diffusers.DDPMScheduler(clip_sample=False)
+        assert not warned("draws noise")
+        draw()
+        draw()
+    assert len(warned("DDPMScheduler draws noise")) == 1
+
+
+@pytest.mark.parametrize("count", [4, 8, 9])
+def test_few_steps_are_warned_of(count, warned):
+    _, draw = made = of_dit(steps=count)
+    with dr.accelerate(made[0], "fora"):
+        draw()
+    assert len(warned(f"{count} steps are few")) == (count <= 8)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("threshold", [0.0, 1e9])
+def test_a_sampling_that_costs_more_than_a_plain_one_is_warned_of(threshold, alone, warned):
+    pipe, draw = of_dit(steps=9)
+    with dr.accelerate(pipe.transformer if alone else pipe, "taylor", refresh=Verified(threshold)) as handle:
+        draw()
+        cost = sum(call.macs for call in calls(handle)) / sum(call.plain for call in calls(handle))
+        assert not alone or not warned("of the plain pipeline")
+    found = warned(f"transformer cost {cost:.2f} of the plain pipeline, as too few calls were skipped")
+    assert len(found) == (threshold == 0)
 
 
 def test_the_page_runs():

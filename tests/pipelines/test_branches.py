@@ -13,7 +13,7 @@ from pipelines.tiny_pipelines import of_dit, of_sd3
 
 import dualrate as dr
 from dualrate.pipelines.accelerate import Digests
-from dualrate.pipelines.caching import Accumulated, FirstBlock, Verified
+from dualrate.pipelines.policies import Accumulated, FirstBlock, Verified
 
 TIMES = range(900, 100, -100)
 STATES = torch.randn(len(TIMES), 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))

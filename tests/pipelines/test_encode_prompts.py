@@ -19,7 +19,8 @@ from dualrate.data.images import find_source
 from dualrate.data.loader import Augment
 from dualrate.data.source import SPLITS, names_of, silent
 from dualrate.diffusion.random import Draws
-from dualrate.pipelines.captions import Captions, read_captions, read_prompts
+from dualrate.pipelines.captions import Captions, read_captions
+from dualrate.pipelines.prompt_set import read_prompts
 
 COUNT = 12
 TEXTS = [f'picture {i}, "quoted"\tand ünlike' for i in range(COUNT)]

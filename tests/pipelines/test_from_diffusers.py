@@ -18,7 +18,8 @@ from dualrate.diffusion.prediction import SIT, Discrete, Flow
 from dualrate.diffusion.schedule import Betas
 from dualrate.pipelines.classes.catalogue import kind_of
 from dualrate.pipelines.classes.kind import NetworkSpec, by_place
-from dualrate.pipelines.folder import adopted, check_name, class_named, read_folder
+from dualrate.pipelines.folder import check_name, class_named, read_folder
+from dualrate.pipelines.foreign import adopted
 from dualrate.pipelines.network import ForeignNetwork, check_direction, labels_of
 from dualrate.pipelines.retrofitted import experiment_of
 from dualrate.pipelines.schedulers import DISCRETE, FLOW, own_times, read_scheduler

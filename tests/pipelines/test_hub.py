@@ -181,7 +181,7 @@ def test_what_makes_no_sense_is_refused(run, tmp_path, monkeypatch, capsys, opti
 
 
 def test_without_diffusers_the_command_says_what_to_install(run, tmp_path, monkeypatch, capsys):
-    for module in ("hub", "export"):
+    for module in ("hub", "export", "parts"):
         monkeypatch.delitem(sys.modules, f"dualrate.pipelines.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "diffusers.configuration_utils", None)
     assert call(monkeypatch, "export", run, "--to", "diffusers", tmp_path / "pipe") == 2

@@ -22,7 +22,8 @@ from trouble import flip_each
 import dualrate as dr
 from dualrate.data.images import to_uint8
 from dualrate.diffusion.random import Draws
-from dualrate.pipelines.export import DualRateNetwork, DualRatePipeline, DualRateScheduler
+from dualrate.pipelines.export import DualRatePipeline
+from dualrate.pipelines.parts import DualRateNetwork, DualRateScheduler
 from dualrate.runs.store import write_class_names
 from dualrate.sampling.trajectory import rollout
 from dualrate.system.folders import MANIFEST

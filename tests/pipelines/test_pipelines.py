@@ -34,7 +34,7 @@ from dualrate.pipelines import prompts as pipelines
 from dualrate.pipelines.classes.catalogue import KINDS
 from dualrate.pipelines.classes.kind import in_patches
 from dualrate.pipelines.condition import Prompts
-from dualrate.pipelines.folder import adopted, scheduler_plan
+from dualrate.pipelines.foreign import adopted, scheduler_plan
 from dualrate.pipelines.retrofitted import OneForeign
 from dualrate.sampling.trajectory import rollout
 

@@ -42,14 +42,14 @@ from dualrate.pipelines import recipe as retrofit
 from dualrate.pipelines.classes import catalogue as kinds
 from dualrate.pipelines.classes.kind import NetworkSpec, by_place
 from dualrate.pipelines.export import DualRatePipeline
-from dualrate.pipelines.folder import adopted, read_folder
+from dualrate.pipelines.folder import read_folder
+from dualrate.pipelines.foreign import adopted
 from dualrate.pipelines.network import ForeignNetwork
 from dualrate.pipelines.retrofitted import (
     Projection,
     Retrofitted,
     Tap,
     TappedEncoder,
-    as_map,
     outputs,
     taps_of,
 )
@@ -185,7 +185,7 @@ def test_outputs_are_of_one_call():
     layer(torch.zeros(1, 2))
     assert seen[0] is out
     tokens = torch.arange(8.0).view(1, 4, 2)
-    assert as_map(tokens)[0, 0].tolist() == [[0, 2], [4, 6]]
+    assert NetworkSpec(by_place).tapped(tokens)[0, 0].tolist() == [[0, 2], [4, 6]]
 
 
 def test_training_leaves_the_model_as_it_is_and_goes_on_bit_for_bit(place, tmp_path):

@@ -30,10 +30,10 @@ from dualrate.experiment.experiment import Start
 from dualrate.methods.times import TimeSampler
 from dualrate.metrics.distances import GaussianStats, frechet_distance
 from dualrate.metrics.features import Architecture, Card, FeatureNet, weight_bytes
-from dualrate.pipelines import captions as prompts
 from dualrate.pipelines import clip
+from dualrate.pipelines import prompt_set as prompts
 from dualrate.pipelines import recipe as retrofit
-from dualrate.pipelines.captions import read_prompts
+from dualrate.pipelines.prompt_set import read_prompts
 from dualrate.pipelines.retrofitted import encoder_of, prompts_of
 from dualrate.recipes import auto
 from dualrate.recipes.students import plain_student

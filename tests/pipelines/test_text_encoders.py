@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 import dualrate as dr
 from dualrate.data.loader import Augment
 from dualrate.diffusion.random import Draws
-from dualrate.pipelines.captions import read_prompts
-from dualrate.pipelines.folder import adopted
+from dualrate.pipelines.foreign import adopted
+from dualrate.pipelines.prompt_set import read_prompts
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z")

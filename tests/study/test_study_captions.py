@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from dualrate.pipelines import folder as diffusers_folder
 from dualrate.pipelines import text_encoders as text_folder
-from dualrate.pipelines.caching import Verified
+from dualrate.pipelines.policies import Verified
 from studies.shapes import ASPECTS, COLOURS, PLACES, SHAPES, captions, drawn, judged, read
 
 RNG = np.random.default_rng(0)

@@ -12,7 +12,9 @@ from tools.house import modules
 from tools.try_package import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[2]
-OF_AN_EXTRA = {"dualrate.pipelines.export", "dualrate.pipelines.hub", "dualrate.integrations.diffusers"}
+OF_AN_EXTRA = {
+    f"dualrate.{name}" for name in ("pipelines.export", "pipelines.hub", "pipelines.parts", "integrations.diffusers")
+}
 WITHOUT = """
 import importlib, sys
 sys.modules.update(dict.fromkeys({extras!r}))  # None: importing it fails

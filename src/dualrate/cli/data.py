@@ -21,7 +21,8 @@ from dualrate.codecs.codec import Codec
 from dualrate.config.ranges import Images, Range, Ranged, Seed, Side, Steps, WorkerCount
 from dualrate.data.images import ImageSet, to_float
 from dualrate.diffusion.random import Draws
-from dualrate.pipelines.captions import Captions, TextEncoder
+from dualrate.pipelines.captions import Captions
+from dualrate.pipelines.text_encoders import TextFolder
 from dualrate.system.device import pick_device
 from dualrate.system.progress import image_progress
 
@@ -150,8 +151,8 @@ class Encode(_ToFolder):
             about |= {"prompts": texts.size, "text encoders": texts.fingerprint[:12]}
         print_report(self.json, {**counts, **about})
 
-    def _encode_prompts(self, captions: Captions, texts: TextEncoder, device: torch.device) -> None:
-        from dualrate.pipelines.captions import ENCODING, encode_prompts
+    def _encode_prompts(self, captions: Captions, texts: TextFolder, device: torch.device) -> None:
+        from dualrate.pipelines.prompt_set import ENCODING, encode_prompts
         from dualrate.system.workers import mapper
 
         progress = reporter()
@@ -179,7 +180,7 @@ class Verify(Ranged):
 
     def run(self) -> None:
         from dualrate.data.cache import verify
-        from dualrate.pipelines.captions import PROMPTS, has_prompts, verify_captions
+        from dualrate.pipelines.prompt_set import PROMPTS, has_prompts, verify_captions
         from dualrate.system.workers import mapper
 
         progress = reporter()

@@ -21,7 +21,9 @@ import torch
 
 import dualrate
 from dualrate.cli.recipe import AsJson, Device
+from dualrate.config.imports import import_module
 from dualrate.data.cache import cache_dir
+from dualrate.experiment.modality import WINGS
 from dualrate.networks.scan import backend_for
 from dualrate.system.device import pays, pick_device
 from dualrate.system.files import write_whole
@@ -49,7 +51,12 @@ class Doctor:
 
     def run(self) -> None:
         places = {"runs": Path("runs"), "cache": cache_dir()}
-        checks = (check_installation, lambda: check_device(pick_device(self.device)), lambda: check_disk(places))
+        checks = (
+            check_installation,
+            check_wings,
+            lambda: check_device(pick_device(self.device)),
+            lambda: check_disk(places),
+        )
         findings = []
         for finding in examine(checks):
             findings.append(finding)
@@ -83,6 +90,23 @@ def check_installation() -> Iterator[Finding]:
             "there is an NVIDIA driver, but torch sees no GPU",
             "unset CUDA_VISIBLE_DEVICES, or install a torch that is built for this GPU (pytorch.org/get-started)",
         )
+
+
+def check_wings() -> Iterator[Finding]:
+    """Whether every module of the applications can be imported, which nothing else does before it is come to."""
+    for wing in (Path(dualrate.__file__).parent / name.split(".")[1] for name in WINGS):
+        absent = set[str]()
+        for file in sorted(wing.rglob("*.py")):
+            module = ".".join(("dualrate", *file.relative_to(wing.parent).with_suffix("").parts))
+            try:
+                import_module(module.removesuffix(".__init__"))
+            except ValueError as error:
+                needed = getattr(error.__cause__, "name", None) or "dualrate"
+                if isinstance(error.__cause__, ModuleNotFoundError) and needed.split(".")[0] != "dualrate":
+                    absent.add(needed.split(".")[0])
+                else:
+                    yield problem(str(error), "install dualrate anew, or the package that it names")
+        yield ok(wing.name + (f": what needs {', '.join(sorted(absent))} is left out" if absent else ": all is there"))
 
 
 def check_device(device: torch.device) -> Iterator[Finding]:

@@ -22,7 +22,8 @@ DENOISERS: dict[str, Around] = {
     "shared-encoder": FeatureCache.shared_encoder,
     "fora": FeatureCache.around,
     "deep-cache": partial(FeatureCache.around, outer=1),
-    "taylor": partial(FeatureCache.around, order=ORDER),
+    "taylor": partial(FeatureCache.around, order=ORDER, form="taylor"),
+    "polynomial": partial(FeatureCache.around, order=ORDER),
     "toca": partial(TokenCache.around, share=SHARES["toca"], by="attention", between=(Refresh.PARTIAL,)),
     "duca": partial(TokenCache.around, share=SHARES["duca"], by="random", between=(Refresh.PARTIAL, Refresh.KEEP)),
 }

@@ -8,7 +8,8 @@ or all levels from `outer` on, add to their input is one tensor. `FeatureCache` 
 
     FORA             outer 0, D as it was           every block's output is reused; patches and head run
     DeepCache        outer 1, D as it was           the inner levels' output is reused; the first level runs
-    TaylorSeer       outer 0, D from the last m+1   every block's output is forecast
+    TaylorSeer       outer 0, D from the last m+1   every block's output is forecast, in steps
+    polynomial       outer 0, D from the last m+1   the same, in log-SNR: ours
     encoder sharing  D of the first middle blocks of a U-ViT, as it was; all else runs
 
 Keeping each block's output, as the originals do, is the same: the sum of what was kept, or forecast, is what is kept,
@@ -26,13 +27,15 @@ Sharing     The decoupled diffusion transformer (Wang et al. 2025, arXiv 2504.05
             is given the current time, and the network was never cut in two in training.
 A plan sets where it refreshes, evenly by default.
 
-A forecast of features F_0, F_1, ..., F_m, kept at u_0 (the latest), u_1, ..., u_m, is the polynomial in u = log-SNR
-through all of them, at any spacing:
+Features F_0 (the latest), F_1, ..., F_m, kept at steps n_0, ..., n_m of the sampling, at log-SNRs u_0, ..., u_m, are
+forecast in two ways, at any spacing:
 
-    F(u) = sum_j F_j prod_(k != j) (u - u_k) / (u_j - u_k)
+    taylor       F(n) = sum_i D_i[0] (n - n_0)^i / i!
+                 D_0[j] = F_j,   D_i[j] = (D_(i-1)[j] - D_(i-1)[j+1]) / (n_j - n_(j+1))
+    polynomial   F(u) = sum_j F_j prod_(k != j) (u - u_k) / (u_j - u_k)
 
-TaylorSeer counts steps where u stands here, and puts differences, which belong between the times, in the place of
-derivatives at the latest one: its forecast is exact for straight lines alone.
+The first is TaylorSeer's, its eq. (3) where refreshes are N steps apart: differences in the place of derivatives, so it
+is exact for straight lines alone. The second is the polynomial through all of them, so it is exact for polynomials.
 
 `TokenCache` keeps attention, and computes the rest for some tokens:
 
@@ -80,7 +83,8 @@ from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, cached_for_
 from dualrate.networks.uvit import UViTCut
 
 By = Literal["attention", "random"]
-ORDER = 2  # of TaylorSeer, by default
+Form = Literal["polynomial", "taylor"]
+ORDER = 2  # of forecasts, by default
 SHARES = {"toca": 0.07 * 2.5, "duca": 0.05 * 2.5}  # of the tokens
 AGE = 0.25 / 4  # of a score, a step: the published weight over the published interval
 FIRST = 1.8  # times its score, the greatest of four neighbours: published are 0.8 more
@@ -118,10 +122,11 @@ def network_of(denoiser: Denoiser, kind: type[Network]) -> Network:
     return network
 
 
-def forecast(context: Context, t: Tensor, schedule: Schedule) -> tuple[Tensor, ...]:
+def forecast(context: Context, t: Tensor, schedule: Schedule | None) -> tuple[Tensor, ...]:
     """The features of a context and of those before it, carried on to t; of a single one as they are.
 
-    t: (B,) or (). Raises ValueError for contexts without a time.
+    t: (B,) or (); schedule: of the log-SNR; None: TaylorSeer's form, by the contexts' ages
+    Raises ValueError for contexts without a time.
     """
     contexts = (context, *context.earlier)
     times = [past.tau for past in contexts if past.tau is not None]
@@ -129,7 +134,10 @@ def forecast(context: Context, t: Tensor, schedule: Schedule) -> tuple[Tensor, .
         raise ValueError("features are forecast from their times, and a context here has none (tau): pass encode's")
     if not context.earlier:
         return context.features
-    weights = forecast_weights(schedule, t, *times)
+    if schedule is None:
+        weights = taylor_weights(*(past.age for past in contexts))
+    else:
+        weights = forecast_weights(schedule, t, *times)
     return tuple(_mixed(weights, same) for same in zip(*(past.features for past in contexts), strict=True))
 
 
@@ -140,6 +148,18 @@ def forecast_weights(schedule: Schedule, t: Tensor, *times: Tensor) -> tuple[Ten
     weights = [torch.ones_like(u) for _ in nodes]
     for j, k in permutations(range(len(nodes)), 2):
         weights[j] = weights[j] * (u - nodes[k]) / (nodes[j] - nodes[k])
+    return tuple(weights)
+
+
+def taylor_weights(steps: int, *gaps: int) -> tuple[Tensor, ...]:
+    """Weights of F_0, ..., F_m in TaylorSeer's F(n), () float64. steps: n - n_0; gaps: n_0 - n_1, n_1 - n_2, ..."""
+    differences = list(torch.eye(len(gaps) + 1, dtype=torch.float64, device="cpu"))
+    weights, factor = differences[0], 1.0
+    for i in range(1, len(gaps) + 1):
+        pairs = zip(differences, differences[1:], gaps, strict=False)
+        differences = [(later - earlier) / gap for later, earlier, gap in pairs]
+        factor *= steps / i
+        weights = weights + factor * differences[0]
     return tuple(weights)
 
 
@@ -198,18 +218,22 @@ class FeatureCache(_Cache):
     """A single-rate network that keeps the sum which its inside adds.
 
     order: of the forecast, m; 0: the sum stays the same
+    form:  how it is forecast
     """
 
     network: Any
     process: GaussianProcess
     order: Annotated[int, Range(0, 8)] = 0
+    form: Form = "polynomial"
     reuse: Reuse = Reuse.SMOOTH
 
     @staticmethod
-    def around(denoiser: Denoiser, process: Process, *, outer: int = 0, order: int = 0) -> FeatureCache:
+    def around(
+        denoiser: Denoiser, process: Process, *, outer: int = 0, order: int = 0, form: Form = "polynomial"
+    ) -> FeatureCache:
         """The cache of a single network, with all levels from `outer` on inside. Raises ValueError as `network_of`."""
         cut = network_of(denoiser, Cuttable).cut(outer)
-        return FeatureCache(cut, require_gaussian(process, "the model"), order)
+        return FeatureCache(cut, require_gaussian(process, "the model"), order, form)
 
     @staticmethod
     def shared_encoder(denoiser: Denoiser, process: Process, *, blocks: int | None = None) -> FeatureCache:
@@ -231,7 +255,7 @@ class FeatureCache(_Cache):
 
     def added(self, context: Context, t: Tensor) -> Tensor:
         self.features_of(context)
-        return forecast(context, t, self.process.schedule)[0]
+        return forecast(context, t, None if self.form == "taylor" else self.process.schedule)[0]
 
 
 @dataclass(frozen=True)

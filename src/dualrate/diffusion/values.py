@@ -136,6 +136,7 @@ class Context:
     x_hat:    (B, C, H, W) an output already computed at this very (z, t): used once, then forgotten (`aged`)
     keeps:    how many earlier contexts its denoiser wants beside it
     earlier:  these, the latest first; fewer at the beginning (`after`)
+    age:      steps since it was computed, where its denoiser wants earlier ones; of an earlier one, until the next was
     """
 
     features: tuple[Tensor, ...] = ()
@@ -144,10 +145,15 @@ class Context:
     x_hat: Tensor | None = None
     keeps: int = 0
     earlier: tuple[Context, ...] = ()
+    age: int = 0
 
     def aged(self) -> Context:
         """The same context for any later step: `x_hat` belongs to the step it was computed at."""
         return self if self.x_hat is None else replace(self, x_hat=None)
+
+    def a_step_later(self) -> Context:
+        """The same context for the next step."""
+        return replace(self.aged(), age=self.age + 1) if self.keeps else self.aged()
 
     def after(self, previous: Context) -> Context:
         """This context, just computed, with as many of the previous ones beside it as it keeps, the latest first."""
@@ -163,7 +169,7 @@ class Context:
 
         features = tuple(feature[rows] for feature in self.features)
         earlier = tuple(context.rows(rows) for context in self.earlier)
-        return Context(features, take(self.tau), take(self.present), take(self.x_hat), self.keeps, earlier)
+        return Context(features, take(self.tau), take(self.present), take(self.x_hat), self.keeps, earlier, self.age)
 
     def scattered(self, rows: Tensor, size: int) -> Context:
         """This context's rows placed at `rows` of a batch of `size`; all other rows are absent.

@@ -3,4 +3,5 @@
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401
 
-from dualrate.pipelines.export import DualRateNetwork, DualRatePipeline, DualRateScheduler  # noqa: F401
+from dualrate.pipelines.export import DualRatePipeline  # noqa: F401
+from dualrate.pipelines.parts import DualRateNetwork, DualRateScheduler  # noqa: F401

@@ -15,20 +15,25 @@ import itertools
 import warnings
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dualrate.denoisers.feature_cache import ORDER
+from dualrate.denoisers.feature_cache import ORDER, SHARES
 from dualrate.diffusion.prediction import Convention, Flow
 from dualrate.diffusion.schedule import RectifiedFlow, Schedule
-from dualrate.pipelines.caching import Cache, Did, Features, Fixed, Levels, Method, Policy, Tokens, by_name
+from dualrate.pipelines.caching import Cache, Did, Features, Levels, Method, Tokens, by_name
 from dualrate.pipelines.classes.catalogue import KINDS
-from dualrate.pipelines.schedulers import read_scheduler
+from dualrate.pipelines.policies import Fixed, Policy
+from dualrate.pipelines.schedulers import draws_noise, read_scheduler
 
-METHODS = ("fora", "taylor", "deep-cache", "toca", "duca")
+MethodName = Literal["fora", "taylor", "polynomial", "deep-cache", "toca", "duca"]
+METHODS: tuple[str, ...] = get_args(MethodName)
+FEW = 8  # steps, or fewer, of which hardly one can be skipped
+QUANTILES = (0.1, 0.5, 0.9, 1.0)  # of changes that are printed
 PASSIVE = {"group_offloading", "layerwise_casting"}  # hooks of diffusers that leave alone what is computed
 REMEMBERED = 16  # samplings
 JOINT = "; decides for a batch as one, so an image depends on the others in it"
@@ -51,8 +56,10 @@ class CallRecord(NamedTuple):
 
 
 class Accelerated:
-    """A pipeline's caches, until they are removed. As a context manager it removes them at the end. Printed, it says
-    what each sampling cost.
+    """A pipeline's caches, until they are removed. As a context manager it removes them at the end.
+
+    Printed, or shown by a notebook, it says what each sampling cost, and the changes that its policy saw, by which a
+    threshold is chosen.
 
     samplings: of each network the calls of the latest samplings
     """
@@ -72,7 +79,7 @@ class Accelerated:
     def __exit__(self, *_: object) -> None:
         self.remove()
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = []
         for network in self._networks:
             policy, earlier = network.method.policy, network.begun - len(network.samplings)
@@ -88,27 +95,45 @@ def sampling_summary(calls: Sequence[CallRecord], policy: Policy) -> str:
     """A line on the calls of a sampling: how many ran whole, and what all of them cost."""
     counts = {did: sum(call.did == did for call in calls) for did in ("full", "partial", "skipped")}
     said = ", ".join(f"{count} {did}" for did, count in counts.items() if count or did != "partial") + " calls"
+    changes = [call.change for call in calls if call.change]
     if policy.sees.startswith("forecast"):
         worst = max((call.change for call in calls if call.did == "skipped"), default=0.0)
-        said += f", {sum(call.step > 0 for call in calls)} verified, kept up to an error of {worst:.2g}"
-    macs, plain = sum(call.macs for call in calls), sum(call.plain for call in calls)
+        said += f", {len(changes)} verified, kept up to an error of {worst:.2g}"
+    if changes:
+        at = torch.tensor(changes, dtype=torch.float64).quantile(torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
+        said += ", changes " + ", ".join(f"{q:.0%} {value:.2g}" for q, value in zip(QUANTILES, at, strict=True))
+    macs, plain = cost_of(calls)
     return (
         f"{said}; {macs / 1e9:.4g} of {plain / 1e9:.4g} GMACs, {macs / plain if plain else 1:.2f} of the plain pipeline"
     )
 
 
-def accelerate(
-    pipe: Any, method: str = "taylor", *, refresh: int | Policy = 4, order: int = ORDER, outer: int = 1
-) -> Accelerated:
-    """Make a pipeline of diffusers cheaper, in place, until `remove()` of what is returned.
+def cost_of(calls: Sequence[CallRecord]) -> tuple[int, int]:
+    """Multiply-adds of the calls, and of plain ones."""
+    return sum(call.macs for call in calls), sum(call.plain for call in calls)
 
-    method:  fora, taylor, toca, duca, or deep-cache for UNets
-    refresh: whole calls at every N-th step, or where a policy (`pipelines/caching.py`) says
-    order:   of taylor's forecast
-    outer:   how many of the last layers run at every step, of deep-cache
+
+def accelerate(
+    pipe: Any,
+    method: MethodName = "polynomial",
+    *,
+    refresh: int | Policy = 4,
+    order: int = ORDER,
+    outer: int = 1,
+    scheduler: Any = None,
+) -> Accelerated:
+    """Make a pipeline of diffusers, or a network of one, cheaper, in place, until `remove()` of what is returned.
+
+    pipe:      a pipeline, or its transformer or UNet for a loop of your own, which calls it at falling times
+    method:    fora, taylor, polynomial, toca, duca, or deep-cache for UNets
+    refresh:   whole calls at every N-th step, or where a policy (`pipelines/policies.py`) says
+    order:     of the forecast, of taylor and polynomial
+    outer:     how many of the last layers run at every step, of deep-cache
+    scheduler: of diffusers, beside a network alone: polynomial, duca and SpeCa ask it for its times
     All networks of the pipeline take part whose class is in `KINDS` (`classes/catalogue.py`). Raises ValueError where
     there is none, where one cannot have this method or policy, and where one is compiled as a whole or changed by
-    another tool.
+    another tool. Warns, here or as it draws, of a scheduler that draws noise, of few steps, and where the calls of a
+    sampling cost more than plain ones.
     """
     if method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}, got {method!r}")
@@ -118,21 +143,30 @@ def accelerate(
         raise ValueError(f"refresh is every how many steps, or a Policy, got {refresh}")
     if not isinstance(order, int) or order < 0:
         raise ValueError(f"order is a whole number, 0 or more, got {order!r}")
+    source = type(pipe).__name__
+    if isinstance(pipe, nn.Module):
+        kind = KINDS.get(type(pipe).__name__)
+        role = "unet" if kind and kind.has_levels(pipe) else "transformer"
+        pipe = SimpleNamespace(components={role: pipe}, scheduler=scheduler)
+    elif scheduler is not None:
+        raise ValueError(f"{source} has a scheduler, which counts: drop scheduler=, or set pipe.scheduler")
     parts = {name: part for name, part in getattr(pipe, "components", {}).items() if isinstance(part, nn.Module)}
     networks = {name: net for name, net in parts.items() if type(getattr(net, "_orig_mod", net)).__name__ in KINDS}
     if not networks:
         classes = ", ".join(type(part).__name__ for part in parts.values()) or "no networks"
-        raise ValueError(f"a pipeline with a {', '.join(KINDS)} is expected, got {type(pipe).__name__} with {classes}")
+        got = source if classes == source else f"{source} with {classes}"
+        raise ValueError(f"a pipeline with a {', '.join(KINDS)}, or that alone, is expected, got {got}")
     methods: dict[str, Method] = {}
     for name, net in networks.items():
         check_free(name, net)
         kind = KINDS[type(net).__name__]
-        if method in ("fora", "taylor"):
-            methods[name] = Features(net, kind, refresh, order if method == "taylor" else 0)
+        if method == "deep-cache":
+            methods[name] = Levels(net, kind, refresh, outer)
+        elif method in SHARES:
+            methods[name] = Tokens(net, kind, refresh, method)
         else:
-            methods[name] = (
-                Levels(net, kind, refresh, outer) if method == "deep-cache" else Tokens(net, kind, refresh, method)
-            )
+            form = "taylor" if method == "taylor" else "polynomial"
+            methods[name] = Features(net, kind, refresh, 0 if method == "fora" else order, form)
     for network_method in methods.values():
         convention(pipe.scheduler, network_method)
     return Accelerated(method, [_Network(name, network_method, pipe) for name, network_method in methods.items()])
@@ -165,6 +199,11 @@ def convention(scheduler: Any, method: Method) -> Convention | None:
     """The convention of the scheduler's times; None where none is needed. Raises ValueError as `read_scheduler`."""
     if not method.timed:
         return None
+    if scheduler is None:
+        raise ValueError(
+            f"this method asks a scheduler how noisy each time of a {type(method.net).__name__} is: pass scheduler=, "
+            "or take method 'taylor' or 'fora'"
+        )
     return read_scheduler({**scheduler.config, "_class_name": type(scheduler).__name__})[1]
 
 
@@ -176,7 +215,9 @@ class _Network:
         self.samplings: deque[list[CallRecord]] = deque(maxlen=REMEMBERED)
         self.begun = self.branch = 0
         self.on, self.digests = True, Digests()
+        self.warned_of: Any = None
         self.forget()
+        self.check_scheduler()
         self.place = "_old_forward" if "_hf_hook" in vars(self.net) else "forward"  # offloading stays outside
         self.was_set, self.before = self.place in self.net.__dict__, getattr(self.net, self.place)
         self.wrapper = functools.update_wrapper(functools.partial(_forward, self), self.before)
@@ -185,6 +226,7 @@ class _Network:
     def remove(self) -> None:
         """Take the wrapper off. Where something else was put around it since, it stays there and does nothing."""
         self.on = False
+        self.check_cost()
         self.forget()
         for place in ("forward", "_old_forward"):
             if self.net.__dict__.get(place) is self.wrapper:
@@ -194,6 +236,8 @@ class _Network:
                     setattr(self.net, place, self.before)
 
     def forget(self) -> None:
+        """Drop all that is of a sampling."""
+        self.steps, self.unpriced = 0, True
         self.now: tuple[float, Any] | None = None
         self.times: Any = None
         self.earlier: dict[Hashable, Cache] = {}  # of the step before
@@ -201,24 +245,62 @@ class _Network:
         self.branches: dict[Hashable, int] = {}
         self.convention: Convention | None = None
 
+    def check_scheduler(self) -> None:
+        """Warn, once of each, of a scheduler that draws noise."""
+        scheduler = self.pipe.scheduler
+        if scheduler is not self.warned_of and draws_noise(scheduler):
+            warnings.warn(
+                f"{type(scheduler).__name__} draws noise at every step, so what a cache holds is of another path: take "
+                "a deterministic scheduler, such as DPMSolverMultistepScheduler",
+                stacklevel=2,
+            )
+        self.warned_of = scheduler
+
+    def begin(self, times: Any) -> None:
+        """Start a sampling, of which the scheduler has these times."""
+        self.check_cost()
+        self.forget()
+        self.check_scheduler()
+        self.times, self.convention = times, convention(self.pipe.scheduler, self.method)
+        self.steps = getattr(self.pipe.scheduler, "num_inference_steps", None) or (0 if times is None else len(times))
+        if 0 < self.steps <= FEW:
+            warnings.warn(
+                f"{self.steps} steps are few: features change much from one to the next, so a cache hardly pays. Take "
+                "fewer steps without it, or a student (docs/distil.md)",
+                stacklevel=2,
+            )
+        self.samplings.append([])
+        self.begun += 1
+
+    def check_cost(self) -> None:
+        """Warn, once, of a sampling that cost more than a plain one."""
+        macs, plain = cost_of(self.samplings[-1]) if self.samplings and self.unpriced else (0, 0)
+        if macs > plain:
+            self.unpriced = False
+            warnings.warn(
+                f"{self.name} cost {macs / plain:.2f} of the plain pipeline, as too few calls were skipped: raise the "
+                f"threshold of {self.method.policy}, or remove() the cache",
+                stacklevel=2,
+            )
+
     def cache(self, time: float, shapes: tuple[Any, ...], condition: Hashable) -> Cache:
         """The cache of a call at a step of the scheduler, of these shapes of tensors and this condition."""
         scheduler = self.pipe.scheduler
         times, step = getattr(scheduler, "timesteps", None), getattr(scheduler, "step_index", None)
         step = getattr(scheduler, "counter", None) if step is None else step  # of PNDM, which repeats a time
         if self.now is None or time > self.now[0] or times is not self.times:
-            self.forget()
-            self.times, self.convention = times, convention(self.pipe.scheduler, self.method)
-            self.samplings.append([])
-            self.begun += 1
+            self.begin(times)
         if self.now != (time, step):  # in bfloat16 two steps may have the same time
             self.now, self.earlier, self.caches = (time, step), self.caches, {}
         called = ((shapes, condition, rank) for rank in itertools.count())
         branch = next(one for one in called if one not in self.caches)
         self.branch = self.branches.setdefault(branch, len(self.branches))
-        self.caches[branch] = self.earlier.get(branch) or Cache(
-            copy.deepcopy(self.method.policy), shapes, deque(maxlen=self.method.order + 1)
-        )
+        if branch in self.earlier:
+            self.caches[branch] = self.earlier[branch]
+        else:
+            policy = copy.deepcopy(self.method.policy)
+            policy.steps = self.steps
+            self.caches[branch] = Cache(policy, shapes, deque(maxlen=self.method.order + 1))
         return self.caches[branch]
 
     def clock(self, time: float) -> tuple[Schedule | None, Tensor]:
@@ -296,4 +378,6 @@ def _forward(network: _Network, *positional: Any, **named: Any) -> Any:
     macs, plain = method.macs(cache, did)
     network.samplings[-1].append(CallRecord(network.branch, cache.step, did, cache.change, macs, plain))
     cache.step += 1
+    if network.times is not None and float(network.times[-1]) == time:
+        network.check_cost()
     return out

@@ -2,128 +2,40 @@
 
 A method says what is kept. Sources and equations stand in `denoisers/feature_cache.py`.
 
-    fora, taylor   what the row of blocks adds, as it was, or forecast in log-SNR; what lies outside the row runs
-    toca, duca     attention as it was, some tokens made anew
-    deep-cache     UNets: the input of the last layers, which alone run. Ma et al. 2023, arXiv 2312.00858, keep every
-                   N-th step; their branch 0 is one layer
-
-A policy says when a call refreshes.
-
-    Fixed          every N-th step
-    FirstBlock     |r - r_tau|_1 / |r_tau|_1 >= threshold, of what the first block adds, r, which runs at every step
-    Accumulated    sum_k p(|m_k - m_(k-1)|_1 / |m_(k-1)|_1) >= threshold since the last refresh, of the first block's
-                   modulated input, or of the time's embedding, m. TeaCache, Liu et al. 2024, arXiv 2411.19108.
-                   Deviates: the last step need not refresh
-    Verified       |r_hat - r|_2 / |r|_2 >= threshold in some row, of what the first or the last block adds, r, and its
-                   forecast, r_hat. SpeCa, Liu et al. 2025, arXiv 2509.11628. Deviates: the threshold is the same at all
-                   times, and a kept step has the block's real output
-
-Those that see a change decide for a batch as one, by its mean, or of Verified by its worst row: so an image depends on
-the others in it. By rows, rows that need no refresh would have to stand aside in every block.
+    fora                 what the row of blocks adds, as it was; what lies outside the row runs
+    taylor, polynomial   the same, forecast in steps, or in log-SNR
+    toca, duca           attention as it was, some tokens made anew
+    deep-cache           UNets: the input of the last layers, which alone run. Ma et al. 2023, arXiv 2312.00858, keep
+                         every N-th step; their branch 0 is one layer
 
 A call goes through a copy of the network that shares all parts but the blocks. The network stays as it is.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
-import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from dualrate.config.ranges import Range, Ranged, Steps
-from dualrate.denoisers.feature_cache import SHARES, By, choose, forecast
+from dualrate.denoisers.feature_cache import SHARES, By, Form, choose, forecast
 from dualrate.diffusion.schedule import Schedule
 from dualrate.diffusion.values import Context
-from dualrate.pipelines.classes.kind import HIDDEN, NO_ROWS, NetworkSpec, Rows
+from dualrate.pipelines.classes.kind import DECLARE, HIDDEN, NetworkSpec, Rows
 from dualrate.pipelines.cut import CutTokens, sharing
+from dualrate.pipelines.policies import Fixed, Policy
 from dualrate.sampling.cost import macs_of
 
-Seen = Literal["", "first block", "input", "time", "forecast of first", "forecast of last"]
 Did = Literal["full", "partial", "skipped"]
 Named = dict[str, Any]
 Run = Callable[[Any], Any]  # a call of a copy of the network
 Out = TypeVar("Out")
-Threshold = Annotated[float, Range(0, math.inf)]
 SKIPS = "res_hidden_states_tuple"
-
-
-class Policy(Ranged, ABC):
-    """When a call refreshes, all rows of its batch. Each cache has a copy, new in every sampling, so it may count.
-
-    sees: what `change` is of (module docstring); "": nothing, and it is 0
-    """
-
-    sees: Any = ""  # a Seen
-
-    @abstractmethod
-    def refresh(self, step: int, change: float) -> bool:
-        """Whether step 1, 2, ... of a sampling runs whole. Step 0 does, and is not asked about."""
-
-
-@dataclass
-class Fixed(Policy):
-    """Refreshes at every N-th step."""
-
-    every: Steps
-
-    def refresh(self, step: int, change: float) -> bool:
-        return step % self.every == 0
-
-
-@dataclass
-class FirstBlock(Policy):
-    """Refreshes where the sum that the first block adds has changed by this share since the last refresh."""
-
-    threshold: Threshold
-    sees = "first block"
-
-    def refresh(self, step: int, change: float) -> bool:
-        return not change < self.threshold  # so also where it is no number
-
-
-@dataclass
-class Accumulated(Policy):
-    """Refreshes where the changes from step to step, rescaled, add up to this.
-
-    polynomial: p, the highest power first, as TeaCache publishes it for a model
-    """
-
-    threshold: Threshold
-    polynomial: tuple[Annotated[float, Range(-1e12, 1e12)], ...] = (1.0, 0.0)
-    sees: Literal["input", "time"] = "input"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.total = 0.0
-
-    def refresh(self, step: int, change: float) -> bool:
-        self.total += functools.reduce(lambda value, factor: value * change + factor, self.polynomial, 0.0)
-        if self.total < self.threshold:
-            return False
-        self.total = 0.0
-        return True
-
-
-@dataclass
-class Verified(Policy):
-    """Refreshes where the forecast of what a block adds, which runs all the same, is this far off.
-
-    sees: "forecast of first", whose run a refresh uses, or "forecast of last", which it runs anew
-    """
-
-    threshold: Threshold
-    sees: Literal["forecast of first", "forecast of last"] = "forecast of last"
-
-    def refresh(self, step: int, change: float) -> bool:
-        return not change < self.threshold
 
 
 LEVELS = {f"{kind}{way}Block2D" for kind in ("", "Attn", "CrossAttn") for way in ("Down", "Up")}
@@ -169,6 +81,7 @@ class Cache:
     shapes:  of the call's tensors
     held:    what the method keeps, the latest first
     seen:    what the policy's change is counted from
+    tried:   whether the latest call was forecast, be that kept or not
     """
 
     policy: Policy
@@ -177,13 +90,14 @@ class Cache:
     step: int = 0
     seen: Tensor | None = None
     change: float = 0.0
+    tried: bool = False
 
 
 @dataclass
 class Method(ABC):
     """A way of calling a network with a cache.
 
-    order: of the forecast
+    order: of the forecast; form: how it is made
     costs: multiply-adds of a part of a call of given shapes, counted when it first runs
     """
 
@@ -191,12 +105,13 @@ class Method(ABC):
     kind: NetworkSpec
     policy: Policy
     order: int = 0
+    form: Form = "polynomial"
     costs: dict[Any, int] = field(default_factory=dict)
 
     @property
     def timed(self) -> bool:
         """Whether `call` needs a schedule and its time."""
-        return self.order > 0
+        return self.order > 0 and self.form == "polynomial"
 
     @abstractmethod
     def call(self, run: Run, cache: Cache, schedule: Schedule | None, t: Tensor) -> tuple[Any, Did]:
@@ -229,19 +144,26 @@ class Method(ABC):
     def rows(self) -> Rows:
         """The rows of blocks. Raises ValueError where there are none."""
         if self.kind.rows is None:
-            name = type(self.net).__name__
-            raise ValueError(f"{name} has no row of blocks: of a UNet, with its levels, take 'deep-cache'; {NO_ROWS}")
+            way = "take 'deep-cache'" if self.kind.has_levels(self.net) else DECLARE.format("rows=Rows(names=...)")
+            raise ValueError(f"{type(self.net).__name__} has levels and no row of blocks: {way}")
         return self.kind.rows
 
 
 class Features(Method):
-    """fora, taylor. Held: what the blocks between those that are seen add to each stream; what a verified one adds."""
+    """fora, taylor, polynomial. Held: what the blocks between those that are seen add to each stream, what a verified
+    one adds, and for an age the step.
+    """
 
-    def __init__(self, net: Any, kind: NetworkSpec, policy: Policy, order: int) -> None:
-        super().__init__(net, kind, policy, order)
+    def __init__(self, net: Any, kind: NetworkSpec, policy: Policy, order: int, form: Form) -> None:
+        super().__init__(net, kind, policy, order, form)
+        kind.check_blocks(net)
         name, sees, (first, *_) = type(net).__name__, policy.sees, self.blocks
         if sees == "time" and not self.rows.embedded:
             raise ValueError(f"the blocks of {name} embed the time themselves: let Accumulated see the 'input'")
+        if sees == "input" and not hasattr(first, self.rows.attention):
+            raise ValueError(
+                f"{type(first).__name__} has no {self.rows.attention}: {DECLARE.format('rows=Rows(attention=...)')}"
+            )
         if sees == "input" and "_hf_hook" in vars(first):
             raise ValueError(f"the blocks of {name} are offloaded: let Accumulated see the 'time', or take FirstBlock")
 
@@ -260,7 +182,7 @@ class Features(Method):
         full, seen, inner, last = (
             self.costs.get((cache.shapes, name), 0) for name in ("full", "seen", "inner", "last")
         )
-        rejected = last if did == "full" and cache.step else 0
+        rejected = last if did == "full" and cache.tried else 0
         return full - inner if did == "skipped" else full + rejected, full - seen
 
     def passed(self, named: Named, cache: Cache, schedule: Schedule | None, t: Tensor) -> tuple[Named, bool]:
@@ -274,7 +196,13 @@ class Features(Method):
                 now = streams
                 for block in row:
                     out = block(**named | now)
-                    now = dict(zip(names, out if isinstance(out, tuple) else (out,), strict=True))
+                    out = out if isinstance(out, tuple) else (out,)
+                    if len(out) != len(names):
+                        raise ValueError(
+                            f"{type(block).__name__} returns {len(out)} tensors, expected {', '.join(names)}: "
+                            + DECLARE.format("rows=Rows(streams=...), with what each block returns, in that order")
+                        )
+                    now = dict(zip(names, out, strict=True))
                 return now
 
             return self.counted(cache, part, all_of_it) if row else streams
@@ -285,9 +213,10 @@ class Features(Method):
         start = {name: named[name] for name in names}
         before = ran("first", blocks[:first], start)
         first_added = before[HIDDEN] - start[HIDDEN] if first else None
-        if cache.held:
-            latest, *earlier = cache.held
-            features = forecast(replace(latest, earlier=tuple(earlier)), t, cast(Schedule, schedule))
+        whole = not cache.held or cache.policy.due(cache.step) or (not sees and cache.policy.refresh(cache.step, 0.0))
+        cache.tried = not whole
+        if not whole:
+            features = forecast(self.latest(cache), t, schedule)
             added = features[:-1] if verified else features
             dropped = len(names) - len(added)  # a last block may return no text
             sums = [before[name] + more for name, more in zip(names[dropped:], added, strict=True)]
@@ -299,7 +228,7 @@ class Features(Method):
                 )
             elif first_added is not None:
                 cache.change = _change(first_added, cache.seen)
-            if not cache.policy.refresh(cache.step, cache.change):
+            if not sees or not cache.policy.refresh(cache.step, cache.change):
                 return after, False
         inner = ran("inner", blocks[first:last], before)
         after = ran("last", blocks[last:], inner)
@@ -310,8 +239,16 @@ class Features(Method):
             cache.seen = first_added
         if cache.held and cache.held[0].tau == t:  # a solver may call twice at a time
             cache.held.popleft()
-        cache.held.appendleft(Context(tuple(feature.detach() for feature in additions), tau=t))
+        cache.held.appendleft(Context(tuple(feature.detach() for feature in additions), tau=t, age=cache.step))
         return after, True
+
+    def latest(self, cache: Cache) -> Context:
+        """The contexts that are held as one, in which an age is counted from the next refresh, or from now."""
+        later = (cache.step, *(context.age for context in cache.held))
+        latest, *earlier = (
+            replace(context, age=now - context.age) for context, now in zip(cache.held, later, strict=False)
+        )
+        return replace(latest, earlier=tuple(earlier))
 
     def modulated(self, block: Any, named: Named) -> Tensor:
         """The tensor whose changes are added up: the time's embedding, or the input of the block's attention."""
@@ -390,10 +327,8 @@ class Levels(Method):
     def __init__(self, net: Any, kind: NetworkSpec, policy: Policy, outer: int) -> None:
         super().__init__(net, kind, policy)
         self.outer, name = outer, type(net).__name__
-        if kind.rows:
+        if not kind.has_levels(net):
             raise ValueError(f"{name} has one level, and 'deep-cache' is for UNets: take 'taylor'")
-        if getattr(net, "down_blocks", None) is None:
-            raise ValueError(f"{name} is no UNet, which 'deep-cache' is for: take 'taylor'; {NO_ROWS}")
         if policy.sees:
             raise ValueError(f"{name} has no row of blocks to see a change in: take refresh=N, got {policy}")
         if strange := {type(block).__name__ for block in (net.down_blocks[0], net.up_blocks[-1])} - LEVELS:

@@ -28,7 +28,7 @@ from dualrate.experiment.data_config import DataConfig
 from dualrate.metrics.distances import resampling_weights
 from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
 from dualrate.metrics.pretrained import CONFIG, METRICS, WEIGHTS, PhotoNet, check_all_there, needs, normalised
-from dualrate.pipelines.captions import Texts, has_prompts, read_prompts
+from dualrate.pipelines.prompt_set import Texts, has_prompts, read_prompts
 from dualrate.system.device import pick_device, whole_products
 from dualrate.system.files import read_json
 from dualrate.system.progress import Reporter, image_progress

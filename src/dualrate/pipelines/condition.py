@@ -14,14 +14,14 @@ from dualrate.data.conditions import Condition, Conditioned, Given, Make
 from dualrate.data.loader import TrainingSet
 from dualrate.data.source import Split
 from dualrate.diffusion.values import Shape
-from dualrate.pipelines.captions import PromptSet, read_prompts
+from dualrate.pipelines.prompt_set import PromptSet, read_prompts
 
 
 @dataclass(frozen=True)
 class Prompts(Condition, Ranged):
     """A text as the encoders of a text-to-image model made it, in a row of numbers (`pipelines.classes.kind`).
 
-    In training they lie beside the latents (captions.py).
+    In training they lie beside the latents (prompt_set.py).
     """
 
     size: Annotated[int, Range(1, 2**31)] = 1

@@ -10,7 +10,7 @@
 
 Images are those of `dualrate.sample`, of seed, class, plan and step. torch's generators are states, ours are functions
 of a seed: a generator that nothing was drawn from stands for the seed that it was made with, and any other for its next
-number. The path of this module stands in every folder.
+number. The paths of this module and of parts.py stand in every folder.
 """
 
 from __future__ import annotations
@@ -19,51 +19,45 @@ import copy
 import dataclasses
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  # looked up in this module by folders that name it
 from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from dualrate.codecs.codec import ON_PIXELS, Codec, CodecFolder, HeldCodec, decoded
 from dualrate.config.classes import MOVED
 from dualrate.config.imports import already_imported
-from dualrate.config.serial import from_plain, to_plain
-from dualrate.data.images import to_uint8
+from dualrate.config.serial import to_plain
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond, Refresh
+from dualrate.diffusion.values import Cond
 from dualrate.drawing.choice import Choice
-from dualrate.drawing.drawer import UNGUIDED, Drawer, Guidance
+from dualrate.drawing.drawer import UNGUIDED, Guidance
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.model import Model
-from dualrate.experiment.upgrade import upgraded
-from dualrate.networks.blocks import blocks_of, cast_layers
 from dualrate.pipelines.autoencoder import Autoencoder
+from dualrate.pipelines.call import OUTPUTS, SEEN, changes_by, count_of, each, next_seed, sampled, texts_of
 from dualrate.pipelines.condition import Prompts
-from dualrate.pipelines.folder import class_names_of, settings_in
+from dualrate.pipelines.folder import class_names_of
+from dualrate.pipelines.parts import Checked, DualRateNetwork, DualRateScheduler, check_sealed, experiment_in, seal
 from dualrate.pipelines.prompts import negated
 from dualrate.pipelines.retrofitted import encoder_of
 from dualrate.pipelines.text_encoders import copy_encoders
 from dualrate.runs.train import check_export
 from dualrate.sampling.catalogue import sampler_named
-from dualrate.sampling.trajectory import StepNoise, first_state, trajectory
 from dualrate.system.device import own_defaults
-from dualrate.system.files import blaming, check_files, check_fractions, read_json
-from dualrate.system.folders import MANIFEST, Damaged, Manifest
+from dualrate.system.files import blaming, read_json
+from dualrate.system.folders import Manifest
 
 STUB = '''"""For `DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)`."""
 
@@ -74,175 +68,6 @@ VAE, TEXTS = "vae", "texts"
 TOP = ["model_index.json", "pipeline.py"]  # files beside the folders of its parts
 RECOMMENDED = Choice()
 DOWNLOADING = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-
-
-def seal(folder: Path) -> None:
-    """Write the manifest of a folder's files. Weights get the mode of the others: diffusers makes them private."""
-    for file in folder.glob("*.safetensors"):
-        shutil.copymode(folder / "config.json", file)
-    Manifest.write(folder, {path.name for path in folder.iterdir() if path.is_file()} - {MANIFEST})
-
-
-def check_sealed(folder: Path, required: str) -> None:
-    """Raises OSError, naming the file, unless all that the manifest lists is what it says; warns where there is none.
-
-    required: a file that it lists in any case
-    Raises ValueError for a pipe, a socket or a device among the folder's files.
-    """
-    check_files(folder)
-    try:
-        manifest = Manifest.read(folder, [required])
-        if manifest is not None:
-            for name in manifest.entries:
-                manifest.content(name)
-    except Damaged as error:
-        raise OSError(
-            f"{folder} is damaged ({error}): fetch it again, or export it again from its run. If it was changed on "
-            f"purpose, remove its {MANIFEST}"
-        ) from error
-    if manifest is None:
-        warnings.warn(
-            f"{folder} has no {MANIFEST}, so nothing tells whether it is what was saved: save or export it again",
-            stacklevel=2,
-        )
-
-
-class Checked:
-    """Compares a folder of ours with its manifest before another library reads it."""
-
-    @classmethod
-    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        """Raises OSError for a damaged folder, naming the file."""
-        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
-        if folder.is_dir():
-            check_sealed(folder, cls.config_name)  # pyright: ignore[reportAttributeAccessIssue]
-            check_fractions(folder)
-            settings_in(folder / cls.config_name)  # pyright: ignore[reportAttributeAccessIssue]
-        return super().load_config(pretrained_model_name_or_path, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
-    """One network of a model. role: in its experiment's networks; experiment: as `to_plain` writes it.
-
-    In another dtype than float32 it runs under autocast; weights are cast as in all sampling in bfloat16.
-    """
-
-    config_name = "config.json"
-
-    @register_to_config
-    def __init__(self, role: str, experiment: dict[str, Any]) -> None:
-        super().__init__()
-        self.computes_in: torch.dtype | None = None
-        self.network = _experiment(experiment).build()[0][role]
-
-    @staticmethod
-    def of(network: nn.Module, role: str, experiment: dict[str, Any]) -> DualRateNetwork:
-        """Wrap a network that is built already."""
-        with torch.device("meta"):
-            wrapped = DualRateNetwork(role, experiment)
-        wrapped.network = network
-        return wrapped.eval()
-
-    @property
-    def _repeated_blocks(self) -> list[str]:
-        """Names of the classes that `compile_repeated_blocks` compiles once."""
-        return sorted({type(block).__name__ for block in blocks_of(self.network)})
-
-    def forward(self, z: Tensor, *args: Any) -> Any:
-        """Call the network; z: (B, C, H, W)."""
-        with torch.autocast(z.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.network(z, *args)
-
-    def to(self, *args: Any, **kwargs: Any) -> DualRateNetwork:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Move and cast, as any module, but for what a dtype casts."""
-        dtypes = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)]
-        rest = (value for value in args if not isinstance(value, torch.dtype))
-        super().to(*rest, **{key: value for key, value in kwargs.items() if key != "dtype"})
-        for dtype in dtypes:
-            in_float32 = _experiment(self.config["experiment"]).networks.bfloat16_weights
-            self.computes_in = None if in_float32 or dtype == torch.float32 else dtype
-            for part in [self] if dtype == torch.float32 else cast_layers(self.network) if in_float32 else ():
-                nn.Module.to(part, dtype)
-        return self
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that it computes in, even where its weights stay in float32."""
-        return self.computes_in or super().dtype
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:
-        """Load a network as any model, cast as `to` does. Raises OSError for a damaged folder, naming the file.
-
-        Weights are copied to where and as `dualrate.load` has them: else products differ in their last bits.
-        """
-        dtype = [value for name in ("torch_dtype", "dtype") if (value := kwargs.pop(name, None)) is not None]
-        kwargs.pop("use_safetensors", None)  # no pickle, whatever is asked for
-        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
-        with blaming(folder / cls.config_name):
-            network = super().from_pretrained(pretrained_model_name_or_path, use_safetensors=True, **kwargs)
-        for weight in network.parameters():
-            form = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
-            weight.data = weight.data.clone(memory_format=form)
-        return network.to(dtype[0]) if dtype else network
-
-    @wraps(ModelMixin.save_pretrained)  # whose parameters a pipeline looks at
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        super().save_pretrained(save_directory, **{**kwargs, "safe_serialization": True})  # never a pickle
-        seal(Path(save_directory))
-
-
-class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
-    """When networks run and how a step is made: a `Choice` and a `Guidance` in a file. It takes no steps itself.
-
-    plan: as of `StepPlan.to_json`; sampler, gamma, eta: as of `Choice`
-    """
-
-    @register_to_config
-    def __init__(
-        self,
-        plan: dict[str, Any] | None = None,
-        sampler: str | None = None,
-        gamma: float | None = None,
-        eta: float | None = None,
-        guidance_scale: float = 1.0,
-        guidance_interval: Sequence[float] | None = None,
-    ) -> None:
-        with blaming("the settings of a DualRateScheduler"):
-            step_plan = None if plan is None else StepPlan.from_json(json.dumps(plan))
-            self.choice = Choice(sampler=sampler, gamma=gamma, eta=eta, plan=step_plan)
-            self.guided(guidance_scale)
-
-    @staticmethod
-    def of(choice: Choice, guidance: Guidance = UNGUIDED) -> DualRateScheduler:
-        """A scheduler that draws by a choice with a plan, such as a `settled` one."""
-        assert choice.plan is not None
-        return DualRateScheduler(
-            json.loads(choice.plan.to_json()),
-            sampler=choice.sampler,
-            gamma=choice.gamma,
-            eta=choice.eta,
-            guidance_scale=guidance.weight,
-            guidance_interval=guidance.interval,
-        )
-
-    def asked(self, steps: int | None, heavy: int | None, plan: StepPlan | None) -> Choice:
-        """Its choice, but for what a call says. Raises ValueError for a plan beside steps or heavy calls."""
-        if (steps, heavy, plan) == (None, None, None):
-            return self.choice
-        if steps is None and plan is None and self.choice.plan is not None:
-            steps = self.choice.plan.num_steps
-        return dataclasses.replace(self.choice, steps=steps, heavy=heavy, plan=plan)
-
-    def guided(self, weight: float | None) -> Guidance:
-        """Its guidance, or of another weight."""
-        weight = float(self.config["guidance_scale"] if weight is None else weight)
-        interval = self.config["guidance_interval"]
-        return Guidance(weight, None if interval is None or weight == 1 else tuple(interval))
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        super().save_pretrained(save_directory, **kwargs)
-        seal(Path(save_directory))
 
 
 class DualRatePipeline(Checked, DiffusionPipeline):
@@ -347,7 +172,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         if not plains or any(plain != plains[0] for plain in plains):
             got = f"{', '.join(networks)} of several models" if networks else "none"
             raise ValueError(f"a pipeline has the networks of one model, as a folder holds them; got {got}")
-        return _experiment(plains[0])
+        return experiment_in(plains[0])
 
     def as_model(self) -> Model:
         """The model that its networks are, on its vae."""
@@ -460,12 +285,10 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback_on_step_end_tensor_inputs: Sequence[str] = SEEN,
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | None = None,
         num_images_per_prompt: int = 1,
-        height: int | None = None,
-        width: int | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Images, one for each label, generator or row of latents, or `batch_size` of them.
 
@@ -474,7 +297,6 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         prompt:    of a text-to-image model, one for each image or for all; negative_prompt: one for all, which guidance
                    goes away from; None: what its pipeline takes for none
         num_images_per_prompt: of each prompt, one after the other
-        height, width: of the images, which are as large as those of the training
         num_inference_steps, num_heavy, plan: instead of the scheduler's plan
         guidance_scale: weight of classifier-free guidance, 1 is none; None: the scheduler's
         generator: one for all images, or one for each. A fresh one stands for the seed it was made with: the image is
@@ -486,87 +308,38 @@ class DualRatePipeline(Checked, DiffusionPipeline):
                    Where it sets the pipeline's `_interrupt`, no step follows, and the images are of the latents so far
         Raises ValueError for a plan or labels that the model does not serve, and for numbers of images that disagree.
         """
-        callback_on_step_end_tensor_inputs = getattr(  # of diffusers' own class of callbacks
-            callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs
-        )
-        if strange := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise ValueError(f"a callback can have {', '.join(self._callback_tensor_inputs)}, got {sorted(strange)}")
+        changed = changes_by(callback_on_step_end, self, callback_on_step_end_tensor_inputs)
         if output_type not in OUTPUTS:
             raise ValueError(f"output_type is one of {', '.join(OUTPUTS)}, got {output_type!r}")
-        how = self._how
-        choice, guidance = how.asked(num_inference_steps, num_heavy, plan), how.guided(guidance_scale)
-        model, encoder = self.as_model(), None
+        model, how, device = self.as_model(), self._how, self._execution_device
+        labels: Any = class_labels.tolist() if isinstance(class_labels, (Tensor, np.ndarray)) else class_labels
         if isinstance(model.experiment.condition, Prompts):
-            prompt, class_labels = class_labels if prompt is None else prompt, None  # pyright: ignore[reportAssignmentType]
+            prompt, labels = labels if prompt is None else prompt, None
             if prompt is None:
                 raise ValueError(f"{model.name} makes images of texts: pass prompt")
-            prompts: Any = [prompt] if isinstance(prompt, str) else prompt
-            if not (
-                isinstance(prompts, list | tuple)
-                and all(isinstance(one, str) for one in (*prompts, negative_prompt or ""))
-            ):
-                raise ValueError(
-                    "prompt is a text or a list of texts, negative_prompt is one text for all images, got "
-                    f"{prompt!r} and {negative_prompt!r}"
-                )
-            if num_images_per_prompt < 1:
-                raise ValueError(f"num_images_per_prompt is 1 or more, got {num_images_per_prompt}")
-            if num_images_per_prompt > 1:
-                prompt = [one for one in prompts for _ in range(num_images_per_prompt)]
+            prompt = texts_of(prompt, negative_prompt, num_images_per_prompt)
         elif num_images_per_prompt != 1:
             raise ValueError(f"{model.name} makes images of no prompts: say how many by batch_size or class_labels")
-        own = model.image_shape[1:]
-        if (height or own[0], width or own[1]) != own:
-            raise ValueError(
-                f"{model.name} draws images of {own[0]} x {own[1]}, got {height} x {width}: drop height and width"
-            )
-        if prompt is not None or negative_prompt is not None:
-            encoder = encoder_of(model.experiment)
+        encoder = None if prompt is None and negative_prompt is None else encoder_of(model.experiment)
         if encoder is not None and negative_prompt is not None:
-            empty = encoder.negative(negative_prompt, self._execution_device)
+            empty = encoder.negative(negative_prompt, device)
             model = dataclasses.replace(model, denoiser=negated(model.denoiser, empty))
-        drawer = choice.drawer(model, guidance=guidance, precision="float32")
-        labels: Any = class_labels.tolist() if isinstance(class_labels, (Tensor, np.ndarray)) else class_labels
+        choice = how.asked(num_inference_steps, num_heavy, plan)
+        drawer = choice.drawer(model, guidance=how.guided(guidance_scale), precision="float32")
         sources = torch.default_generator if generator is None else generator
-        lists = {"class_labels": labels, "prompt": prompt, "generator": sources, "latents": latents}
-        counts = {} if batch_size is None else {"batch_size": batch_size}
-        counts |= {name: len(value) for name, value in lists.items() if isinstance(value, (list, tuple, range, Tensor))}
-        if len({*counts.values()}) > 1 or min(counts.values(), default=1) < 1:
-            found = ", ".join(f"{name} {count}" for name, count in counts.items())
-            raise ValueError(f"these say how many images are meant, 1 or more, and must agree: got {found}")
-        count = next(iter(counts.values()), 1)
-        if labels is not None:
-            labels = labels if "class_labels" in counts else [labels] * count
-            labels = [drawer.model.class_number(label) for label in labels]
-        seeds = [next_seed(one) for one in ([sources] * count if isinstance(sources, torch.Generator) else sources)]
-        labels, device = drawer.labels(seeds) if labels is None else labels, self._execution_device
+        count = count_of(batch_size, class_labels=labels, prompt=prompt, generator=sources, latents=latents)
+        numbers = None if labels is None else [model.class_number(label) for label in each(labels, count)]
+        seeds = [next_seed(source) for source in each(sources, count)]
+        numbers = drawer.labels(seeds) if numbers is None else numbers
+        cond = Cond(
+            None if numbers is None else torch.tensor(numbers, device=device),
+            None if encoder is None else encoder.read(device)(each(prompt, 1)).to(device),
+        )
         draws = Draws(0, torch.tensor(seeds, device=device))
-        texts = [prompt] if isinstance(prompt, str) else prompt
-        given = None if encoder is None else encoder.read(device)(texts or ()).to(device)
-        cond = Cond(None if labels is None else torch.tensor(labels, device=device), given)
-
-        def changed(step: int, t: float, z: Tensor) -> Tensor:
-            assert callback_on_step_end is not None
-            returned = callback_on_step_end(self, step, t, dict.fromkeys(callback_on_step_end_tensor_inputs, z))
-            later = z if returned is None else returned.get("latents", z) if isinstance(returned, Mapping) else returned
-            if not isinstance(later, Tensor) or later is returned:
-                raise ValueError(
-                    f'a callback returns {{"latents": a tensor}}, {{}} or None, got {type(later).__name__}'
-                )
-            return later
-
         self.num_timesteps, self._guidance_scale = drawer.plan.num_steps, drawer.guidance.weight
         self._interrupt = False
         with self.progress_bar(total=drawer.plan.num_steps) as bar:  # pyright: ignore[reportCallIssue]
-            z = sampled(
-                drawer,
-                draws,
-                cond,
-                latents,
-                bar.update,
-                changed if callback_on_step_end else None,
-                lambda: self._interrupt,
-            )
+            z = sampled(drawer, draws, cond, latents, bar.update, changed, lambda: self._interrupt)
         if output_type != "latent":
             z = decoded(drawer.model.codec, z, draws)
         self.maybe_free_model_hooks()
@@ -577,10 +350,6 @@ class DualRatePipeline(Checked, DiffusionPipeline):
 Callback = Callable[[DualRatePipeline, int, float, dict[str, Tensor]], dict[str, Tensor]]
 
 
-def _experiment(plain: Mapping[str, Any]) -> Experiment:
-    return from_plain(Experiment, upgraded(dict(plain)), "experiment in config.json")
-
-
 def calling(denoiser: Denoiser, networks: nn.ModuleDict, replacements: Mapping[str, DualRateNetwork]) -> Denoiser:
     """A copy of what calls `networks`, or parts of them, that calls those in `held` in their place."""
     memo: dict[int, object] = {}
@@ -588,74 +357,3 @@ def calling(denoiser: Denoiser, networks: nn.ModuleDict, replacements: Mapping[s
         for name, part in network.named_modules():
             memo[id(part)] = replacements[role].get_submodule(f"network.{name}") if name else replacements[role]
     return copy.deepcopy(denoiser, memo)
-
-
-def next_seed(generator: torch.Generator) -> int:
-    """A seed for one image, in [-2^63, 2^63); the generator moves on."""
-    seed = generator.initial_seed()
-    unused = torch.Generator(generator.device).manual_seed(seed).get_state()
-    fresh = torch.equal(unused, generator.get_state())
-    drawn = int(torch.randint(2**63 - 1, (1,), generator=generator, device=generator.device))
-    seed = seed if fresh else drawn
-    return seed - 2**64 if seed >= 2**63 else seed
-
-
-def sampled(
-    drawer: Drawer,
-    draws: Draws,
-    cond: Cond,
-    start: Tensor | None = None,
-    tick: Callable[[], object] = lambda: None,
-    changed: Callable[[int, float, Tensor], Tensor] | None = None,
-    ended: Callable[[], bool] = lambda: False,
-) -> Tensor:
-    """(B, C, H, W) at the plan's last time, as `dualrate.sample` draws it.
-
-    start:   noise to begin with; None: of the draws
-    tick:    called after every step
-    changed: (step, its time t, z after it) -> z to go on with. Where that is another one, what was computed of the old
-             one is dropped: the next step makes a heavy call instead of a reuse, a multistep solver starts anew
-    ended:   asked before every step; where it says so, z is that of an earlier time
-    Raises ValueError for a start or a change of another shape, and what `trajectory` raises.
-    """
-    shape, plan = drawer.model.shape, drawer.plan
-    if start is not None and start.shape[1:] != shape:
-        raise ValueError(f"latents are (B, {', '.join(map(str, shape))}), got {tuple(start.shape)}")
-    z = first_state(drawer.step.process, draws, shape) if start is None else start.to(draws.row.device, torch.float32)
-    noise = StepNoise(drawer.step.process, draws, plan.num_steps, shape)
-    states = trajectory(drawer.denoiser, drawer.step, plan, z, cond, noise)
-    z, i = next(states).z, 0
-    while i < plan.num_steps and not ended():
-        z, i = next(states).z, i + 1
-        tick()
-        if changed is None:
-            continue
-        before = z.clone()  # a callback may write into what it is given
-        z = changed(i - 1, plan.t[i - 1], z)
-        if z.shape != before.shape:
-            raise ValueError(f"a callback is given latents of {tuple(before.shape)}, and returned {tuple(z.shape)}")
-        z = z.to(before)
-        if i < plan.num_steps and not torch.equal(z, before):
-            refresh = [Refresh.FULL if k == i and now.reuses else now for k, now in enumerate(plan.refresh)]
-            plan = dataclasses.replace(plan, refresh=tuple(refresh))
-            states = trajectory(drawer.denoiser, drawer.step, plan, z, cond, noise, start=i)
-            next(states)
-    return z
-
-
-def _unit(z: Tensor) -> Tensor:
-    """(B, C, H, W) in [0, 1]."""
-    return (z / 2 + 0.5).clamp(0, 1).cpu()
-
-
-def _pil(z: Tensor) -> list[Image.Image]:
-    images = to_uint8(z).permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in images]
-
-
-OUTPUTS: dict[str, Callable[[Tensor], Any]] = {
-    "pil": _pil,
-    "np": lambda z: _unit(z).permute(0, 2, 3, 1).numpy(),
-    "pt": _unit,
-    "latent": lambda z: z,
-}

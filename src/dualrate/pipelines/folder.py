@@ -1,39 +1,25 @@
-"""Models of diffusers: as denoisers (`from_diffusers`), and read from folders for runs (`adopted`).
+"""Folders of diffusers: that of a pipeline (model_index.json), or of a network alone (config.json).
 
-A folder is that of a pipeline (model_index.json) or of a network alone (config.json). Only JSON and safetensors are
-read: no code of a folder is run, and no pickle is loaded. A `ForeignConfig` builds the network again without its
-folder, as a part of a run.
+Only JSON and safetensors are read: no code of a folder is run, and no pickle is loaded.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any, cast
 
 from torch import nn
 
-from dualrate.config.classes import MOVED
-from dualrate.config.ranges import Classes, Range, Ranged, as_path
-from dualrate.denoisers.denoiser import Plain
-from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.prediction import REPA, SIT, Convention
-from dualrate.diffusion.process import GaussianProcess
-from dualrate.diffusion.schedule import RectifiedFlow, Schedule
-from dualrate.diffusion.values import Shape
-from dualrate.networks.blocks import copied
-from dualrate.pipelines.classes.catalogue import KINDS, kind_of
-from dualrate.pipelines.classes.kind import NetworkSpec, PromptLayout, TextInputs, by_place
-from dualrate.pipelines.network import ForeignNetwork, check_direction, labels_of, shape_of
-from dualrate.pipelines.prompts import COMPONENTS, check_whole, is_pipeline, negative_prompt, parts_of
-from dualrate.pipelines.schedulers import NO_MEAN, own_times, read_scheduler
-from dualrate.system.device import own_defaults
+from dualrate.diffusion.prediction import Convention
+from dualrate.diffusion.schedule import Schedule
+from dualrate.pipelines.classes.catalogue import KINDS
+from dualrate.pipelines.prompts import COMPONENTS
+from dualrate.pipelines.schedulers import NO_MEAN, read_scheduler
 from dualrate.system.files import blaming, check_files, check_fractions, read_json, shown
 from dualrate.system.folders import some_of
 
@@ -45,7 +31,7 @@ PICKLES = (".bin", ".ckpt", ".pt")
 PRECISIONS = {"fp16", "bf16", "fp32"}  # of variants that are read, in float32, where they are the only weights
 READ = (*COMPONENTS, *CODECS, "text_encoder", "tokenizer", "scheduler")  # parts of a pipeline, as their names begin
 KNOWN = ("diffusers", "transformers", None)  # libraries of these
-EXPORT = "dualrate.pipelines.export"  # of those that dualrate exported
+EXPORT = "dualrate.pipelines.export"  # reads those that dualrate exported
 LORA = re.compile(r"\.base_layer\.|\.lora_[AB]\.")  # in a weight's name
 FUSE = "make it a part of them before (pipe.fuse_lora(), then pipe.unload_lora_weights()), and save again"
 DISTILLED = {"schnell", "turbo", "lcm", "lightning", "sprint", "dmd", "distill", "distilled", "hyper", "tcd"}
@@ -83,11 +69,16 @@ class Folder:
     @property
     def fingerprint(self) -> str:
         """sha256 of the configuration and the weights' files."""
-        digest = hashlib.sha256()
-        for path in (self.place / NETWORK, *sorted(self.place.glob("*.safetensors"))):
-            with path.open("rb") as file:
-                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+        return digest_of(self.place, [self.place / NETWORK, *sorted(self.place.glob("*.safetensors"))])
+
+
+def digest_of(folder: Path, files: Iterable[Path]) -> str:
+    """sha256 of files in a folder and of their places there."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(file.relative_to(folder).as_posix().encode() + hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
 
 
 def read_weights(kind: Any, place: Path) -> nn.Module:
@@ -177,7 +168,7 @@ def read_folder(path: Path) -> Folder:
 def check_own(path: Path, index: Mapping[str, Any]) -> None:
     """Raises ValueError for a pipeline with code of its own, by its model_index.json, in a part that is read."""
     read = {name: part for name, part in index.items() if name.startswith(READ) and isinstance(part, list)}
-    if any(MOVED.get(str(part[0])) == EXPORT or part[0] == EXPORT for part in read.values() if part):
+    if any(str(part[0]).startswith("dualrate.") for part in read.values() if part):
         raise ValueError(
             f"{path} is a pipeline that dualrate exported: DualRatePipeline.from_pretrained({str(path)!r}) of {EXPORT} "
             "reads it, or name the run that it was made of"
@@ -257,242 +248,3 @@ def class_named(name: str, classes: Collection[str] = KINDS) -> Any:
     except ImportError as error:
         raise ValueError(f"{name} is of diffusers, which is not here: pip install 'dualrate[diffusers]'") from error
     return getattr(diffusers, name)
-
-
-GUIDED = (
-    "guidance was distilled into this {name}, so x_hat is of guided images: draw by DDIM, as its pipeline does; "
-    + NO_MEAN
-)
-USUAL_SIDE = 128  # of latents of a text-to-image model whose configuration says none
-OWN_CLASSES = "dualrate_num_classes"  # in a network's config.json, where its last label is the null class
-OWN_TOKENS = "dualrate_tokens"  # there, where its prompts have other tokens than as many as its class has
-
-
-@dataclass(frozen=True)
-class ForeignConfig(Ranged):
-    """A network of diffusers, and what it takes and gives."""
-
-    kind: str
-    """Its class."""
-    config: str
-    """Of the class, as JSON."""
-    convention: Convention
-    """What it takes for its time, and predicts."""
-    num_classes: Classes = 0
-    """Labels, without a null class."""
-    null: bool = False
-    """Whether the label after these is a null class."""
-    source: str = ""
-    """The folder that it is from."""
-    fingerprint: str = ""
-    """sha256 of configuration and weights in that folder."""
-    tokens: Annotated[int, Range(0, 100_000)] = 0
-    """Of a prompt, where it takes prompts; 0: as many as its class has."""
-    side: Annotated[int, Range(0, 100_000)] = 0
-    """Of a state, where its configuration says none."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        with blaming(f"{self.kind} of diffusers, as configured"):
-            check_sizes(self._config)
-            _ = self.shape, self.prompt.size
-
-    @property
-    def guided_already(self) -> bool:
-        """Whether guidance was distilled into it."""
-        return bool(self._config.get("guidance_embeds"))
-
-    def build(self) -> ForeignNetwork:
-        """A network with random weights. Raises ValueError for a configuration of no network, and without diffusers."""
-        kind = class_named(self.kind)
-        with blaming(f"{self.kind} of diffusers, as configured"):
-            return self.around(kind.from_config(self._config))
-
-    def around(self, net: nn.Module) -> ForeignNetwork:
-        """Wrap such a network, which is built already."""
-        labels = {"num_classes": self.num_classes, "null": self.null}
-        return ForeignNetwork(net, self.spec, self.convention, **labels, prompt=self.prompt)
-
-    @property
-    def spec(self) -> NetworkSpec:
-        """The specification of its class."""
-        return kind_of(self.kind, self._config)
-
-    @property
-    def shape(self) -> Shape:
-        """(C, H, W) of an image."""
-        return shape_of(self.spec, self._config, self.side)
-
-    @property
-    def prompt(self) -> PromptLayout:
-        """Its inputs for a text."""
-        return layout_of(self.spec, self._config, self.tokens, self.side)
-
-    @property
-    def _config(self) -> dict[str, Any]:
-        return json.loads(self.config)
-
-
-def layout_of(kind: NetworkSpec, config: Mapping[str, Any], tokens: int = 0, shape: Shape | int = 0) -> PromptLayout:
-    """A network's inputs for a text of so many tokens; 0: as many as its class has. shape: of a state, or its side"""
-    if not kind.tokens:
-        return PromptLayout()
-    shape = shape_of(kind, config, shape) if isinstance(shape, int) else shape
-    return PromptLayout(kind.prompt(config, tokens or kind.tokens, shape))
-
-
-@dataclass(frozen=True)
-class Adopted:
-    """A folder's network, its schedule, and its weights' module."""
-
-    network: ForeignConfig
-    schedule: Schedule
-    folder: Folder
-
-    def weights(self) -> nn.Module:
-        """The module, with its weights. Raises ValueError where its time runs another way than its scheduler says."""
-        net = self.folder.network()
-        with blaming(self.folder.place / NETWORK):
-            check_direction(self.network.around(net), self.network.shape)
-        return net
-
-
-def adopted(path: Path, num_classes: int | None = None) -> Adopted:
-    """Read a folder of diffusers for a run.
-
-    num_classes: as of `from_diffusers`; None: as the network's config.json says by OWN_CLASSES, if it does
-    Raises ValueError for a folder that `from_diffusers` refuses, and one without scheduler.
-    """
-    folder = read_folder(path)
-    if folder.scheduler is None:
-        raise ValueError(f"{path} has no scheduler, which says the schedule: name the pipeline's folder")
-    with blaming(folder.place / NETWORK):
-        return _adopted(path, folder, num_classes)
-
-
-def _adopted(path: Path, folder: Folder, num_classes: int | None) -> Adopted:
-    kind = kind_of(folder.name, folder.config)
-    settings = {name: value for name, value in folder.config.items() if not name.startswith("_")}
-    config = {name: value for name, value in settings.items() if name not in (OWN_CLASSES, OWN_TOKENS)}
-    side = USUAL_SIDE if kind.tokens and not config.get("sample_size") else 0
-    grows = (folder.scheduler or {}).get("use_dynamic_shifting")
-    tokens_of_image = image_tokens(kind, config, shape_of(kind, config, side)) if grows else 0
-    schedule, convention = folder.schedule(tokens_of_image)
-    num_classes = settings.get(OWN_CLASSES) if num_classes is None else num_classes
-    network = ForeignConfig(
-        folder.name,
-        json.dumps(config, sort_keys=True),
-        convention,
-        **labels_of(kind, config, num_classes),
-        source=str(path),
-        fingerprint=folder.fingerprint,
-        tokens=settings.get(OWN_TOKENS, 0),
-        side=side,
-    )
-    return Adopted(network, schedule, folder)
-
-
-CONVENTIONS: dict[str, Convention] = {"repa": REPA, "sit": SIT}
-
-
-def from_diffusers(
-    source: Any,
-    scheduler: Any = None,
-    *,
-    convention: Literal["diffusers", "repa", "sit"] | Convention = "diffusers",
-    num_classes: int | None = None,
-    shape: Shape | None = None,
-    negative: str | TextInputs | None = None,
-    tokens: int = 0,
-) -> Plain:
-    """A denoiser around a trained network of diffusers: any sampler, plan, bound or meter of ours takes it.
-
-    source:      a pipeline, a folder that `save_pretrained` wrote, of a pipeline or of a network, or the network
-                 itself. Where `torch.compile` returned it, what was compiled is taken
-    scheduler:   of diffusers, or its configuration; that of the folder if not given
-    convention:  what the network takes for its time and predicts; "diffusers": as its scheduler says; "repa": r in
-                 [0, 1] with noise at 1, eps - x; "sit": data at 1, x - eps. With the last two the scheduler only says
-                 the shift, and a network of a class that is not known is called (state, time, label)
-    num_classes: where not all labels of the network are classes, such as a UNet2DModel's whose last one is null; None:
-                 as dualrate_num_classes in its folder's config.json says, if it is there
-    shape:       (C, H, W) of an image, or of latents, where its configuration does not say, or another is drawn
-    negative:    of a text-to-image model, the prompt that its null class stands for: a text that the pipeline encodes,
-                 or what `prompts` takes; None: what the pipeline takes where it is given none. Without a pipeline that
-                 has encoders there is no null class then
-    tokens:      of a prompt; 0: as many as its folder's config.json says, or its class has
-    A network that is passed stays as it is: the denoiser has a copy in evaluation mode, which shares its weights.
-    What is done to that network later, but for its weights, such as a move to a device, the copy does not follow.
-    `denoiser.process` has its schedule.
-    Raises ValueError for classes and schedulers that are not known, for distilled models, and where the network's time
-    runs another way than the convention says; or if diffusers is missing. Also for pipelines with code of their own,
-    or with more networks, and for a network that is offloaded or quantised. Warns of an untrained network, and of one
-    that guidance was distilled into.
-    """
-    pipeline, folder = source if is_pipeline(source) else None, None
-    if pipeline is not None:
-        source, scheduler = parts_of(pipeline, scheduler)
-        if shape is None and not getattr(source, "config", {}).get("sample_size"):
-            side = getattr(pipeline, "default_sample_size", 0)
-            shape = shape_of(kind_of(type(source).__name__, source.config), source.config, side)
-    if isinstance(source, nn.Module):
-        whole: nn.Module = getattr(source, "_orig_mod", source)  # of torch.compile
-        check_whole(whole)
-        net = copied(whole, whole, bfloat16=False)
-        name, config = type(net).__name__, dict(getattr(net, "config", {}))
-        check_name(Path(name), config)
-    else:
-        folder = read_folder(as_path(source))
-        name, config, tokens = folder.name, folder.config, tokens or folder.config.get(OWN_TOKENS, 0)
-        num_classes = config.get(OWN_CLASSES) if num_classes is None else num_classes
-        with blaming(folder.place / NETWORK):
-            kind_of(name, config)
-        with own_defaults():
-            net = folder.network()
-        config = dict(getattr(net, "config", config))
-    if isinstance(convention, str) and convention not in ("diffusers", *CONVENTIONS):
-        raise ValueError(f"convention is diffusers, {', '.join(CONVENTIONS)}, or a Convention, got {convention!r}")
-    with nullcontext() if folder is None else blaming(folder.place / NETWORK):
-        kind = NetworkSpec(by_place) if convention in CONVENTIONS and name not in KINDS else kind_of(name, config)
-        shape = shape_of(kind, config) if shape is None else shape
-        labels, prompt = labels_of(kind, config, num_classes), layout_of(kind, config, tokens, shape)
-        tokens_of_image = image_tokens(kind, config, shape)
-    schedule, spoken = RectifiedFlow(), None
-    if scheduler is None and folder is not None and folder.beside is not None:
-        schedule, spoken = folder.schedule(tokens_of_image)
-    elif scheduler is not None:
-        is_config = isinstance(scheduler, Mapping)
-        named = scheduler if is_config else {**scheduler.config, "_class_name": type(scheduler).__name__}
-        schedule, spoken = read_scheduler(named, tokens_of_image)
-    if convention != "diffusers":
-        spoken = CONVENTIONS[convention] if isinstance(convention, str) else convention
-    if spoken is None:
-        raise ValueError("a network alone does not say its schedule: pass the scheduler that it was trained with")
-    empty = negative_prompt(kind, prompt, negative, pipeline)
-    if config.get("guidance_embeds"):
-        warnings.warn(GUIDED.format(name=name), stacklevel=2)
-    if prompt.parts:
-        labels["null"] = empty is not None
-    empty = None if empty is None else empty.to(next(net.parameters()).device)
-    network = ForeignNetwork(net, kind, spoken, **labels, prompt=prompt, empty=empty)
-    with nullcontext() if folder is None else blaming(folder.place / NETWORK):
-        check_direction(network, shape)
-    return Plain(network, GaussianProcess(schedule))
-
-
-def image_tokens(kind: NetworkSpec, config: Mapping[str, Any], shape: Shape) -> int:
-    """The number of tokens of a state (C, H, W); 0 where its class has none."""
-    patch = kind.patch(config)
-    return (shape[1] // patch) * (shape[2] // patch) if patch else 0
-
-
-def scheduler_plan(denoiser: Plain, scheduler: Any, steps: int, shape: Shape, heavy: int | None = None) -> StepPlan:
-    """The plan of a scheduler's own N steps for states (C, H, W), as the network's pipeline has them.
-
-    denoiser: of `from_diffusers`; heavy: as of `StepPlan.uniform`
-    Its first time may lie before 1: `sampling.trajectory.rollout` takes it. A scheduler that calls the network several
-    times at a noise level has one step there.
-    """
-    network: Any = denoiser.network
-    tokens = image_tokens(network.kind, network.net.config, shape)
-    times = own_times(scheduler, denoiser.process.schedule, steps, tokens, even=network.kind.even)
-    return StepPlan.spread(times, heavy)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dualrate.denoisers.denoiser import Denoiser, modules_of
 from dualrate.diffusion.values import Cond
 from dualrate.networks.blocks import copied
-from dualrate.pipelines.classes.kind import NetworkSpec, PromptLayout, TextInputs
+from dualrate.pipelines.classes.kind import DECLARE, NetworkSpec, PromptLayout, TextInputs, no_texts
 from dualrate.pipelines.network import ForeignNetwork
 
 COMPONENTS = ("transformer", "unet")  # that denoise
@@ -110,6 +110,8 @@ def encoded(
     tokens = prompt.parts[0].shape[0]
     if alone and kind.negative is not None:
         return kind.negative(pipeline, cast("str | None", texts), tokens)
+    if kind.encode is no_texts:
+        raise ValueError(f"nothing says how {type(pipeline).__name__} encodes texts: {DECLARE.format('encode')}")
     return kind.encode(pipeline, [texts or ""] if isinstance(texts, str | None) else list(texts), tokens)
 
 

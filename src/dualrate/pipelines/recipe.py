@@ -36,7 +36,7 @@ from dualrate.methods.times import TimeSampler
 from dualrate.networks.blocks import transformer_macs
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.pipelines.condition import Prompts
-from dualrate.pipelines.folder import Adopted, adopted
+from dualrate.pipelines.foreign import Adopted, adopted
 from dualrate.pipelines.retrofitted import COLOURS, OwnBlocks, Retrofitted, condition_of_folder, shorter, taps_of
 from dualrate.pipelines.text_encoders import TextFolder
 from dualrate.recipes.auto import name_of

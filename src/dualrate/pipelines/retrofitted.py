@@ -47,11 +47,11 @@ from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.blocks import NoiseEmbedding, layer_norm
 from dualrate.networks.dual import Features, LightBody, LightNetwork, disconnect
 from dualrate.networks.uvit import UViTConfig
-from dualrate.pipelines.captions import Encoded
-from dualrate.pipelines.classes.kind import BLOCKS, NO_ROWS
+from dualrate.pipelines.classes.kind import BLOCKS
 from dualrate.pipelines.condition import Prompts
-from dualrate.pipelines.folder import GUIDED, Adopted, ForeignConfig, adopted
+from dualrate.pipelines.foreign import GUIDED, Adopted, ForeignConfig, adopted
 from dualrate.pipelines.network import ForeignNetwork
+from dualrate.pipelines.prompt_set import Encoded
 from dualrate.pipelines.text_encoders import TextFolder, encoders_fingerprint
 from dualrate.training.config import FitConfig
 
@@ -80,36 +80,22 @@ def outputs(blocks: Sequence[nn.Module]) -> Iterator[list[Any]]:
         yield seen
 
 
-def as_map(output: Tensor) -> Tensor:
-    """(B, C, h, w) of a map, or of tokens (B, n, C) on a square. Raises ValueError for tokens on none."""
-    if output.ndim == 4:
-        return output
-    side = round(output.shape[1] ** 0.5)
-    if side**2 != output.shape[1]:
-        raise ValueError(
-            f"a retrofit takes a square image's tokens, one map of them a block, got {output.shape[1]} tokens: let "
-            "hidden_states in Rows.streams be the image's tokens alone, or take square images"
-        )
-    return output.transpose(1, 2).unflatten(2, (side, side))
-
-
 @torch.no_grad()
 def taps_of(network: ForeignNetwork, shape: Shape, blocks: Sequence[int] | None = None) -> list[Tap]:
     """The taps on these blocks; None: at a third and two thirds of the depth, and the last. Runs the network once.
 
-    Raises ValueError for a network that has no such blocks, and as `as_map`.
+    Raises ValueError for a network that has no such blocks, and as `NetworkSpec.check_blocks` and `tapped`.
     """
+    network.kind.check_blocks(network.net)
     parts = network.blocks
     if blocks is None:
-        blocks = sorted({max(len(parts) * share // 3 - 1, 0) for share in (1, 2, 3)}) if parts else []
-    if blocks and not parts:
-        raise ValueError(f"{type(network.net).__name__} has no blocks to tap; {NO_ROWS}")
+        blocks = sorted({max(len(parts) * share // 3 - 1, 0) for share in (1, 2, 3)})
     if wrong := [block for block in blocks if not 0 <= block < len(parts)]:
         raise ValueError(f"{type(network.net).__name__} has blocks 0 to {len(parts) - 1}, got {wrong}")
     device = next(network.parameters()).device
     with outputs([parts[block] for block in blocks]) as seen:
         network(torch.zeros(1, *shape, device=device), torch.zeros(1, device=device), *network.example(1))
-    maps = [as_map(network.kind.tapped(output)) for output in seen]
+    maps = [network.kind.tapped(output) for output in seen]
     return [Tap(block, tap_map.shape[1], tap_map.shape[2]) for block, tap_map in zip(blocks, maps, strict=True)]
 
 
@@ -144,7 +130,7 @@ class TappedEncoder(nn.Module):
         x_hat = x_from_v(z, v, log_snr)
         feature = self.pixels(x_hat)
         for project, output in zip(self.projections, seen, strict=True):
-            feature = feature + project(as_map(self.net.kind.tapped(output)))
+            feature = feature + project(self.net.kind.tapped(output))
         return (feature, x_hat), v
 
 
@@ -370,7 +356,7 @@ def encoder_of(experiment: Experiment) -> TextFolder:
     condition, networks = experiment.condition, experiment.networks
     if not isinstance(condition, Prompts) or not isinstance(networks, OfForeign):
         raise ValueError(f"{experiment.name} makes images of no texts: drop the prompt")
-    return TextFolder.of(condition, networks.foreign)
+    return TextFolder.of(condition.folder, condition.encoder, networks.foreign)
 
 
 def prompts_of(experiment: Experiment, named: str, device: torch.device | str) -> Given:
@@ -406,7 +392,7 @@ def text_folder(path: Path) -> tuple[TextFolder, Path]:
     if not isinstance(condition, Prompts) or foreign.folder.codec is None:
         what = "VAE, so it makes no latents" if isinstance(condition, Prompts) else "texts, it makes images of classes"
         raise ValueError(f"{path} has no {what}: drop --prompts, and name the codec by --codec FOLDER")
-    return TextFolder.of(condition, foreign.network), foreign.folder.codec
+    return TextFolder(condition.folder, condition.encoder, foreign.network), foreign.folder.codec
 
 
 def weights_of(path: Path) -> dict[str, Tensor]:
@@ -418,5 +404,5 @@ def weights_of(path: Path) -> dict[str, Tensor]:
     weights = {f"model.net.{name}": tensor.float() for name, tensor in foreign.weights().state_dict().items()}
     condition = condition_of_folder(foreign, path)
     if isinstance(condition, Prompts):
-        weights["model.empty"] = TextFolder.of(condition, foreign.network).empty("cpu")
+        weights["model.empty"] = TextFolder(condition.folder, condition.encoder, foreign.network).empty("cpu")
     return weights

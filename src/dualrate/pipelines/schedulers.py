@@ -65,6 +65,20 @@ def read_scheduler(config: Mapping[str, Any], tokens: int = 0) -> tuple[Schedule
     return _discrete(name, config)
 
 
+STOCHASTIC = {
+    "DDPMScheduler", "DDPMParallelScheduler", "DDPMWuerstchenScheduler", "DPMSolverSDEScheduler", "SASolverScheduler",
+}  # fmt: skip
+
+
+def draws_noise(scheduler: Any) -> bool:
+    """Whether a scheduler adds noise at its steps, by its class and configuration."""
+    name, config = type(scheduler).__name__, getattr(scheduler, "config", {})
+    kind = str(config.get("algorithm_type", ""))
+    return (
+        name in STOCHASTIC or "Ancestral" in name or kind.startswith("sde-") or bool(config.get("stochastic_sampling"))
+    )
+
+
 def _flow(name: str, config: Mapping[str, Any], tokens: int) -> tuple[Schedule, Convention]:
     if config.get("invert_sigmas"):
         raise ValueError(f"{name} with invert_sigmas counts time another way")

@@ -21,17 +21,8 @@ from torch import Tensor
 
 from dualrate.config.ranges import as_path
 from dualrate.data.cache import cache_dir
-from dualrate.pipelines.condition import Prompts
-from dualrate.pipelines.folder import (
-    FUSE,
-    INDEX,
-    LORA,
-    NETWORK,
-    ForeignConfig,
-    check_config,
-    check_own,
-    settings_in,
-)
+from dualrate.pipelines.folder import FUSE, INDEX, LORA, NETWORK, check_config, check_own, digest_of, settings_in
+from dualrate.pipelines.foreign import ForeignConfig
 from dualrate.pipelines.prompts import COMPONENTS, encoded, negative_prompt
 from dualrate.system.files import blaming, check_files, check_fractions, read_bytes, read_header, write_whole
 
@@ -43,7 +34,7 @@ UNUSED = (*COMPONENTS, "vae", "safety_checker", "feature_extractor", "image_enco
 
 def encoders_fingerprint(folder: Path) -> str:
     """sha256 of all files of its text encoders and tokenizers. Raises ValueError where there are none."""
-    digest, files = hashlib.sha256(), []
+    files = list[Path]()
     for part in sorted(place for place in folder.glob("*") if place.is_dir() and place.name.startswith(PARTS)):
         check_files(part)
         files += sorted(file for file in part.rglob("*") if file.is_file())
@@ -52,10 +43,7 @@ def encoders_fingerprint(folder: Path) -> str:
             f"{folder} has no {PARTS[0]}, which makes prompts of texts: name the pipeline's whole folder, or draw in "
             "Python, by dualrate.from_diffusers and dualrate.prompts"
         )
-    for file in files:
-        with file.open("rb") as opened:
-            digest.update(file.relative_to(folder).as_posix().encode() + hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
+    return digest_of(folder, files)
 
 
 def read_pipeline(folder: Path) -> Any:
@@ -110,31 +98,32 @@ def _pipeline(folder: Path, fingerprint: str, side: int, device: str) -> Any:
 
 @dataclass(frozen=True)
 class TextFolder:
-    """A network's text encoders: a `TextEncoder` of pipelines/captions.py. folder: the pipeline's"""
+    """Text encoders of a pipeline, pickled as where they are. fingerprint: sha256 of all their files"""
 
     folder: str
     fingerprint: str
     network: ForeignConfig
 
     @staticmethod
-    def of(condition: Prompts, network: ForeignConfig) -> TextFolder:
-        """The text encoders that made a run's prompts. Raises ValueError where they are gone, or have changed."""
-        folder = as_path(condition.folder)
+    def of(place: str, encoder: str, network: ForeignConfig) -> TextFolder:
+        """The text encoders of this sha256 in a folder. Raises ValueError where they are gone, or have changed."""
+        folder = as_path(place)
         way = "name prompts that were encoded before (--prompt LATENTS), or put the pipeline back"
         if not (folder / INDEX).is_file():
             raise ValueError(f"the pipeline whose text encoders read prompts is gone from {folder}: {way}")
-        if (fingerprint := encoders_fingerprint(folder)) != condition.encoder:
+        if (fingerprint := encoders_fingerprint(folder)) != encoder:
             raise ValueError(
-                f"the text encoders in {folder} are others (sha256 {fingerprint[:12]}, expected "
-                f"{condition.encoder[:12]}): {way}"
+                f"the text encoders in {folder} are others (sha256 {fingerprint[:12]}, expected {encoder[:12]}): {way}"
             )
         return TextFolder(str(folder), fingerprint, network)
 
     @property
     def size(self) -> int:
+        """D, the numbers of a prompt."""
         return self.network.prompt.size
 
     def read(self, device: torch.device | str) -> Callable[[Sequence[str]], Tensor]:
+        """texts -> (B, 1, 1, D)"""
         pipeline, layout, kind = self._pipeline(device), self.network.prompt, self.network.spec
         return lambda texts: layout.packed(encoded(kind, layout, list(texts), pipeline))
 

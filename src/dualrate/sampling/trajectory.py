@@ -134,7 +134,7 @@ def trajectory(
     yield state
     for i in range(state.i, plan.num_steps):
         z, t, s, refresh = state.z, state.t, times[i + 1], plan.refresh[i]
-        context, z_tau = state.context.aged(), state.z_tau
+        context, z_tau = state.context.a_step_later(), state.z_tau
         if refresh is Refresh.NONE:
             context, z_tau = Context(), None
         elif refresh is Refresh.FULL:

@@ -14,59 +14,42 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.diffusion.values import Shape
-from dualrate.pipelines.classes.kind import (
-    BLOCKS,
-    CONTROL,
-    PAIRED,
-    POOLED,
-    TEXT,
-    Config,
-    NetworkSpec,
-    PromptPart,
-    TextInputs,
-    in_patches,
-    of_patches,
-)
+from dualrate.pipelines.classes import kind
 
 SCALE = "guidance"
-ROWS = replace(PAIRED, names=(BLOCKS, "single_transformer_blocks"))
+ROWS = replace(kind.PAIRED, names=(kind.BLOCKS, "single_transformer_blocks"))
 
 
-def prompt(config: Config, tokens: int, shape: Shape) -> tuple[PromptPart, ...]:
-    width, pooled = config.get("joint_attention_dim", 4096), config.get("pooled_projection_dim", 768)
-    parts = PromptPart(TEXT, (tokens, width)), PromptPart(POOLED, (pooled,))
-    return (*parts, PromptPart(SCALE, (), stays=True, default=3.5)) if config.get("guidance_embeds") else parts
+def prompt(config: kind.Config, tokens: int, shape: Shape) -> tuple[kind.PromptPart, ...]:
+    parts = kind.pooled(config, tokens, 768)
+    return (*parts, kind.PromptPart(SCALE, (), stays=True, default=3.5)) if config.get("guidance_embeds") else parts
 
 
-def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, inputs: TextInputs) -> Tensor:
+def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, inputs: kind.TextInputs) -> Tensor:
     height, width = state.shape[2] // 2, state.shape[3] // 2
     rows, columns = (torch.arange(side, device=state.device, dtype=state.dtype) for side in (height, width))
     down, across = (axis.flatten() for axis in torch.meshgrid(rows, columns, indexing="ij"))
     tokens = net(
-        hidden_states=in_patches(state),
+        hidden_states=kind.in_patches(state),
         timestep=time,
         img_ids=torch.stack((torch.zeros_like(down), down, across), 1),
-        txt_ids=state.new_zeros(inputs[TEXT].shape[1], 3),
+        txt_ids=state.new_zeros(inputs[kind.TEXT].shape[1], 3),
         return_dict=False,
         **inputs,
     )[0]
-    return of_patches(tokens, state)
+    return kind.of_patches(tokens, state)
 
 
-def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> TextInputs:
+def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> kind.TextInputs:
     embeddings = pipeline.encode_prompt(prompt=list(texts), prompt_2=None, max_sequence_length=tokens)
-    return {TEXT: embeddings[0], POOLED: embeddings[1]}
+    return {kind.TEXT: embeddings[0], kind.POOLED: embeddings[1]}
 
 
-KIND = NetworkSpec(
+KIND = kind.NetworkSpec(
     call,
-    channels=lambda config: config.get("in_channels", 64) // 4,
-    patch=lambda config: 2,
     prompt=prompt,
-    tokens=512,
     encode=encode,
-    even=True,
     rows=ROWS,
-    between=(CONTROL, "controlnet_single_block_samples"),
-    units=lambda net: 1000.0,
+    between=(kind.CONTROL, "controlnet_single_block_samples"),
+    **kind.PATCHED,
 )

@@ -6,6 +6,7 @@ The inputs for a text are one row of numbers, so that it goes wherever a conditi
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from dualrate.diffusion.values import Shape
 
+DECLARE = "its NetworkSpec is to have {} (pipelines/README.md)"
 BLOCKS, HIDDEN, TEXT = "transformer_blocks", "hidden_states", "encoder_hidden_states"
 Config = Mapping[str, Any]
 TextInputs = Mapping[str, Tensor]  # of a network, by the names of its arguments, a row of each per text
@@ -133,8 +135,8 @@ class Rows:
         if not blocks:
             lists = [name for name, part in net.named_children() if isinstance(part, nn.ModuleList)]
             raise ValueError(
-                f"{type(net).__name__} has no blocks in {', '.join(self.names)}: name its lists of blocks in "
-                f"Rows(names=...); its lists are {', '.join(lists) or 'none'}"
+                f"{type(net).__name__} has no blocks in {', '.join(self.names)}: "
+                f"{DECLARE.format('rows=Rows(names=...)')}; its lists are {', '.join(lists) or 'none'}"
             )
         return blocks
 
@@ -182,22 +184,63 @@ class NetworkSpec:
         """
         return self.rows.names[0] if self.rows and self.rows.streams == (HIDDEN,) else ""
 
+    def has_levels(self, net: Any) -> bool:
+        """Whether a network is a U-Net, which has levels in place of rows."""
+        return self.rows is None and getattr(net, "down_blocks", None) is not None
+
     def blocks(self, net: Any) -> list[nn.Module]:
         """The parts of the network that run one after another: the blocks of its rows, or a U-Net's levels."""
-        if self.rows is None and (down := getattr(net, "down_blocks", None)) is not None:
-            return [*down, *([] if net.mid_block is None else [net.mid_block]), *net.up_blocks]
-        return list(getattr(net, BLOCKS, ())) if self.rows is None else self.rows.blocks(net)
+        if self.has_levels(net):
+            return [*net.down_blocks, *([] if net.mid_block is None else [net.mid_block]), *net.up_blocks]
+        return (self.rows or Rows()).blocks(net)
+
+    def check_blocks(self, net: Any) -> None:
+        """Raises ValueError where the blocks of a network are not as `rows` says, or nothing says where they are."""
+        name, blocks, streams = type(net).__name__, self.blocks(net), self.rows.streams if self.rows else ()
+        for block in blocks:
+            takes = inspect.signature(type(block).forward).parameters
+            free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+            if lacking := [stream for stream in streams if not (free or stream in takes)]:
+                raise ValueError(
+                    f"{type(block).__name__} of {name} takes no {', '.join(lacking)}: "
+                    + DECLARE.format("rows=Rows(names=..., streams=...), of lists whose blocks all take these")
+                )
 
     def tapped(self, output: Any) -> Tensor:
-        """The image's share of what such a part returns: a map (B, C, h, w), before skips, or tokens (B, n, C)."""
-        place = self.rows.streams.index(HIDDEN) if self.rows else 0
-        return output if isinstance(output, Tensor) else output[place]
+        """The image's share of what such a part returns, as a map (B, C, h, w), before skips; tokens fill a square.
+
+        Raises ValueError for tokens that do not.
+        """
+        if not isinstance(output, Tensor):
+            output = output[self.rows.streams.index(HIDDEN) if self.rows else 0]
+        if output.ndim == 4:
+            return output
+        side = math.isqrt(output.shape[1])
+        if side * side != output.shape[1]:
+            raise ValueError(
+                f"a block returns {output.shape[1]} tokens, which are not those of a square image alone: "
+                + DECLARE.format(f"rows=Rows(names=..., streams=...), with {HIDDEN} the stream of the image")
+            )
+        return output.transpose(1, 2).unflatten(2, (side, side))
 
 
-NO_ROWS = "where its NetworkSpec names no lists of blocks, give that rows=Rows(names=...)"
 MASK, POOLED = "encoder_attention_mask", "pooled_projections"
 CONTROL = "controlnet_block_samples"
 PAIRED = Rows(streams=(TEXT, HIDDEN), embedded="temb", attention="attn")  # blocks of a text's tokens and an image's
+
+
+def masked(width: Callable[[Config], int], mask: str = MASK) -> Callable[[Config, int, Shape], tuple[PromptPart, ...]]:
+    """The `prompt` of a class that takes the tokens of a text, of this width, and a mask of them."""
+    return lambda config, tokens, shape: (
+        PromptPart(TEXT, (tokens, width(config))),
+        PromptPart(mask, (tokens,), mask=True),
+    )
+
+
+def pooled(config: Config, tokens: int, pooled_width: int) -> tuple[PromptPart, ...]:
+    """The tokens of a text, and one vector of all of it."""
+    width, of_all = config.get("joint_attention_dim", 4096), config.get("pooled_projection_dim", pooled_width)
+    return PromptPart(TEXT, (tokens, width)), PromptPart(POOLED, (of_all,))
 
 
 def by_label(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, inputs: TextInputs) -> Tensor:
@@ -212,6 +255,15 @@ def by_place(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, 
     """Call a network by the places of its arguments, as SiT and its descendants take them."""
     output = net(state, time, label)
     return output if isinstance(output, Tensor) else output[0]
+
+
+PATCHED: dict[str, Any] = {  # of classes whose tokens are patches of 2 x 2 that the pipeline makes
+    "channels": lambda config: config.get("in_channels", 64) // 4,
+    "patch": lambda config: 2,
+    "tokens": 512,
+    "even": True,
+    "units": lambda net: 1000.0,
+}
 
 
 def in_patches(state: Tensor) -> Tensor:

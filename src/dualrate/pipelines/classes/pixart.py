@@ -10,15 +10,9 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from dualrate.diffusion.values import Shape
-from dualrate.pipelines.classes.kind import MASK, TEXT, Config, NetworkSpec, PromptPart, Rows, TextInputs
+from dualrate.pipelines.classes.kind import MASK, TEXT, NetworkSpec, Rows, TextInputs, masked
 
 MOST = {"PixArtAlphaPipeline": 120}  # tokens; of others as many as there may be
-
-
-def prompt(config: Config, tokens: int, shape: Shape) -> tuple[PromptPart, ...]:
-    width = config.get("caption_channels") or config["cross_attention_dim"]
-    return PromptPart(TEXT, (tokens, width)), PromptPart(MASK, (tokens,), mask=True)
 
 
 def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, inputs: TextInputs) -> Tensor:
@@ -36,4 +30,10 @@ def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> TextInputs:
     return {TEXT: embeddings[0], MASK: embeddings[1]}
 
 
-KIND = NetworkSpec(call, prompt=prompt, tokens=300, encode=encode, rows=Rows(embedded="timestep"))
+KIND = NetworkSpec(
+    call,
+    prompt=masked(lambda config: config.get("caption_channels") or config["cross_attention_dim"]),
+    tokens=300,
+    encode=encode,
+    rows=Rows(embedded="timestep"),
+)

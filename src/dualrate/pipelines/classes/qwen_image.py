@@ -7,57 +7,38 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dualrate.diffusion.values import Shape
-from dualrate.pipelines.classes.kind import (
-    CONTROL,
-    PAIRED,
-    TEXT,
-    Config,
-    NetworkSpec,
-    PromptPart,
-    TextInputs,
-    in_patches,
-    of_patches,
-)
+from dualrate.pipelines.classes import kind
 
 MASK = "encoder_hidden_states_mask"
 
 
-def prompt(config: Config, tokens: int, shape: Shape) -> tuple[PromptPart, ...]:
-    return PromptPart(TEXT, (tokens, config.get("joint_attention_dim", 3584))), PromptPart(MASK, (tokens,), mask=True)
-
-
-def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, inputs: TextInputs) -> Tensor:
+def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, inputs: kind.TextInputs) -> Tensor:
     sizes = [[(1, state.shape[2] // 2, state.shape[3] // 2)]] * len(state)
-    tokens = net(in_patches(state), timestep=time, img_shapes=sizes, return_dict=False, **inputs)[0]
-    return of_patches(tokens, state)
+    tokens = net(kind.in_patches(state), timestep=time, img_shapes=sizes, return_dict=False, **inputs)[0]
+    return kind.of_patches(tokens, state)
 
 
-def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> TextInputs:
+def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> kind.TextInputs:
     text, mask = pipeline.encode_prompt(prompt=list(texts), max_sequence_length=tokens)
-    return {TEXT: text} if mask is None else {TEXT: text, MASK: mask}
+    return {kind.TEXT: text} if mask is None else {kind.TEXT: text, MASK: mask}
 
 
-def negative(pipeline: Any, text: str | None, tokens: int) -> TextInputs:
+def negative(pipeline: Any, text: str | None, tokens: int) -> kind.TextInputs:
     return encode(pipeline, [" " if text is None else text], tokens)  # its makers' own choice
 
 
-KIND = NetworkSpec(
+KIND = kind.NetworkSpec(
     call,
-    channels=lambda config: config.get("in_channels", 64) // 4,
-    patch=lambda config: 2,
-    prompt=prompt,
-    tokens=512,
+    prompt=kind.masked(lambda config: config.get("joint_attention_dim", 3584), MASK),
     encode=encode,
     negative=negative,
-    even=True,
     settings={
         "guidance_embeds": (None, False),
         "zero_cond_t": (None, False),
         "use_additional_t_cond": (None, False),
         "use_layer3d_rope": (None, False),
     },
-    rows=PAIRED,
-    between=(CONTROL,),
-    units=lambda net: 1000.0,
+    rows=kind.PAIRED,
+    between=(kind.CONTROL,),
+    **kind.PATCHED,
 )

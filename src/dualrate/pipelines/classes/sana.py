@@ -9,24 +9,9 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from dualrate.diffusion.values import Shape
-from dualrate.pipelines.classes.kind import (
-    CONTROL,
-    MASK,
-    TEXT,
-    Config,
-    NetworkSpec,
-    PromptPart,
-    Rows,
-    TextInputs,
-    by_text,
-)
+from dualrate.pipelines.classes.kind import CONTROL, MASK, TEXT, NetworkSpec, Rows, TextInputs, by_text, masked
 
 INSTRUCTION = "complex_human_instruction"  # that the pipeline puts before a text, unless told otherwise
-
-
-def prompt(config: Config, tokens: int, shape: Shape) -> tuple[PromptPart, ...]:
-    return PromptPart(TEXT, (tokens, config.get("caption_channels", 2304))), PromptPart(MASK, (tokens,), mask=True)
 
 
 def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> TextInputs:
@@ -46,7 +31,7 @@ def _encoded(pipeline: Any, texts: Sequence[str], tokens: int, instruction: Sequ
 
 KIND = NetworkSpec(
     by_text,
-    prompt=prompt,
+    prompt=masked(lambda config: config.get("caption_channels", 2304)),
     tokens=300,
     encode=encode,
     negative=negative,

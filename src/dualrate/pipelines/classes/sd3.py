@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dualrate.diffusion.values import Shape
-from dualrate.pipelines.classes.kind import PAIRED, POOLED, TEXT, Config, NetworkSpec, PromptPart, TextInputs, by_text
+from dualrate.pipelines.classes.kind import PAIRED, POOLED, TEXT, NetworkSpec, TextInputs, by_text, pooled
 
 OF_CLIP = 77  # of the tokens
-
-
-def prompt(config: Config, tokens: int, shape: Shape) -> tuple[PromptPart, ...]:
-    width, pooled = config.get("joint_attention_dim", 4096), config.get("pooled_projection_dim", 2048)
-    return PromptPart(TEXT, (tokens, width)), PromptPart(POOLED, (pooled,))
 
 
 def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> TextInputs:
@@ -29,7 +23,7 @@ def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> TextInputs:
 
 KIND = NetworkSpec(
     by_text,
-    prompt=prompt,
+    prompt=lambda config, tokens, shape: pooled(config, tokens, 2048),
     tokens=OF_CLIP + 256,
     encode=encode,
     rows=PAIRED,

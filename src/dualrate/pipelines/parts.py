@@ -1,0 +1,204 @@
+"""Parts of a `DualRatePipeline`, its networks and its scheduler, each in a folder with a manifest of its files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor, nn
+
+from dualrate.config.serial import from_plain
+from dualrate.diffusion.plan import StepPlan
+from dualrate.drawing.choice import Choice
+from dualrate.drawing.drawer import UNGUIDED, Guidance
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.upgrade import upgraded
+from dualrate.networks.blocks import blocks_of, cast_layers
+from dualrate.pipelines.folder import settings_in
+from dualrate.system.files import blaming, check_files, check_fractions
+from dualrate.system.folders import MANIFEST, Damaged, Manifest
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of a folder's files. Weights get the mode of the others: diffusers makes them private."""
+    for file in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", file)
+    Manifest.write(folder, {path.name for path in folder.iterdir() if path.is_file()} - {MANIFEST})
+
+
+def check_sealed(folder: Path, required: str) -> None:
+    """Raises OSError, naming the file, unless all that the manifest lists is what it says; warns where there is none.
+
+    required: a file that it lists in any case
+    Raises ValueError for a pipe, a socket or a device among the folder's files.
+    """
+    check_files(folder)
+    try:
+        manifest = Manifest.read(folder, [required])
+        if manifest is not None:
+            for name in manifest.entries:
+                manifest.content(name)
+    except Damaged as error:
+        raise OSError(
+            f"{folder} is damaged ({error}): fetch it again, or export it again from its run. If it was changed on "
+            f"purpose, remove its {MANIFEST}"
+        ) from error
+    if manifest is None:
+        warnings.warn(
+            f"{folder} has no {MANIFEST}, so nothing tells whether it is what was saved: save or export it again",
+            stacklevel=2,
+        )
+
+
+class Checked:
+    """Compares a folder of ours with its manifest before another library reads it."""
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Raises OSError for a damaged folder, naming the file."""
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        if folder.is_dir():
+            check_sealed(folder, cls.config_name)  # pyright: ignore[reportAttributeAccessIssue]
+            check_fractions(folder)
+            settings_in(folder / cls.config_name)  # pyright: ignore[reportAttributeAccessIssue]
+        return super().load_config(pretrained_model_name_or_path, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def experiment_in(plain: Mapping[str, Any]) -> Experiment:
+    """The experiment in the configuration of a network."""
+    return from_plain(Experiment, upgraded(dict(plain)), "experiment in config.json")
+
+
+class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
+    """One network of a model. role: in its experiment's networks; experiment: as `to_plain` writes it.
+
+    In another dtype than float32 it runs under autocast; weights are cast as in all sampling in bfloat16.
+    """
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(self, role: str, experiment: dict[str, Any]) -> None:
+        super().__init__()
+        self.computes_in: torch.dtype | None = None
+        self.network = experiment_in(experiment).build()[0][role]
+
+    @staticmethod
+    def of(network: nn.Module, role: str, experiment: dict[str, Any]) -> DualRateNetwork:
+        """Wrap a network that is built already."""
+        with torch.device("meta"):
+            wrapped = DualRateNetwork(role, experiment)
+        wrapped.network = network
+        return wrapped.eval()
+
+    @property
+    def _repeated_blocks(self) -> list[str]:
+        """Names of the classes that `compile_repeated_blocks` compiles once."""
+        return sorted({type(block).__name__ for block in blocks_of(self.network)})
+
+    def forward(self, z: Tensor, *args: Any) -> Any:
+        """Call the network; z: (B, C, H, W)."""
+        with torch.autocast(z.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.network(z, *args)
+
+    def to(self, *args: Any, **kwargs: Any) -> DualRateNetwork:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Move and cast, as any module, but for what a dtype casts."""
+        dtypes = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)]
+        rest = (value for value in args if not isinstance(value, torch.dtype))
+        super().to(*rest, **{key: value for key, value in kwargs.items() if key != "dtype"})
+        for dtype in dtypes:
+            in_float32 = experiment_in(self.config["experiment"]).networks.bfloat16_weights
+            self.computes_in = None if in_float32 or dtype == torch.float32 else dtype
+            for part in [self] if dtype == torch.float32 else cast_layers(self.network) if in_float32 else ():
+                nn.Module.to(part, dtype)
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that it computes in, even where its weights stay in float32."""
+        return self.computes_in or super().dtype
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:
+        """Load a network as any model, cast as `to` does. Raises OSError for a damaged folder, naming the file.
+
+        Weights are copied to where and as `dualrate.load` has them: else products differ in their last bits.
+        """
+        dtype = [value for name in ("torch_dtype", "dtype") if (value := kwargs.pop(name, None)) is not None]
+        kwargs.pop("use_safetensors", None)  # no pickle, whatever is asked for
+        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
+        with blaming(folder / cls.config_name):
+            network = super().from_pretrained(pretrained_model_name_or_path, use_safetensors=True, **kwargs)
+        for weight in network.parameters():
+            form = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+            weight.data = weight.data.clone(memory_format=form)
+        return network.to(dtype[0]) if dtype else network
+
+    @wraps(ModelMixin.save_pretrained)  # whose parameters a pipeline looks at
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().save_pretrained(save_directory, **{**kwargs, "safe_serialization": True})  # never a pickle
+        seal(Path(save_directory))
+
+
+class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
+    """When networks run and how a step is made: a `Choice` and a `Guidance` in a file. It takes no steps itself.
+
+    plan: as of `StepPlan.to_json`; sampler, gamma, eta: as of `Choice`
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        plan: dict[str, Any] | None = None,
+        sampler: str | None = None,
+        gamma: float | None = None,
+        eta: float | None = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] | None = None,
+    ) -> None:
+        with blaming("the settings of a DualRateScheduler"):
+            step_plan = None if plan is None else StepPlan.from_json(json.dumps(plan))
+            self.choice = Choice(sampler=sampler, gamma=gamma, eta=eta, plan=step_plan)
+            self.guided(guidance_scale)
+
+    @staticmethod
+    def of(choice: Choice, guidance: Guidance = UNGUIDED) -> DualRateScheduler:
+        """A scheduler that draws by a choice with a plan, such as a `settled` one."""
+        assert choice.plan is not None
+        return DualRateScheduler(
+            json.loads(choice.plan.to_json()),
+            sampler=choice.sampler,
+            gamma=choice.gamma,
+            eta=choice.eta,
+            guidance_scale=guidance.weight,
+            guidance_interval=guidance.interval,
+        )
+
+    def asked(self, steps: int | None, heavy: int | None, plan: StepPlan | None) -> Choice:
+        """Its choice, but for what a call says. Raises ValueError for a plan beside steps or heavy calls."""
+        if (steps, heavy, plan) == (None, None, None):
+            return self.choice
+        if steps is None and plan is None and self.choice.plan is not None:
+            steps = self.choice.plan.num_steps
+        return dataclasses.replace(self.choice, steps=steps, heavy=heavy, plan=plan)
+
+    def guided(self, weight: float | None) -> Guidance:
+        """Its guidance, or of another weight."""
+        weight = float(self.config["guidance_scale"] if weight is None else weight)
+        interval = self.config["guidance_interval"]
+        return Guidance(weight, None if interval is None or weight == 1 else tuple(interval))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().save_pretrained(save_directory, **kwargs)
+        seal(Path(save_directory))
