@@ -49,8 +49,8 @@ from dualrate.compare.candidates import Candidate, RunRequest
 from dualrate.compare.comparison import Effort
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.contrib.early_exit import EarlyExit, EarlyExitConfig, EarlyExitTraining, ExitUViT
 from dualrate.data.conditions import Inpainting, Pairs, SuperResolution
+from dualrate.denoisers.early_exit import EarlyExit, ExitUViT
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import Masked, NoisePlanes
@@ -67,6 +67,7 @@ from dualrate.forecasts.simulations import Kolmogorov, KuramotoSivashinsky, Movi
 from dualrate.methods.consistency import Consistency, ConsistencyConfig
 from dualrate.methods.crps import OneCall, OneCallConfig
 from dualrate.methods.denoising import Denoising, DualRateLoss, WeightedDenoising
+from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitTraining
 from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig
 from dualrate.methods.glance import AdaptedNetwork, ByPhase, Glance, GlanceConfig
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, MomentMatchingConfig, StudentMethod

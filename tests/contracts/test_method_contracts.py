@@ -19,7 +19,6 @@ import dualrate as dr
 from dualrate.codecs.diffusion import DiffusionDecoding
 from dualrate.codecs.token_codec import GreyLevels
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.contrib.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.data.conditions import SuperResolution
 from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.prediction import Elbo
@@ -46,6 +45,7 @@ from dualrate.forecasts.rolling_process import Rolling
 from dualrate.methods import moment_matching
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.crps import OneCallConfig
+from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.methods.em_distillation import EMDistillationConfig, Langevin
 from dualrate.methods.glance import AdaptedNetwork, GlanceConfig
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatchingConfig, StudentMethod
