@@ -70,9 +70,16 @@ from dualrate.methods.denoising import Denoising, DualRateLoss, WeightedDenoisin
 from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitTraining
 from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig
 from dualrate.methods.glance import AdaptedNetwork, ByPhase, Glance, GlanceConfig
-from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, MomentMatchingConfig, StudentMethod
+from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, MomentMatchingConfig
 from dualrate.methods.residual import Residual, ResidualConfig, ResidualDenoising, ResidualNetworks
-from dualrate.methods.student_states import ForwardPairs, FromData, FullRollout, PlanStates, SegmentRollout
+from dualrate.methods.student_states import (
+    ForwardPairs,
+    FromData,
+    FullRollout,
+    PlanStates,
+    SegmentRollout,
+    StudentMethod,
+)
 from dualrate.methods.times import BothTimes, GivenTimes, SingleTime
 from dualrate.methods.unified_latents import UnifiedLatents
 from dualrate.metrics.features import Architecture, Card, Mixed, NetworkCard, Stacked
