@@ -212,16 +212,16 @@ class FeatureCache(_Cache):
         return FeatureCache(cut, require_gaussian(process, "the model"), order)
 
     @staticmethod
-    def shared_encoder(denoiser: Denoiser, process: Process, *, blocks: int | None = None) -> FeatureCache:
-        """The cache of a U-ViT's first middle blocks; None: of five in six of them.
+    def shared_encoder(denoiser: Denoiser, process: Process) -> FeatureCache:
+        """The cache of five in six of a U-ViT's middle blocks, the first.
 
-        Raises ValueError for a denoiser that is no single U-ViT, and for more blocks than there are.
+        Raises ValueError for a denoiser that is no single U-ViT.
         """
         cut = network_of(denoiser, Cuttable).cut(0)
         if not isinstance(cut, UViTCut):
             raise ValueError(f"an encoder is shared of a single-rate U-ViT, got {type(cut.network).__name__}")
         *above, middle = cut.network.config.levels
-        inside = max(1, middle.blocks * 5 // 6) if blocks is None else blocks
+        inside = max(1, middle.blocks * 5 // 6)
         return FeatureCache(replace(cut, outer=len(above), blocks=inside), require_gaussian(process, "the model"))
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:

@@ -177,11 +177,9 @@ def _calls(
     return denoise
 
 
-def rollout(
-    denoiser: Denoiser, step: Step, plan: StepPlan, z: Tensor, cond: Cond, draw: StepDraw, *, start: int = 0
-) -> Tensor:
+def rollout(denoiser: Denoiser, step: Step, plan: StepPlan, z: Tensor, cond: Cond, draw: StepDraw) -> Tensor:
     """The last z of a trajectory."""
-    for state in trajectory(denoiser, step, plan, z, cond, draw, start=start):
+    for state in trajectory(denoiser, step, plan, z, cond, draw):
         z = state.z
     return z
 
