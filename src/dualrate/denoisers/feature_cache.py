@@ -118,7 +118,7 @@ def network_of(denoiser: Denoiser, kind: type[Network]) -> Network:
     return network
 
 
-def forecast(context: Context, t: Tensor, schedule: Schedule) -> tuple[Tensor, ...]:
+def forecast_features(context: Context, t: Tensor, schedule: Schedule) -> tuple[Tensor, ...]:
     """The features of a context and of those before it, carried on to t; of a single one as they are.
 
     t: (B,) or (). Raises ValueError for contexts without a time.
@@ -231,7 +231,7 @@ class FeatureCache(_Cache):
 
     def added(self, context: Context, t: Tensor) -> Tensor:
         self.features_of(context)
-        return forecast(context, t, self.process.schedule)[0]
+        return forecast_features(context, t, self.process.schedule)[0]
 
 
 @dataclass(frozen=True)

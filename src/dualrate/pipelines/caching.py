@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.config.ranges import Range, Ranged, Steps
-from dualrate.denoisers.feature_cache import SHARES, By, choose, forecast
+from dualrate.denoisers.feature_cache import SHARES, By, choose, forecast_features
 from dualrate.diffusion.schedule import Schedule
 from dualrate.diffusion.values import Context
 from dualrate.pipelines.classes.kind import HIDDEN, NetworkSpec, Rows
@@ -286,7 +286,7 @@ class Features(Method):
         first_added = before[HIDDEN] - start[HIDDEN] if first else None
         if cache.held:
             latest, *earlier = cache.held
-            features = forecast(replace(latest, earlier=tuple(earlier)), t, cast(Schedule, schedule))
+            features = forecast_features(replace(latest, earlier=tuple(earlier)), t, cast(Schedule, schedule))
             added = features[:-1] if verified else features
             dropped = len(names) - len(added)  # a last block may return no text
             sums = [before[name] + more for name, more in zip(names[dropped:], added, strict=True)]
