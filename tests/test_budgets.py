@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # front (3,200).
 CODE = {
     "engine": 8500,
-    "carriers": 8800,
+    "carriers": 8810,
     "forecasts": 4100,
     "pipelines": 3700,
     "texts": 400,

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from dualrate.denoisers.denoiser import Denoiser, check_labels, device_of, read
+from dualrate.diffusion.brief import Brief
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
@@ -57,8 +58,8 @@ class StepNoise:
         return self.numbers.pop((step, draw))
 
 
-@dataclass(frozen=True)
-class State:
+@dataclass(frozen=True, repr=False)
+class State(Brief):
     """The state of a trajectory before step i of the plan, at time t.
 
     z: (B, ...); t: (), on the host; context with its z_tau: of the latest heavy call; carry: the step's own
