@@ -27,7 +27,7 @@ CODE = {
 }
 REFUSALS = 10  # lines in 100 of code
 VAGUE = 3  # in 1,000 identifiers
-EVASIVE = 6  # docstrings; to come down to none
+EVASIVE = 0  # docstrings
 LONGEST = 450  # lines of a file
 LONGER = {  # lines of each now; no file joins them, and none of them grows
     "data/cache.py": 474,
@@ -37,9 +37,7 @@ LONGER = {  # lines of each now; no file joins them, and none of them grows
     "drawing/samples.py": 467,
     "forecasts/fields.py": 568,
     "forecasts/scores.py": 527,
-    "methods/moment_matching.py": 482,
     "metrics/features.py": 478,
-    "networks/uvit.py": 456,
 }
 
 

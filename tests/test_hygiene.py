@@ -43,7 +43,6 @@ BRANCHES = {
     "denoisers/feature_cache.py": 1,
     "drawing/drawer.py": 1,
     "drawing/likelihood.py": 1,
-    "contrib/early_exit.py": 1,
     "recipes/students.py": 2,
 }
 

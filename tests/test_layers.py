@@ -31,7 +31,7 @@ FLOORS = (
     "experiment methods",
     "runs recipes",
     "drawing",
-    "comparison serving contrib",
+    "comparison serving",
     "texts pipelines forecasts",
     "integrations __init__ cli __main__ dualrate_command",
 )

@@ -54,8 +54,8 @@ from dualrate.comparison.candidates import Candidate, RunRequest
 from dualrate.comparison.yardstick import Terms
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.contrib.early_exit import EarlyExit, EarlyExitConfig, EarlyExitTraining, ExitUViT
 from dualrate.data.conditions import Inpainting, Pairs, SuperResolution
+from dualrate.denoisers.early_exit import EarlyExit, ExitUViT
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import Masked, NoisePlanes
@@ -72,11 +72,19 @@ from dualrate.forecasts.simulations import Kolmogorov, KuramotoSivashinsky, Movi
 from dualrate.methods.consistency import Consistency, ConsistencyConfig
 from dualrate.methods.crps import OneCall, OneCallConfig
 from dualrate.methods.denoising import Denoising, DualRateLoss, WeightedDenoising
+from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitTraining
 from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig
 from dualrate.methods.glance import AdaptedNetwork, ByPhase, Glance, GlanceConfig
-from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, MomentMatchingConfig, StudentMethod
+from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, MomentMatchingConfig
 from dualrate.methods.residual import Residual, ResidualConfig, ResidualDenoising, ResidualNetworks
-from dualrate.methods.student_states import ForwardPairs, FromData, FullRollout, PlanStates, SegmentRollout
+from dualrate.methods.student_states import (
+    ForwardPairs,
+    FromData,
+    FullRollout,
+    PlanStates,
+    SegmentRollout,
+    StudentMethod,
+)
 from dualrate.methods.times import BothTimes, GivenTimes, SingleTime
 from dualrate.methods.unified_latents import UnifiedLatents
 from dualrate.metrics.features import Architecture, Card, Mixed, NetworkCard, Stacked

@@ -12,7 +12,6 @@ from theory.exact import GaussianMixture, OracleDenoiser
 from torch import nn
 
 import dualrate as dr
-from dualrate.contrib.early_exit import EarlyExit, ExitUViT
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.denoisers.denoiser import (
     BothRates,
@@ -23,6 +22,7 @@ from dualrate.denoisers.denoiser import (
     Plain,
 )
 from dualrate.denoisers.duodiff import Switched
+from dualrate.denoisers.early_exit import EarlyExit, ExitUViT
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import CategoricalProcess, Masked
 from dualrate.diffusion.random import Draws

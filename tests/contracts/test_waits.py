@@ -17,9 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import dualrate as dr
-from dualrate.contrib import early_exit
-from dualrate.contrib.early_exit import EarlyExit, EarlyExitNetwork
 from dualrate.denoisers.denoiser import DualRate, Plain
+from dualrate.denoisers.early_exit import EarlyExit
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess
@@ -32,11 +31,13 @@ from dualrate.forecasts.rolling_process import Rolling
 from dualrate.methods import (
     consistency,
     denoising,
+    early_exit,
     em_distillation,
     moment_matching,
     student_states,
     times,
 )
+from dualrate.methods.early_exit import EarlyExitNetwork
 from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.covariance import Bands, CovarianceTable

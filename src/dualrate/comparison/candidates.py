@@ -1,4 +1,4 @@
-"""What `dualrate compare` measures: models, each under a sampler and a plan.
+"""Candidates of `dualrate compare`: models, each under a sampler and a plan.
 
     RUN                     its usual numbers of steps and heavy calls
     RUN:32, RUN:32/8        32 steps; with 8 heavy calls

@@ -22,13 +22,14 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from dualrate.diffusion.brief import Brief
 from dualrate.diffusion.random import Draws
 
 Shape = tuple[int, int, int]  # (C, H, W) of one image, or of its latent
 
 
-@dataclass(frozen=True)
-class Cond:
+@dataclass(frozen=True, repr=False)
+class Cond(Brief):
     """The condition of samples.
 
     label: (B,) int64 class index; `num_classes` is the null class. None: an unconditional model.
@@ -59,8 +60,8 @@ class Elsewhere:
     add_up: Callable[[Iterable[Tensor]], None] = lambda tensors: None
 
 
-@dataclass(frozen=True)
-class Batch:
+@dataclass(frozen=True, repr=False)
+class Batch(Brief):
     """One training batch, or the rows of it that this process computes.
 
     x:      (B, C, H, W) float32 in [-1, 1]
@@ -126,8 +127,8 @@ class Refresh(Enum):
         return self in (Refresh.KEEP, Refresh.PARTIAL)
 
 
-@dataclass(frozen=True)
-class Context:
+@dataclass(frozen=True, repr=False)
+class Context(Brief):
     """The value of one heavy evaluation. Never stored on a module.
 
     features: tensors with a leading batch axis, one per resolution level

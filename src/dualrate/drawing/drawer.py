@@ -147,6 +147,14 @@ class Drawer(Ranged):
         if self.members > 1 and model.experiment.networks.given is None:
             raise ValueError(f"{model.name} has no condition that members would share: drop them, and draw more seeds")
 
+    def __repr__(self) -> str:
+        images = f"{self.members} images a seed, " * (self.members > 1) + f"{self.batch_size} at a time"
+        label = "" if self.label is None else f", of class {self.label}"
+        return f"Drawer of {self.model}\n  {self.sampler}: {images}{label}\n  {self.plan!r}"
+
+    def _repr_html_(self) -> str:
+        return self.plan.html(repr(self))
+
     @property
     def network(self) -> str:
         """Name in a table."""

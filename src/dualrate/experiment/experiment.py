@@ -31,6 +31,7 @@ from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.modality import maker_of
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import Serves
+from dualrate.experiment.summary import networks_line, on_paper, sampling_line, title, training_line
 from dualrate.system.device import own_defaults
 from dualrate.system.files import read_bytes
 from dualrate.system.folders import some_of
@@ -150,6 +151,13 @@ class Experiment(Ranged):
         if not self.condition.codec.fingerprint and (shape := self.condition.shape(self.shape)) != tuple(expected):
             raise ValueError(f"{self.condition} makes conditions of {shape} (C, H, W), the networks take {expected}")
         self.condition.check(self.codec.data_shape(self.shape), self.data.augment)
+
+    def __repr__(self) -> str:
+        lines = f"Experiment {title(self)}", networks_line(*on_paper(self)), training_line(self), sampling_line(self)
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return self.serves.default_plan().html(repr(self))
 
     @property
     def gaussian(self) -> GaussianProcess:
@@ -341,6 +349,9 @@ class Stages:
             )
         if replace(base.data, augment=Augment()) != DataConfig():
             raise ValueError(f"{base.name} is trained on the first stage's latents: give the images as --first.data")
+
+    def __repr__(self) -> str:
+        return f"Stages {self.name}\n  first     {title(self.first)}\n  base      {title(self.base)}"
 
     def on_latents(self, folder: Path) -> Experiment:
         """The base model's, on latents in a folder. Raises as `read_latents`."""

@@ -24,12 +24,14 @@ from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.values import Reuse, Shape
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.plan_support import Serves
+from dualrate.experiment.summary import counted, networks_line, on_paper, sampling_line, title, training_line
 from dualrate.networks.blocks import copied
 from dualrate.sampling.cost import CallCost, call_cost
 from dualrate.system.device import compile_calls, graph_calls, settle_products
 from dualrate.system.folders import some_of
 
 COMPILED = "compiled"  # in the cache, networks that were compiled
+QUICK = 20_000_000  # parameters of networks of which a call takes no time worth mentioning
 DECODING = "sde-dpm++2m:0.1", 16  # sampler and steps of a decoder as a codec, where none are asked for
 
 
@@ -62,6 +64,22 @@ class Model:
     def __str__(self) -> str:
         """Which weights these are, for people."""
         return f"{self.path or self.name} at iteration {self.iteration}, weights {self.weights_hash[:12]}"
+
+    def __repr__(self) -> str:
+        experiment, cost = self.experiment, vars(self).get("call_cost")
+        if cost is None and sum(self.parameters.values()) <= QUICK:
+            cost = counted(experiment, self.denoiser, self.device)
+        lines = (
+            f"Model {title(experiment)}",
+            networks_line(self.parameters, cost or on_paper(experiment, self.called_by)[1]),
+            training_line(experiment, self.iteration),
+            sampling_line(experiment, self.called_by),
+            f"  weights   {self.weights_hash[:12]}, {'not saved' if self.path is None else f'in {self.path}'}",
+        )
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return self.serves.default_plan().html(repr(self))
 
     @property
     def process(self) -> Process:

@@ -38,7 +38,7 @@ class OfFields(Modality):
         raise ValueError(f"{data.source} holds fields, which are no images: dualrate forecast RUN scores forecasts")
 
     def score(self, drawer: Any, count: int | None, seed: int, workers: WorkerCount, progress: Reporter) -> Evaluation:
-        """Of one window from each of `count` held-out starts."""
+        """Score one window from each of `count` held-out starts."""
         from dualrate.forecasts.evaluation import window_scores
 
         scores = window_scores(drawer, count, seed=seed, progress=image_progress(progress, "frames"))

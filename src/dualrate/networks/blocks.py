@@ -365,3 +365,22 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+def chosen_of(tokens: Tensor, chosen: Tensor) -> Tensor:
+    """The chosen tokens, (B, k, C). tokens: (B, n, C); chosen: (B, k), their places."""
+    return tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def with_chosen(tokens: Tensor, chosen: Tensor, value: Tensor) -> Tensor:
+    """The tokens with another value, (B, k, C), where chosen."""
+    return tokens.scatter(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]), value.to(tokens.dtype))
+
+
+def require_shape(added: Tensor, h: Tensor) -> None:
+    """Raise ValueError where `added`, a sum for h, does not have the shape of h."""
+    if added.shape != h.shape:
+        raise ValueError(
+            f"what the inside of a cut network adds has its input's shape {tuple(h.shape)}, got {tuple(added.shape)}: "
+            "pass what encode returned for these rows"
+        )

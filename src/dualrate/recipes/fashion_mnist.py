@@ -17,6 +17,7 @@ from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
+from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.body import BodyConfig
 from dualrate.networks.dis import DiSConfig
@@ -148,6 +149,13 @@ def first_look() -> Experiment:
     """`small`, with a word on what is better."""
     PlainReporter().note(f"{BETTER_ALONE}: dualrate train fashion-mnist-light --fit.max-seconds 120")
     return small()
+
+
+def early_exit() -> Experiment:
+    """Exits of the heavy network, whose run --method.backbone-from names: ten minutes of one CPU core."""
+    optim = OptimConfig(lr=2e-3, betas=(0.9, 0.99), warmup=20, decay="cosine")
+    fit = replace(FIT, iterations=500, batch_size=32, optim=optim, ema_halflife=2000, sample_every=250)
+    return Experiment("fashion-mnist-early-exit", EarlyExitNetwork(HEAVY), EarlyExitConfig(), fit)
 
 
 def distilled() -> StudentRecipe:

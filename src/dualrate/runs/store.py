@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.codecs.codec import Codec
-from dualrate.config.imports import import_module, modules_of
+from dualrate.config.imports import import_module, imported_modules
 from dualrate.config.ranges import as_path, is_whole
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.conditions import Given
@@ -233,7 +233,7 @@ def _placed(model: Model) -> tuple[Callable[[Place], Model], tuple[Place]]:
         raise ValueError(f"{model.name} was not loaded from a directory, where workers could load it: use one process")
     where = (model.path.resolve(), model.identity, model.called_by, model.compiled, model.graphs)
     codecs = (model.experiment.codec, model.experiment.condition.codec)
-    modules = modules_of(model.called_by, *(getattr(codec, "sampler", None) for codec in codecs))
+    modules = imported_modules(model.called_by, *(getattr(codec, "sampler", None) for codec in codecs))
     return Place.model, (Place(*where, model.device.type, modules, model.experiment, model.conditions),)
 
 

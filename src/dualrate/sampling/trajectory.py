@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from dualrate.denoisers.denoiser import Denoiser, check_labels, device_of, read
+from dualrate.diffusion.brief import Brief
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
@@ -57,8 +58,8 @@ class StepNoise:
         return self.numbers.pop((step, draw))
 
 
-@dataclass(frozen=True)
-class State:
+@dataclass(frozen=True, repr=False)
+class State(Brief):
     """The state of a trajectory before step i of the plan, at time t.
 
     z: (B, ...); t: (), on the host; context with its z_tau: of the latest heavy call; carry: the step's own
@@ -177,11 +178,9 @@ def _calls(
     return denoise
 
 
-def rollout(
-    denoiser: Denoiser, step: Step, plan: StepPlan, z: Tensor, cond: Cond, draw: StepDraw, *, start: int = 0
-) -> Tensor:
+def rollout(denoiser: Denoiser, step: Step, plan: StepPlan, z: Tensor, cond: Cond, draw: StepDraw) -> Tensor:
     """The last z of a trajectory."""
-    for state in trajectory(denoiser, step, plan, z, cond, draw, start=start):
+    for state in trajectory(denoiser, step, plan, z, cond, draw):
         z = state.z
     return z
 

@@ -128,7 +128,7 @@ def fit(
             on_start(begun)
         with trainer.saver:
             stopped = trainer.run(batches, on_sample, interrupts)
-        return FitResult(trainer.state.iteration, stopped, trainer.state.seconds, begun)
+        return FitResult(trainer.state.iteration, stopped, trainer.state.seconds, begun, run_dir)
 
 
 class _Trainer:
