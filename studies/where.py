@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import posterior_mean, read
+from dualrate.diffusion.context import Cond
 from dualrate.diffusion.prediction import x_loss_weight
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import measured_on, real_batches
 from dualrate.experiment.model import Model
 from dualrate.report.figures import png

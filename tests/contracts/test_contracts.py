@@ -25,9 +25,9 @@ from dualrate.denoisers.duodiff import Switched
 from dualrate.denoisers.early_exit import EarlyExit, ExitUViT
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import CategoricalProcess, Masked
+from dualrate.diffusion.context import Cond
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Cond
 from dualrate.networks.conditional import ConditionalBody, ConditionEncoder, ConditionReader
 from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.networks.uvit import UViT

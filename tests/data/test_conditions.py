@@ -38,8 +38,8 @@ from dualrate.data.images import ImageSet, Look, to_float, to_uint8
 from dualrate.data.loader import Augment, Batches
 from dualrate.data.source import Raw
 from dualrate.denoisers.denoiser import Metered
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Shape
 from dualrate.drawing.likelihood import check_bounded
 from dualrate.drawing.measure import ensemble_scores, measure
 from dualrate.experiment.experiment import MethodConfig

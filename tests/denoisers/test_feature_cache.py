@@ -14,8 +14,8 @@ from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.denoisers.denoiser import Metered, Plain
 from dualrate.denoisers.feature_cache import FeatureCache, forecast_weights
 from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.context import Refresh
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Refresh
 from dualrate.networks.uvit import UViT, UViTCut
 from dualrate.sampling.cost import call_cost, macs_of
 from dualrate.sampling.solvers import DPMSolver2M

@@ -9,8 +9,8 @@ from torch import Tensor
 
 import dualrate as dr
 from dualrate.denoisers.feature_cache import forecast_features, forecast_weights, taylor_weights
+from dualrate.diffusion.context import shared_time
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import shared_time
 
 EQUAL, UNEQUAL = [0.3, 0.5, 0.7, 0.9], [0.31, 0.42, 0.78, 0.9]
 

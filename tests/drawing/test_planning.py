@@ -15,10 +15,10 @@ from dualrate.cli.main import main
 from dualrate.data.conditions import SuperResolution
 from dualrate.data.images import to_float
 from dualrate.denoisers.denoiser import Plain
+from dualrate.diffusion.context import Cond, Refresh
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond, Refresh
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.planning import candidates, measured_errors

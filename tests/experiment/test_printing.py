@@ -11,7 +11,7 @@ from runs.made import saved
 
 import dualrate as dr
 from dualrate.codecs.codec import CodecFolder
-from dualrate.diffusion.values import Batch, Refresh
+from dualrate.diffusion.context import Batch, Refresh
 from dualrate.experiment import model as model_module
 from dualrate.experiment.experiment import Stages
 from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork

@@ -22,8 +22,8 @@ from dualrate.comparison.candidates import RunRequest, candidates_of
 from dualrate.data.conditions import Condition, Latent, Unconditional
 from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.data.loader import ByteBatch
+from dualrate.diffusion.context import Batch, Cond
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.cost import cost_report
 from dualrate.drawing.latents import nearness

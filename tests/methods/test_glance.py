@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 import dualrate as dr
+from dualrate.diffusion.context import Batch, Cond, Context
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine, RectifiedFlow, sigma
-from dualrate.diffusion.values import Batch, Cond, Context
 from dualrate.experiment.plan_support import OwnGrid
 from dualrate.methods.glance import FAST, SLOW, AdaptedNetwork, ByPhase, Glance, GlanceConfig
 from dualrate.sampling.ddim import DDIM

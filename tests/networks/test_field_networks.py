@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dualrate as dr
-from dualrate.diffusion.values import Shape
+from dualrate.diffusion.context import Shape
 from dualrate.networks.blocks import conv3, wrapped
 from dualrate.networks.conditional import ConditionEncoder, ConditionMaps
 from dualrate.networks.dual import ContextEncoder, LightBody

@@ -22,8 +22,8 @@ from dualrate.data.conditions import Given
 from dualrate.data.latent_set import read_latents
 from dualrate.data.loader import Augment, Batches
 from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.context import Refresh
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Refresh
 from dualrate.drawing.drawer import Guidance, measured_on, real_batches
 from dualrate.drawing.planning import measured_errors
 from dualrate.experiment.experiment import Start

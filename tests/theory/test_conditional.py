@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import dualrate as dr
 from dualrate.denoisers.denoiser import BothRates, Conditional, Denoiser, DualRateConditional, Metered, given_of
 from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.context import Batch, Cond, Context, Refresh, Reuse
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
 from dualrate.experiment.network_configs import ThreeConditional
 from dualrate.methods.denoising import Denoising
 from dualrate.methods.times import BothTimes

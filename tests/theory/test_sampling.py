@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dualrate.denoisers.denoiser import Metered
+from dualrate.diffusion.context import Cond, Context, Refresh, Reuse
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.covariance import NoiseCovariance
 from dualrate.sampling.ddim import DDIM

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 import dualrate.training
+from dualrate.diffusion.context import Batch
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch
 from dualrate.system.device import compiles
 from dualrate.training import checkpoint, loop
 from dualrate.training.config import FitResult, OptimConfig, lr_at

@@ -43,8 +43,8 @@ from dualrate.data.decode import Options, decode, scale_key, sides_of, sixteen_b
 from dualrate.data.images import ImageSet, Look, decoded_source, look_at, named_splits, to_bytes, to_float, to_uint8
 from dualrate.data.loader import Augment, Derived, TrainingSet
 from dualrate.data.source import SPLITS, Item, Raw, Source, Split, names_of, silent, without_ending
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Shape
 from dualrate.system.folders import some_of
 
 MOST_SIDE = 256  # of the other images of pairs, unless the images themselves are larger

@@ -52,8 +52,8 @@ from dualrate.data.source import (
     silent,
 )
 from dualrate.data.tars import tar_files, tar_source
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Shape
 from dualrate.system.files import check_regular, naming, read_json
 from dualrate.system.folders import new_folder
 from dualrate.system.workers import Mapper, in_turn

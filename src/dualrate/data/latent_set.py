@@ -28,8 +28,8 @@ from dualrate.data.decode import OnBad
 from dualrate.data.images import ImageSet, check_outside, load_images, to_float
 from dualrate.data.loader import Augment, TrainingSet
 from dualrate.data.source import SPLITS, DataProgress, Raw, Split, resolved, silent
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Shape
 from dualrate.system.device import pick_device, whole_products
 from dualrate.system.files import blaming, read_json
 from dualrate.system.workers import Mapper, in_turn

@@ -34,9 +34,9 @@ from torch import Tensor, nn
 
 from dualrate.config.ranges import Probability, Ranged
 from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.context import Cond, Context, Reuse
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process, per_row
-from dualrate.diffusion.values import Cond, Context, Reuse
 from dualrate.networks.blocks import FiLM, layer_norm, zero_init
 from dualrate.networks.uvit import Skips, UViT, UViTConfig
 

@@ -76,10 +76,10 @@ from torch.nn import functional as F
 
 from dualrate.config.ranges import Range, Ranged
 from dualrate.denoisers.denoiser import Denoiser, Plain, condition_of
+from dualrate.diffusion.context import Cond, Context, Refresh, Reuse, cached_for_shared_time, expand
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process, per_row, require_gaussian
 from dualrate.diffusion.schedule import Schedule
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, cached_for_shared_time, expand
 from dualrate.networks.uvit import UViTCut
 
 By = Literal["attention", "random"]

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.context import Cond, Context, Refresh, Reuse
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
 
 
 @dataclass(frozen=True)

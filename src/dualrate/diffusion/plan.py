@@ -17,7 +17,7 @@ from typing import Literal, SupportsIndex
 
 from dualrate.config.serial import from_plain
 from dualrate.diffusion.brief import brief
-from dualrate.diffusion.values import Refresh
+from dualrate.diffusion.context import Refresh
 
 STEPS = 32  # of a sampler, by default
 SIGNS = {Refresh.FULL: "H", Refresh.KEEP: "-", Refresh.PARTIAL: "+", Refresh.NONE: "."}

@@ -28,11 +28,11 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Range, Ranged
+from dualrate.diffusion.context import Shape, cached_for_shared_time, expand
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Schedule, alpha, sigma
-from dualrate.diffusion.values import Shape, cached_for_shared_time, expand
 
 
 class Distribution(Protocol):
@@ -46,7 +46,7 @@ class Distribution(Protocol):
 class Process(ABC):
     """x -> z_t, t from 0 (data) to 1 (noise). x, z: (B, C, H, W), or more leading axes; times: (B,), or those axes.
 
-    A subclass is a frozen dataclass. A plan's times are numbers on the host (`diffusion/values.py`), and so are the
+    A subclass is a frozen dataclass. A plan's times are numbers on the host (`diffusion/context.py`), and so are the
     coefficients of what is made with them.
     """
 

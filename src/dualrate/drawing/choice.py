@@ -25,8 +25,8 @@ from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps
 from dualrate.data.source import read_text, reading
 from dualrate.denoisers.denoiser import abilities
 from dualrate.diffusion.brief import Brief
+from dualrate.diffusion.context import Reuse
 from dualrate.diffusion.plan import StepPlan, before
-from dualrate.diffusion.values import Reuse
 from dualrate.drawing.calibration import read_table
 from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.experiment.model import Model

@@ -41,9 +41,9 @@ from dualrate.data.images import to_uint8
 from dualrate.data.loader import Augment, ByteBatch, TrainingSet
 from dualrate.denoisers.denoiser import Denoiser, abilities
 from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.context import Refresh, Reuse
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Refresh, Reuse
 from dualrate.experiment.model import Model
 from dualrate.metrics.evaluate import by_turns
 from dualrate.metrics.store import Origin

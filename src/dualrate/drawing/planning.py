@@ -21,9 +21,9 @@ from dualrate.data.cache import cache_dir
 from dualrate.data.conditions import HeldOut
 from dualrate.data.loader import ByteBatch
 from dualrate.denoisers.denoiser import read
+from dualrate.diffusion.context import Cond
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import measured_on, real_batches
 from dualrate.experiment.model import Model
 from dualrate.sampling.cost import CallCost

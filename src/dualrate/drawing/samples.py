@@ -30,7 +30,7 @@ from dualrate.codecs.token_codec import BETWEEN, texts
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.conditions import Given, HeldOut, picture_of
-from dualrate.diffusion.values import Shape
+from dualrate.diffusion.context import Shape
 from dualrate.drawing.drawer import Drawer, Guidance, Samples, plain_step
 from dualrate.metrics.store import PIXELS, Origin
 from dualrate.report.image_grid import is_whole_png, png_bytes, read_png, save_grid, write_npz

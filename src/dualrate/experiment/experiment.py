@@ -23,10 +23,10 @@ from dualrate.data.latent_set import is_encoded, read_latents
 from dualrate.data.loader import Augment, Encoded, TrainingSet
 from dualrate.data.source import Split, images_below, resolved
 from dualrate.denoisers.denoiser import Denoiser, modules_of
+from dualrate.diffusion.context import Batch, Shape
 from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import GaussianProcess, Process, require_gaussian
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Batch, Shape
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.modality import maker_of
 from dualrate.experiment.network_configs import NetworksConfig

@@ -20,8 +20,8 @@ from dualrate.data.cache import cache_dir
 from dualrate.data.conditions import Given, HeldOut
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.context import Reuse, Shape
 from dualrate.diffusion.process import GaussianProcess, Process
-from dualrate.diffusion.values import Reuse, Shape
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.plan_support import Serves
 from dualrate.experiment.summary import counted, networks_line, on_paper, sampling_line, title, training_line

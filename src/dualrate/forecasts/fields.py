@@ -33,8 +33,8 @@ from dualrate.config.serial import to_plain
 from dualrate.data.conditions import Condition, Conditioned, Make
 from dualrate.data.loader import Augment, Derived, TrainingSet
 from dualrate.data.source import DataProgress, Split, silent, split_named, test_split
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Shape
 from dualrate.forecasts.metadata import Metadata
 from dualrate.forecasts.sources import find_fields
 from dualrate.forecasts.trajectories import EXPECTED, FieldSource, Lazy, Timing, Trajectory, timing_of

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from dualrate.config.ranges import Range, Ranged
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.process import GaussianProcess, SharedNoise
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Shape
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
 from dualrate.forecasts.fields import Forecast, Frames, Windows, read_fields

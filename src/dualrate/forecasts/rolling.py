@@ -36,10 +36,10 @@ from torch import Tensor
 
 from dualrate.config.ranges import LightDraws, Probability, Ranged
 from dualrate.denoisers.denoiser import Denoiser, read
+from dualrate.diffusion.context import Batch, Cond, Context, Reuse, shared_time
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond, Context, Reuse, shared_time
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.forecasts.fields import Forecast

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.data.source import read_arrays, reading
-from dualrate.diffusion.values import Shape
+from dualrate.diffusion.context import Shape
 from dualrate.drawing.drawer import spread
 from dualrate.experiment.model import Model
 from dualrate.forecasts.fields import Fields, Forecast, as_float32, pieces_of, read_fields

@@ -59,10 +59,10 @@ from dualrate.config.ranges import (
     TeacherGuidance,
 )
 from dualrate.denoisers.denoiser import Denoiser, posterior_mean
+from dualrate.diffusion.context import Batch, Cond, Refresh, Reuse, expand
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, require_gaussian
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond, Refresh, Reuse, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.model import Model
 from dualrate.experiment.plan_support import Segments

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from dualrate.config.ranges import Range, Ranged
 from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.context import Batch, Cond, shared_time
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond, shared_time
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import OneStep
 from dualrate.metrics.ensembles import energy_score, fair_crps, members_squared_error

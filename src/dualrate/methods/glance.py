@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from dualrate.config.ranges import Classes, Factor, Probability, Range, Ranged, Steps
 from dualrate.denoisers.denoiser import Denoiser, Plain, condition_of
+from dualrate.diffusion.context import Batch, Cond, Context, Shape
 from dualrate.diffusion.process import GaussianProcess, Process, per_row
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond, Context, Shape
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import NetworksConfig

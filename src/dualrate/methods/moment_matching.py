@@ -61,11 +61,11 @@ from dualrate.config.ranges import BelowOne, Factor, FirstIterations, Pairs, Ran
 from dualrate.denoisers.denoiser import Denoiser, Plain, posterior_mean
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import CategoricalProcess
+from dualrate.diffusion.context import Batch, Cond
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import require_gaussian
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.model import Model
 from dualrate.experiment.plan_support import AtLeast, OnePlan

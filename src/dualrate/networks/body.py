@@ -18,7 +18,7 @@ from typing import Self
 from torch import nn
 
 from dualrate.config.ranges import Ranged
-from dualrate.diffusion.values import Shape
+from dualrate.diffusion.context import Shape
 
 
 class BodyConfig(Ranged, ABC):

@@ -40,7 +40,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dualrate.diffusion.values import Shape
+from dualrate.diffusion.context import Shape
 from dualrate.networks.blocks import NoiseEmbedding, TransformerBlock
 from dualrate.networks.body import BodyConfig
 from dualrate.networks.dual import check_pair, projections

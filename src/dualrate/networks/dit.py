@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualrate.config.ranges import BelowOne, Channels, Classes, OuterLevels, Range, Ranged, Side
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.prediction import REPA, SIT, Convention, Discrete
 from dualrate.diffusion.schedule import Betas
-from dualrate.diffusion.values import Shape
 from dualrate.networks.blocks import (
     Block,
     LinearInFloat32,

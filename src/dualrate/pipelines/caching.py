@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.denoisers.feature_cache import SHARES, By, Form, choose, forecast_features
+from dualrate.diffusion.context import Context
 from dualrate.diffusion.schedule import Schedule
-from dualrate.diffusion.values import Context
 from dualrate.pipelines.classes.kind import DECLARE, HIDDEN, NetworkSpec, Rows
 from dualrate.pipelines.cut import CutTokens, sharing
 from dualrate.pipelines.policies import Fixed, Policy

@@ -13,7 +13,7 @@ from dualrate.config.ranges import Range, Ranged
 from dualrate.data.conditions import Condition, Conditioned, Given, Make
 from dualrate.data.loader import TrainingSet
 from dualrate.data.source import Split
-from dualrate.diffusion.values import Shape
+from dualrate.diffusion.context import Shape
 from dualrate.pipelines.prompt_set import PromptSet, read_prompts
 
 

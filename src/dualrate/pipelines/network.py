@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.prediction import Convention, Flow, x_from_v
-from dualrate.diffusion.values import Shape
 from dualrate.pipelines.classes.kind import Config, NetworkSpec, PromptLayout, TextInputs, by_place
 from dualrate.pipelines.cut import CutNetwork, CutTokens
 from dualrate.system.device import own_defaults

@@ -37,9 +37,9 @@ from dualrate.config.ranges import Channels, Range, Ranged, Side
 from dualrate.data.conditions import Condition, Given, Unconditional
 from dualrate.data.source import read_text
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process
-from dualrate.diffusion.values import Shape
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import NetworksConfig

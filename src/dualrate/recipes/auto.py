@@ -35,9 +35,9 @@ from dualrate.data.conditions import Condition, SuperResolution, task_named
 from dualrate.data.images import Look, look_at
 from dualrate.data.latent_set import is_encoded, read_latents
 from dualrate.data.source import resolved
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated
-from dualrate.diffusion.values import Shape
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks

@@ -39,10 +39,10 @@ from typing import Any, Literal
 from dualrate.codecs.diffusion import DiffusionDecoding
 from dualrate.config.ranges import Ranged
 from dualrate.data.loader import Augment
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine, Interpolated
-from dualrate.diffusion.values import Shape
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment, Stages
 from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks

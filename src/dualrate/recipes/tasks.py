@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Literal
 
 from dualrate.data.conditions import Condition
-from dualrate.diffusion.values import Shape
+from dualrate.diffusion.context import Shape
 from dualrate.experiment.experiment import MethodConfig
 from dualrate.experiment.network_configs import NetworksConfig, OneConditional, ThreeConditional, TwoConditional
 from dualrate.methods.crps import OneCallConfig, ScoreName

@@ -21,8 +21,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
+from dualrate.diffusion.context import Refresh
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.values import Refresh
 from dualrate.metrics.store import require_same
 from dualrate.report.table import Row, compute_unit, significant
 

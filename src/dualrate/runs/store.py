@@ -36,7 +36,7 @@ from dualrate.config.serial import from_json, to_plain
 from dualrate.data.conditions import Given
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.denoisers.duodiff import Switched
-from dualrate.diffusion.values import Reuse
+from dualrate.diffusion.context import Reuse
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.modality import ForeignModel, model_of
 from dualrate.experiment.model import Model, as_codec

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Probability, Ranged
+from dualrate.diffusion.context import cached_for_shared_time, expand
 from dualrate.diffusion.process import Distribution, Gaussian, GaussianProcess, Noised, Process
 from dualrate.diffusion.schedule import alpha, sigma
-from dualrate.diffusion.values import cached_for_shared_time, expand
 from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Stepped
 

@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Probability, Ranged
+from dualrate.diffusion.context import cached_for_shared_time, expand
 from dualrate.diffusion.process import GaussianProcess, Noised
-from dualrate.diffusion.values import cached_for_shared_time, expand
 from dualrate.sampling.ancestral import noisier
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move
 

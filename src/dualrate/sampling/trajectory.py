@@ -27,10 +27,10 @@ from torch import Tensor
 
 from dualrate.denoisers.denoiser import Denoiser, check_labels, device_of, read
 from dualrate.diffusion.brief import Brief
+from dualrate.diffusion.context import Cond, Context, Refresh, Reuse, shared_time
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, shared_time
 from dualrate.sampling.step import Carry, Denoise, Step
 from dualrate.system.device import own_defaults
 

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from dualrate.diffusion.values import Batch
+from dualrate.diffusion.context import Batch
 from dualrate.networks.blocks import Block, blocks_of, frozen
 from dualrate.system.device import compile_calls, compiles, default_generator, pays, settle_products
 from dualrate.system.files import blaming

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualrate.diffusion.values import Shape
+from dualrate.diffusion.context import Shape
 
 DECLARE = "its NetworkSpec is to have {} (pipelines/README.md)"
 BLOCKS, HIDDEN, TEXT = "transformer_blocks", "hidden_states", "encoder_hidden_states"
