@@ -24,7 +24,7 @@ from dualrate.diffusion.context import Reuse, Shape
 from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.plan_support import Serves
-from dualrate.experiment.summary import counted, networks_line, on_paper, sampling_line, title, training_line
+from dualrate.experiment.summary import cost_of_calls, networks_line, on_paper, sampling_line, title, training_line
 from dualrate.networks.blocks import copied
 from dualrate.sampling.cost import CallCost, call_cost
 from dualrate.system.device import compile_calls, graph_calls, settle_products
@@ -68,7 +68,7 @@ class Model:
     def __repr__(self) -> str:
         experiment, cost = self.experiment, vars(self).get("call_cost")
         if cost is None and sum(self.parameters.values()) <= QUICK:
-            cost = counted(experiment, self.denoiser, self.device)
+            cost = cost_of_calls(experiment, self.denoiser, self.device)
         lines = (
             f"Model {title(experiment)}",
             networks_line(self.parameters, cost or on_paper(experiment, self.called_by)[1]),

@@ -25,11 +25,11 @@ def on_paper(experiment: Any, called_by: str | None = None) -> tuple[dict[str, i
         if called_by is not None:
             denoiser = denoiser_named(called_by)(denoiser, experiment.process)
         parameters = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
-        return parameters, counted(experiment, denoiser, "meta")
+        return parameters, cost_of_calls(experiment, denoiser, "meta")
     return {}, None
 
 
-def counted(experiment: Any, denoiser: Denoiser, device: torch.device | str) -> CallCost | None:
+def cost_of_calls(experiment: Any, denoiser: Denoiser, device: torch.device | str) -> CallCost | None:
     """Multiply-adds of calls of a denoiser; None where a network has not all that it needs for them."""
     label = 0 if experiment.num_classes else None
     with suppress(Exception):
