@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 import dualrate as dr
 from benchmarks.workloads import in_cpu_seconds, whole
 from dualrate.cli.distill import Student
-from dualrate.data.conditions import HeldOut
+from dualrate.data.condition_rows import HeldOut
 from dualrate.drawing.drawer import spread
 from dualrate.experiment.data_config import DataConfig
 from dualrate.forecasts.netcdf import write_fields

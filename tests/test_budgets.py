@@ -19,10 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # front (3,200).
 CODE = {
     "engine": 8500,
-    "carriers": 8850,
+    "carriers": 8830,
     "forecasts": 4000,
     "pipelines": 3750,
-    "texts": 400,
+    "texts": 410,
     "front": 3600,
 }
 REFUSALS = 10  # lines in 100 of code
@@ -30,14 +30,8 @@ VAGUE = 3  # in 1,000 identifiers
 EVASIVE = 0  # docstrings
 LONGEST = 450  # lines of a file
 LONGER = {  # lines of each now; no file joins them, and none of them grows
-    "data/cache.py": 474,
-    "data/conditions.py": 557,
-    "data/images.py": 536,
-    "data/source.py": 568,
-    "drawing/samples.py": 467,
     "forecasts/fields.py": 568,
     "forecasts/scores.py": 527,
-    "metrics/features.py": 478,
 }
 
 

@@ -54,7 +54,8 @@ from dualrate.comparison.candidates import Candidate, RunRequest
 from dualrate.comparison.yardstick import Terms
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.data.conditions import Inpainting, Pairs, SuperResolution
+from dualrate.data.conditions import Inpainting, SuperResolution
+from dualrate.data.pairs import Pairs
 from dualrate.denoisers.early_exit import EarlyExit, ExitUViT
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
@@ -63,7 +64,7 @@ from dualrate.diffusion.prediction import Discrete, Flow, Sigmoid
 from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
 from dualrate.experiment.network_configs import OneConditional, OneNetwork, ThreeConditional, TwoConditional
-from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, OwnGrid, OwnSteps, Segments
+from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, OwnSteps, steps_at, steps_of_ddim
 from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.refiner import Levels, RefinerConfig, Refining
 from dualrate.forecasts.rolling import RollingConfig, RollingDenoising
@@ -87,8 +88,9 @@ from dualrate.methods.student_states import (
 )
 from dualrate.methods.times import BothTimes, GivenTimes, SingleTime
 from dualrate.methods.unified_latents import UnifiedLatents
-from dualrate.metrics.features import Architecture, Card, Mixed, NetworkCard, Stacked
+from dualrate.metrics.features import Architecture, Card, Mixed, Stacked
 from dualrate.metrics.pretrained import PhotoNet
+from dualrate.metrics.trained_network import NetworkCard
 from dualrate.networks.dis import DiSConfig
 from dualrate.networks.dit import DiTConfig, FlatConfig
 from dualrate.networks.uvit import UViT, UViTCut
@@ -119,11 +121,12 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.forecasts.metadata.Coordinate",
     "dualrate.forecasts.pictures.Axis",
     "dualrate.sampling.bound.Bound",
+    "dualrate.runs.train._Hooks",
     "dualrate.training.loop._Update",
     "dualrate.denoisers.denoiser.Meter",
     "dualrate.pipelines.classes.kind.NetworkSpec",
     "dualrate.pipelines.classes.kind.PromptPart",
-    "dualrate.report.figures.Panel",
+    "dualrate.forecasts.curves.Panel",
     "dualrate.report.table.Table",
     *(f"dualrate.pipelines.caching.{name}" for name in ("Cache", "Method", "Features", "Tokens", "Levels")),
     "dualrate.comparison.rows.KeptRow",
@@ -167,12 +170,12 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.forecasts.folder.Record",
     "dualrate.forecasts.starts.Starts",
     "dualrate.forecasts.folder.ForecastWritten",
-    "dualrate.drawing.samples.Pictures",
-    "dualrate.drawing.samples.Pieces",
-    "dualrate.drawing.samples.Drawn",
-    "dualrate.drawing.samples.FolderRecord",
-    "dualrate.drawing.latents.Record",
-    "dualrate.drawing.samples.Record",
+    "dualrate.report.image_grid.Pictures",
+    "dualrate.texts.pieces.TextFiles",
+    "dualrate.drawing.record.SamplingRecord",
+    "dualrate.drawing.record.FolderRecord",
+    "dualrate.drawing.latents.DecodedRecord",
+    "dualrate.drawing.samples.SampleRecord",
     "dualrate.drawing.samples.Written",
     "dualrate.runs.store.StoredModel",
     "dualrate.report.table.Row",
@@ -242,7 +245,7 @@ def examples() -> Iterator[Any]:
         Candidate(run, "run", "ancestral", plan),
         dr.Choice(4),
     )
-    yield from (AtLeast(4), Segments(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), NoiseCovariance(of))
+    yield from (AtLeast(4), steps_of_ddim(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), NoiseCovariance(of))
     two = cli_train.RECIPES["fashion-mnist-dual-45"]()
     yield dr.Drawer(dr.Model("dual", two, nn.ModuleDict(), NeededContext(of, 1.0), 1, "0"), dr.Ancestral(of), plan)
     bands = Bands((1, 4, 4))
@@ -286,7 +289,7 @@ def examples() -> Iterator[Any]:
     yield from (SuperResolution(), Inpainting(), Pairs("photos"), OneCallConfig(), ResidualConfig(), RollingConfig())
     yield from (Levels(), RefinerConfig(), OwnSteps(4))
     yield from (Prompts(), Fixed(4), FirstBlock(0.1), Accumulated(0.1), Verified(0.1), SpeCa(0.1))
-    yield from (OwnGrid((1.0, 0.5)), AdaptedNetwork(OneNetwork(config)), GlanceConfig("run"), AdaptRecipe())
+    yield from (steps_at((1.0, 0.5)), AdaptedNetwork(OneNetwork(config)), GlanceConfig("run"), AdaptRecipe())
     yield Glance(networks, ByPhase(networks, of), of, ((1.0, 0.5),))
     yield from (Forecast(scale=(1.0, 2.0), step=0.5), ForecastCommand(Path("run"), Path("out")))
     yield from (ResidualNetworks(config, config, (4, 2, 2)), Residual(networks, networks, of, 0.25))

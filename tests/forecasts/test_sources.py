@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dualrate.cli.data import Simulate
+from dualrate.data.folders import by_number
 from dualrate.data.loader import Augment, Batches
-from dualrate.data.source import by_number
 from dualrate.diffusion.random import Draws
 from dualrate.forecasts.fields import Fields, Statistics, read_fields, survey
 from dualrate.forecasts.netcdf import write_fields

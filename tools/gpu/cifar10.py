@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import dualrate as dr
-from dualrate.data.conditions import Make
+from dualrate.data.condition_rows import Make
 from dualrate.diffusion.context import Batch
 from dualrate.diffusion.prediction import Sigmoid, Weighting, x_loss_weight
 from dualrate.diffusion.random import Draws

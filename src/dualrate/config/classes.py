@@ -12,6 +12,7 @@ OF_MODULES = {
     "dualrate.codecs.diffusion": ("DiffusionDecoding",),
     "dualrate.codecs.token_codec": ("GreyLevels", "Characters"),
     "dualrate.methods.early_exit": ("EarlyExitNetwork", "EarlyExitConfig"),
+    "dualrate.data.pairs": ("Pairs",),
     "dualrate.diffusion.categorical": ("Masked", "Uniform", "NoisePlanes"),
     "dualrate.forecasts.fields": ("Forecast",),
     "dualrate.forecasts.refiner": ("AtLevels", "Levels", "RefinerConfig", "Refinement"),

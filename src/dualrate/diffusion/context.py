@@ -28,13 +28,19 @@ from dualrate.diffusion.random import Draws
 Shape = tuple[int, int, int]  # (C, H, W) of one image, or of its latent
 
 
+def for_rows(of_conditions: Tensor, count: int) -> Tensor:
+    """Rows (B, ...) of conditions for `count` samples of them, M of each: sample r gets the row of condition r // M."""
+    rows = len(of_conditions)
+    return of_conditions if rows == count else of_conditions.repeat_interleave(count // max(1, rows), 0)
+
+
 @dataclass(frozen=True, repr=False)
 class Cond(Brief):
     """The condition of samples.
 
     label: (B,) int64 class index; `num_classes` is the null class. None: an unconditional model.
     given: (B, C, h, w) the tensor that a sample is made of: a latent, a smaller image, ... None: there is none.
-           Of M samples a condition (B / M, C, h, w): sample r is of condition r // M.
+           Of M samples a condition (B / M, C, h, w), as of `for_rows`.
     features: what a heavy network made of `given` alone, for all steps (`Denoiser.read`); rows as of `given`
     """
 

@@ -18,10 +18,20 @@ from torch import nn
 from dualrate.codecs.codec import CodecConfig, CodecFolder, NoCodec
 from dualrate.config.ranges import Ranged
 from dualrate.config.serial import to_plain
-from dualrate.data.conditions import Condition, Given, HeldOut, Latent, Unconditional, read_conditions
+from dualrate.data.condition_rows import Given, HeldOut
+from dualrate.data.conditions import (
+    Condition,
+    Conditioned,
+    Conditioning,
+    Latent,
+    OfPicture,
+    Unconditional,
+    read_conditions,
+)
+from dualrate.data.folders import images_below
 from dualrate.data.latent_set import is_encoded, read_latents
 from dualrate.data.loader import Augment, Encoded, TrainingSet
-from dualrate.data.source import Split, images_below, resolved
+from dualrate.data.source import Split, resolved
 from dualrate.denoisers.denoiser import Denoiser, modules_of
 from dualrate.diffusion.context import Batch, Shape
 from dualrate.diffusion.prediction import Sigmoid, Weighting
@@ -120,7 +130,7 @@ class Experiment(Ranged):
     data: DataConfig = DataConfig()
     process: Process = GaussianProcess(Cosine())
     codec: CodecConfig = NoCodec()
-    condition: Condition = Unconditional()
+    condition: Conditioning = Unconditional()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,17 +150,17 @@ class Experiment(Ranged):
         self.method.check(self)
 
     def _check_condition(self) -> None:
-        expected = self.networks.given
-        if (expected is not None) != (self.condition != Unconditional()):
-            what = "take a condition: give one" if expected is not None else "take no condition: drop it"
-            raise ValueError(f"the networks of {self.name} {what} (Experiment.condition)")
-        if expected is None:
+        expected, condition = self.networks.given, self.condition
+        if not isinstance(condition, Condition) or expected is None:
+            if expected is not None or isinstance(condition, Condition):
+                what = "take a condition: give one" if expected is not None else "take no condition: drop it"
+                raise ValueError(f"the networks of {self.name} {what} (Experiment.condition)")
             return
-        if self.num_classes and not self.condition.labelled:
+        if self.num_classes and not condition.labelled:
             raise ValueError(f"a conditional model has no labels: set num_classes of {self.name} to 0")
-        if not self.condition.codec.fingerprint and (shape := self.condition.shape(self.shape)) != tuple(expected):
-            raise ValueError(f"{self.condition} makes conditions of {shape} (C, H, W), the networks take {expected}")
-        self.condition.check(self.codec.data_shape(self.shape), self.data.augment)
+        if not condition.codec.fingerprint and (shape := condition.shape(self.shape)) != tuple(expected):
+            raise ValueError(f"{condition} makes conditions of {shape} (C, H, W), the networks take {expected}")
+        condition.check(self.codec.data_shape(self.shape), self.data.augment)
 
     def __repr__(self) -> str:
         lines = f"Experiment {title(self)}", networks_line(*on_paper(self)), training_line(self), sampling_line(self)
@@ -175,12 +185,11 @@ class Experiment(Ranged):
         """
         if self.codec.instant:
             images = Encoded(images, self.codec, self.codec.build(nn.ModuleDict(), "cpu"))
-        if self.networks.given is None:
-            return images
-        return self.condition.conditioned(images, self._partners(split))
+        return self._conditioned(self.condition, images, split) if isinstance(self.condition, Condition) else images
 
-    def _partners(self, split: Split) -> TrainingSet | None:
-        return self.condition.partners(self.data.source, split, label=self.data.label, on_bad=self.data.on_bad)
+    def _conditioned(self, condition: Condition, images: TrainingSet, split: Split) -> Conditioned:
+        partners = condition.partners(self.data.source, split, label=self.data.label, on_bad=self.data.on_bad)
+        return condition.conditioned(images, partners)
 
     def check_data(self, images: TrainingSet) -> list[str]:
         """Warnings: sentences on what is unusual about the training set, but no error.
@@ -262,28 +271,29 @@ class Experiment(Ranged):
 
         Raises what reading a codec and the images raises.
         """
-        if self.networks.given is None:
+        condition = self.condition
+        if not isinstance(condition, Condition):
             return None
-        if (conditions := self.condition.held_out(self.data.source)) is not None:
+        if (conditions := condition.held_out(self.data.source)) is not None:
             return conditions
-        codec = self.condition.codec.build(nn.ModuleDict(), device)
-        test = self.condition.conditioned(self.data.items("test"), self._partners("test"))
-        return HeldOut(test.images, test.partner_images or test.images, self.condition.build(device), device, codec)
+        codec = condition.codec.build(nn.ModuleDict(), device)
+        test = self._conditioned(condition, self.data.items("test"), "test")
+        return HeldOut(test.images, test.partner_images or test.images, condition.build(device), device, codec)
 
     def read_given(self, place: str | Path) -> Given:
         """The conditions in a picture, or in a folder of them in the order of their paths.
 
-        Raises ValueError for a model that is given nothing, no pictures, and, with both shapes, for one that does not
-        fit; OSError for a file that cannot be read.
+        Raises ValueError for a model that is not given pictures, no pictures, and, with both shapes, for one that does
+        not fit; OSError for a file that cannot be read.
         """
-        path = resolved(place)
-        if self.networks.given is None:
-            raise ValueError(f"{self.name} makes images of noise alone: drop the conditions")
+        path, condition, expected = resolved(place), self.condition, self.networks.given
+        if not isinstance(condition, OfPicture) or expected is None:
+            raise ValueError(f"{self.name} {condition.no_pictures}")
         files = images_below(path) if path.is_dir() else [path]
         if not files:
             raise ValueError(f"{path} holds no pictures to make images of")
         pictures = ((str(file), read_bytes(file)) for file in files)
-        return Given(read_conditions(pictures, self.condition, self.networks.given), files=tuple(map(str, files)))
+        return Given(read_conditions(pictures, condition, expected), files=tuple(map(str, files)))
 
     def build(self) -> tuple[nn.ModuleDict, Denoiser]:
         """Networks with weights drawn from the run's seed, and their denoiser."""

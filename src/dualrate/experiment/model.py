@@ -17,7 +17,8 @@ from dualrate.codecs.codec import Codec, decode_macs
 from dualrate.codecs.diffusion import Decoding, OtherDecoder, decoding_of
 from dualrate.config.ranges import is_whole
 from dualrate.data.cache import cache_dir
-from dualrate.data.conditions import Given, HeldOut
+from dualrate.data.condition_rows import Given, HeldOut
+from dualrate.data.conditions import Condition
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.context import Reuse, Shape
@@ -184,14 +185,14 @@ class Model:
 
     def with_given(self, given: Given) -> Model:
         """The same model, given these conditions. Raises ValueError for others than it takes, or none to give."""
-        expected = self.experiment.networks.given
-        if expected is None:
+        expected, condition = self.experiment.networks.given, self.experiment.condition
+        if expected is None or not isinstance(condition, Condition):
             raise ValueError(f"{self.name} makes samples of noise alone: drop the conditions")
         if tuple(given.y.shape[1:]) != tuple(expected):
             takes = f"(N, {', '.join(map(str, expected))})"
             raise ValueError(f"{self.name} takes conditions of shape {takes}, got {tuple(given.y.shape)}")
         if isinstance(given.y, Tensor):
-            given = replace(given, y=self.experiment.condition.accepted(given.y))
+            given = replace(given, y=condition.accepted(given.y))
         return replace(self, conditions=given)
 
     @property

@@ -30,7 +30,8 @@ from torch import Tensor
 
 from dualrate.config.ranges import Positive, Range, Ranged
 from dualrate.config.serial import to_plain
-from dualrate.data.conditions import Condition, Conditioned, Make
+from dualrate.data.condition_rows import Make
+from dualrate.data.conditions import Condition, Conditioned
 from dualrate.data.loader import Augment, Derived, TrainingSet
 from dualrate.data.source import DataProgress, Split, silent, split_named, test_split
 from dualrate.diffusion.context import Shape
@@ -310,6 +311,8 @@ class Forecast(Condition, Ranged):
     metadata: Metadata = Metadata()
     """Units and coordinates, where the data says them."""
 
+    no_pictures = "starts from arrays, not pictures: dualrate forecast RUN --from FILE"
+
     @property
     def identity(self) -> dict[str, Any]:
         """Without the fingerprint, since the identity of a run has that of its data, and without what its file says of
@@ -425,17 +428,11 @@ class Forecast(Condition, Ranged):
         following = (x * _column(self.scale, x)).unflatten(1, (self.frames, -1))
         return following + last[:, None] if self.difference else following
 
-    def check_pictured(self) -> None:
-        raise ValueError("a forecast makes fields, not pictures: draw it by dualrate forecast RUN")
-
     def shown(self, x: Tensor) -> Tensor:
         """The first channel of every frame, one below the other: (B, 1, frames H, W), grey."""
         first = x.unflatten(1, (self.frames, -1))[:, :, 0] / SHOWN_RANGE
         rows = SHOWN_ROWS if first.shape[2] == 1 else 1
         return first.repeat_interleave(rows, 2).flatten(1, 2)[:, None]
-
-    def read(self, data: bytes, name: str, channels: int) -> Tensor:
-        raise ValueError(f"{name}: a forecast starts from arrays, not pictures: dualrate forecast RUN --from FILE")
 
 
 class Windows(Derived):

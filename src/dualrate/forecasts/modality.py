@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NoReturn
+
+from torch import Tensor
 
 from dualrate.config.ranges import WorkerCount
 from dualrate.data.loader import TrainingSet
@@ -36,6 +39,12 @@ class OfFields(Modality):
 
     def images(self, data: Any, split: Split, progress: DataProgress) -> NoReturn:
         raise ValueError(f"{data.source} holds fields, which are no images: dualrate forecast RUN scores forecasts")
+
+    def files(self, model: Any) -> NoReturn:
+        raise ValueError("a forecast makes fields, not pictures: draw it by dualrate forecast RUN")
+
+    def save(self, experiment: Any, samples: Tensor, file: Path) -> None:
+        super().save(experiment, experiment.condition.shown(samples), file)
 
     def score(self, drawer: Any, count: int | None, seed: int, workers: WorkerCount, progress: Reporter) -> Evaluation:
         """Score one window from each of `count` held-out starts."""

@@ -129,7 +129,8 @@ class RefinerConfig(MethodConfig, Ranged):
 
     @property
     def serves(self) -> OwnSteps:
-        return OwnSteps(self.refinements + 1, None if self.times.heavy is None else self.times.heavy[0])
+        steps, heavy = self.refinements + 1, None if self.times.heavy is None else self.times.heavy[0]
+        return OwnSteps(steps, heavy, learned=f"model has learned the noise levels of {steps} steps, and no others")
 
     def check(self, experiment: Experiment) -> None:
         process = experiment.process

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from dualrate.config.ranges import LightDraws, Probability, Ranged
 from dualrate.denoisers.denoiser import Denoiser, read
-from dualrate.diffusion.context import Batch, Cond, Context, Reuse, shared_time
+from dualrate.diffusion.context import Batch, Cond, Context, Reuse, for_rows, shared_time
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.random import Draws
@@ -192,7 +192,7 @@ def roll(
             cond = read(denoiser, Cond(given=forecast.observe(past, draws, still)))
             for state in trajectory(denoiser, step, plan, z, cond, noise, state=begun):
                 z, carry = state.z, state.carry
-        past = past.repeat_interleave(len(z) // len(past), 0)
+        past = for_rows(past, len(z))
         frame = z[:, : z.shape[1] // process.frames]
         return Window(number, frame, z, torch.cat((past[:, frame.shape[1] :], frame), 1), carry)
 

@@ -30,19 +30,9 @@ from numpy.typing import NDArray
 
 from dualrate.data.cache import cache_dir
 from dualrate.data.decode import Options, holds_colours, image_of
+from dualrate.data.folders import by_number, images_below, named
 from dualrate.data.images import to_float
-from dualrate.data.source import (
-    DataProgress,
-    by_number,
-    hidden,
-    images_below,
-    named,
-    printable,
-    read_arrays,
-    reading,
-    resolved,
-    silent,
-)
+from dualrate.data.source import DataProgress, hidden, printable, read_arrays, reading, resolved, silent
 from dualrate.forecasts.file_checks import check_count, check_size
 from dualrate.forecasts.hdf5 import HDF5, hdf5_files, read_hdf5
 from dualrate.forecasts.netcdf import read_labelled

@@ -22,7 +22,7 @@ from dualrate.diffusion.context import Batch, Cond, shared_time
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
-from dualrate.experiment.plan_support import OneStep
+from dualrate.experiment.plan_support import ONE_STEP, OwnSteps
 from dualrate.metrics.ensembles import energy_score, fair_crps, members_squared_error
 from dualrate.training.method import Loss, OnePhase
 
@@ -53,7 +53,7 @@ class OneCall(OnePhase):
         return Loss(SCORES[self.score](members, x).mean(), {"spread": spread})
 
     def members(self, z: Tensor, cond: Cond) -> Tensor:
-        """(B M, C, H, W): a sample of each z, of condition r // M in row r, of one heavy call."""
+        """(B M, C, H, W): a sample of each z, of conditions (B, ...) as of `for_rows`, of one heavy call."""
         t = shared_time(1.0)
         return self.model.denoise(z, t, self.model.encode(z, t, cond), cond)
 
@@ -69,8 +69,8 @@ class OneCallConfig(MethodConfig, Ranged):
     regression: the squared error, for a mean and no samples."""
 
     @property
-    def serves(self) -> OneStep:
-        return OneStep()
+    def serves(self) -> OwnSteps:
+        return ONE_STEP
 
     def check(self, experiment: Experiment) -> None:
         _ = experiment.gaussian

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dualrate.config.ranges import Factor, LightDraws, Range, Ranged, Side
 from dualrate.denoisers.denoiser import Denoiser, given_of
-from dualrate.diffusion.context import Batch, Cond, Context, Reuse, Shape, expand
+from dualrate.diffusion.context import Batch, Cond, Context, Reuse, Shape, expand, for_rows
 from dualrate.diffusion.prediction import Sigmoid, Weighting, x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process, per_row
 from dualrate.diffusion.schedule import sigma
@@ -90,8 +90,7 @@ class Residual(Ranged, Denoiser):
         if not context.features:
             raise ValueError("the residual is that of the regression's mean: begin the plan with a heavy call")
         *features, mean = context.features
-        if len(mean) < len(z):  # of a condition's members, or times
-            mean = mean.repeat_interleave(len(z) // len(mean), 0)
+        mean = for_rows(mean, len(z))
         log_snr = self.process.log_snr(t).to(z.dtype)
         shifted = log_snr + 2 * math.log(self.scale)
         alpha_t, sigma_t = (part.to(z.dtype) for part in self.process.scales(t))

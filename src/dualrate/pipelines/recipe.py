@@ -24,7 +24,7 @@ from typing import Annotated
 from dualrate.codecs.codec import CodecConfig, CodecFolder, NoCodec
 from dualrate.config.ranges import Classes, Range, Ranged, as_path
 from dualrate.data import fashion_mnist
-from dualrate.data.images import existing
+from dualrate.data.finding import existing
 from dualrate.data.latent_set import is_encoded, read_latents
 from dualrate.diffusion.context import Shape
 from dualrate.diffusion.process import GaussianProcess

@@ -34,7 +34,8 @@ from torch.nn import functional as F
 
 from dualrate.codecs.codec import CodecFolder, NoCodec
 from dualrate.config.ranges import Channels, Range, Ranged, Side
-from dualrate.data.conditions import Condition, Given, Unconditional
+from dualrate.data.condition_rows import Given
+from dualrate.data.conditions import Conditioning, Unconditional
 from dualrate.data.source import read_text
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.context import Shape
@@ -314,7 +315,7 @@ class OwnBlocks(OfForeign, Ranged):
         return weights if role == "encoder" else of_shorter(weights, whole, self.blocks)
 
 
-def condition_of_folder(foreign: Adopted, path: Path) -> Condition:
+def condition_of_folder(foreign: Adopted, path: Path) -> Conditioning:
     """The condition that a folder's model draws under. Raises ValueError for one of texts without its encoders."""
     if not foreign.network.prompt.parts:
         return Unconditional()

@@ -23,6 +23,7 @@ from dualrate.networks.body import BodyConfig
 from dualrate.networks.dis import DiSConfig
 from dualrate.networks.dit import DiTConfig
 from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.recipes.shared import one_or_two, training
 from dualrate.recipes.students import DISTILLING, StudentRecipe
 from dualrate.system.progress import PlainReporter
 from dualrate.training.config import FitConfig, OptimConfig
@@ -74,14 +75,7 @@ BETTER_ALONE = (
     "a single network, trained for as long, makes better small images (FD-EfficientNet-Lite0 573, a pair 837, in 16 "
     "steps after 360 s of a CPU core on Fashion-MNIST)"
 )
-FIT = FitConfig(
-    iterations=7000,
-    batch_size=128,
-    optim=OptimConfig(lr=7e-4, betas=(0.9, 0.99), warmup=300),
-    ema_halflife=50_000,
-    checkpoint_every=250,
-    sample_every=1000,
-)
+FIT = training(7000, 128, 7e-4, 300, ema_halflife=50_000, sample_every=1000)
 
 
 def annealed(name: str) -> FitConfig:
@@ -122,15 +116,9 @@ class FashionMnistFlat(Ranged):
     """single: one network at every step. dual: that now and then, and a lighter one of its kind at every step."""
 
     def __call__(self) -> Experiment:
-        return flat(f"fashion-mnist-{self.body}", FLAT[self.body], self.rate, FIT, DataConfig())
-
-
-def flat(name: str, network: BodyConfig, rate: str, fit: FitConfig, data: DataConfig) -> Experiment:
-    """One network, or at the rate "dual" a lighter one of its kind beside it."""
-    if rate == "single":
-        return Experiment(name, OneNetwork(network), DenoisingConfig(), fit, data)
-    method = DenoisingConfig(TimeSampler(heavy=(4, 32)))
-    return Experiment(f"{name}-dual", TwoNetworks(network, network.lighter()), method, fit, data)
+        body = FLAT[self.body]
+        light, name = None if self.rate == "single" else body.lighter(), f"fashion-mnist-{self.body}"
+        return one_or_two(f"{name}{'-dual' * bool(light)}", body, light, FIT, DataConfig())
 
 
 def small(seconds: float = 120) -> Experiment:

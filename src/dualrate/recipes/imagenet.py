@@ -55,8 +55,8 @@ from dualrate.networks.dit import dit
 from dualrate.networks.image_encoder import EncoderConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import students
-from dualrate.recipes.fashion_mnist import flat
 from dualrate.recipes.fashion_mnist_latents import decoding
+from dualrate.recipes.shared import one_or_two
 from dualrate.recipes.students import StudentRecipe
 from dualrate.training.config import FitConfig, OptimConfig
 
@@ -235,7 +235,8 @@ class ImageNetFlat(Ranged):
             optim, batch = replace(optim, decay="cosine"), 128
         fit = replace(FIT, iterations=400_000, batch_size=batch, micro_batch=None, optim=optim, ema_halflife=1_800_000)
         fit = replace(fit, compile=self.body == "dit")  # a DiS with mamba_ssm's kernel was not tried
-        return flat(name, network, self.rate, fit, DataConfig(augment=Augment(flip=True)))
+        light = None if self.rate == "single" else network.lighter()
+        return one_or_two(f"{name}{'-dual' * bool(light)}", network, light, fit, DataConfig(augment=Augment(flip=True)))
 
 
 KINDS = {

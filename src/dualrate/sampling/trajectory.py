@@ -27,7 +27,7 @@ from torch import Tensor
 
 from dualrate.denoisers.denoiser import Denoiser, check_labels, device_of, read
 from dualrate.diffusion.brief import Brief
-from dualrate.diffusion.context import Cond, Context, Refresh, Reuse, shared_time
+from dualrate.diffusion.context import Cond, Context, Refresh, Reuse, for_rows, shared_time
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
@@ -276,9 +276,9 @@ def sample_batches(
         numbers = torch.arange(first_member, first_member + members, device=device)
         for part in numbers.split(max(1, batch_size // len(seed))):
             draws = Draws(0, (seed[:, None] + MEMBER * part).flatten())
-            cond = replace(of_seeds, label=None if of is None else of.repeat_interleave(len(part)))
+            cond = replace(of_seeds, label=None if of is None else for_rows(of, len(draws.row)))
             if y is not None and shared is denoiser and not cond.features:
-                cond = Cond(cond.label, y.repeat_interleave(len(part), 0))
+                cond = Cond(cond.label, for_rows(y, len(draws.row)))
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 z = first_state(step.process, draws, shape)
                 noise = StepNoise(step.process, draws, plan.num_steps, shape)
