@@ -56,9 +56,11 @@ from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.conditions import Inpainting, SuperResolution
 from dualrate.data.pairs import Pairs
+from dualrate.denoisers.denoiser import Plain
 from dualrate.denoisers.early_exit import EarlyExit, ExitUViT
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
+from dualrate.denoisers.multilevel import Multilevel
 from dualrate.diffusion.categorical import Masked, NoisePlanes
 from dualrate.diffusion.prediction import Discrete, Flow, Sigmoid
 from dualrate.diffusion.process import SharedNoise
@@ -105,6 +107,8 @@ from dualrate.recipes import imagenet
 from dualrate.recipes.students import AdaptRecipe
 from dualrate.runs.store import read_experiment
 from dualrate.sampling.covariance import Bands, NoiseCovariance, TabulatedCovariance
+from dualrate.sampling.fourier import FourierCovariance
+from dualrate.sampling.lanczos import LanczosCovariance
 from dualrate.serving.offer import Request
 from dualrate.texts.language_model import LanguageCard, Recurrent
 from dualrate.training.method import Loss, OnePhase, Phase
@@ -183,6 +187,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.serving.offer.Limits",
     "dualrate.serving.offer.Side",
     "dualrate.sampling.covariance.CovarianceTable",
+    "dualrate.forecasts.rolling_process.FirstFrame",
     "dualrate.drawing.likelihood.Estimate",
     "dualrate.drawing.likelihood.Likelihood",
     "dualrate.drawing.drawer.Samples",
@@ -246,6 +251,11 @@ def examples() -> Iterator[Any]:
         dr.Choice(4),
     )
     yield from (AtLeast(4), steps_of_ddim(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), NoiseCovariance(of))
+    yield from (
+        FourierCovariance(of),
+        LanczosCovariance(of),
+        Multilevel((Plain(UViT(config), of),) * 2, plan.t, (0.5,)),
+    )
     two = cli_train.RECIPES["fashion-mnist-dual-45"]()
     yield dr.Drawer(dr.Model("dual", two, nn.ModuleDict(), NeededContext(of, 1.0), 1, "0"), dr.Ancestral(of), plan)
     bands = Bands((1, 4, 4))

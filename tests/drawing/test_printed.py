@@ -27,26 +27,6 @@ def picture_in(html: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
 
 
-def test_a_drawer_says_whose_samples_and_how(drawer: Drawer) -> None:
-    lines = repr(drawer).splitlines()
-    assert len(lines) <= 6
-    assert max(map(len, lines)) <= 120
-    for words in ("two", drawer.sampler, "4 steps, 2 heavy calls", "3 at a time", "cpu"):
-        assert words in repr(drawer)
-    assert "<svg" in drawer._repr_html_()
-
-
-def test_a_choice_says_what_was_wished() -> None:
-    assert (repr(Choice()), repr(Choice(steps=4, grid="blend:0.3"))) == (
-        "Choice()",
-        "Choice(steps=4, grid='blend:0.3')",
-    )
-
-
-def test_a_name_is_text_in_a_notebook(drawer: Drawer) -> None:
-    assert "<b>" not in replace(drawer, name="<b>")._repr_html_()
-
-
 def test_samples_are_counted_in_words_and_shown_in_a_notebook(drawer: Drawer) -> None:
     drawn = drawer.draw(range(3))
     channels, side, _ = drawer.model.image_shape

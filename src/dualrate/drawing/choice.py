@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,11 +65,6 @@ class Choice(Brief, Ranged):
     places: Places | None = None
     plan: StepPlan | None = None
     switch_at: Probability | None = None
-
-    def __repr__(self) -> str:
-        """The wishes alone."""
-        wishes = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
-        return f"Choice({', '.join(f'{name}={value!r}' for name, value in wishes.items())})"
 
     def __post_init__(self) -> None:
         super().__post_init__()
