@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = {
     "engine": 8640,
     "carriers": 8830,
-    "forecasts": 4050,
+    "forecasts": 4760,
     "pipelines": 3750,
     "texts": 420,
     "front": 3600,
@@ -30,7 +30,6 @@ VAGUE = 3  # in 1,000 identifiers
 EVASIVE = 0  # docstrings
 LONGEST = 450  # lines of a file
 LONGER = {  # lines of each now; no file joins them, and none of them grows
-    "forecasts/fields.py": 568,
     "forecasts/scores.py": 527,
 }
 

@@ -48,6 +48,9 @@ CONFINED = {
     "xarray": ("forecasts",),
     "h5netcdf": ("forecasts",),
     "zarr": ("forecasts",),
+    "scipy": ("forecasts",),
+    "cftime": ("forecasts",),
+    "cfgrib": ("forecasts",),
     "torch_fidelity": ("metrics",),
     "transformers": ("metrics", "pipelines"),
     "efficientnet_lite_pytorch": ("metrics",),
@@ -57,7 +60,7 @@ CONFINED = {
     "starlette": ("serving",),
     "uvicorn": ("serving",),
 }
-EXTRAS = ("parquet", "forecast", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet", "diffusers")
+EXTRAS = ("parquet", "forecast", "grib", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet", "diffusers")
 OF_AN_EXTRA = {  # imported late, by what uses them
     "dualrate.data.parquet",
     "dualrate.integrations.diffusers",

@@ -72,7 +72,7 @@ def test_statistics_are_those_of_numpy_in_float64(
 ) -> None:
     array = (np.random.default_rng(seed).normal(size=(count, frames, channels, 2, 3)) + mean).astype(np.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dualrate.forecasts.fields.AT_A_TIME", 3 * array[0, 0].size)  # in parts of three frames
+        patch.setattr("dualrate.forecasts.statistics.AT_A_TIME", 3 * array[0, 0].size)  # in parts of three frames
         _, found = survey("", list(array), tuple("abc"[:channels]))
     wide, axes = array.astype(np.float64), (0, 1, 3, 4)
     np.testing.assert_allclose(found.mean, wide.mean(axes), rtol=1e-12, atol=1e-12)

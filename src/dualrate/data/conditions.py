@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
@@ -35,7 +35,7 @@ from dualrate.data.condition_rows import Given, Make
 from dualrate.data.decode import decode, scale_key, sixteen_bit
 from dualrate.data.images import Look, to_bytes, to_float, to_uint8
 from dualrate.data.loader import Augment, Derived, TrainingSet
-from dualrate.data.source import Split
+from dualrate.data.source import Split, silent
 from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
 
@@ -61,6 +61,18 @@ class Conditioning(ABC):
     def target(self, image: Shape) -> Shape:
         """(C, H, W) of a sample, of what one item of the data is."""
         return image
+
+    def items(self, data: Any, split: Split, progress: Callable[[int, int, str], None] = silent) -> TrainingSet | None:
+        """One split of a `DataConfig`, where the condition says how it is read; None: as the data say themselves."""
+        return None
+
+    def around(self, denoiser: Any) -> Any:
+        """A `Denoiser` that keeps to what the condition knows of all samples: the same, unless overridden."""
+        return denoiser
+
+    def weighed(self, x: Tensor, power: float = 0.5) -> Tensor:
+        """Samples or errors, times the weights of their numbers in a loss to some power: all 1, unless overridden."""
+        return x
 
 
 @dataclass(frozen=True)

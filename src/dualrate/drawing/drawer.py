@@ -388,9 +388,7 @@ def measured_on(model: Model) -> TrainingSet:
     conditions, experiment = model.given, model.experiment
     if isinstance(conditions, HeldOut):
         return conditions.images
-    return (
-        experiment.data.load("train") if conditions is None else experiment.seen(experiment.data.load("test"), "test")
-    )
+    return experiment.load("train") if conditions is None else experiment.seen(experiment.load("test"), "test")
 
 
 def real_batches(model: Model, images: TrainingSet, count: int, batch_size: int) -> Iterator[ByteBatch]:

@@ -31,7 +31,7 @@ from dualrate.data.conditions import (
 from dualrate.data.folders import images_below
 from dualrate.data.latent_set import is_encoded, read_latents
 from dualrate.data.loader import Augment, Encoded, TrainingSet
-from dualrate.data.source import Split, resolved
+from dualrate.data.source import DataProgress, Split, resolved, silent
 from dualrate.denoisers.denoiser import Denoiser, modules_of
 from dualrate.diffusion.context import Batch, Shape
 from dualrate.diffusion.prediction import Sigmoid, Weighting
@@ -42,6 +42,7 @@ from dualrate.experiment.modality import maker_of
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import Serves
 from dualrate.experiment.summary import networks_line, on_paper, sampling_line, title, training_line
+from dualrate.experiment.upgrade import identified
 from dualrate.system.device import own_defaults
 from dualrate.system.files import read_bytes
 from dualrate.system.folders import some_of
@@ -179,6 +180,11 @@ class Experiment(Ranged):
         """(C, H, W) of what the networks see: of an image, or of its latent."""
         return self.networks.shape
 
+    def load(self, split: Split, progress: DataProgress | None = None) -> TrainingSet:
+        """One split of its data, images, latents or what they are. Raises as `DataConfig.load`."""
+        items = self.condition.items(self.data, split, progress or silent)
+        return self.data.load(split, progress) if items is None else items
+
     def seen(self, images: TrainingSet, split: Split = "train") -> TrainingSet:
         """A split, by default of training, as a method sees it: images or cached latents, or images that the codec
         encodes; with the conditions of the images.
@@ -232,7 +238,7 @@ class Experiment(Ranged):
     def identity(self) -> dict[str, Any]:
         """Its fields as plain values, but for where its codec's folder is: a run is resumed only by the same."""
         plain = {name: value for name, value in to_plain(self).items() if name not in ("codec", "condition")}
-        return plain | self.codec.identity | self.condition.identity
+        return identified(plain | self.codec.identity | self.condition.identity)
 
     @property
     def drawing(self) -> dict[str, Any]:
@@ -276,8 +282,8 @@ class Experiment(Ranged):
             return None
         if (conditions := condition.held_out(self.data.source)) is not None:
             return conditions
-        codec = condition.codec.build(nn.ModuleDict(), device)
-        test = self._conditioned(condition, self.data.items("test"), "test")
+        codec, items = condition.codec.build(nn.ModuleDict(), device), condition.items(self.data, "test")
+        test = self._conditioned(condition, self.data.items("test") if items is None else items, "test")
         return HeldOut(test.images, test.partner_images or test.images, condition.build(device), device, codec)
 
     def read_given(self, place: str | Path) -> Given:
@@ -322,7 +328,7 @@ class Experiment(Ranged):
                     f"the denoiser of {type(self.networks).__name__} calls a {type(part).__name__} that is in none of "
                     f"the networks {', '.join(networks)}, and would neither be trained nor stored: make it part of one"
                 )
-        return networks, self.method.adapted(denoiser)
+        return networks, self.condition.around(self.method.adapted(denoiser))
 
 
 def on_codec_of_data(experiment: Experiment) -> Experiment:

@@ -32,10 +32,9 @@ class OfFields(Modality):
         return isinstance(experiment.condition, Forecast)
 
     def read(self, data: Any, split: Split, progress: DataProgress) -> TrainingSet:
-        from dualrate.forecasts.fields import read_fields
+        from dualrate.forecasts.fields import Forecast
 
-        data.refuse("holds fields, which are taken as they are", "size", "channels", "label", "augment")
-        return read_fields(data.source, split, progress=progress)
+        return Forecast().read_fields(data, split, progress=progress)
 
     def images(self, data: Any, split: Split, progress: DataProgress) -> NoReturn:
         raise ValueError(f"{data.source} holds fields, which are no images: dualrate forecast RUN scores forecasts")

@@ -113,7 +113,7 @@ class Refining(Denoising):
     """The loss of the module: of x_hat, as if of what the network predicts."""
 
     def weighted_error(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
-        error = self.process.deviance(x, x_hat)
+        error = self.process.deviance(self.condition.weighed(x), self.condition.weighed(x_hat))
         return torch.exp(self.process.log_snr(t)).to(error.dtype) * error
 
 
@@ -148,4 +148,4 @@ class RefinerConfig(MethodConfig, Ranged):
         assert isinstance(process, Refinement)  # of `check`
         times = AtLevels(self.times, process.schedule)
         parts = networks, denoiser, process, self.weighting, times
-        return Prepared(Refining(*parts, draws=self.times.draws))
+        return Prepared(Refining(*parts, draws=self.times.draws, condition=experiment.condition))

@@ -78,7 +78,7 @@ class RollingDenoising(WeightedDenoising):
 
     def weighted_errors(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
         """The weighted error of every frame, (B, F)."""
-        errors = self.process.frame_errors(x, x_hat)
+        errors = self.process.frame_errors(self.condition.weighed(x), self.condition.weighed(x_hat))
         return self.process.frame_weights(self.weighting, t).to(errors.dtype) * errors
 
     def rolled(self, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -127,7 +127,8 @@ class RollingConfig(MethodConfig, Ranged):
         networks, denoiser = experiment.build()
         assert isinstance(experiment.process, Rolling)  # of `check`
         parts = networks, denoiser, experiment.process, self.weighting, self.times
-        return Prepared(RollingDenoising(*parts, draws=self.times.draws, whole=self.whole))
+        how = {"draws": self.times.draws, "condition": experiment.condition}
+        return Prepared(RollingDenoising(*parts, **how, whole=self.whole))
 
 
 @dataclass(frozen=True)

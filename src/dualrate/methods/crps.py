@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 from torch import Tensor
 
 from dualrate.config.ranges import Range, Ranged
+from dualrate.data.conditions import Conditioning, Unconditional
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.context import Batch, Cond, shared_time
 from dualrate.diffusion.process import Process
@@ -33,12 +34,13 @@ ScoredDraws = Annotated[int, Range(2, 64)]
 
 @dataclass(frozen=True)
 class OneCall(OnePhase):
-    """The loss of the module. draws: M"""
+    """The loss of the module. draws: M; condition: whose `weighed` says how much each number counts"""
 
     model: Denoiser
     process: Process
     draws: ScoredDraws
     score: ScoreName
+    condition: Conditioning = Unconditional()
 
     def denoiser(self) -> Denoiser:
         return self.model
@@ -50,6 +52,8 @@ class OneCall(OnePhase):
         z = self.process.noise(draws, streams, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
         members = self.members(z.to(x.dtype), Cond(given=batch.given)).unflatten(0, (len(x), self.draws))
         spread = (members[:, 0] - members[:, 1]).abs().mean().detach()
+        power = 1.0 if self.score == "crps" else 0.5  # of weights: absolute errors, or squared ones
+        members, x = (self.condition.weighed(part, power) for part in (members, x))
         return Loss(SCORES[self.score](members, x).mean(), {"spread": spread})
 
     def members(self, z: Tensor, cond: Cond) -> Tensor:
@@ -81,4 +85,4 @@ class OneCallConfig(MethodConfig, Ranged):
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
         networks, denoiser = experiment.build()
-        return Prepared(OneCall(networks, denoiser, experiment.process, self.draws, self.score))
+        return Prepared(OneCall(networks, denoiser, experiment.process, self.draws, self.score, experiment.condition))

@@ -129,7 +129,7 @@ class ResidualDenoising(Denoising):
         return Context((*features, mean.detach()))
 
     def heavy_losses(self, batch: Batch, context: Context) -> dict[str, Tensor]:
-        return {"mean_loss": self.mean_weight * (batch.x - context.features[-1]).square().mean()}
+        return {"mean_loss": self.mean_weight * self.condition.weighed(batch.x - context.features[-1]).square().mean()}
 
 
 @dataclass(frozen=True)
@@ -157,4 +157,5 @@ class ResidualConfig(MethodConfig, Ranged):
         if isinstance(weighting, Sigmoid):  # e^log_snr w |x - x_hat|^2 is that of r / s at log_snr'
             weighting = replace(weighting, bias=weighting.bias - 2 * math.log(scale))
         parts = networks, denoiser, experiment.process, weighting, GivenTimes()
-        return Prepared(ResidualDenoising(*parts, draws=self.draws, mean_weight=1 / scale**2))
+        how = {"draws": self.draws, "condition": experiment.condition}
+        return Prepared(ResidualDenoising(*parts, **how, mean_weight=1 / scale**2))

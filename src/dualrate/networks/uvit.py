@@ -88,6 +88,8 @@ class UViTConfig(BodyConfig):
     """Height of the images, in pixels. 1: fields of one dimension, on a line."""
     periodic: bool = False
     """Whether opposite edges meet, as on a circle or a torus."""
+    across: bool = False
+    """Whether left and right edges alone meet, as on a sphere."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,7 +105,6 @@ class UViTConfig(BodyConfig):
 
     @property
     def shape(self) -> Shape:
-        """(C, H, W) of an image."""
         return self.image_channels, self.height or self.image_size, self.image_size
 
     @property
@@ -117,7 +118,7 @@ class UViTConfig(BodyConfig):
 
     def conv3(self, channels: int, out: int) -> nn.Conv2d:
         """A convolution over three positions of each axis."""
-        return conv3(channels, out, line=self.line, periodic=self.periodic)
+        return conv3(channels, out, line=self.line, periodic=self.wrapped)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -168,16 +169,15 @@ class Blocks(nn.Module):
     def __init__(self, level: Level, sides: tuple[int, int], config: UViTConfig) -> None:
         super().__init__()
         self.level = level
-        self.position = None
-        if level.kind == "transformer":
-            self.position = nn.Parameter(0.02 * torch.randn(1, level.channels, *sides))
+        tokens = level.kind == "transformer"
+        self.position = nn.Parameter(0.02 * torch.randn(1, level.channels, *sides)) if tokens else None
         self.blocks = nn.ModuleList(self.block(level, config) for _ in range(level.blocks))
 
     @staticmethod
     def block(level: Level, config: UViTConfig) -> nn.Module:
         if level.kind == "transformer":
             return TransformerBlock(level.channels, config.embedding, config.head_dim, level.dropout)
-        return ConvBlock(level.channels, config.embedding, level.dropout, line=config.line, periodic=config.periodic)
+        return ConvBlock(level.channels, config.embedding, level.dropout, line=config.line, periodic=config.wrapped)
 
     def forward(self, h: Tensor, emb: Tensor, begin: int = 0, end: int | None = None) -> Tensor:
         """Blocks `begin` to `end` (exclusive; None: to the last), the positions in front of block 0."""

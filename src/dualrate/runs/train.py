@@ -147,7 +147,7 @@ def train(
     progress = progress or (PlainReporter() if world.leads else Silent())
     device = device_of_process(pick_device(None)) if device is None else pick_device(device)
     with world.leader_first():
-        loaded = experiment.data.load("train", decoding) if images is None else from_dataset(images)
+        loaded = experiment.load("train", decoding) if images is None else from_dataset(images)
         remarks = experiment.check_data(loaded)
         data = experiment.seen(loaded)
     prepared = _prepared(experiment, data, out, device, world, progress)

@@ -39,7 +39,9 @@ class OfTexts(Modality):
     def images(self, data: Any, split: Split, progress: DataProgress) -> ImageSet:
         from dualrate.texts.pieces import PIECE, read_text
 
-        data.refuse("is a text, which has neither labels nor channels", "label", "channels", "augment")
+        data.refuse(
+            "is a text, which has neither labels nor channels", "label", "channels", "augment", "variables", "levels"
+        )
         return read_text(data.source, split, data.size or PIECE)
 
     read = images
