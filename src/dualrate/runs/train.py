@@ -10,6 +10,7 @@ which resumes by itself:
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -146,6 +147,7 @@ def train(
         raise ValueError(f"{experiment.name} names no images to train on: give --data.source FOLDER (or a file)")
     progress = progress or (PlainReporter() if world.leads else Silent())
     device = device_of_process(pick_device(None)) if device is None else pick_device(device)
+    gc.collect()  # networks and data of a training before, in a notebook, which refer to each other
     with world.leader_first():
         loaded = experiment.load("train", decoding) if images is None else from_dataset(images)
         remarks = experiment.check_data(loaded)
