@@ -15,10 +15,11 @@ from scipy.special import sph_harm_y
 
 import dualrate as dr
 from dualrate.config.serial import from_plain, to_plain
+from dualrate.data.loader import Batches
 from dualrate.diffusion.context import Cond
 from dualrate.diffusion.random import Draws
 from dualrate.experiment.data_config import DataConfig
-from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.experiment import Experiment, Start
 from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.geometry import Geometry, Order, circles, packed, row_areas, unpacked
 from dualrate.forecasts.metadata import Coordinate, Description
@@ -201,23 +202,30 @@ def test_areas_are_above_0_at_the_poles_too_and_have_mean_1(latitudes: np.ndarra
     np.testing.assert_allclose(weights[0, 1:-1, 0] / weights[0, 2, 0], cosines / cosines[1], rtol=1e-9)
 
 
-@pytest.mark.parametrize("trained_by", ["diffusion", "crps", "energy", "regression", "residual", "refiner", "rolling"])
-def test_a_loss_counts_points_by_their_area(tmp_path: Path, trained_by: str) -> None:
-    """Errors at a row count as often as its area says: the gradient of the loss by x is that of the plane, weighed."""
+def test_points_are_weighed_by_their_area(tmp_path: Path) -> None:
     source = saved(waves(), tmp_path / "a.nc")
-    grads = []
-    for kind in ("plane", "sphere"):
-        made = experiment(source, trained_by=trained_by, geometry=kind)
-        task: Any = made.condition
-        x = torch.zeros(2, 1, 8, 16, dtype=torch.float64, requires_grad=True)
-        power = 1.0 if trained_by == "crps" else 0.5
-        error = task.weighed(x - 1, power)
-        (error.abs() if trained_by == "crps" else error.square()).mean().backward()
-        assert x.grad is not None
-        grads.append(x.grad)
+    sphere, plane = (experiment(source, geometry=kind).condition for kind in ("sphere", "plane"))
+    x = torch.ones(2, 1, 8, 16, dtype=torch.float64)
     area = row_areas(LATITUDES)
-    expected = grads[0] * torch.from_numpy(area / area.mean())[:, None]
-    torch.testing.assert_close(grads[1], expected, rtol=1e-6, atol=0)
+    expected = torch.from_numpy(area / area.mean())[:, None].expand_as(x)
+    torch.testing.assert_close(sphere.weighed(x, 1.0), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(sphere.weighed(x).square(), expected, rtol=1e-6, atol=0)
+    assert plane.weighed(x) is x
+
+
+METHODS = ("diffusion", "crps", "energy", "regression", "residual", "corrdiff", "refiner", "rolling")
+
+
+@pytest.mark.parametrize(("trained_by", "rate"), [*((each, "dual") for each in METHODS), ("diffusion", "both")])
+def test_every_part_of_a_loss_is_weighed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained_by: str, rate: str
+) -> None:
+    made = experiment(saved(waves(), tmp_path / "a.nc"), trained_by=trained_by, rate=rate)
+    method: Any = made.method.prepare(made, Start(True, torch.device("cpu"), False, *[pytest.fail] * 3)).method
+    batch = Batches(made.seen(made.load("train")), 4, 0).batch(0).to("cpu")
+    assert method.loss(batch, 0, batch.draws(0)).total > 0
+    monkeypatch.setattr(Forecast, "weighed", lambda self, x, power=0.5: 0 * x)
+    assert method.loss(batch, 0, batch.draws(0)).total == 0
 
 
 # Masks

@@ -91,7 +91,7 @@ def _opened(path: Path, kind: str, how: Mapping[str, Any]) -> Any:
 
 def _import_cfgrib(path: Path) -> None:
     try:
-        import cfgrib  # noqa: F401
+        import cfgrib  # noqa: F401  # pyright: ignore[reportMissingImports]
     except (ImportError, RuntimeError) as error:  # the latter where the library below it is missing
         raise ModuleNotFoundError(
             f'{path} is GRIB, which wants the extra `grib` ({error}): pip install "dualrate[grib]", or '

@@ -135,19 +135,19 @@ def _members(source: str) -> list[tuple[str, Path]]:
     """
     path = Path(source)
     if glob.has_magic(source) and not path.exists():
-        files = [("", Path(name).resolve()) for name in sorted(glob.glob(source, recursive=True))]
+        files = [("", Path(name)) for name in sorted(glob.glob(source, recursive=True))]
     elif path.is_dir() and path.suffix != ".zarr":
         places = [(path, "")]
         places += [
             (entry, entry.name) for entry in sorted(path.iterdir()) if entry.is_dir() and split_named(entry.name)
         ]
-        files = [(split, file.resolve()) for place, split in places for file in sorted(place.iterdir())]
+        files = [(split, file) for place, split in places for file in sorted(place.iterdir())]
     else:
         return []
-    files = [(split, file) for split, file in files if not hidden(file.name)]
     for endings in (HDF5, LABELLED):
-        if some := [(split or _split_in(file.stem), file) for split, file in files if file.suffix.lower() in endings]:
-            return some
+        some = [(split, file) for split, file in files if file.suffix.lower() in endings and not hidden(file.name)]
+        if some:
+            return [(split or _split_in(file.stem), file.resolve()) for split, file in some]
     return []
 
 
