@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = {
     "engine": 8500,
     "carriers": 8850,
-    "forecasts": 4000,
+    "forecasts": 4150,
     "pipelines": 3750,
     "texts": 400,
     "front": 3600,

@@ -48,6 +48,7 @@ CONFINED = {
     "xarray": ("forecasts",),
     "h5netcdf": ("forecasts",),
     "zarr": ("forecasts",),
+    "torch_harmonics": ("forecasts",),
     "torch_fidelity": ("metrics",),
     "transformers": ("metrics", "pipelines"),
     "efficientnet_lite_pytorch": ("metrics",),
@@ -57,7 +58,9 @@ CONFINED = {
     "starlette": ("serving",),
     "uvicorn": ("serving",),
 }
-EXTRAS = ("parquet", "forecast", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet", "diffusers")
+EXTRAS = (
+    "parquet", "forecast", "sphere", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet", "diffusers",
+)  # fmt: skip
 OF_AN_EXTRA = {  # imported late, by what uses them
     "dualrate.data.parquet",
     "dualrate.integrations.diffusers",
@@ -66,7 +69,12 @@ OF_AN_EXTRA = {  # imported late, by what uses them
     "dualrate.pipelines.parts",
     "dualrate.serving.app",
 }
-IMPORT_NAMES = {"pillow": "PIL", "torch-fidelity": "torch_fidelity", "huggingface-hub": "huggingface_hub"}
+IMPORT_NAMES = {
+    "pillow": "PIL",
+    "torch-fidelity": "torch_fidelity",
+    "torch-harmonics": "torch_harmonics",
+    "huggingface-hub": "huggingface_hub",
+}
 
 
 MODULES = modules(SRC)
