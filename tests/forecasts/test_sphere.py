@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,18 +143,33 @@ def test_the_mean_of_vorticity_stays_0() -> None:
     vorticity = frames[:, :, 0]
     assert vorticity.square().mean() > 1e-14
     assert mean(vorticity, SMALL).abs().max() < 1e-14 * vorticity.abs().max()
+    assert SMALL.modes(torch.ones(16, 32, dtype=torch.float64)).abs().max() < 1e-14
 
 
-def test_the_stirring_has_its_size_and_lasts() -> None:
-    """Where it is largest its standard deviation is `stirring`, and it forgets by exp(-time / memory)."""
-    system = Barotropic(drag=0.0, hyperviscosity=0.0, stirring=2.4e-5)
-    noise = system.noise(Draws(0, torch.arange(64)), "noise", 8)
-    latitude, _ = points(system)
-    size = system._transforms[1](noise).square().mean((0, 1, 3)).sqrt()
+def test_the_stirring_has_its_size_in_the_middle_latitudes() -> None:
+    """Where it is largest its standard deviation is `stirring`."""
+    noise = Barotropic(stirring=2.4e-5).noise(Draws(0, torch.arange(64)), "noise", 8)
+    latitude, _ = points(FREE)
+    size = FREE._transforms[1](noise).square().mean((0, 1, 3)).sqrt()
     at = int((torch.rad2deg(latitude[:, 0]) - 45).abs().argmin())
     assert size[at] == pytest.approx(1e-6, rel=0.1)
     assert size[len(size) // 2] < 0.02 * size[at]
     assert noise[..., 0].abs().max() < 1e-12 * noise.abs().max()  # it does not push round the planet
+
+
+def test_the_stirring_is_forgotten_at_the_rate_of_its_memory() -> None:
+    """Of air that comes to rest at once, the vorticity is what a step stirs."""
+
+    class AtRest(Barotropic):
+        def stepper(self, dt: float) -> Callable[[Tensor], Tensor]:
+            return torch.zeros_like
+
+    system = AtRest(latitudes=16, every=12.0, burn_in=12.0, dt=2.0, memory=24.0)
+    states = system.states(Draws(0, torch.arange(256)))
+    first, second, third = (next(states)[:, 0] for _ in range(3))
+    for later, apart in ((second, 12), (third, 24)):
+        assert (first * later).mean() / first.square().mean() == pytest.approx(math.exp(-apart / 24), abs=0.03)
+    assert third.square().mean() == pytest.approx(first.square().mean().item(), rel=0.05)
 
 
 def test_what_is_stirred_alike_is_alike_and_moves() -> None:
