@@ -229,10 +229,10 @@ def listed(folder: Path) -> dict[str, dict]:
     np.savez(folder / "fields.npz", fields=np.random.default_rng(0).normal(size=(10, 20, 1, 64)).astype(np.float32))
     ahead = [
         (name, "--data.source", str(folder / "fields.npz"), "--rate", rate, "--trained-by", method)
-        for name in ("forecast", "ks-forecast")
+        for name in ("forecast", "ks-forecast", "sphere-forecast")
         for rate, method in (("dual", "diffusion"), ("single", "crps"), ("dual", "residual"), ("dual", "rolling"))
     ]
-    looking = ("auto", "text-tokens", "forecast", "ks-forecast")  # at their data
+    looking = ("auto", "text-tokens", "forecast", "ks-forecast", "sphere-forecast")  # at their data
     own = [name for name in cli_train.RECIPES if name not in (*UNLISTED, *looking)]
     alike = {repr(shape_of(cli_train.RECIPES[name]())): name for name in own}  # these have the same options
     trained = [*((name,) for name in alike.values()), *of_auto, *of_text, *ahead]

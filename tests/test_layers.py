@@ -51,6 +51,7 @@ CONFINED = {
     "scipy": ("forecasts",),
     "cftime": ("forecasts",),
     "cfgrib": ("forecasts",),
+    "torch_harmonics": ("forecasts",),
     "torch_fidelity": ("metrics",),
     "transformers": ("metrics", "pipelines"),
     "efficientnet_lite_pytorch": ("metrics",),
@@ -60,7 +61,9 @@ CONFINED = {
     "starlette": ("serving",),
     "uvicorn": ("serving",),
 }
-EXTRAS = ("parquet", "forecast", "grib", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet", "diffusers")
+EXTRAS = (
+    "parquet", "forecast", "grib", "sphere", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet", "diffusers",
+)  # fmt: skip
 OF_AN_EXTRA = {  # imported late, by what uses them
     "dualrate.data.parquet",
     "dualrate.integrations.diffusers",
@@ -69,7 +72,12 @@ OF_AN_EXTRA = {  # imported late, by what uses them
     "dualrate.pipelines.parts",
     "dualrate.serving.app",
 }
-IMPORT_NAMES = {"pillow": "PIL", "torch-fidelity": "torch_fidelity", "huggingface-hub": "huggingface_hub"}
+IMPORT_NAMES = {
+    "pillow": "PIL",
+    "torch-fidelity": "torch_fidelity",
+    "torch-harmonics": "torch_harmonics",
+    "huggingface-hub": "huggingface_hub",
+}
 
 
 MODULES = modules(SRC)

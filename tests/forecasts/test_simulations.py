@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,15 +12,9 @@ import torch
 from torch import Tensor
 
 from dualrate.diffusion.random import Draws
-from dualrate.forecasts.simulations import (
-    AT_A_TIME,
-    SIMULATING,
-    SIMULATIONS,
-    Kolmogorov,
-    KuramotoSivashinsky,
-    Simulation,
-    etdrk4,
-)
+from dualrate.forecasts.simulations import SIMULATIONS, Kolmogorov, KuramotoSivashinsky
+from dualrate.forecasts.sphere import Barotropic
+from dualrate.forecasts.systems import AT_A_TIME, SIMULATING, Simulation, etdrk4
 
 KS = KuramotoSivashinsky()
 FREE = Kolmogorov(points=32, viscosity=0.0, drag=0.0, waves=0)  # neither force nor friction
@@ -150,6 +145,13 @@ def test_wrong_numbers_are_refused() -> None:
     assert (Kolmogorov(points=25, waves=8)._force * Kolmogorov(points=25, waves=8).unaliased).abs().max() > 1
     with pytest.raises(FloatingPointError, match="smaller dt"):
         Kolmogorov(points=16, dt=20.0, every=20.0).simulate(1, 2, 0)
+
+
+def test_without_torch_harmonics_the_sphere_is_refused_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_harmonics", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install \"dualrate\[sphere\]\".* --no-deps") as caught:
+        Barotropic().simulate(1, 2, 0)
+    assert "\n" not in str(caught.value)
 
 
 def measured_lyapunov_time(system: Simulation, trajectories: int = 16, times: int = 200, seed: int = 0) -> float:

@@ -300,10 +300,14 @@ class Simulate(Ranged):
     """Make trajectories of a system, into a file that train reads as --data.source."""
 
     system: Annotated[
-        Positional[Literal["kuramoto-sivashinsky", "kolmogorov", "moving-fashion-mnist"]], arg(metavar="NAME")
+        Positional[
+            Literal["kuramoto-sivashinsky", "kolmogorov", "moving-fashion-mnist", "barotropic-t21", "barotropic-t42"]
+        ],
+        arg(metavar="NAME"),
     ]
     """Kuramoto-Sivashinsky: 1-D, 64 points. Kolmogorov: vorticity of a plane flow, 64 x 64 points.
-    moving-fashion-mnist: two garments that bounce in 32 x 32 pixels."""
+    moving-fashion-mnist: two garments that bounce in 32 x 32 pixels. barotropic-t21, -t42: vorticity and winds on the
+    sphere, 32 x 64 or 64 x 128 points, with the extra sphere."""
     out: Path
     """A new file: .npz, or .nc with the extra forecast."""
     trajectories: Images = 100
@@ -316,12 +320,13 @@ class Simulate(Ranged):
 
     def run(self) -> None:
         from dualrate.forecasts.netcdf import check_writable, write_fields
-        from dualrate.forecasts.simulations import SIMULATING, SIMULATIONS
+        from dualrate.forecasts.simulations import SIMULATIONS
+        from dualrate.forecasts.systems import SIMULATING
 
         check_writable(self.out)
         system, *_ = SIMULATIONS[self.system]
         arrays = system.simulate(self.trajectories, self.frames, self.seed, data_progress(reporter(), SIMULATING))
-        write_fields(self.out, arrays, system.variables, system.every)
+        write_fields(self.out, arrays, system.variables, system.every, system.axes, system.metadata)
         report = {"fields": "x".join(map(str, arrays.shape)), "step": system.every}
         apart = {"step_in_lyapunov_times": system.every / system.lyapunov_time}
         print_report(self.json, {**report, **apart, "out": str(self.out)})

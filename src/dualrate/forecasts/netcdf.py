@@ -161,15 +161,23 @@ def check_writable(path: Path) -> None:
             import h5netcdf  # noqa: F401
 
 
-def write_fields(path: Path, array: NDArray[Any], variables: Sequence[str], step: float | None = None) -> None:
+def write_fields(
+    path: Path,
+    array: NDArray[Any],
+    variables: Sequence[str],
+    step: float | None = None,
+    axes: Sequence[str] = (),
+    metadata: Metadata | None = None,
+) -> None:
     """Write trajectories (S, T, C, H, W) as they are read here, whole or not at all: .npz or NetCDF (.nc).
 
+    axes, metadata: as of `FieldSource`; of NetCDF alone
     Raises ValueError for another shape, and what `check_writable` raises.
     """
     if array.ndim != 5 or array.shape[2] != len(variables):
         raise ValueError(f"fields are {array.shape} with {len(variables)} variables; expected (S, T, C, H, W)")
     check_writable(path)
-    along = "trajectory", "time", "y", "x"
+    along = "trajectory", "time", *([axis.partition(" (")[0] for axis in axes] or ("y", "x"))
     if path.suffix == ".nc" and (taken := [name for name in variables if name in along or "/" in name]):
         raise ValueError(f"no variable of NetCDF can be called {', '.join(taken)}: name it otherwise, or write .npz")
     if path.suffix == ".npz":
@@ -177,9 +185,19 @@ def write_fields(path: Path, array: NDArray[Any], variables: Sequence[str], step
             np.savez(file, fields=array, variables=np.array(variables), step=np.array(np.nan if step is None else step))
         return
     sizes: dict[str, int] = dict(zip(along, (*array.shape[:2], *array.shape[3:]), strict=True))
-    times = {} if step is None else {"time": Labels(("time",), np.arange(array.shape[1]) * step)}
-    parts = {name: (tuple(sizes), lambda n, i=i: array[n, :, i], {}) for i, name in enumerate(variables)}
-    write_netcdf(path, sizes, times, parts)
+    metadata = metadata or Metadata()
+    units = {"units": metadata.time} if metadata.time else {}
+    labels = {} if step is None else {"time": Labels(("time",), np.arange(array.shape[1]) * step, units)}
+    for each in metadata.coordinates:
+        dimensions = tuple(along[2 + i] for i in each.axes)
+        values = np.reshape(each.values, [sizes[name] for name in dimensions])
+        labels[each.name] = Labels(dimensions, values, each.description.attributes)
+    described = metadata.variables or (Description(),) * len(variables)
+    parts = {
+        name: (tuple(sizes), lambda n, i=i: array[n, :, i], description.attributes)
+        for i, (name, description) in enumerate(zip(variables, described, strict=True))
+    }
+    write_netcdf(path, sizes, labels, parts)
 
 
 @dataclass(frozen=True, eq=False)

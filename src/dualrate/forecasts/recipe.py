@@ -5,7 +5,8 @@
 
 Levels   each halves the one before, down to at most `COARSEST` positions a side; of fields that cannot be halved one.
          Those of base with 16 positions a side or fewer are transformer blocks, all others convolutions.
-Patches  of fields above 128 points a side 2 points, above 256 four; fewer where these do not divide a side.
+Patches  of fields above 128 points a side 2 points, above 256 four, of mini twice as many; fewer where these do not
+         divide a side.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from dualrate.system.progress import PlainReporter, Reporter
 from dualrate.training.config import FitConfig, OptimConfig
 
 OfFrames = Literal["rolling", "refiner"]
-Size = Literal["tiny", "small", "base"]
+Size = Literal["mini", "tiny", "small", "base"]
 COARSEST = 32  # positions a side of the last level, unless it is of transformer blocks: then half
 
 
@@ -47,7 +48,8 @@ def _fit(iterations: int, batch_size: int, lr: float, warmup: int) -> FitConfig:
 class ForecastTier:
     """A size of networks.
 
-    channels, blocks: of the finest level and of the last; transformers: channels of levels of attention, or none
+    channels, blocks: of the finest level and of the last; transformers: channels of levels of attention, or none;
+    patch: points a side of a patch, of fields of at most 128
     """
 
     channels: tuple[int, int]
@@ -55,9 +57,11 @@ class ForecastTier:
     fit: FitConfig
     transformers: int = 0
     embedding: int = 128
+    patch: int = 1
 
 
 TIERS: dict[Size, ForecastTier] = {
+    "mini": ForecastTier((32, 64), (1, 3), replace(_fit(4000, 16, 2e-3, 100), ema_halflife=5000), patch=2),
     "tiny": ForecastTier((48, 96), (2, 4), _fit(12_000, 16, 2e-3, 200)),  # docs/results/forecasts.md
     "small": ForecastTier((64, 128), (2, 6), _fit(20_000, 128, 7e-4, 500)),
     "base": ForecastTier((128, 256), (2, 8), _fit(100_000, 256, 4e-4, 1000), transformers=512, embedding=512),
@@ -98,7 +102,8 @@ class Forecasting(Ranged):
     have a number for. any: those that the data ever lack one for. Or a variable over space alone: points where it is 0
     or missing; not:VARIABLE: all others."""
     size: Size = "tiny"
-    """Size of the networks. tiny: minutes on a laptop. small: an hour of a CPU core. base: for a GPU."""
+    """Size of the networks. mini: ten minutes of a CPU core for fields of two dimensions. tiny: minutes of one for a
+    line of points. small: an hour. base: for a GPU."""
     rate: Rate = "dual"
     """dual: a heavy network once per past, and a light one at every step. both: also a second heavy network now and
     then, which sees the frames being made. single, medium, light: one network at every step."""
@@ -179,7 +184,7 @@ def heavy_network(shape: Shape, tier: ForecastTier, *, periodic: bool | tuple[bo
     down, across = (periodic, periodic) if isinstance(periodic, bool) else periodic
     channels, height, width = shape
     longest = max(height, width)
-    patch = 1 if longest <= 128 else 2 if longest <= 256 else 4
+    patch = tier.patch * (1 if longest <= 128 else 2 if longest <= 256 else 4)
     points = [width] if height == 1 else [height, width]
     while any(side % patch for side in points):
         patch //= 2
@@ -200,6 +205,10 @@ RECIPES = {
     "ks-forecast": (
         "the Kuramoto-Sivashinsky equation, observed at every fourth point with noise, a Lyapunov time ahead",
         Forecasting(frames=3, lead=4, every=4, noise=0.1),
+    ),
+    "sphere-forecast": (
+        "barotropic flow on the sphere, observed at every fourth point with noise, one to three days ahead",
+        Forecasting(DataConfig("barotropic-t21"), frames=3, lead=4, every=4, noise=0.1, size="mini"),
     ),
 }
 """Recipes: functions that return an Experiment."""

@@ -2,7 +2,7 @@
 
 Sources, of which the large ones are read where they lie, frame by frame:
 
-    kuramoto-sivashinsky, kolmogorov, moving-fashion-mnist   made on the spot and kept in the cache (simulations.py)
+    kuramoto-sivashinsky, kolmogorov, ...   made on the spot and kept in the cache (simulations.py)
     FILE.npz     `fields` (S, T, C, H, W) or (S, T, C, X), and maybe `variables` (C) and `step`
     FILE.npy     the same array alone, memory-mapped
     FILE.h5      of PDEArena or The Well (hdf5.py)
@@ -244,7 +244,8 @@ def _simulated(name: str, progress: DataProgress) -> FieldSource:
         with whole(file) as aside, aside.open("wb") as opened:
             np.save(opened, array)
     with reading(file, "a simulation that was kept; delete it and run again"):
-        return _of_array(name, np.load(file, mmap_mode="r", allow_pickle=False), system.variables, system.every)
+        fields = _of_array(name, np.load(file, mmap_mode="r", allow_pickle=False), system.variables, system.every)
+    return replace(fields, axes=system.axes, metadata=system.metadata)
 
 
 def _pictures(path: Path) -> FieldSource:
