@@ -62,7 +62,8 @@ CONFINED = {
     "uvicorn": ("serving",),
 }
 EXTRAS = (
-    "parquet", "forecast", "grib", "sphere", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet", "diffusers",
+    "parquet", "forecast", "grib", "sphere", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet",
+    "diffusers",
 )  # fmt: skip
 OF_AN_EXTRA = {  # imported late, by what uses them
     "dualrate.data.parquet",

@@ -28,6 +28,7 @@ from dualrate.forecasts.file_checks import (
     open_members,
     with_extra,
 )
+from dualrate.forecasts.metadata import Description, Metadata
 from dualrate.forecasts.trajectories import FieldSource
 from dualrate.system.files import check_regular, naming, whole
 
