@@ -26,6 +26,7 @@ OF_MODULES = {
     "dualrate.methods.residual": ("ResidualNetworks", "ResidualConfig"),
     "dualrate.methods.times": ("TimeSampler", "BothTimes", "SingleTime", "GivenTimes"),
     "dualrate.methods.unified_latents": ("LatentNetworks", "UnifiedLatentsConfig"),
+    "dualrate.networks.concatenated": ("ConcatenatedConfig",),
     "dualrate.networks.dis": ("DiSConfig",),
     "dualrate.networks.dit": ("DiTConfig",),
     "dualrate.networks.image_encoder": ("EncoderConfig",),
