@@ -10,7 +10,7 @@ from dualrate.config.imports import import_module
 
 OF_MODULES = {
     "dualrate.codecs.diffusion": ("DiffusionDecoding",),
-    "dualrate.codecs.token_codec": ("GreyLevels", "Characters"),
+    "dualrate.codecs.token_codec": ("GreyLevels", "ColourLevels", "Characters"),
     "dualrate.methods.early_exit": ("EarlyExitNetwork", "EarlyExitConfig"),
     "dualrate.diffusion.categorical": ("Masked", "Uniform", "NoisePlanes"),
     "dualrate.forecasts.fields": ("Forecast",),
