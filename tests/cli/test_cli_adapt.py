@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from cli.command import call
+from PIL import Image
 from training.toy import Recorder
 
 import dualrate as dr
 from dualrate.cli.train import parse_adapt
 from dualrate.comparison.candidates import RunRequest, candidates_of
+from dualrate.methods.glance import FAST, SLOW
 from dualrate.networks.adapters import layers_of, merged
 from dualrate.runs.store import load, write_experiment
 from dualrate.runs.train import train
@@ -104,3 +106,19 @@ def test_without_a_model_the_usage_is_told(arguments, code, capsys):
         parse_adapt(arguments)
     assert stopped.value.code == code
     assert "usage: dualrate adapt RUN" in capsys.readouterr().out
+
+
+def test_one_picture_is_enough(root, tmp_path, monkeypatch):
+    """As in the paper; nothing is held out of it, and the times are the published ones."""
+    place = tmp_path / "picture" / "0"
+    place.mkdir(parents=True)
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (8, 8), dtype=np.uint8)).save(place / "it.png")
+    out = tmp_path / "out"
+    few = ("--fit.iterations", 3, "--fit.precision", "float32")
+    assert call(monkeypatch, "adapt", root / "base", "--images", place.parent, *few, "--out", out) == 0
+    adapted = load(out)
+    assert adapted.serves.grid == (*SLOW, *FAST)
+    layers = layers_of(adapted.networks["model"].net).values()
+    assert all(any(layer.update(phase).any() for layer in layers) for phase in adapted.networks["model"].phases)
+    with pytest.raises(ValueError, match="at least 2 are needed"):
+        adapted.experiment.data.load("test")

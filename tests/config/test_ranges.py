@@ -95,6 +95,7 @@ from dualrate.methods.unified_latents import UnifiedLatents
 from dualrate.metrics.features import Architecture, Card, Mixed, Stacked
 from dualrate.metrics.pretrained import PhotoNet
 from dualrate.metrics.trained_network import NetworkCard
+from dualrate.networks.concatenated import concatenated
 from dualrate.networks.dis import DiSConfig
 from dualrate.networks.dit import DiTConfig, FlatConfig
 from dualrate.networks.uvit import UViT, UViTCut
@@ -267,7 +268,7 @@ def examples() -> Iterator[Any]:
     bands = Bands((1, 4, 4))
     yield TabulatedCovariance(of, bands, torch.tensor([1.0]), torch.ones(1, bands.count))
     yield UViTCut(UViT(config), 1, 1)
-    yield from (DiTConfig(8, 1, 16, 2, head_dim=8), DiSConfig(8, 1, 16, 3))
+    yield from (DiTConfig(8, 1, 16, 2, head_dim=8), DiSConfig(8, 1, 16, 3), concatenated(config, "run"))
     yield DiTConfig(8, 1, 16, 2, head_dim=8).network().cut(0)
     exits = EarlyExit(ExitUViT(config), of)
     yield from (EarlyExitConfig(), exits, EarlyExitTraining(nn.ModuleDict(), exits, of, Sigmoid()))

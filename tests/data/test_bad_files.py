@@ -202,7 +202,6 @@ FILES: dict[str, tuple[str, bytes, str]] = {  # what is wrong: the file's name, 
     "an archive cut off": ("x.npz", npz(images=IMAGES)[:-30], "not a zip file"),
     "images of no height": ("x.npz", npz(images=IMAGES[:, :0]), r"shape \(20, 0, 8, 3\)"),
     "no images": ("x.npz", npz(images=IMAGES[:0], labels=LABELS[:0]), r"shape \(0, 8, 8, 3\)"),
-    "one image": ("x.npz", npz(images=IMAGES[:1]), r"1 image\(s\) in .* cannot be divided"),
     # parquet
     "images are lists": ("x.parquet", parquet(pa.array([[b"x"]] * 20)), "is list<.*; expected a struct"),
     "images are null": ("x.parquet", parquet([None] * 20), "none of the first 18 images .*: the file is empty"),

@@ -199,7 +199,6 @@ def test_flat_folder_has_no_labels(tmp_path: Path, load: Load) -> None:
         (["a/x.tif", "y.txt"], "no images in .*1 x .t"),
         (["0.png", "a/1.png"], "expected either one sub-folder per class, or images alone"),
         (["a/0.png", "b/1.txt"], "class folders without images .*: b"),
-        (["0.png"], "1 image.* cannot be divided"),
     ],
 )
 def test_unusable_folders(files: list[str], message: str, tmp_path: Path, load: Load) -> None:
@@ -658,6 +657,14 @@ def test_hold_out_divides(count: int, held: int) -> None:
     assert len(test) == held
     assert sorted([*train, *test]) == list(range(count))
     assert (np.diff(train) > 0).all()
+
+
+def test_a_single_image_is_trained_on_and_none_is_held_out() -> None:
+    """Glance trains on one. Of no image there is no split."""
+    assert hold_out(["it"], "train").tolist() == [0]
+    for keys, split in ((["it"], "test"), ([], "train"), ([], "test")):
+        with pytest.raises(ValueError, match=r"image\(s\) in .* cannot be divided"):
+            hold_out(keys, split)  # pyright: ignore[reportArgumentType]
 
 
 def test_hold_out_depends_on_keys_and_not_on_their_order() -> None:

@@ -16,7 +16,7 @@ from dualrate.denoisers.denoiser import DualRate, Metered, Plain
 from dualrate.denoisers.duodiff import Switched
 from dualrate.denoisers.feature_cache import FeatureCache
 from dualrate.denoisers.guidance import Guided
-from dualrate.diffusion.context import Refresh
+from dualrate.diffusion.context import Cond, Context, Refresh
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.networks.dual import ContextEncoder, LightBody
@@ -178,3 +178,29 @@ def test_the_planner_places_any_number_of_heavy_calls_where_they_gain_most():
             for chosen in itertools.combinations(range(5), heavy)
         ]
         assert found.objective == pytest.approx(min(map(planner.objective, plans)))
+
+
+def test_networks_that_predict_eps_switch_as_published():
+    """DuoDiff's finding is of eps: x_hat = (z - sigma eps) / alpha, of the network whose step it is, in float64."""
+    torch.manual_seed(0)
+    bodies = [dr.DiTConfig(8, 1, 16, blocks, head_dim=8, convention="dit").network().double() for blocks in (1, 2)]
+    outputs: dict[nn.Module, torch.Tensor] = {}
+
+    def note(layer, inputs, output) -> None:
+        outputs[layer] = output
+
+    for body in bodies:
+        for parameter in body.parameters():
+            nn.init.normal_(parameter, std=0.2)
+        body.final_layer["linear"].register_forward_hook(note)
+    pair = Switched(*(Plain(body, PROCESS) for body in bodies))
+    z, t, cond = torch.randn(2, 1, 8, 8).double(), torch.tensor([0.3, 0.9]).double(), Cond()
+    alpha, sigma = (part[:, None, None, None] for part in (PROCESS.alpha(t), PROCESS.sigma(t)))
+    calls = (lambda: pair.denoise(z, t, Context(), cond), lambda: pair.encode(z, t, cond).x_hat)
+    for call, body in zip(calls, bodies, strict=True):
+        outputs.clear()
+        x_hat = call()
+        ((layer, output),) = outputs.items()
+        assert layer is body.final_layer["linear"]
+        eps = output.view(2, 4, 4, 2, 2, 1).permute(0, 5, 1, 3, 2, 4).reshape(z.shape)
+        torch.testing.assert_close(x_hat, (z - sigma * eps) / alpha)

@@ -11,7 +11,7 @@ import torch
 
 import dualrate as dr
 from dualrate.codecs.codec import round_trip
-from dualrate.codecs.token_codec import GreyLevels
+from dualrate.codecs.token_codec import ColourLevels, GreyLevels
 from dualrate.comparison.candidates import RunRequest, candidates_of
 from dualrate.diffusion.categorical import Masked, Uniform
 from dualrate.diffusion.random import Draws
@@ -94,7 +94,7 @@ def test_levels_are_kept_and_others_go_to_the_nearest():
     again = round_trip(codec, images, Draws(0, torch.arange(1)))
     torch.testing.assert_close(again.flatten(), torch.tensor([-1, -1, -1 / 3, 1]))
     assert codec.image_shape((5, 2, 2)) == (1, 2, 2)
-    with pytest.raises(ValueError, match="grey"):
+    with pytest.raises(ValueError, match="set --data"):
         codec.latent_shape((3, 2, 2))
     with pytest.raises(ValueError, match="5 categories"):
         codec.image_shape((4, 2, 2))
@@ -112,3 +112,43 @@ def test_what_does_not_fit_is_refused(change, problem):
     with pytest.raises(ValueError, match=problem):
         replace(ONE, **change)
     assert replace(ONE, process=Uniform(), codec=GreyLevels(5, mask=False)).shape == (5, 8, 8)
+
+
+def test_colours_are_tokens_that_come_back():
+    """A token is a channel of a pixel: V categories, three times the rows; 256 levels lose nothing."""
+    pixels = torch.randint(0, 256, (2, 3, 4, 8), generator=torch.Generator().manual_seed(0))
+    images = pixels.double() / 127.5 - 1
+    codec = ColourLevels(256).build(torch.nn.ModuleDict(), "cpu")
+    assert codec.latent_shape((3, 4, 8)) == (257, 12, 8)
+    assert codec.image_shape((257, 12, 8)) == (3, 4, 8)
+    tokens = codec.encode(images).mean
+    assert tokens.shape == (2, 257, 12, 8)
+    assert bool((tokens.sum(1) == 1).all())
+    for channel in range(3):
+        assert torch.equal(tokens.argmax(1)[:, 4 * channel : 4 * channel + 4], pixels[:, channel])
+    torch.testing.assert_close(codec.decode(tokens, Draws(0, torch.arange(2))), images.float())
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_a_run_of_colours_draws_colours(tmp_path, two):
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=images)
+    net = replace(NET, height=24, patch=2)
+    networks = TwoTransformers(net, net.lighter()) if two else OneTransformer(net)
+    method = dr.DenoisingConfig(dr.TimeSampler()) if two else dr.DenoisingConfig()
+    colours = replace(ONE, networks=networks, method=method, codec=ColourLevels(4))
+    dr.train(replace(colours, data=dr.DataConfig(str(tmp_path / "images.npz"))), tmp_path / "run")
+    images = dr.Choice(steps=4).drawer(load(tmp_path / "run"), batch_size=2).draw(range(3)).images
+    assert images.shape == (3, 3, 8, 8)
+    assert set(np.unique(images)) <= {0, 85, 170, 255}
+    assert len(np.unique(images[:, 0] != images[:, 1])) == 2  # channels have tokens of their own
+
+
+def test_what_is_not_of_colours_is_refused():
+    grey, colour = (codec.build(torch.nn.ModuleDict(), "cpu") for codec in (GreyLevels(4), ColourLevels(4)))
+    with pytest.raises(ValueError, match=r"GreyLevels are tokens of 1 channel.*got 3"):
+        grey.latent_shape((3, 8, 8))
+    with pytest.raises(ValueError, match=r"ColourLevels are tokens of 3 channel.*got 1"):
+        colour.latent_shape((1, 8, 8))
+    with pytest.raises(ValueError, match="a multiple of 3"):
+        replace(ONE, codec=ColourLevels(4))

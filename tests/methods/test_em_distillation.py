@@ -94,6 +94,17 @@ def of_x_t(found: Tensor, theta: float = THETA) -> tuple[float, float]:
     return (from_state @ found @ from_state).item(), (from_state @ found[:, 0]).item()
 
 
+def test_by_default_it_is_em_with_steps_in_the_noise_and_the_latent():
+    chain = Langevin()
+    assert chain.steps > 1
+    assert min(chain.noise_step, chain.latent_step) > 0
+    start = ChainState(torch.ones(4, 1), torch.ones(4, 1), torch.zeros(4, 1))
+    draws, t = Draws(0, torch.arange(4)), torch.full((4,), 0.5, dtype=torch.float64)
+    end, _ = distillation(chain).chain(start, t, Cond(), draws)
+    assert not torch.isclose(end.z, start.z).any()
+    assert not torch.isclose(end.eps, start.eps).any()
+
+
 def test_a_long_chain_has_the_teacher_s_samples_and_the_exact_step_of_em():
     """Var x_t = v_q, Cov(x_t, z) = m v_q, theta' = m v_q / (alpha E z^2) = 0.6533; errors are of first order in h."""
     second = M**2 * V_Q + SIGMA**2 / V_P  # E z^2
@@ -125,7 +136,7 @@ def test_cancelled_noise_is_a_sixth_of_what_it_was():
     assert told == pytest.approx([0.669, 0.118, 0.655, 0.724], abs=1e-3)
 
 
-@pytest.mark.parametrize("langevin", [Langevin(16, 0.2, 0.02), Langevin(5, 0.9, 0.3), Langevin(1, 1.0)])
+@pytest.mark.parametrize("langevin", [Langevin(16, 0.2, 0.02), Langevin(5, 0.9, 0.3), Langevin(1, 1.0, 0)])
 def test_eps_is_its_noise_and_the_correction(langevin):
     """eps^L = noise + (alpha / sigma) c^L, the noise carried along by itself; of any networks."""
     method = distillation(langevin, teacher=0.3, auxiliary=OracleDenoiser(two_points(), PROCESS))
@@ -158,7 +169,7 @@ def test_where_teacher_and_student_agree_chains_are_stationary_and_nothing_is_le
 def test_one_step_of_the_noise_alone_is_variational_score_distillation():
     """-w h (sigma^2 / alpha) J^T (score_q - score_p), twice, for the loss is a square."""
     rows, h = 32, 0.3
-    method, draws = distillation(Langevin(1, h)), Draws(0, torch.arange(rows))
+    method, draws = distillation(Langevin(1, h, 0)), Draws(0, torch.arange(rows))
     method.student_loss(batch(rows), 1, draws).total.backward()
     state, t = started(draws), method.drawn_times(batch(rows), draws)
     log_snr, weight = PROCESS.log_snr(t), method.weighting.snr_weight(PROCESS.log_snr(t))

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.nn.functional import conv2d
 
 import dualrate as dr
 from dualrate.diffusion.context import Batch, Refresh
@@ -115,26 +114,6 @@ def test_contexts_are_trained_on_the_paper_s_grid(real: Job) -> None:
     assert torch.equal(tau, torch.maximum(torch.ceil(t * heavy) / heavy, t))
     assert tau[t > 1 - 1 / 32].unique().tolist() == [1]
     assert len(with_context) == len(rows) // 2
-
-
-def test_features_are_concatenated(job: Job) -> None:
-    """At every level W [h; e] goes on, of its activations h and the features e, of which the encoder computes W_e e."""
-    light = paper_curve.networks("pair", smoke=True).light.network().double()
-    inputs: list[torch.Tensor] = []
-    levels, maps = [*light.down, light.middle], [light.stem, *light.shrink]
-    for level, part in zip(levels, maps, strict=True):
-        torch.nn.init.normal_(part[1].weight)
-        part[0].register_forward_hook(lambda module, of, h: inputs.append(h))
-        level.register_forward_pre_hook(lambda module, of: inputs.append(of[0]))
-    z, emb = torch.randn(2, 3, 32, 32).double(), torch.randn(2, 256).double()
-    sides = [(width, 32 >> i) for i, width in enumerate(light.config.widths)]
-    features = [torch.randn(2, width, side, side).double() for width, side in sides]
-    projections = [torch.randn(width, width, 1, 1).double() for width, _ in sides]
-    light.trunk(z, emb, [conv2d(e, weight) for e, weight in zip(features, projections, strict=True)])
-    activations, joined = inputs[0::2], inputs[1::2]
-    for h, e, part, weight, level in zip(activations, features, maps, projections, joined, strict=True):
-        both = torch.cat([part[1].weight, weight], 1)
-        torch.testing.assert_close(level, conv2d(torch.cat([h, e], 1), both))
 
 
 @pytest.mark.parametrize("name", ["heavy", "mid", "light", "pair"])

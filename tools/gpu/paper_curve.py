@@ -16,7 +16,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -24,11 +24,10 @@ from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 import dualrate as dr
 from dualrate.drawing.choice import GAMMA
-from dualrate.networks.uvit import UViT, UViTConfig
+from dualrate.recipes.published import as_published
 from dualrate.recipes.tasks import reduced
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.cost import call_cost, expected_costs
@@ -63,41 +62,18 @@ PLANS = {
 }
 
 
-class Concatenating(UViT):
-    """A U-ViT whose levels begin with W [h; e] = W_h h + W_e e, of activations h and features e.
-
-    The encoder computes W_e e, once a heavy call. W_h is the identity at first.
-    """
-
-    def __init__(self, config: UViTConfig) -> None:
-        super().__init__(config)
-        first, *later = (nn.Conv2d(width, width, 1, bias=False) for width in config.widths)
-        for conv in (first, *later):
-            nn.init.dirac_(conv.weight)  # pyright: ignore[reportArgumentType]
-        self.stem = nn.Sequential(self.stem, first)
-        self.shrink = nn.ModuleList(nn.Sequential(*pair) for pair in zip(self.shrink, later, strict=True))
-
-
-@dataclass(frozen=True)
-class ConcatenatingConfig(UViTConfig):
-    """Of a light network with which features are concatenated."""
-
-    def network(self) -> UViT:
-        return Concatenating(self)
-
-
 def networks(name: str, *, smoke: bool = False) -> dr.OneNetwork | dr.TwoNetworks:
-    """Those of the piece `conditions`, with classes. The pair's encoder has no head, so the light one always runs."""
+    """Those of the piece `conditions`, with classes; the pair's before it takes the paper's form."""
     heavy = network(8, (32, 32), 1, 1, CLASSES) if smoke else network(64, (128, 256), 1, 4, CLASSES)
     light = reduced(heavy, "light")
     if name == "pair":
-        return dr.TwoNetworks(heavy.with_head(False), ConcatenatingConfig(**vars(light)))
+        return dr.TwoNetworks(heavy, light)
     return dr.OneNetwork({"heavy": heavy, "mid": reduced(heavy, "medium"), "light": light}[name])
 
 
 def experiment(job: Job, name: str, rate: float, seed: int = 0, seconds: float | None = None) -> dr.Experiment:
     """Of ITERATIONS, over which the rate falls by a cosine; or a trial of so many seconds."""
-    times = dr.TimeSampler(heavy=(4, 32), dropout=0.5, phase=0) if name == "pair" else dr.DenoisingConfig().times
+    times = dr.TimeSampler(heavy=(4, 32)) if name == "pair" else dr.DenoisingConfig().times
     few = 1 if seconds else 4
     fit = dr.FitConfig(
         few if job.smoke else None if seconds else ITERATIONS,
@@ -111,7 +87,8 @@ def experiment(job: Job, name: str, rate: float, seed: int = 0, seconds: float |
         max_seconds=None if job.smoke else seconds,
     )
     label = f"{NAME}-{name}-{seed}" + (f"-{rate:g}" if seconds else "")
-    return dr.Experiment(label, networks(name, smoke=job.smoke), dr.DenoisingConfig(times, label_dropout=0), fit)
+    alone = dr.Experiment(label, networks(name, smoke=job.smoke), dr.DenoisingConfig(times, label_dropout=0), fit)
+    return replace(as_published(alone), name=label) if name == "pair" else alone
 
 
 # Training

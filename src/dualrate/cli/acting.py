@@ -16,7 +16,7 @@ from dualrate.experiment.upgrade import upgraded
 
 Run = Mapping[str, Any]  # an experiment, as plain values
 OPTIONS = Path(__file__).with_name("options.json")  # of all commands: `python tests/test_dualrate_command.py` writes it
-TOKENS = ("GreyLevels", "Characters")  # codecs
+TOKENS = ("GreyLevels", "ColourLevels", "Characters")  # codecs
 NO_PICTURE = ("", "Unconditional", "Forecast", "Prompts", "Latent")  # conditions
 
 

@@ -100,11 +100,12 @@ class Student(Ranged):
     log_snr: LogSNR | None = None
     """By em: log-SNR at which the student's network is called. Default: -6."""
     langevin_steps: Steps | None = None
-    """By em: L, Langevin steps that correct a sample. Default: 1, in the ImageNet recipes 16."""
+    """By em: L, Langevin steps that correct a sample. Default: 4, in the ImageNet recipes 16."""
     noise_step: NoiseStep | None = None
     """By em: size of the Langevin steps in the noise. Default: 0.16."""
     latent_step: LatentStep | None = None
-    """By em: size of the Langevin steps in the latent. Default: 0, in the ImageNet recipes 0.01."""
+    """By em: size of the Langevin steps in the latent. Default: 0.01. With 0, and one step, it is variational score
+    distillation."""
     source: str | None = None
     """Images, or their latents. Default: where the teacher's training read them."""
 

@@ -1,8 +1,8 @@
-"""Codecs of tokens: grey images, every pixel one of a few levels, and texts, every character one of an alphabet.
+"""Codecs of tokens: images, every value one of a few levels, and texts, every character one of an alphabet.
 
-Nothing is learned: a run is trained on its data, whose batches become tokens. A value of the data, (B, 1, H, W), is one
-of the codec's symbols, one-hot over V categories. A masked process has one more category, the last: the mask, which no
-data has.
+Nothing is learned: a run is trained on its data, whose batches become tokens. A value of the data, (B, C, H, W), is one
+of the codec's symbols, one-hot over V categories: (B, V, C H, W), the rows of red above those of green and of blue. A
+masked process has one more category, the last: the mask, which no data has.
 
 Grey levels are spread evenly over [-1, 1], ends included, so that what is black stays black; a pixel becomes the
 nearest. A text's data are the places of its characters in the alphabet as 8-bit values, (B, 1, 1, L).
@@ -35,10 +35,11 @@ class TokenCodec(CodecConfig):
     """A codec of tokens. A subclass is a frozen dataclass with a field `mask` and fields that define the symbols.
 
     mask:    whether one more category stands for noise, as in a masked process
+    channels: of the data, each a token of its own
     highest: the symbol that stands for 1 in the data, where 0 stands for -1
     """
 
-    instant = True
+    instant, channels = True, 1
     mask: bool
 
     @property
@@ -56,7 +57,7 @@ class TokenCodec(CodecConfig):
         return self.symbols + self.mask
 
     def data_shape(self, latent: Shape) -> Shape:
-        return 1, latent[1], latent[2]
+        return self.channels, latent[1] // self.channels, latent[2]
 
     def check(self, process: Process, shape: Shape) -> None:
         if not isinstance(process, CategoricalProcess):
@@ -70,6 +71,11 @@ class TokenCodec(CodecConfig):
                 f"the codec's tokens have {self.categories} categories (symbols and mask), the networks take "
                 f"{shape[0]}: set their vocabulary to it"
             )
+        if shape[1] % self.channels:
+            raise ValueError(
+                f"tokens of {self.channels} channels stand in as many times the image's rows, the networks take "
+                f"{shape[1]} rows: set their height to a multiple of {self.channels}"
+            )
 
     def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
         return Tokens(self, torch.device(device))
@@ -77,7 +83,7 @@ class TokenCodec(CodecConfig):
 
 @dataclass(frozen=True)
 class Tokens:
-    """The codec between data, (B, 1, H, W), and one-hot tokens, (B, V, H, W)."""
+    """The codec between data, (B, C, H, W), and one-hot tokens, (B, V, C H, W)."""
 
     config: TokenCodec
     device: torch.device
@@ -90,22 +96,25 @@ class Tokens:
     latents = fingerprint
 
     def latent_shape(self, image: Shape) -> Shape:
-        if image[0] != 1:
-            raise ValueError(f"tokens are of grey images, got {image[0]} channels: set --data.channels 1")
-        return self.config.categories, *image[1:]
+        if image[0] != (channels := self.config.channels):
+            raise ValueError(
+                f"{type(self.config).__name__} are tokens of {channels} channel(s), got {image[0]}: set "
+                f"--data.channels {channels}, or take a recipe of the other tokens"
+            )
+        return self.config.categories, channels * image[1], image[2]
 
     def image_shape(self, latent: Shape) -> Shape:
         if latent[0] != self.config.categories:
             raise ValueError(f"tokens of {self.config.categories} categories are decoded, got {latent} (V, H, W)")
-        return 1, *latent[1:]
+        return self.config.data_shape(latent)
 
     def encode(self, images: Tensor) -> Moments:
-        tokens = images.new_zeros(len(images), self.config.categories, *images.shape[2:])
-        symbols = ((images + 1) / 2 * self.config.highest).round().long()
+        symbols = ((images + 1) / 2 * self.config.highest).round().long().flatten(1, 2)[:, None]
+        tokens = images.new_zeros(len(images), self.config.categories, *symbols.shape[2:])
         return Moments(tokens.scatter_(1, symbols, 1))
 
     def decode(self, x: Tensor, draws: Draws) -> Tensor:
-        symbols = x.argmax(1, keepdim=True).clamp(max=self.config.symbols - 1)
+        symbols = x.argmax(1).clamp(max=self.config.symbols - 1).unflatten(1, (self.config.channels, -1))
         return symbols / self.config.highest * 2.0 - 1
 
 
@@ -121,6 +130,13 @@ class GreyLevels(TokenCodec, Ranged):
     @property
     def symbols(self) -> int:
         return self.levels
+
+
+@dataclass(frozen=True)
+class ColourLevels(GreyLevels):
+    """Tokens of colour images, as published for CIFAR-10: a token is the level of one channel of one pixel."""
+
+    channels = 3  # no annotation: no field
 
 
 BETWEEN = "\n---\n"  # pieces that are shown one after the other

@@ -10,7 +10,7 @@ from dualrate.config.imports import import_module
 
 OF_MODULES = {
     "dualrate.codecs.diffusion": ("DiffusionDecoding",),
-    "dualrate.codecs.token_codec": ("GreyLevels", "Characters"),
+    "dualrate.codecs.token_codec": ("GreyLevels", "ColourLevels", "Characters"),
     "dualrate.methods.early_exit": ("EarlyExitNetwork", "EarlyExitConfig"),
     "dualrate.data.pairs": ("Pairs",),
     "dualrate.diffusion.categorical": ("Masked", "Uniform", "NoisePlanes"),
@@ -27,6 +27,7 @@ OF_MODULES = {
     "dualrate.methods.residual": ("ResidualNetworks", "ResidualConfig"),
     "dualrate.methods.times": ("TimeSampler", "BothTimes", "SingleTime", "GivenTimes"),
     "dualrate.methods.unified_latents": ("LatentNetworks", "UnifiedLatentsConfig"),
+    "dualrate.networks.concatenated": ("ConcatenatedConfig",),
     "dualrate.networks.dis": ("DiSConfig",),
     "dualrate.networks.dit": ("DiTConfig",),
     "dualrate.networks.image_encoder": ("EncoderConfig",),

@@ -216,14 +216,14 @@ def counted(counts: Mapping[str, int]) -> str:
 def hold_out(keys: Sequence[str], split: Split, name: str = "this source") -> np.ndarray:
     """Ascending positions of `split` in a source without a test split.
 
-    The tenth (at least one) of the keys with the smallest sha256 is the test split. It depends on nothing but the
-    keys, and a file added later moves few others. Raises ValueError for fewer than two keys; `name` is for the error.
+    The tenth (at least one) of the keys with the smallest sha256 is the test split; of one key it is empty. It depends
+    on nothing but the keys, and a file added later moves few others. Raises ValueError for an empty split of `name`.
     """
-    if len(keys) < 2:
+    if len(keys) < (2 if split == "test" else 1):
         raise ValueError(f"{len(keys)} image(s) in {name} cannot be divided into train and test; at least 2 are needed")
     digests = [hashlib.sha256(key.encode(errors="surrogateescape")).digest() for key in keys]  # keys may be file names
     ranked = sorted(range(len(keys)), key=digests.__getitem__)
-    count = max(1, len(keys) // 10)
+    count = max(1, len(keys) // 10) if len(keys) > 1 else 0
     return np.sort(np.array(ranked[:count] if split == "test" else ranked[count:]))
 
 

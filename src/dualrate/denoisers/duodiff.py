@@ -8,7 +8,8 @@ DuoDiff   Fernandez, Matisan et al. 2024, arXiv 2410.09633: a shallow U-ViT (3 b
           ancestral steps, a deep one (13 to 21) for the rest, trained apart. CIFAR-10 FID 17.89 in 1.88 s an image by
           the deep one; 17.81 in 1.45 s, 17.95 in 1.30 s, 18.67 in 1.16 s for 300, 400, 500. ImageNet 64: 19.19 in
           5.12 s; 21.49 in 3.80 s for 300. So 1.3 times on small images, and worse at once on ImageNet. Cheap first is a
-          matter of its prediction of eps, which z_t nearly is at high noise; ours is of v.
+          matter of its prediction of eps, which z_t nearly is at high noise. Ours is of v; a DiT of the convention
+          `dit` (`--networks.model.convention dit`) predicts eps as there, x_hat = (z_t - sigma_t eps) / alpha_t.
 T-Stitch  Pan et al. 2024, arXiv 2402.14167: DiT-S for the first 40% of the steps, DiT-XL after it, at no loss of FID;
           with DiT-S, B and XL at 5, 22 and 114 GFLOPs.
 Differences: the plan decides where to switch, so any sampler and any grid of times serve, and heavy steps may also

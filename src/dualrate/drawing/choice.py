@@ -1,13 +1,14 @@
 """A sampler and a plan for a model: what is asked for, else what docs/choosing.md recommends:
 
 sampler  SDE-DPM-Solver++ 2M at gamma 0.1, of windows that roll at gamma 0; of a denoiser that needs a smooth path
-         DPM-Solver++ 2M; of a student the one that it was made for, ancestral or DDIM
+         DPM-Solver++ 2M; of a student the one that it was made for, ancestral or DDIM; ancestral of a pair that was
+         trained on even grids of heavy calls, as published
 grid     that of the sampler (sampling/catalogue.py), which is another one where a context is reused; of windows that
          roll equal steps
 steps    32, or a distilled student's own
 heavy    a quarter of the steps, within what was trained, at times that the encoder was trained at; the first quarter
-         of the steps goes without a context where the model was trained on steps without one. After switch_at a single
-         network at every step. Of a single network after another run's network: the last steps
+         of the steps goes without a context where the model was trained on steps without one, but not where on even
+         grids. After switch_at a single network at every step. Of a single network after another run's: the last steps
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ class Choice(Brief, Ranged):
             heavy = min(heavy, steps - alone) if self.heavy is None else heavy
         elif light_first and self.places is None:
             alone = max(steps - heavy, 0)
-        elif heavy > 0 and starts_alone and self.places != "even":
+        elif heavy > 0 and starts_alone and (self.places or ("even" if model.serves.even else "late")) == "late":
             alone = min(steps // 4, steps - heavy)
         return model.serves.spread(times, heavy, alone).renewing(abilities(model.denoiser).between)
 

@@ -31,6 +31,7 @@ class Serves:
     heavy:    heavy calls of a sample; None: the network runs at every step
     sampler:  the one that the model was made for, by its name in `sampling/catalogue.py`; None: any
     drops:    whether the model was trained on steps without a context too
+    even:     whether its heavy calls are to lie on an even grid from t = 1
     any_plan: whether there are plans to choose from: then samplers, grids and places of heavy calls may be tried
     """
 
@@ -38,6 +39,7 @@ class Serves:
     heavy: Any = None  # a whole number; Any: so that a field may stand for it
     sampler: str | None = ANCESTRAL
     drops = False
+    even = False
     any_plan = False
 
     def default_heavy(self, steps: int) -> int:
@@ -89,15 +91,21 @@ class AnyPlan(Serves, Ranged):
            every step
     drops: whether it was trained on steps without a context too
     times: the least and the largest time at which its encoder was trained
+    even:  whether it was trained on even grids of heavy calls from t = 1, as published: then it is drawn on one, and by
+           ancestral sampling where nothing else is asked for
     """
 
     heavy: tuple[Steps, Steps] | None = None
     drops: bool = False
     times: tuple[Probability, Probability] = (0.0, 1.0)
+    even: bool = False
 
     steps = STEPS
-    sampler = None
     any_plan = True
+
+    @property
+    def sampler(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return ANCESTRAL if self.even else None
 
     def default_heavy(self, steps: int) -> int:
         """A quarter of the steps, within what was trained."""

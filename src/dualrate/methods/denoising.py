@@ -288,7 +288,8 @@ class DenoisingConfig(MethodConfig, Ranged):
     def serves(self) -> AnyPlan:
         heavy, first = self.times.heavy, self.times.first
         encoder = (0.0, 1.0) if first is None or self.freeze_encoder else (first[0] / heavy[1], first[1])
-        return AnyPlan(heavy, drops=self.times.dropout > 0 or first is not None, times=encoder)
+        drops, even = self.times.dropout > 0 or first is not None, self.times.phase is not None
+        return AnyPlan(heavy, drops, encoder, even)
 
     def check(self, experiment: Experiment) -> None:
         check_null_class(experiment, self.label_dropout)

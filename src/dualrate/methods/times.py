@@ -72,6 +72,7 @@ class TimeSource(ABC):
     heavy:   the least and the largest number of heavy calls per image that it trains for; None: one network
     dropout: share of the images that train without context
     first:   least and largest time of a plan's first heavy call, before which it has no context; None: 1
+    phase:   0 where heavy calls lie on even grids from t = 1; None: anywhere
     draws:   noise levels for each image
     ages:    whether contexts are of earlier times than t
     """
@@ -80,6 +81,7 @@ class TimeSource(ABC):
     draws: Any = 1
     dropout: Any = 0.0
     first: Any = None
+    phase: Any = None
     ages = True
 
     @abstractmethod

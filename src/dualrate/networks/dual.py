@@ -6,7 +6,7 @@ shallower; each projected feature is added where its level begins. Its embedding
 emb = noise(log_snr_t) + noise(log_snr_tau) + label.
 
 The paper's public description concatenates a feature e and the light network's own activations h, W [h; e] = W_h h +
-W_e e, where this adds, h + P e: its reported costs have room for P alone.
+W_e e (`concatenated.py`), where this adds, h + P e: its reported costs have room for P alone.
 
 An absent context is one state: its row of the features and of the tau embedding is zero. Nothing of a missing context
 reaches the light network, since the projections have no bias.

@@ -224,7 +224,7 @@ class UViT(nn.Module):
         levels, first = config.levels, config.levels[0].channels
         self.embedding = Embedding(config.embedding, config.num_classes)
         patch = config.along(config.patch)
-        self.stem = nn.Conv2d(config.image_channels, first, patch, stride=patch)
+        self.stem: nn.Module = nn.Conv2d(config.image_channels, first, patch, stride=patch)
         if config.patch == 1:
             self.stem = config.conv3(config.image_channels, first)
         self.down = nn.ModuleList(Blocks(level, config.sides(i), config) for i, level in enumerate(levels[:-1]))

@@ -137,7 +137,7 @@ class Students(StudentRecipe):
         return {
             "moments": {"student_rate": 1.0},
             "consistency": {"huber": _huber(self.light.shape)},
-            "em": {"langevin_steps": 16, "noise_step": 0.16, "latent_step": 0.01},
+            "em": {"langevin_steps": 16},
         }[by]
 
 

@@ -51,7 +51,7 @@ class StudentRecipe(Ranged):
     """By moments: planes of noise that a student of tokens reads. With masked tokens nothing else is random."""
 
     def defaults(self, by: str) -> dict[str, Any]:
-        """Options of `dualrate distill --by BY` as its students have them where the command does not say."""
+        """Options of `dualrate distill --method BY` as its students have them where the command does not say."""
         return {}
 
 

@@ -1,6 +1,7 @@
-"""Models of tokens for a CPU: Fashion-MNIST in 8 grey levels, and texts by their characters.
+"""Models of tokens: for a CPU Fashion-MNIST in 8 grey levels, and texts by their characters; for a GPU CIFAR-10.
 
 Images are 14 x 14 tokens in patches of 2 x 2, so a transformer has 49 positions. Texts are pieces of 64 characters.
+CIFAR-10 is tokens of 256 levels, a colour of a pixel each, as discrete diffusion is published on it: 32 x 96 of them.
 Noise masks tokens, or replaces them by any other.
 """
 
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from dualrate.codecs.token_codec import Characters, GreyLevels
+from dualrate.codecs.token_codec import Characters, ColourLevels, GreyLevels
 from dualrate.diffusion.categorical import Masked, Uniform
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
@@ -18,6 +19,7 @@ from dualrate.experiment.network_configs import OneTransformer, TwoTransformers
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.tokens import TokensConfig
+from dualrate.recipes import cifar10
 from dualrate.recipes.fashion_mnist_latents import FIT
 from dualrate.recipes.students import DISTILLING, StudentRecipe
 from dualrate.texts.pieces import PIECE, PYTHON_DOCS, is_text, read_text
@@ -49,6 +51,15 @@ def images(rate: Rate = "single", noise: Noise = "mask") -> Experiment:
     networks = OneTransformer(heavy) if rate == "single" else TwoTransformers(heavy, light)
     name = f"fashion-mnist-tokens{name_ending(rate, noise)}"
     return Experiment(name, networks, method_of(rate), FIT, DataConfig(size=14), PROCESSES[noise], codec)
+
+
+def colours(rate: Rate = "single", noise: Noise = "mask") -> Experiment:
+    """CIFAR-10 as tokens; its network and training are ours, and were not tried."""
+    codec = ColourLevels(256, mask=noise == "mask")
+    heavy = TokensConfig(codec.categories, 32, 96, channels=512, patch=2, blocks=12, num_classes=10)
+    networks = OneTransformer(heavy) if rate == "single" else TwoTransformers(heavy, heavy.lighter())
+    name, fit = f"cifar10-tokens{name_ending(rate, noise)}", replace(cifar10.FIT, micro_batch=64)
+    return Experiment(name, networks, method_of(rate), fit, cifar10.DATA, PROCESSES[noise], codec)
 
 
 @dataclass(frozen=True)
@@ -91,5 +102,8 @@ RECIPES = {
     "fashion-mnist-tokens": ("one transformer, masked diffusion", images),
     "fashion-mnist-tokens-dual": ("two transformers, masked diffusion", partial(images, "dual")),
     "fashion-mnist-tokens-uniform": ("one transformer, uniform noise", partial(images, noise="uniform")),
+    "cifar10-tokens": ("one transformer, masked diffusion of 256 levels", colours),
+    "cifar10-tokens-dual": ("two transformers, masked diffusion of 256 levels", partial(colours, "dual")),
+    "cifar10-tokens-uniform": ("one transformer, uniform noise", partial(colours, noise="uniform")),
     "text-tokens": ("a text by its characters, at one rate or two", Text()),
 }
