@@ -18,11 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # Lines of code. Above the first budget, and to come down to it: carriers (8,500), forecasts (2,900), pipelines (3,200),
 # front (3,200).
 CODE = {
-    "engine": 8680,
+    "engine": 8710,
     "carriers": 8830,
     "forecasts": 4920,
     "pipelines": 3750,
-    "texts": 420,
+    "texts": 430,
     "front": 3600,
 }
 REFUSALS = 10  # lines in 100 of code
