@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import dualrate as dr
-from dualrate.diffusion.values import Batch, shared_time
+from dualrate.diffusion.context import Batch, shared_time
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.model import Model
 from dualrate.methods.denoising import DenoisingConfig

@@ -398,9 +398,7 @@ class Way:
         pipe, lines = pipeline(net.eval()), texts.read_text().splitlines()
         generator, pictures = torch.Generator().manual_seed(run.seed), []
         # caches have the names of when they were measured
-        method: Any = {"none": "fora", "taylor": "polynomial"}.get(
-            self.cache, self.cache
-        )
+        method: Any = {"none": "fora", "taylor": "polynomial"}.get(self.cache, self.cache)
         with dr.accelerate(pipe, method, refresh=self.refresh) as handle:
             begun = time.process_time()
             for first in range(0, len(lines), AT_ONCE):

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 import dualrate as dr
 from benchmarks.peers import NETS, Judge
 from benchmarks.workloads import in_cpu_seconds, whole
-from dualrate.data.conditions import HeldOut
+from dualrate.data.condition_rows import HeldOut
 from dualrate.drawing.samples import strips
 from dualrate.metrics.ensembles import energy_score, fair_crps, psnr
 from dualrate.recipes.auto import Auto

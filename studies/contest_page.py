@@ -25,7 +25,7 @@ from studies.contest import HALFLIFE, METHODS, NETWORKS, mean
 from studies.equal_score import TAILS, at_equal_score, resampled
 from studies.forecasts import PAGE, SYSTEMS, crps, interval
 
-SECONDS, SHOWN = 400, (1, 2, 4, 8)  # of training; steps of the tables of ratios and lengths
+SECONDS, SHOWN = 400, (2, 4, 8)  # of training; steps of the tables of ratios and lengths
 WORDS = {
     "dual": "two rates", "single": "large", "crps": "CRPS, one call", "medium + single": "medium, large",
     "medium + broad + single": "medium, broad, large", "crps-4": "CRPS of four draws, one call",
@@ -123,7 +123,8 @@ def ratio_table(rows: Sequence[Row]) -> str:
         "ML-EM": [plan for plan in trainings if plan[1] == "ML-EM"],
     }
     lines = []
-    for plan in sorted(plan for plan in trainings if plan[0] == "dual" and plan[2] in SHOWN):
+    pairs = [plan for plan in trainings if plan[0] == "dual" and (plan[1] != "diffusion" or plan[2] in SHOWN)]
+    for plan in sorted(pairs):
         for name, plans in rivals.items():
             cells = []
             for metric, of in [*(("CRPS", of) for of in COSTS), *(("energy score", of) for of in COSTS[:2])]:
@@ -131,10 +132,20 @@ def ratio_table(rows: Sequence[Row]) -> str:
                 known = plan in cost[of] and timed
                 cells.append(at_equal_score(scores[metric], cost[of], plan, timed) if known else "")
             if any(cells):
+                best = min(plans, key=lambda rival: scores["CRPS"][rival][0])
+                cells.insert(0, interval(scores["CRPS"][plan] - scores["CRPS"][best], 4))
                 lines.append(
                     [f"{word(plan[1])}, {plan[2]} steps" if plan[1] == "diffusion" else word(plan[1]), name, *cells]
                 )
-    heads = ["CRPS: multiply-adds, of 1", "of 16", "ms, of 1", "of 16", "energy score: multiply-adds, of 1", "of 16"]
+    heads = [
+        "CRPS less their best",
+        "ratio at equal CRPS: multiply-adds, of 1",
+        "of 16",
+        "ms, of 1",
+        "of 16",
+        "at equal energy score: multiply-adds, of 1",
+        "of 16",
+    ]
     return markdown(["two rates", "against", *heads], lines, texts=2)
 
 
@@ -155,7 +166,7 @@ def length_table(rows: Sequence[Row]) -> str:
     """Each network by the seconds of its training, seed 0."""
     lengths = [row for row in rows if row["kind"] == "final" and row["seed"] == 0]
     seconds = sorted({row["seconds"] for row in lengths})
-    plans = {plan_of(row) for row in lengths if row["seconds"] > SECONDS and row["steps"] in SHOWN}
+    plans = {plan_of(row) for row in lengths if row["seconds"] > SECONDS and row["steps"] in (1, *SHOWN)}
     known = {(plan_of(row), row["seconds"]): mean(row) for row in lengths}
     lines = [
         [

@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 import dualrate as dr
 from benchmarks.workloads import in_cpu_seconds, whole
 from dualrate.cli.distill import Student
-from dualrate.data.conditions import HeldOut
+from dualrate.data.condition_rows import HeldOut
 from dualrate.drawing.drawer import spread
 from dualrate.experiment.data_config import DataConfig
 from dualrate.forecasts.netcdf import write_fields
@@ -60,7 +60,7 @@ from dualrate.report.table import with_interval
 from dualrate.system.files import write_whole
 from dualrate.system.progress import Silent
 from studies.common import RESULTS, Row, add_rows, keep, kept, markdown, place, rows_of
-from studies.equal_score import at_equal_score, resampled
+from studies.equal_score import resampled
 
 PAGE = RESULTS / "forecasts.md"
 SHARED, FRAMES = (1, 16, 64), 3
@@ -372,28 +372,21 @@ def page(system: System, out: Path) -> None:
         place(name, table, PAGE)  # where the page has a place for it
         print(f"<!-- {name} -->\n{table}<!-- end of {name} -->\n")
     at_once = [row for row in rows if "persistence" not in row]
-    scores = resampled(at_once, plan_of, crps)
-    write_whole(RESULTS / f"{system.page}.png", png(figure(at_once, scores)))
-    rivals = sorted({trained_by for rate, trained_by, _ in scores if rate != "dual"})
-    for rate, trained_by, steps in scores:
-        for against in rivals if rate == "dual" else ():
-            singles = [plan for plan in scores if plan[0] != "dual" and plan[1] == against]
-            plan = rate, trained_by, steps
-            found = [
-                at_equal_score(scores, {plan_of(row): row["macs"][str(count)] for row in at_once}, plan, singles)
-                for count in SHARED
-            ]
-            costs = ", ".join(map(str, found))
-            print(f"{word(trained_by)}, {steps} steps: at its score a network by {word(against)} costs {costs} times")
-    for row in rows:
-        if "persistence" in row:
-            print("persistence by frame:", ", ".join(f"{value:.2f}" for value in row["persistence"]))
-            break
+    if not has_contest(system):
+        write_whole(RESULTS / f"{system.page}.png", png(figure(at_once, resampled(at_once, plan_of, crps))))
+
+
+def has_contest(system: System) -> bool:
+    """Whether networks of the system were searched: studies/contest.py, whose table has them."""
+    name = next((name for name, each in SYSTEMS.items() if each is system), "")
+    return (RESULTS / f"contest-{name}.json.xz").exists()
 
 
 def tables(system: System, rows: Sequence[Row]) -> dict[str, str]:
     """In Markdown, by the names of their places on the page: scores of what is made at once; those of roll-outs."""
     at_once, rolled = ([row for row in rows if ("persistence" in row) is further] for further in (False, True))
+    if has_contest(system):  # else of the pair alone, beside methods that were not searched
+        at_once = [row for row in at_once if row["rate"] == "dual" or row["trained_by"] not in ("diffusion", "crps")]
     made = {f"{system.page} scores": scored_table(at_once)}
     return made | {f"{system.page} roll-outs": rolled_table(rolled)} if rolled else made
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import asdict, is_dataclass
 from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # OpenMP reads it when torch is loaded, which is later
@@ -37,7 +38,8 @@ def read_once(read):
     def options_of(kind, **how):
         if how["parent_classes"]:  # a part of a command
             return read(kind, **how)
-        key = kind, how["default_instance"], repr(how["default_instance"])  # 1 is not 1.0
+        default = how["default_instance"]
+        key = kind, default, repr(asdict(default) if is_dataclass(default) else default)  # 1 is not 1.0
         if key not in known:
             known[key] = read(kind, **how)
         return known[key]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray
 from PIL import Image
 from reader import commands, follow, follow_page
 
@@ -191,11 +192,25 @@ def small_networks(place, monkeypatch) -> None:
         checkpoint.save(path / "checkpoints", 1, {"model": experiment.build()[0].state_dict()}, {"iteration": 1})
 
 
+def months_of_era5(folder: Path, rng: np.random.Generator) -> None:
+    """Two files in the layout of the Climate Data Store."""
+    folder.mkdir()
+    dims = "valid_time", "pressure_level", "latitude", "longitude"
+    for i in range(2):
+        times = np.datetime64("2020-01-01", "ns") + np.arange(12 * i, 12 * i + 12) * np.timedelta64(6, "h")
+        axes = {"pressure_level": [500.0, 850.0], "latitude": [60.0, 20.0, -20.0, -60.0]}
+        axes |= {"longitude": 45.0 * np.arange(8), "valid_time": times}
+        fields = {name: (dims, rng.normal(size=(12, 2, 4, 8))) for name in "tz"}
+        fields["msl"] = dims[:1] + dims[2:], rng.normal(size=(12, 4, 8))
+        xarray.Dataset(fields, axes).to_netcdf(folder / f"{i}.nc", engine="h5netcdf")
+
+
 def own_images(folder: Path) -> None:
-    """photos/: 24 of several sizes; pets/: 12 in each of two classes; small/: 2 of 8 x 8; fields.npz."""
+    """photos/: 24 of several sizes; pets/: 12 in each of two classes; small/: 2 of 8 x 8; fields.npz; era5/."""
     rng = np.random.default_rng(0)
     np.savez(folder / "fields.npz", fields=rng.normal(size=(12, 40, 1, 32)))
     np.save(folder / "today.npy", rng.normal(size=(3, 1, 32)))
+    months_of_era5(folder / "era5", rng)
     (folder / "small").mkdir()
     for i in range(2):
         Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(folder / f"small/{i}.png")

@@ -15,9 +15,9 @@ from theory.exact import GaussianMixture, OracleDenoiser
 from torch import nn
 
 import dualrate as dr
+from dualrate.diffusion.context import Batch
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Batch
 from dualrate.experiment.data_config import DataConfig
 from dualrate.metrics.features import Architecture
 from dualrate.runs.store import load, write_experiment

@@ -43,7 +43,6 @@ BRANCHES = {
     "denoisers/feature_cache.py": 1,
     "drawing/drawer.py": 1,
     "drawing/likelihood.py": 1,
-    "contrib/early_exit.py": 1,
     "recipes/students.py": 2,
 }
 
@@ -318,7 +317,7 @@ def test_method_words_are_found_in_names_and_prose() -> None:
     assert method_words("TEACHER students tau2 heavyCalls at τ") == {"teacher", "student", "tau", "heavy", "τ"}
     assert method_words("MomentMatching, moment-matching", {"moment_matching", "denoising"}) == {"moment_matching"}
     assert method_words("training/denoising.py", {"denoising"})
-    assert not method_words("from dualrate.diffusion.values import Batch  # highlights lightning total moments")
+    assert not method_words("from dualrate.diffusion.context import Batch  # highlights lightning total moments")
 
 
 def test_local_paths_are_found() -> None:

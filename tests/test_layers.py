@@ -31,7 +31,7 @@ FLOORS = (
     "experiment methods",
     "runs recipes",
     "drawing",
-    "comparison serving contrib",
+    "comparison serving",
     "texts pipelines forecasts",
     "integrations __init__ cli __main__ dualrate_command",
 )
@@ -48,6 +48,9 @@ CONFINED = {
     "xarray": ("forecasts",),
     "h5netcdf": ("forecasts",),
     "zarr": ("forecasts",),
+    "scipy": ("forecasts",),
+    "cftime": ("forecasts",),
+    "cfgrib": ("forecasts",),
     "torch_harmonics": ("forecasts",),
     "torch_fidelity": ("metrics",),
     "transformers": ("metrics", "pipelines"),
@@ -59,7 +62,8 @@ CONFINED = {
     "uvicorn": ("serving",),
 }
 EXTRAS = (
-    "parquet", "forecast", "sphere", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet", "diffusers",
+    "parquet", "forecast", "grib", "sphere", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet",
+    "diffusers",
 )  # fmt: skip
 OF_AN_EXTRA = {  # imported late, by what uses them
     "dualrate.data.parquet",

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import dualrate as dr
-from dualrate.diffusion.values import Refresh
+from dualrate.diffusion.context import Refresh
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, HEAVY, IMAGES = 16, (2, 4, 8), 10

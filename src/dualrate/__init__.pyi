@@ -6,11 +6,11 @@ from dualrate.comparison.compare import compare as compare
 from dualrate.comparison.evaluate import evaluate as evaluate
 from dualrate.data.images import load_images as load_images
 from dualrate.denoisers.denoiser import Denoiser as Denoiser
+from dualrate.diffusion.context import Cond as Cond
+from dualrate.diffusion.context import Context as Context
+from dualrate.diffusion.context import Reuse as Reuse
 from dualrate.diffusion.plan import StepPlan as StepPlan
 from dualrate.diffusion.process import GaussianProcess as GaussianProcess
-from dualrate.diffusion.values import Cond as Cond
-from dualrate.diffusion.values import Context as Context
-from dualrate.diffusion.values import Reuse as Reuse
 from dualrate.drawing.choice import Choice as Choice
 from dualrate.drawing.choice import sample as sample
 from dualrate.drawing.drawer import Drawer as Drawer

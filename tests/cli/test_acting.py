@@ -111,7 +111,7 @@ LINES = {
     "forecast {channels} --out OUT --stride 2": ("--stride", "forecasts trained with --window leads", "channels"),
     "cost {single} --codec_steps 3": ("--codec-steps", "runs of latents", "single"),
     "cost {tokens} --eta 0.5": ("--eta", "runs of Gaussian noise", "tokens"),
-    "compare A={channels}:32/8@ddim --count 10": ("--count", "runs that make images or texts", "channels"),
+    "compare A={channels}:32/8@ddim --screen 10": ("--screen", "runs that make images or texts", "channels"),
     "compare {channels}+taylor:32/8 --no-mixed": ("--no-mixed", "runs that make images or texts", "channels"),
     "plan {single} --budget 1x --members 2": ("--members", "runs with a condition", "single"),
     "export {channels} --to diffusers OUT --guidance 2": ("--guidance", "runs with classes or prompts", "channels"),

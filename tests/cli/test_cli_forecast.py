@@ -16,7 +16,9 @@ from forecasts.test_rollout import by_lead
 from runs.made import ONE, saved_random
 
 from dualrate.forecasts.fields import Forecast
+from dualrate.runs.store import load
 from dualrate.runs.train import FORECAST, check_out
+from dualrate.serving.offer import Offer
 
 OPTIONS = ("--steps", 2, "--members", 2, "--frames", 3, "--precision", "float32")
 
@@ -67,6 +69,8 @@ def test_starts_of_a_file_and_what_is_refused(run, tmp_path, monkeypatch, capsys
     one, capsys_text = saved_random(ONE, tmp_path / "one"), capsys.readouterr
     assert call(monkeypatch, "sample", run, "--out", tmp_path / "pictures") == 2
     assert "a forecast makes fields, not pictures" in capsys_text().err
+    with pytest.raises(ValueError, match="a forecast makes fields, not pictures"):
+        Offer(load(run))
     for command, words in (
         ((run, "--out", tmp_path / "out", *OPTIONS, *mine, "--starts", 3), "drop --starts"),
         ((run, "--out", tmp_path / "out", *OPTIONS), "holds other forecasts"),
@@ -135,7 +139,7 @@ def test_evaluate_and_compare_score_a_window(run, tmp_path, monkeypatch, capsys)
     assert rows[0]["value"] == pytest.approx(rows[0]["scores"]["forecast"]["leads"][0]["crps"])
     assert "<svg" in page.read_text()
     assert call(monkeypatch, "compare", *requests, "--features", "inception", "--mixed", "--out", page) == 2
-    assert "forecasts of fields have other scores: drop --features, --mixed" in capsys.readouterr().err
+    assert "--features: only for runs that make images" in capsys.readouterr().err
     twin = saved_random(experiment_of(tmp_path / "fields.npz", Forecast()), tmp_path / "twin" / run.name)
     assert call(monkeypatch, "compare", f"{run}:2", f"{twin}:2", "--out", page) == 2
     assert f"two runs are called {run.name!r}: name them" in capsys.readouterr().err
@@ -143,4 +147,4 @@ def test_evaluate_and_compare_score_a_window(run, tmp_path, monkeypatch, capsys)
     assert call(monkeypatch, "compare", run, other, "--out", page) == 2
     assert "they differ in lead" in capsys.readouterr().err
     assert call(monkeypatch, "evaluate", run, "--keep", tmp_path / "kept") == 2
-    assert "a forecast of fields has other scores: drop --keep" in capsys.readouterr().err
+    assert "--keep: only for runs that make images" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from dualrate.diffusion.schedule import Cosine, Truncated
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment, Start
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
-from dualrate.experiment.plan_support import AtLeast, OnePlan, OneStep, Segments
+from dualrate.experiment.plan_support import ONE_STEP, AtLeast, OnePlan, steps_of_ddim
 from dualrate.methods.consistency import Consistency, ConsistencyConfig, TeacherSteps
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig, Langevin
@@ -220,7 +220,7 @@ def test_a_consistency_student_has_the_teacher_s_network_and_its_own_options(stu
     made = student(*BY, "--steps", 2)
     assert made.networks == OneNetwork(net(8, 32, classes=4))
     assert made.method == ConsistencyConfig(2, "teacher")
-    assert (made.name, made.serves) == ("tiny-consistency-2", Segments(2))
+    assert (made.name, made.serves) == ("tiny-consistency-2", steps_of_ddim(2))
     assert made.process.schedule == Cosine(shift=-0.5)
     options = ("--teacher-steps", 8, 32, "--annealing", 0.25, "--eta", 0, "--huber", 0.1, "--guidance", 2)
     expected = ConsistencyConfig(8, "teacher", (8, 32), 0.25, 0.0, 0.1, 2.0, student_from="other")
@@ -229,7 +229,7 @@ def test_a_consistency_student_has_the_teacher_s_network_and_its_own_options(stu
 
 def test_a_dual_rate_consistency_student_has_the_networks_of_a_dual_rate_one(student):
     made = student(*BY, "--student", "dual")
-    assert (made.name, made.method.serves) == ("tiny-consistency-8-4", Segments(8, 4))
+    assert (made.name, made.method.serves) == ("tiny-consistency-8-4", steps_of_ddim(8, 4))
     assert made.networks == TwoNetworks(net(8, 32, classes=4), net(4, 16, classes=4))
     started = student(*BY, "--steps", 4, "--heavy", 1, "--student-from", "two")
     assert started.method == ConsistencyConfig(4, "teacher", heavy=1, student_from="two")
@@ -284,7 +284,7 @@ def test_a_student_by_em_begins_at_its_own_noise_level_and_makes_one_step(studen
     made = student(*EM)
     assert made.networks == OneNetwork(net(8, 32, classes=4))
     assert made.method == EMDistillationConfig("teacher", student_rate=EM_RATE)
-    assert (made.name, made.serves) == ("tiny-em", OneStep())
+    assert (made.name, made.serves) == ("tiny-em", ONE_STEP)
     assert made.process.schedule == Truncated(Cosine(shift=-0.5), -6.0)
     options = (
         "--langevin-steps",

@@ -10,7 +10,7 @@ from dualrate.cli.recipe import _outer, parse, recipe_named, recipe_result
 from dualrate.cli.sample import Sample
 from dualrate.cli.train import Retrofit, parse_retrofit, parse_train
 from dualrate.comparison.candidates import _planned
-from dualrate.data.conditions import task_named
+from dualrate.recipes.tasks import task_named
 from dualrate.sampling.catalogue import at_gamma
 from dualrate.sampling.grids import check_grid
 

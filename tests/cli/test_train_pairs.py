@@ -12,10 +12,11 @@ import torch
 from cli.command import call
 from PIL import Image
 
-from dualrate.data.conditions import HeldOut, Pairs
+from dualrate.data.condition_rows import HeldOut
 from dualrate.data.images import load_images, to_float
+from dualrate.data.pairs import Pairs
+from dualrate.diffusion.context import Reuse
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.values import Reuse
 from dualrate.drawing.choice import Choice
 from dualrate.recipes import auto
 from dualrate.runs.store import load

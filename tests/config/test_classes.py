@@ -62,7 +62,16 @@ def test_the_table_has_every_class_that_reading_an_experiment_does_not_bring() -
     (line,) = printed(WALK.format(modules=names))
     wanted = ast.literal_eval(line)
     # parts of one type each, which come with the class that has them
-    fields = {"Statistics", "Metadata", "Description", "Coordinate", "Langevin", "Tap", "ForeignConfig"}
+    fields = {
+        "Statistics",
+        "Metadata",
+        "Description",
+        "Coordinate",
+        "Langevin",
+        "Tap",
+        "ForeignConfig",
+        "FirstFrame",
+    } | {"Geometry", "Order"}
     assert not {name for name in wanted.keys() - fields if CLASSES.get(name) != wanted[name]}
 
 

@@ -26,7 +26,7 @@ from dualrate.config.serial import from_json, to_plain
 from dualrate.data.images import prepare
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.drawing.choice import read_plan
-from dualrate.drawing.samples import Record, write_samples
+from dualrate.drawing.samples import SampleRecord, write_samples
 from dualrate.experiment.experiment import Experiment
 from dualrate.metrics.features import Architecture, FeatureNet
 from dualrate.runs.store import read_logged
@@ -192,7 +192,7 @@ def prepared(folder: Path) -> Callable[[], object]:
 def samples(folder: Path) -> Callable[[], object]:
     drawer = dr.Choice(2).drawer(dr.load(saved(ONE, folder.with_name("of-samples")), note=lambda text: None))
     write_samples(drawer, range(2), folder)
-    return lambda: Record.read(folder)
+    return lambda: SampleRecord.read(folder)
 
 
 def feature_net(folder: Path) -> Callable[[], object]:

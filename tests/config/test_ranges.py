@@ -54,16 +54,19 @@ from dualrate.comparison.candidates import Candidate, RunRequest
 from dualrate.comparison.yardstick import Terms
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.contrib.early_exit import EarlyExit, EarlyExitConfig, EarlyExitTraining, ExitUViT
-from dualrate.data.conditions import Inpainting, Pairs, SuperResolution
+from dualrate.data.conditions import Inpainting, SuperResolution
+from dualrate.data.pairs import Pairs
+from dualrate.denoisers.denoiser import Plain
+from dualrate.denoisers.early_exit import EarlyExit, ExitUViT
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
+from dualrate.denoisers.multilevel import Multilevel
 from dualrate.diffusion.categorical import Masked, NoisePlanes
 from dualrate.diffusion.prediction import Discrete, Flow, Sigmoid
 from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
 from dualrate.experiment.network_configs import OneConditional, OneNetwork, ThreeConditional, TwoConditional
-from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, OwnGrid, OwnSteps, Segments
+from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, OwnSteps, steps_at, steps_of_ddim
 from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.refiner import Levels, RefinerConfig, Refining
 from dualrate.forecasts.rolling import RollingConfig, RollingDenoising
@@ -74,15 +77,24 @@ from dualrate.forecasts.systems import Evolving, Simulation, System
 from dualrate.methods.consistency import Consistency, ConsistencyConfig
 from dualrate.methods.crps import OneCall, OneCallConfig
 from dualrate.methods.denoising import Denoising, DualRateLoss, WeightedDenoising
+from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitTraining
 from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig
 from dualrate.methods.glance import AdaptedNetwork, ByPhase, Glance, GlanceConfig
-from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, MomentMatchingConfig, StudentMethod
+from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, MomentMatchingConfig
 from dualrate.methods.residual import Residual, ResidualConfig, ResidualDenoising, ResidualNetworks
-from dualrate.methods.student_states import ForwardPairs, FromData, FullRollout, PlanStates, SegmentRollout
+from dualrate.methods.student_states import (
+    ForwardPairs,
+    FromData,
+    FullRollout,
+    PlanStates,
+    SegmentRollout,
+    StudentMethod,
+)
 from dualrate.methods.times import BothTimes, GivenTimes, SingleTime
 from dualrate.methods.unified_latents import UnifiedLatents
-from dualrate.metrics.features import Architecture, Card, Mixed, NetworkCard, Stacked
+from dualrate.metrics.features import Architecture, Card, Mixed, Stacked
 from dualrate.metrics.pretrained import PhotoNet
+from dualrate.metrics.trained_network import NetworkCard
 from dualrate.networks.dis import DiSConfig
 from dualrate.networks.dit import DiTConfig, FlatConfig
 from dualrate.networks.uvit import UViT, UViTCut
@@ -97,6 +109,8 @@ from dualrate.recipes import imagenet
 from dualrate.recipes.students import AdaptRecipe
 from dualrate.runs.store import read_experiment
 from dualrate.sampling.covariance import Bands, NoiseCovariance, TabulatedCovariance
+from dualrate.sampling.fourier import FourierCovariance
+from dualrate.sampling.lanczos import LanczosCovariance
 from dualrate.serving.offer import Request
 from dualrate.texts.language_model import LanguageCard, Recurrent
 from dualrate.training.method import Loss, OnePhase, Phase
@@ -109,15 +123,19 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.forecasts.trajectories.Lazy",
     "dualrate.forecasts.trajectories.Timing",
     "dualrate.forecasts.fields.Fields",
-    "dualrate.forecasts.fields.Statistics",
+    "dualrate.forecasts.statistics.Statistics",
+    "dualrate.forecasts.datasets.Part",
+    "dualrate.forecasts.geometry.Order",
+    "dualrate.forecasts.geometry.Masked",
     "dualrate.forecasts.metadata.Coordinate",
     "dualrate.forecasts.pictures.Axis",
     "dualrate.sampling.bound.Bound",
+    "dualrate.runs.train._Hooks",
     "dualrate.training.loop._Update",
     "dualrate.denoisers.denoiser.Meter",
     "dualrate.pipelines.classes.kind.NetworkSpec",
     "dualrate.pipelines.classes.kind.PromptPart",
-    "dualrate.report.figures.Panel",
+    "dualrate.forecasts.curves.Panel",
     "dualrate.report.table.Table",
     *(f"dualrate.pipelines.caching.{name}" for name in ("Cache", "Method", "Features", "Tokens", "Levels")),
     "dualrate.comparison.rows.KeptRow",
@@ -137,8 +155,8 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.codecs.codec.Normalisation",
     "dualrate.data.source.Raw",
     "dualrate.diffusion.random.Draws",
-    "dualrate.diffusion.values.Context",
-    "dualrate.diffusion.values.Elsewhere",
+    "dualrate.diffusion.context.Context",
+    "dualrate.diffusion.context.Elsewhere",
     "dualrate.training.distributed.World",
     "dualrate.metrics.store.StoredFeatures",
     "dualrate.metrics.ensembles.EnsembleScores",
@@ -161,12 +179,12 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.forecasts.folder.Record",
     "dualrate.forecasts.starts.Starts",
     "dualrate.forecasts.folder.ForecastWritten",
-    "dualrate.drawing.samples.Pictures",
-    "dualrate.drawing.samples.Pieces",
-    "dualrate.drawing.samples.Drawn",
-    "dualrate.drawing.samples.FolderRecord",
-    "dualrate.drawing.latents.Record",
-    "dualrate.drawing.samples.Record",
+    "dualrate.report.image_grid.Pictures",
+    "dualrate.texts.pieces.TextFiles",
+    "dualrate.drawing.record.SamplingRecord",
+    "dualrate.drawing.record.FolderRecord",
+    "dualrate.drawing.latents.DecodedRecord",
+    "dualrate.drawing.samples.SampleRecord",
     "dualrate.drawing.samples.Written",
     "dualrate.runs.store.StoredModel",
     "dualrate.report.table.Row",
@@ -174,6 +192,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.serving.offer.Limits",
     "dualrate.serving.offer.Side",
     "dualrate.sampling.covariance.CovarianceTable",
+    "dualrate.forecasts.rolling_process.FirstFrame",
     "dualrate.drawing.likelihood.Estimate",
     "dualrate.drawing.likelihood.Likelihood",
     "dualrate.drawing.drawer.Samples",
@@ -237,7 +256,12 @@ def examples() -> Iterator[Any]:
         Candidate(run, "run", "ancestral", plan),
         dr.Choice(4),
     )
-    yield from (AtLeast(4), Segments(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), NoiseCovariance(of))
+    yield from (AtLeast(4), steps_of_ddim(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), NoiseCovariance(of))
+    yield from (
+        FourierCovariance(of),
+        LanczosCovariance(of),
+        Multilevel((Plain(UViT(config), of),) * 2, plan.t, (0.5,)),
+    )
     two = cli_train.RECIPES["fashion-mnist-dual-45"]()
     yield dr.Drawer(dr.Model("dual", two, nn.ModuleDict(), NeededContext(of, 1.0), 1, "0"), dr.Ancestral(of), plan)
     bands = Bands((1, 4, 4))
@@ -281,7 +305,7 @@ def examples() -> Iterator[Any]:
     yield from (SuperResolution(), Inpainting(), Pairs("photos"), OneCallConfig(), ResidualConfig(), RollingConfig())
     yield from (Levels(), RefinerConfig(), OwnSteps(4))
     yield from (Prompts(), Fixed(4), FirstBlock(0.1), Accumulated(0.1), Verified(0.1), SpeCa(0.1))
-    yield from (OwnGrid((1.0, 0.5)), AdaptedNetwork(OneNetwork(config)), GlanceConfig("run"), AdaptRecipe())
+    yield from (steps_at((1.0, 0.5)), AdaptedNetwork(OneNetwork(config)), GlanceConfig("run"), AdaptRecipe())
     yield Glance(networks, ByPhase(networks, of), of, ((1.0, 0.5),))
     yield from (Forecast(scale=(1.0, 2.0), step=0.5), ForecastCommand(Path("run"), Path("out")))
     yield from (ResidualNetworks(config, config, (4, 2, 2)), Residual(networks, networks, of, 0.25))

@@ -12,7 +12,6 @@ from theory.exact import GaussianMixture, OracleDenoiser
 from torch import nn
 
 import dualrate as dr
-from dualrate.contrib.early_exit import EarlyExit, ExitUViT
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.denoisers.denoiser import (
     BothRates,
@@ -23,11 +22,13 @@ from dualrate.denoisers.denoiser import (
     Plain,
 )
 from dualrate.denoisers.duodiff import Switched
+from dualrate.denoisers.early_exit import EarlyExit, ExitUViT
 from dualrate.denoisers.guidance import Guided, Sharpened
+from dualrate.denoisers.multilevel import Multilevel
 from dualrate.diffusion.categorical import CategoricalProcess, Masked
+from dualrate.diffusion.context import Cond
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Cond
 from dualrate.networks.conditional import ConditionalBody, ConditionEncoder, ConditionReader
 from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.networks.uvit import UViT
@@ -184,8 +185,9 @@ def test_every_exported_denoiser_and_every_named_one_is_tested_here():
 def test_every_denoiser_and_every_named_one_is_tested_here():
     found = {kind for kind in in_room("denoisers") if hasattr(kind, "encode")} - {dr.Denoiser}
     assert all(hasattr(kind, "denoise") and hasattr(kind, "reuse") for kind in found)
-    made = {type(make()) for make in MADE.values()} - {EarlyExit, OracleDenoiser}  # of other rooms
-    assert found - {Sharpened} == made  # of tokens: denoisers/test_sharpened.py
+    made = {type(make()) for make in MADE.values()} - {OracleDenoiser}  # of other rooms
+    # of tokens, and of one plan: denoisers/test_sharpened.py, test_multilevel.py
+    assert found - {Sharpened, Multilevel} == made
     assert MADE.keys() >= DENOISERS.keys()
 
 

@@ -19,14 +19,13 @@ import dualrate as dr
 from dualrate.codecs.diffusion import DiffusionDecoding
 from dualrate.codecs.token_codec import GreyLevels
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.contrib.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.data.conditions import SuperResolution
 from dualrate.diffusion.categorical import Masked
+from dualrate.diffusion.context import Batch
 from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Batch
 from dualrate.experiment import experiment as experiment_module
 from dualrate.experiment.experiment import MethodConfig, Prepared, Start
 from dualrate.experiment.modality import WINGS
@@ -46,10 +45,12 @@ from dualrate.forecasts.rolling_process import Rolling
 from dualrate.methods import moment_matching
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.crps import OneCallConfig
+from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.methods.em_distillation import EMDistillationConfig, Langevin
 from dualrate.methods.glance import AdaptedNetwork, GlanceConfig
-from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatchingConfig, StudentMethod
+from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatchingConfig
 from dualrate.methods.residual import ResidualConfig, ResidualNetworks
+from dualrate.methods.student_states import StudentMethod
 from dualrate.methods.times import BothTimes, GivenTimes, SingleTime
 from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfig
 from dualrate.networks.image_encoder import EncoderConfig
@@ -297,9 +298,8 @@ def test_every_method_and_every_configuration_is_tested_here():
     rooms = ("methods", *(name.split(".")[1] for name in WINGS))
     kinds = set().union(*map(in_room, rooms))
     found = {kind for kind in kinds if hasattr(kind, "phases")} - {Method, StudentMethod}
-    cases = [name for name, one in CASES.items() if not isinstance(one.method, EarlyExitConfig)]
-    assert found == {type(shared_method_of(name)) for name in cases}
-    assert {kind for kind in kinds if issubclass(kind, MethodConfig)} == {type(CASES[name].method) for name in cases}
+    assert found == {type(shared_method_of(name)) for name in CASES}
+    assert {kind for kind in kinds if issubclass(kind, MethodConfig)} == {type(case.method) for case in CASES.values()}
 
 
 # A method

@@ -17,26 +17,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import dualrate as dr
-from dualrate.contrib import early_exit
-from dualrate.contrib.early_exit import EarlyExit, EarlyExitNetwork
 from dualrate.denoisers.denoiser import DualRate, Plain
+from dualrate.denoisers.early_exit import EarlyExit
 from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.context import Batch, Cond, Reuse, shared_time
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Batch, Cond, Reuse, shared_time
 from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.forecasts import rolling
 from dualrate.forecasts.rolling_process import Rolling
 from dualrate.methods import (
     consistency,
     denoising,
+    early_exit,
     em_distillation,
     moment_matching,
     student_states,
     times,
 )
+from dualrate.methods.early_exit import EarlyExitNetwork
 from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.covariance import Bands, CovarianceTable

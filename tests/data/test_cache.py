@@ -199,7 +199,7 @@ def test_an_image_that_cannot_be_read_is_no_bad_image(tmp_path, on_bad):
 
 
 def test_trouble_with_a_source_is_not_that_of_the_cache(tmp_path, monkeypatch, load):
-    from dualrate.data import images as module
+    from dualrate.data import finding as module
 
     source = module.npz_source(tmp_path / "all.npz", "train")
 

@@ -16,15 +16,16 @@ from PIL import Image
 from torch import Tensor
 
 import dualrate as dr
-from dualrate.data import conditions as module
+from dualrate.codecs.codec import CodecFolder
+from dualrate.data import condition_rows as module
+from dualrate.data.condition_rows import Given, HeldOut
 from dualrate.data.conditions import (
     Colour,
     Condition,
     Conditioned,
-    Given,
-    HeldOut,
+    Conditioning,
     Inpainting,
-    Pairs,
+    Latent,
     SuperResolution,
     Unconditional,
     grey,
@@ -32,14 +33,14 @@ from dualrate.data.conditions import (
     picture_of,
     read_conditions,
     smaller,
-    task_named,
 )
 from dualrate.data.images import ImageSet, Look, to_float, to_uint8
 from dualrate.data.loader import Augment, Batches
+from dualrate.data.pairs import Pairs
 from dualrate.data.source import Raw
 from dualrate.denoisers.denoiser import Metered
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Shape
 from dualrate.drawing.likelihood import check_bounded
 from dualrate.drawing.measure import ensemble_scores, measure
 from dualrate.experiment.experiment import MethodConfig
@@ -59,7 +60,7 @@ from dualrate.metrics.features import Architecture
 from dualrate.metrics.store import FeatureStore
 from dualrate.recipes import auto
 from dualrate.recipes.auto import Auto
-from dualrate.recipes.tasks import conditional_networks
+from dualrate.recipes.tasks import conditional_networks, task_named
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 3, 24, 24)).astype(np.uint8)
 TASKS = [SuperResolution(4), Inpainting(7), Colour()]
@@ -254,7 +255,6 @@ def test_tasks_by_name() -> None:
         (SuperResolution(5), (3, 24, 24), "are not divisible by 5"),
         (Inpainting(24), (3, 24, 24), "a hole of side 24 covers"),
         (Colour(), (1, 24, 24), "the images are grey and have no colours"),
-        (Unconditional(), (3, 24, 24), "nothing but noise"),
     ],
 )
 def test_images_of_which_no_condition_can_be_made(condition: Condition, image: Shape, words: str) -> None:
@@ -279,7 +279,7 @@ GIVEN = SuperResolution(4).shape((3, 24, 24))
     ],
 )
 def test_experiments_that_do_not_fit_together(
-    networks: NetworksConfig, condition: Condition, method: MethodConfig, words: str
+    networks: NetworksConfig, condition: Conditioning, method: MethodConfig, words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
         dr.Experiment("run", networks, method, FIT, condition=condition)
@@ -353,6 +353,17 @@ def test_conditions_of_8_bits_are_refused(wrong: Tensor) -> None:
     for given in (wrong, wrong.numpy()):
         with pytest.raises(ValueError, match=r"conditions are numbers from -1 to 1.* x / 127\.5 - 1"):
             drawer().draw(given)
+
+
+def test_a_picture_is_no_condition_of_noise_or_of_latents(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(PIXELS[0]))
+    plain = dr.Experiment("plain", OneNetwork(NET), METHOD, FIT)
+    with pytest.raises(ValueError, match="plain makes images of noise alone: drop the conditions"):
+        plain.read_given(tmp_path)
+    latent = Latent(CodecFolder("a", "b"))
+    decoder = dr.Experiment("decoder", OneConditional(NET, (4, 6, 6)), METHOD, FIT, condition=latent)
+    with pytest.raises(ValueError, match="decoder is a decoder, which takes latents, not pictures: decode them by"):
+        decoder.read_given(tmp_path)
 
 
 def test_a_hole_of_one_s_own_hides_what_is_below_it() -> None:

@@ -13,10 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dualrate.data.conditions import Conditioned, Pairs, task_named
+from dualrate.data.conditions import Conditioned
 from dualrate.data.images import ImageSet, load_images, look_at
 from dualrate.data.loader import Augment, Batches
+from dualrate.data.pairs import Pairs
 from dualrate.data.source import SPLITS, Split
+from dualrate.recipes.tasks import task_named
 
 COUNT = 30
 

@@ -21,11 +21,12 @@ from cli.command import call
 from data.pickled import by_pickle
 from PIL import Image
 
-from dualrate.data import cache as cache_module
 from dualrate.data import images as images_module
-from dualrate.data.cache import BLOCK, DATASET, PREPARED, Shards, block_sums, is_finished, read_packed, verify
+from dualrate.data import shards as shards_module
+from dualrate.data.cache import DATASET, PREPARED, is_finished, read_packed, verify
 from dualrate.data.images import load_images, look_at, prepare
 from dualrate.data.loader import Batches
+from dualrate.data.shards import BLOCK, Shards, block_sums
 from dualrate.system.folders import MANIFEST, Damaged, Manifest
 from dualrate.system.workers import Workers, in_turn
 
@@ -216,9 +217,9 @@ def test_blocks_are_checked_once_and_those_alone_that_are_used(tmp_path: Path, m
     file = tmp_path / "rows.bin"
     file.write_bytes(np.random.default_rng(0).bytes(5 * row))
     sums, asked = block_sums(file), []
-    shards, sum_of = in_files([file], [5], (row,)), cache_module._sum
+    shards, sum_of = in_files([file], [5], (row,)), shards_module._sum
     assert len(sums) == 8 * 8
-    monkeypatch.setattr(cache_module, "_sum", lambda block: asked.append(len(block)) or sum_of(block))
+    monkeypatch.setattr(shards_module, "_sum", lambda block: asked.append(len(block)) or sum_of(block))
     expected = np.frombuffer(file.read_bytes(), np.uint8).reshape(5, row)
     for rows, blocks in (([1], 2), ([1], 0), ([0, 4], 3), (slice(None), 3)):
         asked.clear()
@@ -452,7 +453,7 @@ def test_start_up_from_as_many_images_as_imagenet_has_reads_no_pixel(tmp_path: P
     total, each, image = 1_281_167, 2**28 // (3 * 64 * 64), 3 * 64 * 64
     counts = [min(each, total - start) for start in range(0, total, each)]
     zeros = {
-        size: cache_module._sum(bytes(size)) for size in (BLOCK, counts[0] * image % BLOCK, counts[-1] * image % BLOCK)
+        size: shards_module._sum(bytes(size)) for size in (BLOCK, counts[0] * image % BLOCK, counts[-1] * image % BLOCK)
     }
     shards = []
     for i, n in enumerate(counts):

@@ -14,7 +14,8 @@ from data.pickled import by_pickle
 from PIL import Image
 
 from dualrate.data import tars as tar_members
-from dualrate.data.images import find_source, load_images, look_at, prepare
+from dualrate.data.finding import find_source
+from dualrate.data.images import load_images, look_at, prepare
 from dualrate.data.source import Member, Raw, Split
 
 Content = bytes | tarfile.TarInfo

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import dualrate as dr
 from dualrate.denoisers.denoiser import Conditional, DualRateConditional, Metered
 from dualrate.denoisers.guidance import Guided
-from dualrate.diffusion.values import Cond, Context
+from dualrate.diffusion.context import Cond, Context
 from dualrate.networks.conditional import ConditionalBody, ConditionEncoder, ConditionMaps
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.catalogue import SAMPLERS, make_step

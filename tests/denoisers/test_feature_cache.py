@@ -14,9 +14,9 @@ from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.denoisers.denoiser import Metered, Plain
 from dualrate.denoisers.feature_cache import FeatureCache, forecast_weights
 from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.context import Refresh
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Refresh
-from dualrate.networks.uvit import UViT
+from dualrate.networks.uvit import UViT, UViTCut
 from dualrate.sampling.cost import call_cost, macs_of
 from dualrate.sampling.solvers import DPMSolver2M
 from dualrate.sampling.trajectory import trajectory
@@ -156,7 +156,7 @@ def test_one_kept_sum_is_every_block_kept_or_forecast_on_its_own(outer, order):
 def test_deep_cache_of_two_levels_is_encoder_sharing_of_the_whole_middle():
     net = network(dr.UViTConfig(8, 1, (LEVELS[0], LEVELS[2]), 3, patch=2, embedding=16, head_dim=16))
     plan, plain = dr.StepPlan.uniform(6, 2), Plain(net, PROCESS)
-    shared = last(FeatureCache.shared_encoder(Plain(net, PROCESS), PROCESS, blocks=2), plan)
+    shared = last(FeatureCache(UViTCut(net, 1, 2), PROCESS), plan)
     torch.testing.assert_close(last(denoiser_named("deep-cache")(plain, PROCESS), plan), shared)
 
 

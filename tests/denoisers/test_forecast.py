@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 import dualrate as dr
-from dualrate.denoisers.feature_cache import forecast, forecast_weights, taylor_weights
+from dualrate.denoisers.feature_cache import forecast_features, forecast_weights, taylor_weights
+from dualrate.diffusion.context import shared_time
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import shared_time
 
 EQUAL, UNEQUAL = [0.3, 0.5, 0.7, 0.9], [0.31, 0.42, 0.78, 0.9]
 
@@ -98,7 +98,7 @@ def context(value: float, tau: float, earlier: tuple[dr.Context, ...] = ()) -> d
 def test_features_in_bfloat16_are_added_up_in_float32():
     """9 times 101 less 8 times 100.5: in bfloat16 the first is 908."""
     held = context(101.0, 1.0, (context(100.5, 2.0),))
-    (found,) = forecast(held, at(-7.0), Itself())
+    (found,) = forecast_features(held, at(-7.0), Itself())
     assert found.dtype == torch.bfloat16
     assert found.float().tolist() == [[105.0, 105.0]]
 
@@ -106,4 +106,4 @@ def test_features_in_bfloat16_are_added_up_in_float32():
 def test_features_without_a_time_are_refused():
     held = dr.Context((torch.zeros(1, 2),), at(0.5), earlier=(dr.Context((torch.zeros(1, 2),)),))
     with pytest.raises(ValueError, match="has none"):
-        forecast(held, at(0.2), Itself())
+        forecast_features(held, at(0.2), Itself())

@@ -8,8 +8,8 @@ from theory.exact import GaussianMixture, OracleDenoiser
 
 import dualrate as dr
 from dualrate.denoisers.multilevel import Multilevel
+from dualrate.diffusion.context import Cond, Refresh
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Cond, Refresh
 
 PROCESS = dr.GaussianProcess(Cosine())
 COND = Cond()

@@ -8,9 +8,9 @@ from theory.common import f64
 
 from dualrate.denoisers.guidance import Sharpened
 from dualrate.diffusion.categorical import Masked
+from dualrate.diffusion.context import Cond, Context, Reuse
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Cond, Context, Reuse
 
 P = f64(0.1, 0.5, 0.25, 0.15, 0)
 

@@ -16,9 +16,9 @@ from dualrate.denoisers.denoiser import DualRate, Metered, Plain
 from dualrate.denoisers.duodiff import Switched
 from dualrate.denoisers.feature_cache import FeatureCache
 from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.context import Refresh
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Refresh
 from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.cost import call_cost, expected_costs

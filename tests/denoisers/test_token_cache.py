@@ -13,7 +13,7 @@ from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Metered, Plain
 from dualrate.denoisers.feature_cache import TokenCache, choose
 from dualrate.denoisers.guidance import Guided
-from dualrate.diffusion.values import Refresh
+from dualrate.diffusion.context import Refresh
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.cost import CallCost, expected_costs, macs_of, mean_macs
 

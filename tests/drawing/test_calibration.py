@@ -13,9 +13,9 @@ from trouble import flips, full_disk, unreadable
 
 import dualrate as dr
 from dualrate.cli.main import main
-from dualrate.data.conditions import Given
+from dualrate.data.condition_rows import Given
 from dualrate.data.images import ImageSet
-from dualrate.diffusion.values import Context, Refresh, Reuse
+from dualrate.diffusion.context import Context, Refresh, Reuse
 from dualrate.drawing import calibration as module
 from dualrate.drawing.calibration import _measured, read_table, write_table
 from dualrate.drawing.choice import step_for

@@ -11,9 +11,9 @@ import torch
 from dualrate.cli.main import main
 from dualrate.data.images import ImageSet, to_float
 from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.context import Cond
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.drawing.likelihood import GREY_LEVEL, bits_per_dimension, ending, fit_variance
 from dualrate.experiment.data_config import DataConfig

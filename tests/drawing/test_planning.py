@@ -15,10 +15,10 @@ from dualrate.cli.main import main
 from dualrate.data.conditions import SuperResolution
 from dualrate.data.images import to_float
 from dualrate.denoisers.denoiser import Plain
+from dualrate.diffusion.context import Cond, Refresh
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond, Refresh
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.planning import candidates, measured_errors
@@ -123,7 +123,7 @@ def test_candidates_stay_within_the_budget_and_beat_the_even_spread():
 def test_errors_are_measured_once(run, monkeypatch):
     model = load(run)
     first = measured_errors(model, grid=4, images=8, progress=Quiet())
-    monkeypatch.setattr("dualrate.drawing.planning.measure_errors", None)
+    monkeypatch.setattr("dualrate.drawing.planning.search.measure_errors", None)
     second = measured_errors(model, grid=4, images=8, progress=Quiet())
     np.testing.assert_array_equal(first.errors, second.errors)
     assert first.t == second.t == StepPlan.uniform(4).t

@@ -12,8 +12,8 @@ from runs.made import NET, ONE, TWO, saved
 
 import dualrate as dr
 from dualrate.cli.console import reporter
+from dualrate.diffusion.context import Refresh
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Refresh
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.planning import measured_errors
 from dualrate.experiment.data_config import DataConfig

@@ -17,9 +17,10 @@ from trouble import forked
 
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
+from dualrate.drawing import record as record_module
 from dualrate.drawing import samples as module
 from dualrate.drawing.drawer import Drawer, Guidance
-from dualrate.drawing.samples import Pictures, write_samples
+from dualrate.drawing.samples import write_samples
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import TwoNetworks
@@ -27,7 +28,7 @@ from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks import blocks
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.report.image_grid import read_png
+from dualrate.report.image_grid import Pictures, read_png
 from dualrate.runs.store import load
 from dualrate.runs.train import check_out
 from dualrate.sampling.ancestral import Ancestral
@@ -286,6 +287,7 @@ def test_a_batch_cut_otherwise_is_redrawn_as_a_whole_whenever_it_is_killed(
 
         with monkeypatch.context() as patch, suppress(Killed):
             patch.setattr(module, "write_whole", dies)
+            patch.setattr(record_module, "write_whole", dies)
             written(model, out, then[0], batch_size=then[1])
         written(model, out, then[0], batch_size=then[1])
         assert content(out) == whole
@@ -511,12 +513,12 @@ def test_two_processes_cannot_fill_one_folder(model, artist, tmp_path):
 def test_a_process_that_came_between_is_noticed_once_the_lock_is_held(model, artist, tmp_path, monkeypatch):
     looked = []
 
-    def look(directory, read=module.Record.read):
+    def look(directory, read=module.SampleRecord.read):
         looked.append(directory)
         return None if len(looked) <= 2 else read(directory)
 
     written(model, tmp_path, range(5, 9))
-    monkeypatch.setattr(module.Record, "read", staticmethod(look))
+    monkeypatch.setattr(module.SampleRecord, "read", staticmethod(look))
     with pytest.raises(ValueError, match="differ in plan"):
         written(model, tmp_path, plan=StepPlan.uniform(3, 1))
 
@@ -545,3 +547,10 @@ def test_a_large_image_alone_is_in_bfloat16_where_that_pays(monkeypatch):
     assert blocks.in_bfloat16("auto", gpu, (1, 3, 8, 8))
     assert blocks.in_bfloat16("bfloat16", cpu, (1, 3, 8, 8))
     assert not blocks.in_bfloat16("auto", torch.device("meta"), (64, 3, 64, 64))
+
+
+def test_a_folder_whose_record_had_another_name_is_gone_on_with(model, tmp_path):
+    written(model, tmp_path, range(5, 8))
+    file = tmp_path / "sample.json"
+    file.write_text(file.read_text().replace('"type": "SampleRecord"', '"type": "Record"'))
+    assert (written(model, tmp_path, range(5, 10)).drawn, record(tmp_path)["images"]) == (5, 5)

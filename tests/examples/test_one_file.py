@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate
+from dualrate.diffusion.context import Batch, Cond
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Batch, Cond
 from dualrate.methods.denoising import Denoising
 from dualrate.methods.times import TimeSampler
 from dualrate.sampling.ancestral import Ancestral

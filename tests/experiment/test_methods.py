@@ -7,16 +7,16 @@ import torch
 
 import dualrate as dr
 from dualrate.codecs.codec import CodecFolder
-from dualrate.contrib.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.data.conditions import Latent
+from dualrate.diffusion.context import Batch
 from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Batch
 from dualrate.experiment.experiment import MethodConfig, Start
 from dualrate.experiment.network_configs import NetworksConfig, OneConditional
 from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan
 from dualrate.experiment.teaching import check_targets, check_teacher
 from dualrate.methods.consistency import ConsistencyConfig
+from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.methods.em_distillation import EMDistillationConfig
 from dualrate.methods.moment_matching import WATCH, InstantMomentMatching, MomentMatchingConfig
 from dualrate.methods.times import GivenTimes, SingleTime

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dualrate.config.serial import from_plain, to_plain
+from dualrate.diffusion.context import Refresh
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Refresh
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
-from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, OneStep, Segments
+from dualrate.experiment.plan_support import ONE_STEP, AnyPlan, AtLeast, OnePlan, steps_of_ddim
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.moment_matching import MomentMatchingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
@@ -82,7 +82,7 @@ def test_a_ladder_has_the_plans_that_are_served():
     assert sizes(AnyPlan((4, 32))) == [(2, 2), (8, 4), (300, 32)]
     assert sizes(AtLeast(4)) == [(4, 4), (8, 8), (300, 300)]
     assert sizes(OnePlan(8, 3)) == [(8, 3)]
-    assert sizes(Segments(4)) == [(4, 4)]
+    assert sizes(steps_of_ddim(4)) == [(4, 4)]
     assert [plan.num_steps for plan in AnyPlan().ladder([0])] == [1]
 
 
@@ -104,7 +104,7 @@ def test_students_are_for_plain_ancestral_sampling():
 
 
 def test_a_consistency_model_serves_its_own_steps_of_ddim():
-    process, serves = GaussianProcess(Cosine()), Segments(4)
+    process, serves = GaussianProcess(Cosine()), steps_of_ddim(4)
     assert serves.default_plan() == StepPlan.uniform(4)
     serves.check(StepPlan.at(uniform(4), range(4)))
     for plan in (
@@ -115,7 +115,7 @@ def test_a_consistency_model_serves_its_own_steps_of_ddim():
     ):
         with pytest.raises(ValueError, match="has learned to make 4 steps, equal in t, and no others"):
             serves.check(plan)
-    dual = Segments(4, 2)
+    dual = steps_of_ddim(4, 2)
     dual.check(StepPlan.uniform(4, 2))
     assert (dual.default_plan(), dual.default_heavy(1)) == (StepPlan.uniform(4, 2), 1)
     with pytest.raises(ValueError, match="4 steps, equal in t with 2 heavy calls spread evenly, and no others"):
@@ -127,7 +127,7 @@ def test_a_consistency_model_serves_its_own_steps_of_ddim():
 
 
 def test_a_student_of_one_step_serves_it():
-    process, serves = GaussianProcess(Cosine()), OneStep()
+    process, serves = GaussianProcess(Cosine()), ONE_STEP
     assert serves.default_plan() == StepPlan.uniform(1)
     assert serves.ladder([1, 8]) == [StepPlan.uniform(1)]
     serves.check_step(Ancestral(process))
@@ -139,10 +139,11 @@ def test_a_student_of_one_step_serves_it():
 
 
 def test_a_student_says_which_sampler_it_was_made_for():
-    assert [serves.sampler for serves in (AtLeast(4), OnePlan(8, 4), Segments(4))] == ["ancestral", "ancestral", "ddim"]
+    students = AtLeast(4), OnePlan(8, 4), steps_of_ddim(4)
+    assert [serves.sampler for serves in students] == ["ancestral", "ancestral", "ddim"]
     assert AnyPlan().sampler is None
     assert AnyPlan().any_plan
-    assert not Segments(4).any_plan
+    assert not any(serves.any_plan for serves in students)
 
 
 @pytest.mark.parametrize(("steps", "heavy"), [(8, 9), (8, 0), (0, 0)])

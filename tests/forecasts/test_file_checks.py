@@ -254,12 +254,19 @@ def virtual(file: h5py.File, other: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_an_older_netcdf_says_how_it_is_converted(tmp_path: Path, version: int) -> None:
+def test_netcdf_3_is_read(tmp_path: Path, version: int) -> None:
     with netcdf_file(tmp_path / "old.nc", "w", version=version) as file:
-        file.createDimension("time", 3)
-        file.createVariable("u", "f4", ("time",))[:] = 1
-    with pytest.raises(ValueError, match=r"old.nc is NetCDF 3; expected NetCDF 4, which is HDF5: nccopy -k nc4"):
-        find_fields(tmp_path / "old.nc")
+        for name, size in (("time", 6), ("y", 3), ("x", 5)):
+            file.createDimension(name, size)
+        file.createVariable("u", "f4", ("time", "y", "x"))[:] = np.arange(90).reshape(6, 3, 5)
+    np.testing.assert_array_equal(find_fields(tmp_path / "old.nc")[1].trajectories[0][0:6].ravel(), np.arange(90))
+    whole = (tmp_path / "old.nc").read_bytes()
+    (tmp_path / "short.nc").write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=r"short.nc cannot be read as NetCDF"):
+        find_fields(tmp_path / "short.nc")[1].trajectories[0][0:6]
+    (tmp_path / "wide.nc").write_bytes(b"CDF\x05" + whole[4:])
+    with pytest.raises(ValueError, match=r"wide.nc is NetCDF 3 with data of 64 bits.*nccopy -k nc4"):
+        find_fields(tmp_path / "wide.nc")
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".nc"])

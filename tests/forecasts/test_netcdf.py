@@ -28,8 +28,8 @@ def test_a_dimension_that_nobody_knows_is_no_space(tmp_path: Path) -> None:
     for dims in (("ic", "time", "x"), ("x", "y", "time"), ("ic", "time", "y", "x")):
         with pytest.raises(ValueError, match=r"with one or two of space, after time; trajectories are called"):
             read_fields(saved(f"{''.join(dims)}.nc", *dims), "train")
-    with pytest.raises(ValueError, match=r"several dimensions of time \(time, step\), expected one"):
-        read_fields(saved("b.nc", "time", "step", "x"), "train")
+    with pytest.raises(ValueError, match=r"several dimensions of time \(time, frame\), expected one"):
+        read_fields(saved("b.nc", "time", "frame", "x"), "train")
 
 
 @pytest.mark.parametrize(
@@ -94,10 +94,10 @@ def test_bounds_of_coordinates_are_left_out(tmp_path: Path, kind: str) -> None:
     data["time"].attrs[kind] = "cells"
     data.to_netcdf(tmp_path / "data.nc", engine="h5netcdf")
     source = find_fields(tmp_path / "data.nc")[1]
-    assert (source.variables, source.note) == (("u",), "left out, as they bound coordinates: cells")
+    assert (source.variables, source.note) == (("u",), "left out, as they describe others: cells")
     del data["time"].attrs[kind]
     data.to_netcdf(tmp_path / "unnamed.nc", engine="h5netcdf")
-    with pytest.raises(ValueError, match=r"u \{'time': 6, 'y': 3, 'x': 5\}; cells .*drop those that are no fields"):
+    with pytest.raises(ValueError, match=r"u \{'time': 6, 'y': 3, 'x': 5\}; cells .*name those of one kind"):
         find_fields(tmp_path / "unnamed.nc")
 
 
@@ -119,9 +119,7 @@ def test_dates_are_in_hours_and_three_dimensions_are_refused(tmp_path: Path) -> 
     data.to_netcdf(tmp_path / "era.nc", engine="h5netcdf")
     assert read_fields(tmp_path / "era.nc", "train").step == 12
     xarray.Dataset({"w": (("time", "z", "y", "x"), ARRAY[0])}).to_netcdf(tmp_path / "deep.nc", engine="h5netcdf")
-    with pytest.raises(
-        ValueError, match=r"have the dimensions \{'time': 6, 'z': 2.*trajectories are called trajectory"
-    ):
+    with pytest.raises(ValueError, match=r"has the dimensions \{'time': 6, 'z': 2.*trajectories are called trajectory"):
         read_fields(tmp_path / "deep.nc", "train")
     xarray.Dataset({"w": (("when", "x"), ARRAY[0, :, 0, 0])}).to_netcdf(tmp_path / "no.nc", engine="h5netcdf")
     with pytest.raises(ValueError, match="none with a dimension called time"):

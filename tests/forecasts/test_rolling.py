@@ -28,9 +28,9 @@ from dualrate.denoisers.denoiser import (
     given_of,
     posterior_mean,
 )
+from dualrate.diffusion.context import Batch, Cond, Context, Reuse, shared_time
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond, Context, Reuse, shared_time
 from dualrate.experiment.network_configs import ThreeConditional, TwoConditional
 from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.rolling import RollingConfig, RollingDenoising, Window, roll

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 import dualrate as dr
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.denoisers.denoiser import Conditional, Plain
+from dualrate.diffusion.context import Cond, shared_time
 from dualrate.diffusion.prediction import Sigmoid, v_from_x, x_loss_weight
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.schedule import Cosine, RectifiedFlow
-from dualrate.diffusion.values import Cond, shared_time
 from dualrate.forecasts.rolling_process import Rolling
 from dualrate.networks.blocks import NoiseEmbedding
 from dualrate.sampling.catalogue import make_step

@@ -16,8 +16,8 @@ from forecasts.test_rolling import RHO, Exact, Shown, first, forecast_of, gain, 
 from torch import Tensor
 
 import dualrate as dr
+from dualrate.diffusion.context import Cond, shared_time
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond, shared_time
 from dualrate.forecasts.rolling import roll
 from dualrate.forecasts.rolling_process import Rolling
 from dualrate.sampling.ddim import DDIM

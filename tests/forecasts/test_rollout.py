@@ -20,9 +20,9 @@ from runs.made import saved_random
 from torch import Tensor
 
 from dualrate.denoisers.denoiser import Denoiser, Metered, given_of
+from dualrate.diffusion.context import Cond, Context, Refresh, Reuse
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import SharedNoise
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
 from dualrate.drawing.choice import Choice
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.model import Model

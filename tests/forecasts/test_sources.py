@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dualrate.cli.data import Simulate
+from dualrate.data.folders import by_number
 from dualrate.data.loader import Augment, Batches
-from dualrate.data.source import by_number
 from dualrate.diffusion.random import Draws
 from dualrate.forecasts.fields import Fields, Statistics, read_fields, survey
 from dualrate.forecasts.netcdf import write_fields
@@ -72,7 +72,7 @@ def test_statistics_are_those_of_numpy_in_float64(
 ) -> None:
     array = (np.random.default_rng(seed).normal(size=(count, frames, channels, 2, 3)) + mean).astype(np.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dualrate.forecasts.fields.AT_A_TIME", 3 * array[0, 0].size)  # in parts of three frames
+        patch.setattr("dualrate.forecasts.statistics.AT_A_TIME", 3 * array[0, 0].size)  # in parts of three frames
         _, found = survey("", list(array), tuple("abc"[:channels]))
     wide, axes = array.astype(np.float64), (0, 1, 3, 4)
     np.testing.assert_allclose(found.mean, wide.mean(axes), rtol=1e-12, atol=1e-12)

@@ -14,7 +14,7 @@ from runs.made import saved_random
 from torch import Tensor
 
 from dualrate.denoisers.denoiser import Denoiser, given_of
-from dualrate.diffusion.values import Cond, Context, Reuse
+from dualrate.diffusion.context import Cond, Context, Reuse
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneConditional

@@ -60,7 +60,7 @@ def test_months_are_no_gaps(tmp_path: Path, steps: list[int]) -> None:
 def test_the_usual_step_and_gaps(times: Any, step: float | str, breaks: int) -> None:
     if isinstance(step, str):
         with pytest.raises(ValueError, match=step):
-            trajectories._timing(Path("made"), np.array(times))
+            trajectories.timed(Path("made"), np.array(times))
     else:
-        found = trajectories._timing(Path("made"), np.array(times))
+        found = trajectories.timed(Path("made"), np.array(times))
         assert (found.step, len(found.breaks)) == (step, breaks)

@@ -42,7 +42,6 @@ from dualrate.cli.export import Export
 from dualrate.cli.train import RECIPES
 from dualrate.codecs.token_codec import GreyLevels
 from dualrate.config.serial import to_plain
-from dualrate.contrib import early_exit
 from dualrate.data.conditions import SuperResolution
 from dualrate.diffusion.categorical import Masked, Uniform
 from dualrate.diffusion.prediction import Elbo, Sigmoid
@@ -52,7 +51,7 @@ from dualrate.forecasts.recipe import Forecasting, ForecastTier
 from dualrate.networks.tokens import TokensConfig
 from dualrate.pipelines.recipe import RetrofitRecipe
 from dualrate.pipelines.retrofitted import Retrofitted
-from dualrate.recipes import fashion_mnist_latents, students, tasks
+from dualrate.recipes import fashion_mnist, fashion_mnist_latents, students, tasks
 from dualrate.recipes.auto import Auto
 from dualrate.runs.store import read_experiment, write_experiment
 from dualrate.sampling.catalogue import SAMPLERS
@@ -134,7 +133,7 @@ def runs() -> dict[str, dr.Experiment]:
 def experiments() -> dict[str, dr.Experiment]:
     """Experiments of the kinds that no run here has, and recipes at their own size."""
     recipe, single = students.StudentRecipe(None, NET, students.DISTILLING), GOLDEN / "single"
-    table = {name: RECIPES[name]() for name in TRAINED} | {"fashion-mnist-early-exit": early_exit.fashion_mnist()}
+    table = {name: RECIPES[name]() for name in TRAINED} | {"fashion-mnist-early-exit": fashion_mnist.early_exit()}
     for by, more in {"moments": {}, "consistency": {}, "em": {}, "instant": {"version": "instant"}}.items():
         student = Student(recipe, by="moments" if by == "instant" else by, **more)  # pyright: ignore[reportArgumentType]
         table[f"student-{by}"] = student.of(single)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 import dualrate as dr
-from dualrate.data.conditions import Given, SuperResolution
+from dualrate.data.condition_rows import Given
+from dualrate.data.conditions import SuperResolution
 from dualrate.drawing import samples
 from dualrate.experiment.model import Model
 from dualrate.forecasts import folder as forecast_folder

@@ -19,11 +19,11 @@ from dualrate.codecs.codec import CodecFolder, NoCodec, decode_macs, noisy_laten
 from dualrate.codecs.diffusion import DECODER
 from dualrate.codecs.token_codec import GreyLevels
 from dualrate.comparison.candidates import RunRequest, candidates_of
-from dualrate.data.conditions import Condition, Latent, Unconditional
+from dualrate.data.conditions import Conditioning, Latent, Unconditional
 from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.data.loader import ByteBatch
+from dualrate.diffusion.context import Batch, Cond
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.cost import cost_report
 from dualrate.drawing.latents import nearness
@@ -61,7 +61,7 @@ def experiment(
     name: str,
     networks: NetworksConfig,
     method: DenoisingConfig = PLAIN,
-    given: Condition = GIVEN,
+    given: Conditioning = GIVEN,
 ) -> Experiment:
     return Experiment(name, networks, method, FIT, dr.DataConfig(str(root / "images.npz")), condition=given)
 

@@ -16,7 +16,8 @@ from theory.exact import GaussianMixture, OracleDenoiser
 
 import dualrate as dr
 from dualrate.codecs.codec import CodecFolder, Moments
-from dualrate.data.conditions import HeldOut, Latent
+from dualrate.data.condition_rows import HeldOut
+from dualrate.data.conditions import Latent
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.schedule import Cosine

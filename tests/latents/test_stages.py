@@ -23,7 +23,7 @@ from dualrate.experiment.experiment import Experiment, Stages
 from dualrate.runs import train as runs_stages
 from dualrate.runs import train as runs_train
 from dualrate.runs.store import load
-from dualrate.runs.train import in_turn
+from dualrate.runs.train import in_stages
 
 QUICK = {"sample_every": 9, "checkpoint_every": 1}
 
@@ -43,7 +43,7 @@ def stages(tmp_path: Path, monkeypatch) -> Stages:
 
 def test_one_command_goes_on_from_wherever_it_was_killed(stages: Stages, monkeypatch, capsys) -> None:
     """In the first stage, in its latents, and in the second; the result is that of stages that were never killed."""
-    for experiment, folder in in_turn(stages, Path("straight")):
+    for experiment, folder in in_stages(stages, Path("straight")):
         dr.train(experiment, folder)
     fit, train = runs_train.fit, ("train", "tiny")
 
@@ -94,7 +94,7 @@ def test_stages_go_on_at_another_place(stages: Stages) -> None:
     for made, out in ((stages, "here"), (more, "there")):
         if Path("here").exists():
             Path("here").rename("there")
-        for experiment, folder in in_turn(made, Path(out)):
+        for experiment, folder in in_stages(made, Path(out)):
             cli_train.Run(out=folder, device="cpu").train(experiment)
     model = load("there/base", note=str)
     assert (model.iteration, model.experiment.codec.folder) == (3, str(Path("there/first").resolve()))

@@ -16,9 +16,9 @@ import dualrate as dr
 from dualrate.codecs.codec import Codec, CodecConfig, Moments, Shape
 from dualrate.data.images import to_uint8
 from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.context import Batch
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.network_configs import NetworksConfig, OneNetwork

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 import dualrate as dr
+from dualrate.diffusion.context import Batch, Cond, Context, Reuse
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Batch, Cond, Context, Reuse
 
 PROCESS = dr.GaussianProcess(Cosine())
 C = 0.09

@@ -15,11 +15,11 @@ from training.toy import Recorder
 import dualrate as dr
 from dualrate.denoisers.denoiser import Plain, posterior_mean
 from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.context import Batch, Cond, Context, Reuse
 from dualrate.diffusion.prediction import v_from_x
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd, SharedNoise
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Batch, Cond, Context, Reuse
 from dualrate.methods.consistency import WATCH, Consistency, TeacherSteps
 from dualrate.networks.blocks import NoiseEmbedding
 from dualrate.sampling.ddim import DDIM, AdjustedDDIM

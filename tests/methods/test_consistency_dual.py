@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate, Plain, posterior_mean
+from dualrate.diffusion.context import Batch, Cond, Context, Refresh, Reuse
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
 from dualrate.methods.consistency import Consistency, TeacherSteps
 from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.networks.uvit import UViT

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import Denoiser, DualRateConditional, Metered, given_of
+from dualrate.diffusion.context import Batch, Cond, Context, Reuse
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Batch, Cond, Context, Reuse
 from dualrate.methods.crps import SCORES, OneCall, ScoreName
 from dualrate.networks.blocks import add_shared
 from dualrate.networks.conditional import ConditionEncoder

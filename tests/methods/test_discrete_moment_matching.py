@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from dualrate.denoisers.denoiser import DualRate, Plain, posterior_mean
 from dualrate.diffusion.categorical import NoisePlanes
+from dualrate.diffusion.context import Batch, Cond, Context
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import mean_squared_error
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond, Context
 from dualrate.methods.moment_matching import MomentMatching, auxiliary_loss, student_loss
 from dualrate.methods.student_states import FromData, FullRollout, SegmentRollout, StateSource
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer

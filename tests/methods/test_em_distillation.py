@@ -15,11 +15,11 @@ from theory.exact import GaussianMixture, OracleDenoiser
 from torch import Tensor, nn
 from training.toy import Recorder
 
+from dualrate.diffusion.context import Batch, Cond, Context
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Batch, Cond, Context
 from dualrate.methods.em_distillation import WATCH, ChainState, EMDistillation, Langevin
 
 PROCESS = GaussianProcess(Cosine())

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 import dualrate as dr
+from dualrate.diffusion.context import Batch, Cond, Context
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine, RectifiedFlow, sigma
-from dualrate.diffusion.values import Batch, Cond, Context
-from dualrate.experiment.plan_support import OwnGrid
+from dualrate.experiment.plan_support import steps_at
 from dualrate.methods.glance import FAST, SLOW, AdaptedNetwork, ByPhase, Glance, GlanceConfig
 from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.trajectory import trajectory
@@ -120,7 +120,7 @@ def test_a_phase_of_training_touches_its_own_adapter() -> None:
 
 
 def test_its_own_steps_are_served_alone() -> None:
-    serves = OwnGrid((1.0, 0.5, 0.1))
+    serves = steps_at((1.0, 0.5, 0.1))
     plan = serves.default_plan()
     assert (plan.t, plan.num_heavy, serves.ladder([4, 8])) == ((1.0, 0.5, 0.1, 0.0), 3, [plan])
     serves.check(plan)

@@ -10,10 +10,10 @@ from torch import nn
 
 from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.diffusion.categorical import Masked, Uniform
+from dualrate.diffusion.context import Batch, Cond
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond
 from dualrate.experiment.network_configs import TwoTransformers
 from dualrate.methods.denoising import Denoising
 from dualrate.methods.times import SingleTime, TimeSampler

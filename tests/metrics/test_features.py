@@ -17,12 +17,13 @@ from dualrate.metrics.features import (
     ITERATIONS,
     WEIGHTS,
     Architecture,
+    Card,
     FeatureNet,
     Mixed,
     Stacked,
-    read_card,
     train_feature_net,
 )
+from dualrate.metrics.trained_network import read_card
 from metrics.squares import two_classes
 
 EPOCHS = 10
@@ -75,7 +76,7 @@ def test_a_net_that_hardly_beats_a_guess_is_refused(net, classes, seen, least):
 
 def test_shipped_nets_are_not_refused():
     for file in SHIPPED.glob(f"*/{CARD}"):
-        card = read_card(file)
+        card = read_card(file, Card)
         card.check_accuracy()
         assert (
             card.judgement
@@ -201,7 +202,7 @@ def test_patches_tile_the_image(size, patch):
 
 
 def test_the_shipped_nets_differ_in_kind_and_seed_and_take_the_same_images():
-    cards = [read_card(file) for file in sorted(SHIPPED.glob(f"fashion-mnist*/{CARD}"))]
+    cards = [read_card(file, Card) for file in sorted(SHIPPED.glob(f"fashion-mnist*/{CARD}"))]
     assert len(cards) == 3
     for differing in ("name", "identity", "seed"):
         assert len({getattr(card, differing) for card in cards}) == 3

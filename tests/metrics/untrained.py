@@ -4,7 +4,8 @@ import hashlib
 
 import torch
 
-from dualrate.metrics.features import Architecture, Card, FeatureNet, weight_bytes
+from dualrate.metrics.features import Architecture, Card, FeatureNet
+from dualrate.metrics.trained_network import weight_bytes
 
 
 def untrained(architecture: Architecture, name: str = "noise", accuracy: float | None = None) -> FeatureNet:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dualrate as dr
-from dualrate.networks.adapters import Adapted, adapter_state, layers_of, load_adapter, merged
+from dualrate.networks.adapters import Adapted, adapter_state, layers_of, merged
 from dualrate.networks.dit import DiTConfig
 from dualrate.networks.tokens import TokensConfig, TokenTransformer
 
@@ -150,56 +150,9 @@ def test_a_state_has_the_names_of_peft_and_diffusers(prefix: str) -> None:
     expected = {f"{prefix}{name}.lora_A.weight": (4, size) for name, (_, size) in HAND_WRITTEN.items()}
     expected |= {f"{prefix}{name}.lora_B.weight": (out, 4) for name, (out, _) in HAND_WRITTEN.items()}
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == expected
-    output = adapted("fast", *inputs())
-    load_adapter(adapted.net, "slow", state)
-    torch.testing.assert_close(adapted("slow", *inputs()), output)
-    load_adapter(
-        adapted.net, "slow", {name.replace("A.weight", "A.default.weight"): one for name, one in state.items()}
-    )
-    torch.testing.assert_close(adapted("slow", *inputs()), output)
 
 
-def test_the_alpha_of_a_file_counts() -> None:
-    """A file's update is alpha / r B A."""
-    adapted, name = small(), "blocks.0.attn.proj"
-    a, b = normal(4, 16, seed=5), normal(16, 4, seed=6)
-    state = {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
-    layers = layers_of(adapted.net)
-    for given, alpha, scale in (
-        (state, None, 1),
-        (state, 8, 2),
-        ({**state, f"{name}.alpha": torch.tensor(2.0)}, 8, 0.5),
-    ):
-        load_adapter(adapted.net, "fast", given, alpha)
-        torch.testing.assert_close(layers[name].update("fast"), scale * b @ a)
-        assert not any(layer.update("fast").any() for other, layer in layers.items() if other != name)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda name: name.replace("attn.qkv", "attn.to_q"), r"blocks.0.attn.to_q is none .* give targets that name"),
-        (lambda name: name.replace("lora_B", "lora_C"), "or lacks A or B"),
-    ],
-)
-def test_a_state_of_other_layers_is_refused(change, message: str) -> None:
-    adapted = small()
-    state = adapter_state(adapted.net, "fast")
-    with pytest.raises(ValueError, match=message):
-        load_adapter(adapted.net, "slow", {change(name): one for name, one in state.items()})
-
-
-def test_a_state_of_another_rank_is_refused() -> None:
-    adapted = small()
-    state = adapter_state(Adapted(DiTConfig(8, 2, 16, 1, 3, head_dim=8).network(), PHASES, 2).net, "fast")
-    with pytest.raises(
-        ValueError, match=r"are \[\(2, 16\), \(48, 2\)\], expected \[\(4, 16\), \(48, 4\)\]: set the rank"
-    ):
-        load_adapter(adapted.net, "slow", state)
-
-
-def test_peft_reads_and_writes_the_same() -> None:
-    """Both ways: peft's network of our state, and ours of peft's."""
+def test_peft_reads_the_same() -> None:
     peft = pytest.importorskip("peft")
     adapted = small()
     bare = merged(adapted.net, None)
@@ -209,10 +162,6 @@ def test_peft_reads_and_writes_the_same() -> None:
     assert state.keys() == peft.get_peft_model_state_dict(theirs).keys()
     peft.set_peft_model_state_dict(theirs, state)
     torch.testing.assert_close(theirs.eval()(*inputs()), adapted("fast", *inputs()))
-    how = peft.LoraConfig(r=4, lora_alpha=12, target_modules=list(HAND_WRITTEN), init_lora_weights=False)
-    other = peft.get_peft_model(copy.deepcopy(bare), how).eval()
-    load_adapter(adapted.net, "slow", peft.get_peft_model_state_dict(other), alpha=12)
-    torch.testing.assert_close(adapted("slow", *inputs()), other(*inputs()))
 
 
 def test_a_network_of_diffusers_is_adapted_and_read_by_it() -> None:

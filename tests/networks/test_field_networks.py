@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dualrate as dr
-from dualrate.diffusion.values import Shape
+from dualrate.diffusion.context import Shape
 from dualrate.networks.blocks import conv3, wrapped
 from dualrate.networks.conditional import ConditionEncoder, ConditionMaps
 from dualrate.networks.dual import ContextEncoder, LightBody
@@ -101,7 +101,7 @@ def test_heights_that_do_not_divide_are_refused() -> None:
 def test_a_convolution_on_a_torus_is_that_of_torch_in_the_memory_of_its_input(line, shape, form) -> None:
     """Outputs, gradients, and a derivative carried forward: bit for bit, in float64."""
     torch.manual_seed(0)
-    periodic = conv3(3, 4, line=line, periodic=True).double()
+    periodic = conv3(3, 4, line=line, periodic=(True, True)).double()
     plain = torch.nn.Conv2d(3, 4, periodic.kernel_size, padding=periodic.padding, padding_mode="circular").double()
     plain.load_state_dict(periodic.state_dict())
     z, along = (torch.randn(shape, dtype=torch.float64).contiguous(memory_format=form) for _ in range(2))

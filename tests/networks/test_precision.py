@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dualrate as dr
-from dualrate.diffusion.values import Cond
+from dualrate.diffusion.context import Cond
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks

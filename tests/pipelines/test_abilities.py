@@ -30,7 +30,7 @@ from torch import nn
 import dualrate as dr
 from dualrate.codecs.codec import CodecFolder
 from dualrate.comparison.candidates import RunRequest, baselines_of
-from dualrate.data.conditions import Given
+from dualrate.data.condition_rows import Given
 from dualrate.data.latent_set import encode
 from dualrate.data.loader import Batches
 from dualrate.denoisers.catalogue import denoiser_named

@@ -16,7 +16,7 @@ from torch import nn
 
 import dualrate as dr
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
-from dualrate.diffusion.values import Refresh
+from dualrate.diffusion.context import Refresh
 from dualrate.pipelines.accelerate import CallRecord
 from dualrate.pipelines.caching import Features
 from dualrate.pipelines.classes.catalogue import KINDS

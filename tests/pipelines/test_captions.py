@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dualrate.data.images import named_splits
+from dualrate.data.finding import named_splits
 from dualrate.data.source import NOTED, names_of
 from dualrate.pipelines.captions import Captions, read_captions
 

@@ -15,7 +15,7 @@ from PIL import Image
 from pipelines.stub_texts import TOKENS, WIDTH, embedding, encoders, text_pipeline
 
 from dualrate.data.cache import cache_dir
-from dualrate.data.images import find_source
+from dualrate.data.finding import find_source
 from dualrate.data.loader import Augment
 from dualrate.data.source import SPLITS, names_of, silent
 from dualrate.diffusion.random import Draws

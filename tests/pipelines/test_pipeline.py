@@ -25,7 +25,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.pipelines.export import DualRatePipeline
 from dualrate.pipelines.parts import DualRateNetwork, DualRateScheduler
 from dualrate.runs.store import write_class_names
-from dualrate.sampling.trajectory import rollout
+from dualrate.sampling.trajectory import trajectory
 from dualrate.system.folders import MANIFEST
 
 SEEDS, STEPS, HEAVY = [3, 2**40], 4, 2
@@ -224,9 +224,9 @@ def test_changed_latents_are_taken_over_with_a_context_of_their_own(model, pipe,
     def draw(step, k):
         return noise.normal(f"step {step} draw {k}", 1, 8, 8)
 
-    expected = rollout(drawer.denoiser, drawer.step, drawer.plan, other, cond, draw, start=1)
+    *_, last = trajectory(drawer.denoiser, drawer.step, drawer.plan, other, cond, draw, start=1)
     found = drawn(pipe, plan=plan if model.reuses_context else drawer.plan, callback_on_step_end=callback)
-    assert torch.equal(found, expected)
+    assert torch.equal(found, last.z)
 
 
 def test_latents_of_another_shape_are_refused_where_a_callback_gives_them(pipe):

@@ -13,7 +13,7 @@ from pipelines.stub_texts import embedding, encoders
 from pipelines.test_retrofit_prompts import direct, root  # noqa: F401  # a fixture
 
 import dualrate as dr
-from dualrate.data.conditions import Given
+from dualrate.data.condition_rows import Given
 from dualrate.denoisers.guidance import Guided
 from dualrate.pipelines.export import DualRatePipeline
 from dualrate.sampling.trajectory import rollout

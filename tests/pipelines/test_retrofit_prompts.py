@@ -18,18 +18,19 @@ from pipelines.test_retrofit import saved, tiny_recipe
 
 import dualrate as dr
 from dualrate.comparison import compare as comparison
-from dualrate.data.conditions import Given
+from dualrate.data.condition_rows import Given
 from dualrate.data.latent_set import read_latents
 from dualrate.data.loader import Augment, Batches
 from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.context import Refresh
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Refresh
 from dualrate.drawing.drawer import Guidance, measured_on, real_batches
 from dualrate.drawing.planning import measured_errors
 from dualrate.experiment.experiment import Start
 from dualrate.methods.times import TimeSampler
 from dualrate.metrics.distances import GaussianStats, frechet_distance
-from dualrate.metrics.features import Architecture, Card, FeatureNet, weight_bytes
+from dualrate.metrics.features import Architecture, Card, FeatureNet
+from dualrate.metrics.trained_network import weight_bytes
 from dualrate.pipelines import clip
 from dualrate.pipelines import prompt_set as prompts
 from dualrate.pipelines import recipe as retrofit

@@ -1,8 +1,6 @@
 """What whoever adds a network class is told where its rows of blocks are not described."""
 
 import pytest
-from pipelines.models import dit
-from torch import nn
 
 from dualrate.pipelines.classes.catalogue import KINDS
 from dualrate.pipelines.classes.kind import Rows
@@ -14,10 +12,3 @@ DIT = KINDS["DiTTransformer2DModel"]
 def test_rows_without_names_or_without_the_image_are_refused(rows):
     with pytest.raises(ValueError, match="name the network's lists of blocks, and what a block takes"):
         Rows(**rows)
-
-
-def test_rows_of_a_wrong_name_say_which_lists_there_are():
-    with pytest.raises(ValueError, match=r"no blocks in layers.*its lists are transformer_blocks"):
-        Rows(names=("layers",)).blocks(dit())
-    with pytest.raises(ValueError, match="its lists are none"):
-        Rows().blocks(nn.Linear(1, 1))

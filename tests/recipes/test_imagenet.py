@@ -12,9 +12,9 @@ import torch
 from dualrate.cli import distill, train
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.loader import Augment
+from dualrate.diffusion.context import Batch
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Interpolated, Truncated
-from dualrate.diffusion.values import Batch
 from dualrate.experiment.experiment import Experiment
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.em_distillation import Langevin

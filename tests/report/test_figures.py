@@ -14,21 +14,19 @@ from PIL import Image
 
 from dualrate.diffusion.plan import StepPlan
 from dualrate.forecasts import pictures as field_pictures
+from dualrate.forecasts.curves import Panel, curves_figure, spectra_figure
 from dualrate.forecasts.pictures import Shown, forecast_figure, write_animation
 from dualrate.forecasts.scores import Score
 from dualrate.report import figures
 from dualrate.report.figures import (
     INK,
     PALETTE,
-    Panel,
-    curves_figure,
     loss_figure,
     mark,
     pareto_figure,
     plan_figure,
     png,
     ranks_figure,
-    spectra_figure,
     svg,
 )
 from report.made import DUAL, HEAVY, LIGHT, row

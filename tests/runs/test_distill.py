@@ -14,10 +14,10 @@ import pytest
 import torch
 from training.toy import Recorder, final, same_bits
 
+from dualrate.diffusion.context import Cond, Context
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated, RectifiedFlow
-from dualrate.diffusion.values import Cond, Context
 from dualrate.drawing.choice import Choice
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment, Start

@@ -12,8 +12,9 @@ from dualrate.denoisers.duodiff import Switched
 from dualrate.diffusion.schedule import shifted
 from dualrate.experiment.network_configs import OneNetwork
 from dualrate.experiment.plan_support import AtLeast
+from dualrate.experiment.switching import switched
 from dualrate.methods.moment_matching import MomentMatchingConfig
-from dualrate.runs.store import called_by, switched
+from dualrate.runs.store import called_by
 
 PLAN = dr.StepPlan.late(4, 2, 2)
 

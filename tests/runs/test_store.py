@@ -8,7 +8,7 @@ from runs.made import NET, ONE, TWO, saved
 from torch import nn
 from trouble import unreadable
 
-from dualrate.diffusion.values import Cond, Context
+from dualrate.diffusion.context import Cond, Context
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.experiment.teaching import fill, start_from
 from dualrate.runs.release import export

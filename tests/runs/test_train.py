@@ -1,7 +1,9 @@
 """Training a run: a frozen encoder stays what it was."""
 
+import gc
 import shutil
 import threading
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -277,3 +279,24 @@ def test_what_is_no_image_in_a_data_set_of_one_s_own_is_refused_with_its_shape_a
 def test_a_data_set_of_nothing_is_refused():
     with pytest.raises(ValueError, match="dataset is empty"):
         from_dataset(Own(pixels, 0))
+
+
+def test_trainings_in_turn_hold_the_data_of_one(runs, tmp_path, monkeypatch):
+    """Without the collector's own rounds, which come after many objects, not after large ones."""
+    _, retrofit = runs
+    heavy, data = replace(retrofit, networks=OneNetwork(NET), method=DenoisingConfig()), []
+    original = Experiment.load
+
+    def load_and_note(*args):
+        loaded = original(*args)
+        data.append(weakref.ref(loaded))
+        return loaded
+
+    monkeypatch.setattr(Experiment, "load", load_and_note)
+    gc.disable()
+    try:
+        for name in ("first", "second"):
+            train(heavy, tmp_path / name)
+    finally:
+        gc.enable()
+    assert data[0]() is None

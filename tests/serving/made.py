@@ -15,7 +15,7 @@ from runs.made import ONE, TWO
 from torch import Tensor, nn
 
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.diffusion.values import Cond, Context, Reuse
+from dualrate.diffusion.context import Cond, Context, Reuse
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.model import Model
 from dualrate.experiment.plan_support import AtLeast, OnePlan

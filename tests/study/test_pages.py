@@ -19,16 +19,28 @@ pytest.importorskip("diffusers")  # of captions
 import common as common_of_report
 
 from benchmarks import peers
-from studies import captions, common, conditions, decoders, forecasts, on_gpu, report, sudoku, where
+from studies import captions, common, conditions, contest_page, decoders, forecasts, on_gpu, report, sudoku, where
 
 DOCS = common.RESULTS.parent
-MODULES = captions, common, common_of_report, conditions, decoders, forecasts, on_gpu, report, sudoku, where
+MODULES = (
+    captions,
+    common,
+    common_of_report,
+    conditions,
+    contest_page,
+    decoders,
+    forecasts,
+    on_gpu,
+    report,
+    sudoku,
+    where,
+)
 PLACE = re.compile(r"(<!-- (?!end of )([^\n]+) -->\n).*?(?=<!-- end of \2 -->)", re.DOTALL)
 NONE = Path("no rows of one's own")
 WRITTEN = {  # by code
     "where.json", "settled-25.json",
-    *(f"{name}.png" for name in ("settled-25-flops", "decoders-flops", "captions", "where", "forecasts")),
-    *(f"forecasts-{name}.png" for name in ("kolmogorov", "leads")),
+    *(f"{name}.png" for name in ("settled-25-flops", "decoders-flops", "captions", "where")),
+    *(f"forecasts-{name}.png" for name in ("kolmogorov", "leads")), "contest-kuramoto-sivashinsky.png",
 }  # fmt: skip
 
 
@@ -48,7 +60,7 @@ def write_peers() -> None:
 
 
 WRITERS: tuple[Callable[[], None], ...] = (
-    write_settled, write_forecasts, write_peers, decoders.page, on_gpu.page, lambda: conditions.page(NONE),
+    write_settled, write_forecasts, write_peers, contest_page.page, decoders.page, on_gpu.page, lambda: conditions.page(NONE),
     lambda: captions.page(NONE), lambda: sudoku.page(NONE),
     where.page,  # of what others write
 )  # fmt: skip

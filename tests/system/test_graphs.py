@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.context import Refresh
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Betas, Cosine
-from dualrate.diffusion.values import Refresh
 from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.sampling.catalogue import SAMPLERS, make_step

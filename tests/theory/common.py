@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from dualrate.diffusion.context import Cond
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated, shifted
-from dualrate.diffusion.values import Cond
 from dualrate.sampling.cost import call_cost, expected_costs
 from dualrate.sampling.trajectory import State, trajectory
 from theory.exact import GaussianMixture

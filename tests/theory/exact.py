@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.context import Cond, Context, Reuse
 from dualrate.diffusion.process import GaussianProcess
-from dualrate.diffusion.values import Cond, Context, Reuse
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dualrate.diffusion.context import Cond, Context, Refresh, Reuse
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
 from theory.exact import GaussianMixture
 
 

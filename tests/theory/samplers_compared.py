@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import dualrate as dr
-from dualrate.diffusion.values import Cond
+from dualrate.diffusion.context import Cond
 from dualrate.sampling.covariance import Bands
 from dualrate.sampling.ddim import AdjustedDDIM
 from dualrate.sampling.fourier import FourierCovariance

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dualrate.diffusion.values import Cond
+from dualrate.diffusion.context import Cond
 from dualrate.sampling.ddim import DDIM, AdjustedDDIM, analytic_variance
 from dualrate.sampling.step import move
 from dualrate.sampling.trajectory import trajectory

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from dualrate.diffusion.values import Cond
+from dualrate.diffusion.context import Cond
 from dualrate.sampling.grids import uniform_log_snr
 from dualrate.sampling.planner import Bend, measure_bend
 from dualrate.sampling.solvers import extrapolated

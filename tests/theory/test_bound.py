@@ -8,10 +8,10 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import norm
 
+from dualrate.diffusion.context import Cond, expand
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Gaussian, GaussianProcess
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond, expand
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.bound import divergence, log_probability, variational_bound
 from dualrate.sampling.ddim import DDIM

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import dualrate as dr
 from dualrate.denoisers.denoiser import BothRates, Conditional, Denoiser, DualRateConditional, Metered, given_of
 from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.context import Batch, Cond, Context, Refresh, Reuse, for_rows
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
 from dualrate.experiment.network_configs import ThreeConditional
 from dualrate.methods.denoising import Denoising
 from dualrate.methods.times import BothTimes
@@ -349,7 +349,10 @@ def test_without_a_condition_there_is_no_sample(make) -> None:
 
 def test_what_is_shared_is_added_to_the_rows_of_its_condition_without_a_copy() -> None:
     h, shared = normals(0, 6, 4, 2, 2), normals(1, 2, 4, 2, 2)
-    assert torch.equal(add_shared(h, shared), h + shared.repeat_interleave(3, 0))
+    assert torch.equal(for_rows(shared, len(h)), shared[torch.arange(len(h)) // 3])
+    assert for_rows(shared, len(shared)) is shared
+    assert for_rows(shared[:0], 0).shape == shared[:0].shape
+    assert torch.equal(add_shared(h, shared), h + for_rows(shared, len(h)))
     assert torch.equal(add_shared(h, h), 2 * h)
     made: list[int] = []
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from dualrate.diffusion.values import Context
+from dualrate.diffusion.context import Context
 from theory.common import f64, normals
 
 CONTEXT = Context((normals(0, 3, 4, 2, 2), normals(1, 3, 8)), tau=f64(0.9, 0.5, 0.7))

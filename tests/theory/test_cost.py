@@ -11,8 +11,8 @@ import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.categorical import Masked, NoisePlanes
+from dualrate.diffusion.context import Context, Reuse
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Context, Reuse
 from dualrate.experiment.network_configs import ThreeConditional, TwoConditional
 from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.sampling.catalogue import SAMPLERS

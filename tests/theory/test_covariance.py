@@ -9,7 +9,7 @@ import torch
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import Metered
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+from dualrate.diffusion.context import Cond, Context, Refresh, Reuse
 from dualrate.sampling.covariance import (
     Bands,
     NoiseCovariance,

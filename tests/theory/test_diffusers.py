@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from dualrate.diffusion.context import Cond, Context
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import v_from_x
-from dualrate.diffusion.values import Cond, Context
 from dualrate.sampling import grids
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.ddim import DDIM

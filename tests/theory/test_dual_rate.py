@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from dualrate.denoisers.denoiser import DualRate, Plain
+from dualrate.diffusion.context import Cond, Context, Refresh, expand
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import v_from_x
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Interpolated, alpha, sigma
-from dualrate.diffusion.values import Cond, Context, Refresh, expand
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.trajectory import rollout, trajectory
 from theory.common import PROCESS, f64, line_mixture, normals, sources, uniform_log_snr

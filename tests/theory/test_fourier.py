@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dualrate as dr
-from dualrate.diffusion.values import Cond, Refresh
+from dualrate.diffusion.context import Cond, Refresh
 from dualrate.sampling.covariance import Bands, Boundary
 from dualrate.sampling.ddim import DDIM, AdjustedDDIM
 from dualrate.sampling.fourier import FourierCovariance

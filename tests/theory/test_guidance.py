@@ -7,8 +7,8 @@ import torch
 
 from dualrate.denoisers.denoiser import Metered
 from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.context import Cond, Context, Reuse
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.values import Cond, Context, Reuse
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.trajectory import rollout

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dualrate as dr
-from dualrate.diffusion.values import Cond
+from dualrate.diffusion.context import Cond
 from dualrate.sampling.covariance import tweedie
 from dualrate.sampling.lanczos import LanczosCovariance
 from dualrate.sampling.trajectory import rollout

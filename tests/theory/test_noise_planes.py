@@ -6,9 +6,9 @@ from torch import nn
 
 from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.categorical import NoisePlanes
+from dualrate.diffusion.context import Cond
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.bound import token_bound

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from dualrate.diffusion.context import Cond
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Cond
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.covariance import NoiseCovariance
 from dualrate.sampling.ddim import DDIM, AdjustedDDIM

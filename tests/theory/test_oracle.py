@@ -8,10 +8,10 @@ import torch
 from scipy.integrate import quad
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+from dualrate.diffusion.context import Cond, Context, expand
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import eps_from_x
 from dualrate.diffusion.schedule import alpha, sigma
-from dualrate.diffusion.values import Cond, Context, expand
 from theory.common import PROCESS, f64, gaussian, line_mixture, normals, space_mixture, uniforms
 from theory.exact import GaussianMixture, OracleDenoiser
 from theory.held_context import held_variance, two_band_variance

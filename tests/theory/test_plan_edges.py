@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualrate.denoisers.denoiser import DualRate, Plain
+from dualrate.diffusion.context import Batch, Cond, Context, Refresh
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond, Context, Refresh
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig

@@ -8,9 +8,9 @@ import torch
 from scipy.integrate import solve_ivp
 
 from dualrate.denoisers.denoiser import Metered
+from dualrate.diffusion.context import Cond, Context
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.schedule import alpha, sigma
-from dualrate.diffusion.values import Cond, Context
 from dualrate.sampling import grids
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.ddim import DDIM, AdjustedDDIM

@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 
+from dualrate.diffusion.context import Cond, Context
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Interpolated, alpha, sigma
-from dualrate.diffusion.values import Cond, Context
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.ddim import DDIM, AdjustedDDIM
 from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M

@@ -6,9 +6,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import Plain
+from dualrate.diffusion.context import Cond, cached_for_shared_time, shared_time
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Cond, cached_for_shared_time, shared_time
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.covariance import Bands, CovarianceTable
 

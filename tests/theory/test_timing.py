@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp, kstest
 
+from dualrate.diffusion.context import Refresh
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Refresh
 from dualrate.methods.times import GivenTimes, SingleTime, TimeSampler, latest_heavy, radical_inverse
 
 FULL, KEEP, NONE = Refresh.FULL, Refresh.KEEP, Refresh.NONE

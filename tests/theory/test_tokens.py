@@ -9,9 +9,9 @@ from torch import nn
 
 from dualrate.denoisers.denoiser import DualRate, Metered, Plain
 from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.context import Cond, Context, Reuse
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond, Context, Reuse
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.bound import token_bound, token_divergence

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from dualrate.diffusion.context import Cond
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.bound import FittedVariance, mean_errors, variational_bound
 from tests.theory.common import PROCESS, f64, gaussian, line_mixture, normals, uniform_log_snr, uniforms

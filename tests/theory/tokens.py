@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dualrate.diffusion.categorical import CategoricalProcess, Masked, Uniform
+from dualrate.diffusion.context import Context, Reuse
 from dualrate.diffusion.schedule import Linear
-from dualrate.diffusion.values import Context, Reuse
 
 WIDE = Linear(-30.0, 30.0)  # a_t = 1 - t to 1e-13
 MASKED, UNIFORM = Masked(WIDE), Uniform(WIDE)

@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import dualrate as dr
-from dualrate.data.conditions import Given, task_named
+from dualrate.data.condition_rows import Given
+from dualrate.recipes.tasks import task_named
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch.nn.functional import conv2d
 
 import dualrate as dr
+from dualrate.diffusion.context import Batch, Refresh
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Refresh
 from dualrate.experiment.experiment import Start
 from dualrate.sampling.cost import call_cost, expected_costs
 from dualrate.training import checkpoint

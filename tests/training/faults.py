@@ -16,8 +16,8 @@ from unittest import mock
 import torch
 import torch._dynamo  # an optimiser loads it, which took each child most of a second
 
+from dualrate.diffusion.context import Batch
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch
 from dualrate.system import folders
 from dualrate.training.loop import fit
 from dualrate.training.method import Loss

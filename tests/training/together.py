@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from contracts.test_method_contracts import CASES, images, method_of, prepared
 
-from dualrate.diffusion.values import Batch
+from dualrate.diffusion.context import Batch
 from dualrate.methods import moment_matching
 from dualrate.training.config import FitConfig, OptimConfig
 from dualrate.training.distributed import Lost, Share, World, launched_world

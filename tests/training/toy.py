@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.context import Batch
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig, OptimConfig
 from dualrate.training.method import Loss, Phase

@@ -28,11 +28,12 @@ from torch import Tensor
 
 import dualrate as dr
 from dualrate.config.serial import to_plain
-from dualrate.data.conditions import Condition, Given, picture_of, task_named
+from dualrate.data.condition_rows import Given
+from dualrate.data.conditions import Condition, OfPicture, picture_of
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.drawer import Drawer
 from dualrate.metrics.ensembles import EnsembleScores
-from dualrate.recipes.tasks import Rate, TrainedBy, conditional_networks
+from dualrate.recipes.tasks import Rate, TrainedBy, conditional_networks, task_named
 from dualrate.training.config import OptimConfig
 from tools.gpu import training
 from tools.gpu.cifar10 import SHAPE, Images, images, network
@@ -120,7 +121,8 @@ def scores(drawer: Drawer, asked: Asked, sizes: Sizes) -> tuple[Row, NDArray[np.
     alone = timed(drawer, range(sizes.batch), 1)[1]
     drawn, shared = timed(drawer, range(len(asked.y)), sizes.members)
     members = drawn.reshape(len(asked.y), sizes.members, *SHAPE)
-    unknown = drawer.model.experiment.condition.unknown(asked.y)
+    condition = drawer.model.experiment.condition
+    unknown = condition.unknown(asked.y) if isinstance(condition, OfPicture) else None
     parts = (
         (members[rows], asked.truth[rows], None if unknown is None else unknown[rows].cpu())
         for rows in np.array_split(np.arange(len(asked.y)), max(1, len(asked.y) // 50))

@@ -29,7 +29,7 @@ from torch import nn
 import dualrate as dr
 from dualrate.drawing.choice import GAMMA
 from dualrate.networks.uvit import UViT, UViTConfig
-from dualrate.recipes.tasks import smaller
+from dualrate.recipes.tasks import reduced
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.cost import call_cost, expected_costs
 from dualrate.sampling.grids import grid_times
@@ -89,10 +89,10 @@ class ConcatenatingConfig(UViTConfig):
 def networks(name: str, *, smoke: bool = False) -> dr.OneNetwork | dr.TwoNetworks:
     """Those of the piece `conditions`, with classes. The pair's encoder has no head, so the light one always runs."""
     heavy = network(8, (32, 32), 1, 1, CLASSES) if smoke else network(64, (128, 256), 1, 4, CLASSES)
-    light = smaller(heavy, "light")
+    light = reduced(heavy, "light")
     if name == "pair":
         return dr.TwoNetworks(heavy.with_head(False), ConcatenatingConfig(**vars(light)))
-    return dr.OneNetwork({"heavy": heavy, "mid": smaller(heavy, "medium"), "light": light}[name])
+    return dr.OneNetwork({"heavy": heavy, "mid": reduced(heavy, "medium"), "light": light}[name])
 
 
 def experiment(job: Job, name: str, rate: float, seed: int = 0, seconds: float | None = None) -> dr.Experiment:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import dualrate as dr
+from dualrate.data.conditions import Condition
 from dualrate.experiment.experiment import Start
 from dualrate.system.device import pays
 from dualrate.system.progress import Silent
@@ -33,8 +34,8 @@ def train(
 
     look: called with images seen and the denoiser, averaged weights in place, every `sample_every` and at the end
     """
-    config, given = experiment.fit, experiment.networks.given is not None
-    make = experiment.condition.build(job.device) if given else None
+    config, condition = experiment.fit, experiment.condition
+    make = condition.build(job.device) if isinstance(condition, Condition) else None
     batches = Batches(images, config.batch_size, experiment.num_classes > 0, make, config.seed)
     start = Start(True, job.device, pays(job.device), dr.load, batches.batch, print)
     method = experiment.method.prepare(experiment, start).method

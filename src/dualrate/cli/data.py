@@ -210,7 +210,8 @@ class EncodeImages(_Images):
         from dualrate.data.images import every_image
         from dualrate.data.source import resolved
         from dualrate.drawing.latents import encode_images
-        from dualrate.drawing.samples import GRID_PNG, grids_below
+        from dualrate.drawing.samples import grids_below
+        from dualrate.report.image_grid import GRID_PNG
 
         progress, codec = reporter(), read_codec(self.run_dir, pick_device(self.device))
         if grids := grids_below(resolved(self.images)):

@@ -12,7 +12,7 @@ from dualrate.cli.console import loaded
 from dualrate.cli.recipe import AsJson, Device, RunDir, Workers
 from dualrate.config.imports import import_named
 from dualrate.config.ranges import Images, Members, Range, Ranged, Rings, Steps
-from dualrate.diffusion.values import Reuse
+from dualrate.diffusion.context import Reuse
 from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.grids import check_grid
 from dualrate.system.files import write_whole

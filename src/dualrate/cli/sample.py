@@ -87,12 +87,10 @@ class Sample(Ranged):
             f"seconds_per_{noun}": written.seconds / written.drawn if written.drawn else None,
             "precision": written.precision,
         }
-        if model.experiment.codec.alphabet:
-            pieces = [file.read_bytes().decode() for file in written.files]
-            if self.json:
-                report["pieces"] = pieces
-            else:
-                print(BETWEEN.join(pieces) + "\n")
+        if written.texts is not None and self.json:
+            report["pieces"] = written.texts
+        elif written.texts is not None:
+            print(BETWEEN.join(written.texts) + "\n")
         print_report(self.json, report)
 
 

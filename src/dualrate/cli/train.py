@@ -16,14 +16,14 @@ from tyro.conf import arg
 from dualrate.cli.console import command_line, data_progress, report_end, reporter
 from dualrate.cli.recipe import HELP, Device, override, recipe_named, recipe_result, with_own_options
 from dualrate.config.ranges import Iterations, Processes, Ranged, Retries
-from dualrate.data.images import check_outside
+from dualrate.data.finding import check_outside
 from dualrate.data.latent_set import ENCODING
 from dualrate.experiment.experiment import Experiment, Stages, on_codec_of_data
 from dualrate.forecasts import recipe as forecasts
 from dualrate.pipelines.recipe import RetrofitRecipe
 from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents, imagenet
 from dualrate.recipes.students import AdaptRecipe, by_consistency
-from dualrate.runs.train import in_turn
+from dualrate.runs.train import in_stages
 from dualrate.system.device import pick_device
 from dualrate.system.progress import Silent
 from dualrate.texts import recipe as texts
@@ -152,7 +152,7 @@ class TrainStages:
         if is_launched():
             raise ValueError("two stages are trained in one process: train them one by one, or drop torchrun")
         out, where, progress = self.out or Path("runs") / self.stages.name, pick_device(self.device), reporter()
-        for experiment, folder in in_turn(self.stages, out, device=where, progress=data_progress(progress, ENCODING)):
+        for experiment, folder in in_stages(self.stages, out, device=where, progress=data_progress(progress, ENCODING)):
             progress.close()
             if Run(out=folder, device=self.device).train(experiment).stopped != "done":
                 return

@@ -30,10 +30,10 @@ from dualrate.config.imports import imported
 from dualrate.config.ranges import Ranged, Steps, as_path
 from dualrate.config.serial import to_plain
 from dualrate.diffusion.categorical import CategoricalProcess
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import alpha, sigma
-from dualrate.diffusion.values import Shape
 from dualrate.sampling.cost import macs_of
 from dualrate.system.device import pick_device, whole_products
 from dualrate.system.files import ABSENT, holders, read_json

@@ -21,11 +21,11 @@ from dualrate.codecs.codec import Codec, CodecConfig, Moments
 from dualrate.config.ranges import LogSNR, Range, Ranged, Steps
 from dualrate.config.serial import to_plain
 from dualrate.denoisers.denoiser import Conditional, Denoiser
+from dualrate.diffusion.context import Cond, Shape
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Cond, Shape
 from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
 from dualrate.sampling.catalogue import at_gamma, make_step, sampler_named
 from dualrate.sampling.grids import grid_times

@@ -26,9 +26,9 @@ from dualrate.codecs.codec import Codec, CodecConfig, Moments
 from dualrate.config.ranges import Range, Ranged
 from dualrate.config.serial import to_plain
 from dualrate.diffusion.categorical import CategoricalProcess
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Shape
 
 
 class TokenCodec(CodecConfig):

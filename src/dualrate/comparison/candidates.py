@@ -1,4 +1,4 @@
-"""What `dualrate compare` measures: models, each under a sampler and a plan.
+"""Candidates of `dualrate compare`: models, each under a sampler and a plan.
 
     RUN                     its usual numbers of steps and heavy calls
     RUN:32, RUN:32/8        32 steps; with 8 heavy calls
@@ -25,8 +25,8 @@ from pathlib import Path
 from dualrate.config.imports import import_named
 from dualrate.config.ranges import Probability, Ranged, Steps, checked, is_whole
 from dualrate.denoisers.catalogue import DENOISERS
+from dualrate.diffusion.context import Reuse
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.values import Reuse
 from dualrate.drawing.choice import Choice, read_plan, step_for
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.model import Model

@@ -39,7 +39,7 @@ from dualrate.comparison.results import ComparisonResults, as_json, compare_page
 from dualrate.comparison.rows import MeasuredCandidate, keep_row, read_row
 from dualrate.comparison.yardstick import SCREEN_SEED, Terms, Yardstick
 from dualrate.config.ranges import GuidanceWeight, Images, Members, Minutes, Precision, WorkerCount, as_path
-from dualrate.data.conditions import Given
+from dualrate.data.condition_rows import Given
 from dualrate.drawing.cost import call_seconds
 from dualrate.drawing.drawer import UNGUIDED, Drawer, Guidance
 from dualrate.drawing.evaluators import features_named

@@ -11,7 +11,8 @@ from dualrate.config.imports import import_module
 OF_MODULES = {
     "dualrate.codecs.diffusion": ("DiffusionDecoding",),
     "dualrate.codecs.token_codec": ("GreyLevels", "Characters"),
-    "dualrate.contrib.early_exit": ("EarlyExitNetwork", "EarlyExitConfig"),
+    "dualrate.methods.early_exit": ("EarlyExitNetwork", "EarlyExitConfig"),
+    "dualrate.data.pairs": ("Pairs",),
     "dualrate.diffusion.categorical": ("Masked", "Uniform", "NoisePlanes"),
     "dualrate.forecasts.fields": ("Forecast",),
     "dualrate.forecasts.refiner": ("AtLevels", "Levels", "RefinerConfig", "Refinement"),

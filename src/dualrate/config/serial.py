@@ -73,19 +73,19 @@ def from_json(
 
 def type_name(kind: type) -> str:
     """The name of a class in a file."""
-    own = kind.__module__.split(".")[0] == __name__.split(".")[0]
-    return kind.__name__ if own else f"{kind.__module__}:{kind.__qualname__}"
+    of_this_package = kind.__module__.split(".")[0] == __name__.split(".")[0]
+    return kind.__name__ if of_this_package else f"{kind.__module__}:{kind.__qualname__}"
 
 
 def _one_of(kind: type, value: Any, where: str) -> Any:
     """The class or the subclass that the value names; a dataclass itself needs no name."""
     _checked(value, isinstance(value, dict), where, f"a {kind.__name__}")
-    known, name = _readable(kind), value.get("type", type_name(kind))
+    kinds, name = _readable(kind), value.get("type", type_name(kind))
     _checked(name, isinstance(name, str), f"{where}.type", "a name")
-    if name not in known:
+    if name not in kinds:
         import_class(name)
-        known = _readable(kind)
-    if name not in known and (type_name(kind) not in known or ":" in name):
+        kinds = _readable(kind)
+    if name not in kinds and (type_name(kind) not in kinds or ":" in name):
         module, colon, _ = name.partition(":")
         if colon:
             raise ValueError(
@@ -95,8 +95,8 @@ def _one_of(kind: type, value: Any, where: str) -> Any:
         import_classes()
         names = ", ".join(sorted(_readable(kind)))
         raise ValueError(f"{where}: there is no {kind.__name__} {shown(repr(name), 100)}, it is one of {names}")
-    made = known.get(name, kind)
-    hints, names = typing.get_type_hints(made), [field.name for field in fields(made)]
+    chosen = kinds.get(name, kind)
+    hints, names = typing.get_type_hints(chosen), [field.name for field in fields(chosen)]
     values = {}
     for key, item in value.items():
         if key in names:
@@ -104,9 +104,9 @@ def _one_of(kind: type, value: Any, where: str) -> Any:
         elif key != "type":
             close = difflib.get_close_matches(key, names, 1)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(names)}"
-            raise ValueError(f"{where}: {made.__name__} has no field {shown(repr(key), 100)}; {hint}")
+            raise ValueError(f"{where}: {chosen.__name__} has no field {shown(repr(key), 100)}; {hint}")
     try:
-        return made(**values)
+        return chosen(**values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {shown(error)}") from error
 
@@ -118,8 +118,8 @@ def _readable(kind: type) -> dict[str, type]:
 
 def _subclasses(kind: type) -> Iterator[type]:
     """The dataclasses among all subclasses."""
-    for found in kind.__subclasses__():
-        yield from (found, *_subclasses(found)) if is_dataclass(found) else _subclasses(found)
+    for subclass in kind.__subclasses__():
+        yield from (subclass, *_subclasses(subclass)) if is_dataclass(subclass) else _subclasses(subclass)
 
 
 def _union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:

@@ -3,16 +3,12 @@
     super-resolution:4   x at a quarter of its side, by PIL's antialiased bicubic resizing, in 8 bits
     inpainting:16        x without a square hole of 16 x 16 at a random place, and a plane that is 1 where x is known
     colour               x in grey (ITU-R 601 luma), in 8 bits
-    pairs:SOURCE         the image of the same name in another source, of a size of its own
+    pairs:SOURCE         the image of the same name in another source, of a size of its own (pairs.py)
     a codec's latents    z_0 of x, with its noise (`Latent`): the model is a decoder
     prompts              of the captions of x, encoded beforehand (`pipelines.condition`)
 
 What is random is drawn by keys, so a resumed run sees the same conditions, and so does every model that is measured:
 held-out image i has the condition of seed i. A seed counts round the images.
-
-The name by which pairs are found is the path in the source without the picture's ending; of Parquet files it is the
-file and the row. So two folders make pairs, and so do two columns of the same files. The targets' split holds for both:
-the partner of a held-out image is held out, whatever its own ending would say.
 """
 
 from __future__ import annotations
@@ -20,13 +16,10 @@ from __future__ import annotations
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
-from pathlib import Path
-from statistics import median_low
-from typing import Annotated, Any, Literal, Protocol
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -35,35 +28,69 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualrate.codecs.codec import Codec, CodecConfig, NoCodec, noisy_latents
-from dualrate.config.ranges import Range, Ranged, Side, is_whole
+from dualrate.codecs.codec import CodecConfig, NoCodec, noisy_latents
+from dualrate.config.ranges import Range, Ranged
 from dualrate.config.serial import to_plain
-from dualrate.data.cache import cache_dir
-from dualrate.data.decode import Options, decode, scale_key, sides_of, sixteen_bit
-from dualrate.data.images import ImageSet, Look, decoded_source, look_at, named_splits, to_bytes, to_float, to_uint8
+from dualrate.data.condition_rows import Given, Make
+from dualrate.data.decode import decode, scale_key, sixteen_bit
+from dualrate.data.images import Look, to_bytes, to_float, to_uint8
 from dualrate.data.loader import Augment, Derived, TrainingSet
-from dualrate.data.source import SPLITS, Item, Raw, Source, Split, names_of, silent, without_ending
+from dualrate.data.source import Split, silent
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Shape
-from dualrate.system.folders import some_of
-
-MOST_SIDE = 256  # of the other images of pairs, unless the images themselves are larger
-Make = Callable[[Tensor, Draws], Tensor]  # x (B, C, H, W) in [-1, 1], draws of its rows -> y (B, c, h, w)
 
 
-class Condition(ABC):
-    """A subclass is a frozen dataclass: it is part of the experiment, and of the run's identity.
+class Conditioning(ABC):
+    """Ingredients of samples, as far as every run asks for them.
 
-    codec:    of latents; of any other condition none
-    labelled: whether a sample has a class besides; of prompts class 0 says that its prompt counts
+    A subclass is a frozen dataclass: it is part of the experiment, and of the run's identity.
+    codec:       of latents; of any other condition none
+    labelled:    whether a sample has a class besides; of prompts class 0 says that its prompt counts
+    no_pictures: why the condition is not given as a picture, in words that the model's name begins
     """
 
     codec: CodecConfig = NoCodec()
     labelled = False
+    no_pictures = "takes no pictures as conditions: pass them as an array"
+
+    @property
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """The fields by which a run is identified, as a part of the run's identity."""
+
+    def target(self, image: Shape) -> Shape:
+        """(C, H, W) of a sample, of what one item of the data is."""
+        return image
+
+    def items(self, data: Any, split: Split, progress: Callable[[int, int, str], None] = silent) -> TrainingSet | None:
+        """One split of a `DataConfig`, where the condition says how it is read; None: as the data say themselves."""
+        return None
+
+    def around(self, denoiser: Any) -> Any:
+        """A `Denoiser` that keeps to what the condition knows of all samples: the same, unless overridden."""
+        return denoiser
+
+    def weighed(self, x: Tensor, power: float = 0.5) -> Tensor:
+        """Samples or errors, times the weights of their numbers in a loss to some power: all 1, unless overridden."""
+        return x
+
+
+@dataclass(frozen=True)
+class Unconditional(Conditioning):
+    """Samples are made of noise alone."""
+
+    no_pictures = "makes images of noise alone: drop the conditions"
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The fields by which a run is identified, as a part of the run's identity."""
+        return {}  # as before there were conditions
+
+
+class Condition(Conditioning):
+    """A tensor y, which is made of what the data hold."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
         return {"condition": to_plain(self)}
 
     @abstractmethod
@@ -74,11 +101,7 @@ class Condition(ABC):
     def build(self, device: torch.device | str) -> Make:
         """The function that makes y of x, on a device; of pairs, of the other image."""
 
-    def fitted(self, targets: Look, image: Shape) -> Condition:
-        """The same for images that were looked at, and become (C, H, W). Raises what a look at others raises."""
-        return self
-
-    def check(self, image: Shape, augment: Augment) -> None:  # noqa: B027  # most follow every change
+    def check(self, image: Shape, augment: Augment) -> None:  # most follow every change
         """Raises ValueError for changes of images (C, H, W) that the condition cannot follow."""
 
     def partners(self, targets: str, split: Split, *, label: str | None, on_bad: str) -> TrainingSet | None:
@@ -87,10 +110,6 @@ class Condition(ABC):
         targets, label, on_bad: as in `load_images`. Raises what loading them raises.
         """
         return None
-
-    def target(self, image: Shape) -> Shape:
-        """(C, H, W) of a sample, of what one item of the data is."""
-        return image
 
     def held_out(self, source: str) -> Given | None:
         """Held-out conditions that lie beside the data, so that no image is read for them; None: they are made of
@@ -101,47 +120,21 @@ class Condition(ABC):
         """The set that networks are trained on, of one split of the data. partners: of the items, from `partners`"""
         return Conditioned(targets, self, partners)
 
-    def keep(self, x: Tensor, y: Tensor) -> Tensor:
-        """A sample (B, C, H, W) with what the condition knows of it put back: nothing, unless overridden."""
-        return x
-
-    def unknown(self, y: Tensor) -> Tensor | None:
-        """(B, 1, H, W) bool: the pixels that conditions (B, c, h, w) do not show; None: all."""
-        return None
-
     def accepted(self, y: Tensor) -> Tensor:
         """Conditions of one's own, (N, c, h, w), as networks take them. Raises ValueError for what cannot be one."""
         return y
 
-    def check_pictured(self) -> None:  # noqa: B027  # most are of pictures
-        """Raises ValueError where samples are no pictures."""
-
-    def shown(self, x: Tensor) -> Tensor:
-        """Samples (B, C, H, W) as pictures, in [-1, 1]: as they are, unless overridden."""
-        return x
-
-    def read(self, data: bytes, name: str, channels: int) -> Tensor:
-        """y of a picture's file, (c, h, w) in [-1, 1], c = channels. Raises ValueError, for what is no such picture."""
-        return to_float(decode(data, name, channels=channels))
-
-
-@dataclass(frozen=True)
-class Unconditional(Condition):
-    """Samples are made of noise alone."""
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {}  # as before there were conditions
-
-    def shape(self, image: Shape) -> Shape:
-        raise ValueError("this model has no condition, nothing but noise")
-
-    def build(self, device: torch.device | str) -> Make:
-        raise ValueError("this model has no condition, nothing but noise")
-
 
 class OfPicture(Condition):
     """A condition that is a picture, in [-1, 1]."""
+
+    def fitted(self, targets: Look, image: Shape) -> OfPicture:
+        """The same for images that were looked at, and become (C, H, W). Raises what a look at others raises."""
+        return self
+
+    def read(self, data: bytes, name: str, channels: int) -> Tensor:
+        """y of a picture's file, (c, h, w), c = channels. Raises ValueError for what is no such picture."""
+        return to_float(decode(data, name, channels=channels))
 
     def accepted(self, y: Tensor) -> Tensor:
         low, high = y.aminmax()
@@ -151,6 +144,14 @@ class OfPicture(Condition):
                 "x / 127.5 - 1"
             )
         return y
+
+    def keep(self, x: Tensor, y: Tensor) -> Tensor:
+        """A sample (B, C, H, W) with what the condition knows of it put back: nothing, unless overridden."""
+        return x
+
+    def unknown(self, y: Tensor) -> Tensor | None:
+        """(B, 1, H, W) bool: the pixels that conditions (B, c, h, w) do not show; None: all."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -231,116 +232,13 @@ class Colour(OfPicture):
 
 
 @dataclass(frozen=True)
-class Pairs(OfPicture, Ranged):
-    """The other image of a pair."""
-
-    source: str
-    """Where they are: a folder whose pictures have the names of --data.source, or FILE.parquet#COLUMN."""
-    size: Side = 32
-    """Side that they are brought to."""
-    channels: Literal[1, 3] = 3
-    """1 grey, 3 colours."""
-
-    def shape(self, image: Shape) -> Shape:
-        return self.channels, self.size, self.size
-
-    def build(self, device: torch.device | str) -> Make:
-        return lambda x, draws: x
-
-    def fitted(self, targets: Look, image: Shape) -> Pairs:
-        """Fits the size: as large beside x as they are beside the targets, by a power of 2, which all networks take."""
-        sizes = look_at(self.source).shapes
-        mine, target = (median_low(min(shape[1:]) for shape in shapes) for shapes in (sizes, targets.shapes))
-        ratio, size = mine / target, image[1]
-        while ratio >= 2**0.5 and 2 * size <= max(image[1], MOST_SIDE):
-            ratio, size = ratio / 2, 2 * size
-        while ratio < 0.5**0.5 and size % 2 == 0:
-            ratio, size = ratio * 2, size // 2
-        return replace(self, size=size, channels=1 if all(shape[0] == 1 for shape in sizes) else 3)
-
-    def read(self, data: bytes, name: str, channels: int) -> Tensor:
-        """Cropped and resized as in training."""
-        return to_float(decode(data, name, size=self.size, channels=channels))
-
-    def check(self, image: Shape, augment: Augment) -> None:
-        if augment.translate and image[1:] != (self.size, self.size):
-            raise ValueError(
-                f"images of {image[1]} x {image[2]} and their partners of {self.size} x {self.size} cannot be shifted "
-                "by the same pixels: drop --data.augment.translate"
-            )
-
-    def partners(self, targets: str, split: Split, *, label: str | None, on_bad: str) -> ImageSet:
-        """Raises ValueError for names that one source lacks, or has twice, for partners of another aspect ratio than
-        their targets, since both are cropped to squares, and what `load_images` raises."""
-        if on_bad != "fail":
-            raise ValueError("an image cannot be left out without its partner: drop --data.on-bad, repair the images")
-        source = partner_source(self.source, targets, split, label)
-        return decoded_source(source, split, Options(self.size, self.channels, on_bad), cache_dir(), silent)
-
-
-def partner_source(source: str | Path, targets: str | Path, split: Split, label: str | None) -> Source:
-    """The partners of the targets of a split, in their order. label: the column of labels of the targets
-
-    Raises ValueError for a prepared source, and when read for names that one source lacks, or has twice, and for
-    partners of another aspect ratio than their targets.
-    """
-    partner_splits, target_splits = named_splits(source, "pairs"), named_splits(targets, "pairs", label)
-
-    def read() -> Raw:
-        items = {part: split_source.read().items for part, split_source in partner_splits.items()}
-        names = {part: without_ending(names_of(some)) for part, some in items.items()}
-        aims = {part: split_source.read().items for part, split_source in target_splits.items()}
-        wanted = {part: without_ending(names_of(some)) for part, some in aims.items()}
-        _check_paired(names, wanted, source, targets)
-        partners = items[split]
-        if names[split] != wanted[split]:
-            by_name: dict[str, Item] = {}
-            for part in sorted(SPLITS, key=lambda part: part == split):  # a name of both splits is of this one
-                by_name |= zip(names[part], items[part], strict=True)
-            partners = [by_name[name] for name in wanted[split]]
-        for (name, partner), (_, target) in zip(partners, aims[split], strict=True):
-            _check_aspects(name, (sides_of(partner), source), (sides_of(target), targets))
-        return Raw(partners, len(wanted[split]), None, ())  # pyright: ignore[reportArgumentType]  # a list is sliced, too
-
-    sources = (*partner_splits.values(), *target_splits.values())
-    files = dict.fromkeys(file for split_source in sources for file in split_source.files)
-    return Source(f"{partner_splits[split].name} beside {target_splits[split].name}", tuple(files), read)
-
-
-def _check_aspects(name: str, *pair: tuple[tuple[int, int] | None, str | Path]) -> None:
-    """Raises ValueError for two aspect ratios, up to a pixel of rounding. pair: height and width, and the source"""
-    (mine, source), (target, targets) = pair
-    if mine is None or target is None:  # what is no image is refused where it is decoded
-        return
-    (height, width), (high, wide) = mine, target
-    if abs(height * wide - width * high) > max(height, width, high, wide):
-        raise ValueError(
-            f"{name}: the pictures of a pair are {height} x {width} in {source} beside {high} x {wide} in {targets}: "
-            "cropped to squares they would show different parts. Crop the two of a pair alike"
-        )
-
-
-def _check_paired(
-    names: dict[str, list[str]], wanted: dict[str, list[str]], source: str | Path, targets: str | Path
-) -> None:
-    mine, other = (Counter(name for part in SPLITS for name in some[part]) for some in (names, wanted))
-    for lacks, where, has, elsewhere in ((other - mine, source, other, targets), (mine - other, targets, mine, source)):
-        if lacks:
-            raise ValueError(
-                f"{where} lacks {lacks.total()} of the {has.total()} images of {elsewhere}: {some_of(sorted(lacks))}. "
-                "Give the two of a pair the same name, whatever their endings"
-            )
-    for some, where in ((names, source), (wanted, targets)):
-        if twice := [name for part in SPLITS for name, count in Counter(some[part]).items() if count > 1]:
-            raise ValueError(f"{where} has several images of one name, without its ending: {some_of(sorted(twice))}")
-
-
-@dataclass(frozen=True)
 class Latent(Condition):
     """z_0 of an image, which a decoder makes the image of."""
 
     codec: CodecConfig = NoCodec()
     """Where they are from; it does not train."""
+
+    no_pictures = "is a decoder, which takes latents, not pictures: decode them by dualrate data decode"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -352,29 +250,6 @@ class Latent(Condition):
     def build(self, device: torch.device | str) -> Make:
         codec = self.codec.build(nn.ModuleDict(), device)
         return torch.no_grad()(lambda x, draws: noisy_latents(codec, x, draws))
-
-    def read(self, data: bytes, name: str, channels: int) -> Tensor:
-        raise ValueError(f"{name}: a decoder takes latents, not pictures: decode them by dualrate data decode")
-
-
-TASKS: dict[str, Callable[..., Condition]] = {
-    "super-resolution": SuperResolution,
-    "inpainting": Inpainting,
-    "colour": Colour,
-}
-
-
-def task_named(text: str) -> Condition:
-    """super-resolution:4, inpainting:16, colour, pairs:SOURCE.
-
-    Without a number: the usual one. Raises ValueError for a name that is none, or a number it cannot have.
-    """
-    name, _, number = text.partition(":")
-    if name == "pairs" and number:
-        return Pairs(number)
-    if name not in TASKS or (number and not is_whole(number)) or (number and name == "colour"):
-        raise ValueError(f"a task is super-resolution:4, inpainting:16, colour or pairs:SOURCE, got {text!r}")
-    return TASKS[name](*[int(number)] if number else [])
 
 
 def smaller(x: Tensor, factor: int) -> Tensor:
@@ -423,7 +298,7 @@ def picture_of(y: Tensor, image: Shape) -> NDArray[np.uint8] | None:
     return to_uint8(F.interpolate(shown, (height, width))).cpu().numpy()
 
 
-def read_conditions(files: Iterable[tuple[str, bytes]], condition: Condition, expected: Shape) -> Tensor:
+def read_conditions(files: Iterable[tuple[str, bytes]], condition: OfPicture, expected: Shape) -> Tensor:
     """(N, c, h, w) of pictures. Raises ValueError, with both shapes, for one of another shape than the model takes."""
     conditions = []
     for name, data in files:
@@ -435,100 +310,6 @@ def read_conditions(files: Iterable[tuple[str, bytes]], condition: Condition, ex
             )
         conditions.append(y)
     return torch.stack(conditions)
-
-
-KEPT = 2**28  # bytes of conditions, so that a drawing of them is timed without what makes them
-
-
-@dataclass(frozen=True, eq=False)
-class HeldOut:
-    """The conditions of some images, or windows of fields.
-
-    of:    what they are made of: these images, or of pairs the others
-    codec: of latents; of other conditions that of pixels
-    """
-
-    images: TrainingSet
-    of: TrainingSet
-    make: Make
-    device: torch.device | str
-    codec: Codec
-    _kept: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
-
-    @property
-    def digest(self) -> str:
-        """sha256 of what they are made of."""
-        return self.of.fingerprint
-
-    def rows(self, seeds: Tensor) -> Tensor:
-        """(B,) int64: the numbers of the images of these seeds, (B,)."""
-        return seeds.cpu() % len(self.images)
-
-    def originals(self, seeds: Tensor) -> NDArray[Any]:
-        """(B, C, H, W): the images of these seeds, (B,), uint8; of fields what a sample should be, float32."""
-        return self._of(self.images, seeds).numpy()
-
-    def __call__(self, seeds: Tensor) -> Tensor:
-        """y: (B, c, h, w) float32, on the device. seeds: (B,)."""
-        key = tuple(seeds.tolist())
-        if key not in self._kept:
-            draws = Draws(0, seeds.to(self.device))
-            y = self.make(self.of.floats(self._of(self.of, seeds).to(self.device), draws), draws)
-            self._kept[key] = y
-            for oldest in list(self._kept)[: -max(1, KEPT // y.nbytes)]:
-                del self._kept[oldest]
-        return self._kept[key]
-
-    def _of(self, some: TrainingSet, seeds: Tensor) -> Tensor:
-        return some.rows(self.rows(seeds).numpy(), Draws(0, seeds.cpu()), Augment())
-
-
-class Rows(Protocol):
-    """Rows that are only read, (N, c, h, w), by their numbers: in files, or made when they are asked for."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def sums(self) -> str:
-        """A text that all of them follow from, such as their sha256."""
-        ...
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: NDArray[np.int64], /) -> NDArray[Any] | Tensor: ...
-
-
-class Lines(Protocol):
-    """Texts by their numbers."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> str: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Given:
-    """Conditions of one's own. y: (N, c, h, w) numbers, rows in files, or made of texts; seed i has number i, round and
-    round
-
-    texts: (N,) that prompts were made of, where they are known; files: (N,) that pictures were read of, if they were
-    """
-
-    y: Tensor | Rows
-    texts: Lines | None = None
-    files: tuple[str, ...] = ()
-
-    def __call__(self, seeds: Tensor) -> Tensor:
-        """(B, c, h, w), on the device of the seeds, (B,)."""
-        return torch.as_tensor(self.y[seeds.cpu().numpy() % len(self.y)]).to(seeds.device).float()
-
-    def texts_of(self, seeds: Iterable[int]) -> list[str] | None:
-        """Texts of these seeds; None: not known."""
-        return None if self.texts is None else [self.texts[seed % len(self.y)] for seed in seeds]
-
-    @cached_property
-    def digest(self) -> str:
-        """sha256 of all of them."""
-        content = self.y.detach().cpu().numpy().tobytes() if isinstance(self.y, Tensor) else self.y.sums.encode()
-        return hashlib.sha256(repr(tuple(self.y.shape)).encode() + content).hexdigest()
 
 
 class Conditioned(Derived):

@@ -30,31 +30,17 @@ from torch import Tensor
 
 from dualrate.config.ranges import as_path
 from dualrate.data import cache as packed
-from dualrate.data import fashion_mnist
-from dualrate.data.cache import ENCODED, PREPARED, SHARD_BYTES, Shards, cache_dir
+from dualrate.data import source as sources
+from dualrate.data.cache import PREPARED, SHARD_BYTES, cache_dir
 from dualrate.data.decode import OnBad, Options, image_of, image_or_fault
+from dualrate.data.finding import check_outside, find_source, prepared_folder
+from dualrate.data.folders import images_below, named
 from dualrate.data.loader import Augment, TrainingSet
-from dualrate.data.source import (
-    SPLITS,
-    SUFFIXES,
-    DataProgress,
-    Item,
-    Raw,
-    Source,
-    Split,
-    check_label_range,
-    folder_source,
-    hidden,
-    images_below,
-    named,
-    npz_source,
-    resolved,
-    silent,
-)
-from dualrate.data.tars import tar_files, tar_source
+from dualrate.data.shards import Shards
+from dualrate.data.source import SPLITS, DataProgress, Item, Raw, Source, Split, silent
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Shape
-from dualrate.system.files import check_regular, naming, read_json
+from dualrate.system.files import naming, read_json
 from dualrate.system.folders import new_folder
 from dualrate.system.workers import Mapper, in_turn
 
@@ -95,7 +81,7 @@ class ImageSet(TrainingSet):
             if self.labels.shape != shape[:1] or self.labels.dtype != np.int64:
                 got = f"{self.labels.dtype} {self.labels.shape}"
                 raise ValueError(f"{self.name}: labels are {got}; expected int64 {shape[:1]}")
-            check_label_range(self.labels, len(self.class_names), self.name)
+            sources.check_label_range(self.labels, len(self.class_names), self.name)
         elif self.class_names:
             raise ValueError(f"{self.name}: {len(self.class_names)} class names but no labels; expected none")
 
@@ -434,8 +420,8 @@ def every_image(
     size, channels: as in `load_images`, but images may have several shapes; without: pictures that are left out
     Raises ValueError for a source without images, FileNotFoundError for none, and what `find_source` raises.
     """
-    options, path = Options(size, channels, "fail"), resolved(source)
-    if path.is_file() and path.name.lower().endswith(SUFFIXES):
+    options, path = Options(size, channels, "fail"), sources.resolved(source)
+    if path.is_file() and path.name.lower().endswith(sources.SUFFIXES):
         return Everything(named(path.parent, [path]), options)
     if path.is_dir() and (files := [file for file in images_below(path) if file not in without]):
         return Everything(named(path, files), options)
@@ -444,93 +430,3 @@ def every_image(
     rows = [part.rows for part in raw if part.rows is not None]
     order = range(len(items)) if len(rows) < len(raw) else np.concatenate(rows).argsort()
     return Everything([items[i] for i in order], options)
-
-
-# Finding
-
-
-def column_of(source: str | Path) -> tuple[str | Path, str]:
-    """A source and the column of its images: of "photos.parquet#sharp" they are "photos.parquet" and "sharp".
-
-    A place that exists has no column, whatever its name is.
-    """
-    place, _, column = str(source).rpartition("#")
-    return (place, column) if place and column and not resolved(source).exists() else (source, "")
-
-
-def existing(source: str | Path) -> Path:
-    """The place that a source names. Raises FileNotFoundError where nothing is, and what `resolved` raises."""
-    path = resolved(source)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no data at {path}; expected {fashion_mnist.NAME!r}, a folder of images, a .tar, .parquet or .npz file"
-        )
-    return path
-
-
-def find_source(
-    source: str | Path, split: Split, cache: Path, progress: DataProgress, label: str | None = None
-) -> Source:
-    """One split of a data source, as in `load_images`, with nothing read yet that is not needed to find it.
-
-    Raises what `load_images` raises, and ValueError for a `label` of a source that has neither columns nor arrays.
-    """
-    place, column = column_of(source)
-    path = None if place == fashion_mnist.NAME else existing(place)
-    folders = (path, path / "data") if path and path.is_dir() else ()
-    if path and (
-        path.suffix == ".parquet"
-        or any(not hidden(file.name) for folder in folders for file in folder.glob("*.parquet"))
-    ):
-        try:
-            from dualrate.data.parquet import parquet_source
-        except ModuleNotFoundError as error:
-            raise ValueError(f"pyarrow reads the Parquet files of {path}: pip install 'dualrate[parquet]'") from error
-        return parquet_source(path, split, label, column)
-    if column:
-        raise ValueError(f"#{column} names a column of Parquet files, and there are none in {place}: drop it")
-    if label is not None and (path is None or path.suffix != ".npz"):
-        raise ValueError(
-            f"--data.label {label} names a column of Parquet files or an array of .npz, and there are none in "
-            f"{source}: drop it; its labels are its folders, or stand beside its images (docs/own-images.md)"
-        )
-    if path is None:
-        return fashion_mnist.fashion_mnist_source(split, cache / fashion_mnist.NAME, progress)
-    if folders:
-        if (path / PREPARED).is_file():
-            return packed.packed_source(path, split)
-        if (path / ENCODED).is_file():
-            raise ValueError(f"{path} holds latents: name the images that they were made from")
-        tars = tar_files(path)
-        return tar_source(tars, path, split, progress) if tars else folder_source(path, split)
-    check_regular(path)
-    if path.suffix == ".npz":
-        return npz_source(path, split, label)
-    if path.suffix == ".tar":
-        return tar_source([path], path, split, progress)
-    raise ValueError(f"{path} is a file; expected .tar (not compressed), .parquet, .npz, or a folder")
-
-
-def named_splits(
-    source: str | Path, what: str, label: str | None = None, progress: DataProgress = silent
-) -> dict[Split, Source]:
-    """Both splits of a source whose images have names. what: is found by these. Raises as `find_source`, and ValueError
-    for a prepared source."""
-    if prepared_folder(source):
-        raise ValueError(f"{source} was prepared, which keeps no names to find {what} by: name its images themselves")
-    return {split: find_source(source, split, cache_dir(), progress, label) for split in SPLITS}
-
-
-def prepared_folder(source: str | Path) -> Path | None:
-    """The folder that a source is, if `prepare` wrote it, finished or not. Raises ValueError for no path."""
-    path = None if source == fashion_mnist.NAME else resolved(source)
-    return path if path and (path / PREPARED).is_file() else None
-
-
-def check_outside(folder: Path, source: str | Path) -> None:
-    """Raises ValueError for a folder to write in a folder of images, of which it would become a class."""
-    place = None if source in ("", fashion_mnist.NAME) else resolved(column_of(source)[0])
-    if place is None or not place.is_dir() or any((place / name).is_file() for name in (PREPARED, ENCODED)):
-        return
-    if folder.resolve().is_relative_to(place):
-        raise ValueError(f"{folder} is in {source}, whose images are read: give a folder elsewhere")

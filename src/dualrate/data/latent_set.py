@@ -25,11 +25,12 @@ from dualrate.data import cache as packed
 from dualrate.data import fashion_mnist
 from dualrate.data.cache import ENCODED, SHARD_BYTES, Packed, read_packed
 from dualrate.data.decode import OnBad
-from dualrate.data.images import ImageSet, check_outside, load_images, to_float
+from dualrate.data.finding import check_outside
+from dualrate.data.images import ImageSet, load_images, to_float
 from dualrate.data.loader import Augment, TrainingSet
 from dualrate.data.source import SPLITS, DataProgress, Raw, Split, resolved, silent
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Shape
 from dualrate.system.device import pick_device, whole_products
 from dualrate.system.files import blaming, read_json
 from dualrate.system.workers import Mapper, in_turn

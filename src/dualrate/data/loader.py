@@ -23,8 +23,8 @@ from torch import Tensor
 
 from dualrate.codecs.codec import Codec, CodecConfig, NoCodec
 from dualrate.config.ranges import Range, Ranged
+from dualrate.diffusion.context import Batch, Shape
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Shape
 
 
 @dataclass(frozen=True)

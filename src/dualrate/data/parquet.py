@@ -21,20 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dualrate.data.source import (
-    HELD_OUT,
-    ROW,
-    Listed,
-    Member,
-    Raw,
-    Source,
-    Split,
-    hidden,
-    printable,
-    reading,
-    skipped,
-    split_named,
-)
+from dualrate.data import source
+from dualrate.data.source import Listed, Member, Raw, Source, Split, printable
 from dualrate.system.files import check_regular
 from dualrate.system.folders import some_of
 
@@ -53,13 +41,13 @@ def _files(folder: Path) -> tuple[list[Path], list[list[Path]], list[Path]]:
     files of which some are missing (`check_complete`).
     """
     listings = (sorted(place.glob("*.parquet")) for place in (folder, folder / "data"))
-    files = next(filter(None, ([file for file in files if not hidden(file.name)] for files in listings)))
+    files = next(filter(None, ([file for file in files if not source.hidden(file.name)] for files in listings)))
     groups: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         name = file.name.lower()
         prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
-        groups[prefix or split_named(re.split("[^a-z]", name)[0])].append(file)
-    train, tests = groups["train"], [groups[name] for name in HELD_OUT if name in groups]
+        groups[prefix or source.split_named(re.split("[^a-z]", name)[0])].append(file)
+    train, tests = groups["train"], [groups[name] for name in source.HELD_OUT if name in groups]
     if tests and not train:
         raise ValueError(f"{tests[0][0].parent} has test files ({tests[0][0].name}) but no train*.parquet")
     check_complete(train or files)
@@ -112,7 +100,11 @@ def parquet_source(path: Path, split: Split, label: str | None = None, images: s
         chosen = _listed(test, column, images) if test and split == "test" else training
         place = str((test if test and split == "test" else train)[0])
         names = _declared_names(schema, train[0], column)
-        notes = note, skipped(passed, "file(s) without labels"), skipped(unused, "file(s) of other splits")
+        notes = (
+            note,
+            source.skipped(passed, "file(s) without labels"),
+            source.skipped(unused, "file(s) of other splits"),
+        )
         return chosen.raw(training, place, None if test else split, names, "; ".join(filter(None, notes)))
 
     files = dict.fromkeys([*train, *(file for test in tests for file in test)])
@@ -142,7 +134,7 @@ def _label_column(schema: pa.Schema, file: Path, label: str | None, images: str)
         if column.name not in (*IMAGE_COLUMNS, images, label) and not _is_image(column.type)
     ]
     if label is not None:
-        return label, skipped(columns, f"column(s) of {printable(file.name)}")
+        return label, source.skipped(columns, f"column(s) of {printable(file.name)}")
     said = f"without labels: {printable(file.name)} has the column(s) {some_of(columns, 10)}; --data.label COLUMN"
     return None, f"{said} takes one of integers or strings for labels" if columns else ""
 
@@ -156,7 +148,7 @@ def _opened(file: Path) -> Iterator[pq.ParquetFile]:
     """The file, while it is read: see `reading` for errors."""
     check_regular(file)
     with (
-        reading(file, "Parquet"),
+        source.reading(file, "Parquet"),
         pa.OSFile(os.fsencode(file)) as content,  # as bytes: a name may be no UTF-8
         pq.ParquetFile(content, page_checksum_verification=True) as parquet,
     ):
@@ -249,7 +241,7 @@ def _listed(files: Sequence[Path], column: str | None, images: str) -> Listed:
     items = _Rows(files, np.arange(count), images)
     if not columns:
         return Listed(items, count, None)
-    with reading(files[0], "Parquet (with its sister files)" if len(files) > 1 else "Parquet"):
+    with source.reading(files[0], "Parquet (with its sister files)" if len(files) > 1 else "Parquet"):
         values = pa.chunked_array([chunk for labels in columns for chunk in labels.chunks], columns[0].type)
         return Listed(items, count, values.to_numpy() if pa.types.is_integer(values.type) else values.to_pylist())
 
@@ -257,7 +249,7 @@ def _listed(files: Sequence[Path], column: str | None, images: str) -> Listed:
 def _declared_names(schema: pa.Schema, file: Path, column: str | None) -> tuple[str, ...]:
     """Class names of a ClassLabel column; empty if the schema declares none."""
     text = (schema.metadata or {}).get(b"huggingface", b"{}")
-    with reading(file, "Parquet: the huggingface metadata of its schema are not as expected"):
+    with source.reading(file, "Parquet: the huggingface metadata of its schema are not as expected"):
         names = json.loads(text).get("info", {}).get("features", {}).get(column, {}).get("names") or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"names of {column} are {str(names)[:80]}, no list of strings")
@@ -283,11 +275,11 @@ def rows_of(files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[str,
     """Some columns, row by row, by their names; under ROW FILE[row]. Raises ValueError for one that a file lacks."""
     for file in files:
         present, first = columns_of(file), 0
-        wanted = [name for name in columns if name != ROW]
+        wanted = [name for name in columns if name != source.ROW]
         if lacking := [name for name in wanted if name not in present]:
             raise ValueError(f"{file} lacks the column {lacking[0]}, it has {', '.join(present)}")
         with _opened(file) as parquet:
             for batch in parquet.iter_batches(batch_size=256, columns=wanted):
                 for i, row in enumerate(batch.to_pylist(), first):
-                    yield {**row, ROW: f"{printable(file.name)}[{i}]"}
+                    yield {**row, source.ROW: f"{printable(file.name)}[{i}]"}
                 first += batch.num_rows

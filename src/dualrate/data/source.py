@@ -1,11 +1,8 @@
-"""A data source before decoding: files that identify it, and a reader of raw images; folders and NumPy archives.
+"""A data source before decoding: files that identify it, and a reader of its raw images; NumPy archives.
 
-Tars are read in tars.py, Parquet files in parquet.py. Nothing is ever unpacked. The splits are those that folders or
-tars are named after (`split_named`), if that holds for every image; else a tenth is held out. Hidden files and folders
-(`hidden`) are not read.
-
-Folder: class sub-folders, images alone, or train/ and test/ sub-folders of either kind. One rule holds at every depth.
-A link is followed as if its target stood there; one that leads back to a folder above it is refused.
+Folders are read in folders.py, tars in tars.py, Parquet files in parquet.py. Nothing is ever unpacked. The splits are
+those that folders or tars are named after (`split_named`), if that holds for every image; else a tenth is held out.
+Hidden files and folders (`hidden`) are not read.
 
 NumPy (.npz): `images` (or `arr_0`), uint8 NHWC, NCHW or NHW, and optional `labels` (or `arr_1`, or the array that is
 asked for). What a member claims is checked before any memory is taken.
@@ -20,14 +17,12 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import re
 import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -47,7 +42,6 @@ HELD_OUT = ("test", "val", "valid", "validation", "dev", "eval")  # the first of
 _SPLITS = ("train", *HELD_OUT, "unlabeled", "unlabelled", "unsupervised")
 _SAME = {"training": "train", "testing": "test", "evaluation": "eval"}
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # of images
-_FRACTION = re.compile(r"(?<![0-9.])[0-9]+\.([0-9]+)(?!\.?[0-9])")  # of a number with one point
 _HIDDEN = ("__MACOSX", "@eaDir")  # of an archive made on macOS; previews of a Synology disk
 
 
@@ -327,154 +321,6 @@ def one_line(error: Exception) -> str:
 def printable(name: str) -> str:
     r"""A file name in which bytes that are no UTF-8 are written as \xff, so that it can be printed and encoded."""
     return os.fsencode(name).decode(errors="backslashreplace")
-
-
-# Folders
-
-
-def folder_source(path: Path, split: Split) -> Source:
-    """The images of a folder.
-
-    Sub-folders are classes, in sorted order; images directly in the folder have no labels. If all sub-folders are
-    named like splits (`split_named`), they are the splits. Without a test split a tenth is held out (`hold_out`).
-    Raises ValueError for a folder without images, for a mixture of layouts, for splits of which none, or more than one,
-    is to be trained on, and for a link back to a folder above it; OSError for a folder that cannot be read. Raises when
-    read ValueError for a class that only the test split has.
-    """
-    splits = _splits(path)
-    test = test_split(splits)
-    unused = [folder.name for kind, folder in splits.items() if kind not in ("train", test)]
-    root = splits.get("train", path)
-    files, train = _folder(root)
-    chosen = train
-    if test and split == "test":
-        root = splits[test]
-        more, chosen = _folder(root)
-        files = dict.fromkeys((*files, *more))  # the training images say which classes there are
-
-    def read() -> Raw:
-        strange = [(suffix, count) for suffix, count in _suffixes(path).items() if suffix not in SUFFIXES]
-        notes = skipped(unused, "folder(s) of other splits"), skipped_files(dict(strange))
-        return chosen.raw(train, str(root), None if test else split, note="; ".join(filter(None, notes)))
-
-    return Source(f"{printable(path.name)}/{split}", tuple(files), read)
-
-
-def _splits(path: Path) -> dict[str, Path]:
-    """The sub-folders by split; none if they are classes. Raises ValueError if they are neither or cannot be used."""
-    folders, images = _scan(path)
-    splits: dict[str, list[Path]] = {}
-    for folder in folders:
-        splits.setdefault(split_named(folder.name), []).append(folder)
-    classes = [folder.name for folder in splits.pop("", [])]
-    names = some_of([folder.name for same in splits.values() for folder in same])
-    if classes and "train" in splits and len(splits) > 1:
-        raise ValueError(
-            f"{path} holds folders of splits ({names}) and others ({some_of(classes)}): move the others elsewhere, or "
-            "name one folder as the source"
-        )
-    if splits and not classes and not images and "train" not in splits:
-        raise ValueError(
-            f"{path} holds folders of splits ({names}), and none to train on: expected one that is named train; to "
-            f"train on one of these, name it: {folders[0]}"
-        )
-    if classes or "train" not in splits:
-        return {}
-    for same in splits.values():
-        if len(same) > 1:
-            names = some_of([folder.name for folder in same])
-            raise ValueError(f"{path} holds {names}, which are the same split: keep one")
-    return {kind: same[0] for kind, same in splits.items()}
-
-
-def _folder(root: Path) -> tuple[list[Path], Listed]:
-    """The image files of a folder of classes or of images alone, in order."""
-    folders, flat = _scan(root)
-    by_class = {folder.name: images_below(folder, (root.resolve(),)) for folder in folders}
-    if not flat and not any(by_class.values()):
-        endings = counted(_suffixes(root)) or "no files at all"
-        raise ValueError(
-            f"no images in {root}: looked for {', '.join(SUFFIXES)} directly or in sub-folders, for .tar files "
-            f"directly or in train/ and test/, for .parquet files directly or in data/; there are {endings}"
-        )
-    if flat and by_class:
-        raise ValueError(
-            f"{root} holds images ({flat[0].name}, ...) and folders ({some_of(list(by_class))}); expected either "
-            "one sub-folder per class, or images alone"
-        )
-    if empty := [name for name, files in by_class.items() if not files]:
-        raise ValueError(f"class folders without images in {root}: {some_of(empty)}; remove or fill them")
-    files = flat or [file for inside in by_class.values() for file in inside]
-    labels = [printable(name) for name, inside in by_class.items() for _ in inside]
-    return files, Listed(named(root, files), len(files), labels or None, by_name=True)
-
-
-def _suffixes(root: Path) -> Counter[str]:
-    """The number of files of each ending below a folder; hidden ones are not counted."""
-    counts = Counter[str]()
-    for _, folders, names in os.walk(root):
-        folders[:] = (name for name in folders if not hidden(name))
-        counts.update(Path(name).suffix.lower() for name in names if not hidden(name))
-    return Counter({printable(suffix) or "no suffix": count for suffix, count in counts.items()})
-
-
-def images_below(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
-    """All image files below a folder, sorted. above: the real paths of those that it was reached through.
-
-    Raises as `folder_source`.
-    """
-    folders, images = _scan(folder, above)
-    inner = (images_below(inside, (*above, folder.resolve())) for inside in folders)
-    return sorted([*images, *(file for files in inner for file in files)])
-
-
-def _scan(folder: Path, above: tuple[Path, ...] = ()) -> tuple[list[Path], list[Path]]:
-    """The sub-folders and images of a folder, sorted."""
-    through = (*above, folder.resolve())
-    folders, images = [], []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        path = folder / entry.name
-        if hidden(entry.name):
-            continue
-        if path.is_dir() if entry.is_symlink() else entry.is_dir():
-            if entry.is_symlink() and any(upper.is_relative_to(path.resolve()) for upper in through):
-                raise ValueError(f"{path} is a link to a folder above it, so that it holds itself; remove the link")
-            folders.append(path)
-        elif entry.name.lower().endswith(SUFFIXES):
-            images.append(path)
-    return folders, images
-
-
-def by_number(names: Sequence[str]) -> list[int]:
-    """Indices that bring paths into the order of the numbers in them, signs and decimals included: f1.5, f2, f10.
-
-    A point between two numbers is a decimal one, unless fractions of several lengths end with 0 (v1.9, v1.10). A sign
-    follows no letter or digit, but that of f-1 is one where f0 is there.
-    """
-    paths = [name.replace("/", "\0") for name in names]  # folders before what else begins as they do
-    fractions = [last for path in paths for last in _FRACTION.findall(path)]
-    decimal = len({*map(len, fractions)}) < 2 or not any(last.endswith("0") for last in fractions)
-    number = re.compile(rf"[-+]?(?:{_FRACTION.pattern}|[0-9]+)" if decimal else "[-+]?[0-9]+")
-    unsigned = {path[: at.start()] for path in paths for at in number.finditer(path) if at[0][0] not in "-+"}
-
-    def key(path: str) -> list[str | Decimal]:
-        parts: list[str | Decimal] = []
-        end = 0
-        for at in number.finditer(path):
-            begin = at.start()
-            if at[0][0] in "-+" and path[:begin][-1:].isalnum() and path[:begin] not in unsigned:
-                begin += 1
-            parts += [path[end:begin], Decimal(path[begin : at.end()])]
-            end = at.end()
-        return [*parts, path[end:]]
-
-    keys = [*map(key, paths)]
-    return sorted(range(len(paths)), key=lambda i: (keys[i], paths[i]))
-
-
-def named(root: Path, files: Iterable[Path]) -> list[Item]:
-    """Files as items, named by their places below a folder."""
-    return [(printable(file.relative_to(root).as_posix()), file) for file in files]
 
 
 # NumPy archives

@@ -28,25 +28,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from dualrate.data import source
 from dualrate.data.decode import MAX_BYTES
-from dualrate.data.source import (
-    MIXED,
-    SUFFIXES,
-    DataProgress,
-    Item,
-    Listed,
-    Member,
-    Raw,
-    Source,
-    Split,
-    hidden,
-    printable,
-    reading,
-    skipped,
-    skipped_files,
-    split_named,
-    test_split,
-)
+from dualrate.data.source import DataProgress, Item, Listed, Member, Raw, Source, Split
 from dualrate.system.files import check_regular
 from dualrate.system.folders import some_of
 
@@ -72,12 +56,12 @@ class TarImage:
 
 def tar_files(folder: Path) -> list[Path]:
     """The .tar files of a folder that holds no other images, or of its sub-folders named like splits; or none."""
-    entries = [folder / name for name in os.listdir(folder) if not hidden(name)]
-    if any(entry.name.lower().endswith(SUFFIXES) for entry in entries):
+    entries = [folder / name for name in os.listdir(folder) if not source.hidden(name)]
+    if any(entry.name.lower().endswith(source.SUFFIXES) for entry in entries):
         return []
     folders = [entry for entry in entries if entry.is_dir()]
-    tars = [[file for file in place.glob("*.tar") if not hidden(file.name)] for place in folders or [folder]]
-    usable = all(split_named(entry.name) for entry in folders) and all(tars)
+    tars = [[file for file in place.glob("*.tar") if not source.hidden(file.name)] for place in folders or [folder]]
+    usable = all(source.split_named(entry.name) for entry in folders) and all(tars)
     return sorted(file for files in tars for file in files) if usable else []
 
 
@@ -94,14 +78,14 @@ def tar_source(files: Sequence[Path], root: Path, split: Split, progress: DataPr
         parts: dict[str, list[TarImage]] = defaultdict(list)
         for image in images:  # what cannot be used and names no split is among the training images
             parts[image.split or "train"].append(image)
-        test = test_split(parts)
+        test = source.test_split(parts)
         unused = [image.member.name for kind in parts if kind not in ("train", test) for image in parts[kind]]
         train = _listed(parts["train"], root)
         chosen = _listed(parts[test], root) if test and split == "test" else train
-        notes = skipped(unused, "image(s) of other splits"), note
+        notes = source.skipped(unused, "image(s) of other splits"), note
         return chosen.raw(train, str(root), None if test else split, note="; ".join(filter(None, notes)))
 
-    return Source(f"{printable(root.stem if root in files else root.name)}/{split}", tuple(files), read)
+    return Source(f"{source.printable(root.stem if root in files else root.name)}/{split}", tuple(files), read)
 
 
 @lru_cache(maxsize=1)  # for both splits
@@ -120,7 +104,7 @@ def _listing(
     good = [image for image in images if not image.member.fault]
     if not good:
         said = f"; {images[0].member.name}: {images[0].member.fault}" if images else ""
-        raise ValueError(f"no images in the tar archives of {root}: looked for {', '.join(SUFFIXES)}{said}")
+        raise ValueError(f"no images in the tar archives of {root}: looked for {', '.join(source.SUFFIXES)}{said}")
     split = all(image.split for image in good) and any(image.split == "train" for image in good)
     labelled = any(image.label is not None for image in good)
     shards = _are_shards({image.member.file for image in good})
@@ -130,11 +114,11 @@ def _listing(
             image.member = replace(image.member, fault="it has no label beside it (.cls, or label in .json)")
         elif not labelled:
             tar = image.member.file.stem
-            unnamed = shards or (split and any(map(split_named, _words(tar))))
-            folder = "" if split and split_named(image.folder) else image.folder
-            image.label = folder or words.get(tar) or (None if unnamed else printable(tar))
+            unnamed = shards or (split and any(map(source.split_named, _words(tar))))
+            folder = "" if split and source.split_named(image.folder) else image.folder
+            image.label = folder or words.get(tar) or (None if unnamed else source.printable(tar))
         image.split = image.split if split else ""
-    return images, skipped_files(strange)
+    return images, source.skipped_files(strange)
 
 
 def _are_shards(tars: Iterable[Path]) -> bool:
@@ -159,7 +143,7 @@ def _class_words(images: Iterable[TarImage]) -> dict[str, str]:
     splits: dict[str, set[str]] = defaultdict(set)
     for image in images:
         tar = image.member.file.stem
-        words[tar] = " ".join(word for word in _words(tar) if not split_named(word))
+        words[tar] = " ".join(word for word in _words(tar) if not source.split_named(word))
         splits[image.split].add(words[tar])
     apart = len(splits["train"]) > 1 and all(words.values()) and len(words) == sum(map(len, splits.values()))
     return words if apart and all(of_split <= splits["train"] for of_split in splits.values()) else {}
@@ -171,7 +155,7 @@ def _listed(images: Sequence[TarImage], root: Path) -> Listed:
     labels = [usable[0] if image.member.fault else image.label for image in images] if usable else []
     kinds = {type(label) for label in labels}
     if len(kinds) > 1:
-        raise ValueError(f"images of {root} {MIXED}")
+        raise ValueError(f"images of {root} {source.MIXED}")
     items: list[Item] = [(image.member.name, image.member) for image in images]
     words = list(map(str, labels)) if kinds == {str} else None
     return Listed(items, len(images), np.array(labels, np.int64) if kinds == {int} else words, by_name=True)
@@ -187,14 +171,14 @@ def _images_of(file: Path, shown: str, strange: Counter[str]) -> list[TarImage]:
     labels: dict[str, Label] = {}
     images: list[tuple[str, Member]] = []
     names: set[str] = set()
-    with reading(file, "tar"), _Headers(file) as headers:
+    with source.reading(file, "tar"), _Headers(file) as headers:
         if headers.read(8).startswith(_COMPRESSED):
             raise ValueError("it is compressed: unpack it to a plain .tar, in which images are read where they stand")
         for inside, entry, offset in _entries(headers, 0, file.stat().st_size, ""):
             name = inside + entry.name.removeprefix("./")
             stem, dot, suffix = name.rpartition(".")
             kind = dot + suffix.lower()
-            if any(map(hidden, name.split("/"))):
+            if any(map(source.hidden, name.split("/"))):
                 continue
             if kind in (".cls", ".json") and _is_file(entry) and entry.size <= _MAX_HEADER:
                 headers.seek(offset)
@@ -204,12 +188,12 @@ def _images_of(file: Path, shown: str, strange: Counter[str]) -> list[TarImage]:
                     strange[f"{kind} without label" + _keys(content)] += 1
                 elif kind == ".cls" or stem not in labels:
                     labels[stem] = label
-            elif kind in (*SUFFIXES, ".tar"):
+            elif kind in (*source.SUFFIXES, ".tar"):
                 fault = _fault(entry) or ("there is another file of this name before it" if name in names else "")
-                images.append((name, Member(printable(f"{shown}/{name}"), file, offset, entry.size, fault)))
+                images.append((name, Member(source.printable(f"{shown}/{name}"), file, offset, entry.size, fault)))
                 names.add(name)
             else:
-                strange[printable(PurePosixPath(name).suffix.lower()) or "no suffix"] += 1
+                strange[source.printable(PurePosixPath(name).suffix.lower()) or "no suffix"] += 1
     tar_images = []
     for name, member in images:
         place, _, base = name.rpartition("/")
@@ -237,7 +221,7 @@ def _entries(headers: _Headers, start: int, stop: int, inside: str) -> Iterator[
                 )
             if entry.isdir():
                 continue
-            nested = entry.name.lower().endswith(".tar") and not any(map(hidden, entry.name.split("/")))
+            nested = entry.name.lower().endswith(".tar") and not any(map(source.hidden, entry.name.split("/")))
             if nested and _is_file(entry) and not inside:
                 yield from _entries(headers, entry.offset_data, end, f"{entry.name}/")
             else:
@@ -293,10 +277,10 @@ def _place(path: str, shown: str) -> tuple[str, str]:
     """
     parts = PurePosixPath(path).parts
     named = [*parts, *(word for part in parts if part.endswith(".tar") for word in _words(part))]
-    splits = set(filter(None, map(split_named, named)))
-    split = "train" if "train" in splits else test_split(splits) or next(iter(splits), "")
+    splits = set(filter(None, map(source.split_named, named)))
+    split = "train" if "train" in splits else source.test_split(splits) or next(iter(splits), "")
     folder = parts[-1].removesuffix(".tar") if len(parts) > len(PurePosixPath(shown).parts) else ""
-    return printable(folder), split
+    return source.printable(folder), split
 
 
 def _words(name: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, cast
 from dualrate.config.imports import look_up
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.denoisers.feature_cache import ORDER, SHARES, FeatureCache, TokenCache
-from dualrate.diffusion.values import Refresh
+from dualrate.diffusion.context import Refresh
 
 Around = Callable[[Denoiser, Any], Denoiser]  # of a denoiser and its process
 

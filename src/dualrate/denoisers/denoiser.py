@@ -35,8 +35,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from dualrate.diffusion.context import Cond, Context, Refresh, Reuse
 from dualrate.diffusion.process import Process, per_row
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
 from dualrate.networks.blocks import add_shared
 from dualrate.system.device import pick_device
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dualrate.denoisers.denoiser import Denoiser, abilities
-from dualrate.diffusion.values import Cond, Context, Reuse
+from dualrate.diffusion.context import Cond, Context, Reuse
 
 
 @dataclass(frozen=True)

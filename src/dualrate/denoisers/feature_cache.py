@@ -76,10 +76,10 @@ from torch.nn import functional as F
 
 from dualrate.config.ranges import Range, Ranged
 from dualrate.denoisers.denoiser import Denoiser, Plain, condition_of
+from dualrate.diffusion.context import Cond, Context, Refresh, Reuse, cached_for_shared_time, expand
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process, per_row, require_gaussian
 from dualrate.diffusion.schedule import Schedule
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, cached_for_shared_time, expand
 from dualrate.networks.uvit import UViTCut
 
 By = Literal["attention", "random"]
@@ -122,7 +122,7 @@ def network_of(denoiser: Denoiser, kind: type[Network]) -> Network:
     return network
 
 
-def forecast(context: Context, t: Tensor, schedule: Schedule | None) -> tuple[Tensor, ...]:
+def forecast_features(context: Context, t: Tensor, schedule: Schedule | None) -> tuple[Tensor, ...]:
     """The features of a context and of those before it, carried on to t; of a single one as they are.
 
     t: (B,) or (); schedule: of the log-SNR; None: TaylorSeer's form, by the contexts' ages
@@ -236,16 +236,16 @@ class FeatureCache(_Cache):
         return FeatureCache(cut, require_gaussian(process, "the model"), order, form)
 
     @staticmethod
-    def shared_encoder(denoiser: Denoiser, process: Process, *, blocks: int | None = None) -> FeatureCache:
-        """The cache of a U-ViT's first middle blocks; None: of five in six of them.
+    def shared_encoder(denoiser: Denoiser, process: Process) -> FeatureCache:
+        """The cache of five in six of a U-ViT's middle blocks, the first.
 
-        Raises ValueError for a denoiser that is no single U-ViT, and for more blocks than there are.
+        Raises ValueError for a denoiser that is no single U-ViT.
         """
         cut = network_of(denoiser, Cuttable).cut(0)
         if not isinstance(cut, UViTCut):
             raise ValueError(f"an encoder is shared of a single-rate U-ViT, got {type(cut.network).__name__}")
         *above, middle = cut.network.config.levels
-        inside = max(1, middle.blocks * 5 // 6) if blocks is None else blocks
+        inside = max(1, middle.blocks * 5 // 6)
         return FeatureCache(replace(cut, outer=len(above), blocks=inside), require_gaussian(process, "the model"))
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
@@ -255,7 +255,7 @@ class FeatureCache(_Cache):
 
     def added(self, context: Context, t: Tensor) -> Tensor:
         self.features_of(context)
-        return forecast(context, t, None if self.form == "taylor" else self.process.schedule)[0]
+        return forecast_features(context, t, None if self.form == "taylor" else self.process.schedule)[0]
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ from torch.nn import functional as F
 from dualrate.config.ranges import Classes, Factor, GuidanceWeight, NoiseLevel, Range, Ranged, Share
 from dualrate.denoisers.denoiser import Wrapper, read
 from dualrate.diffusion.categorical import AXIS, CategoricalProcess
+from dualrate.diffusion.context import Cond, Context, expand
 from dualrate.diffusion.prediction import flow_scale
 from dualrate.diffusion.process import Process
-from dualrate.diffusion.values import Cond, Context, expand
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from dualrate.config.ranges import Probability as Time
+from dualrate.config.ranges import Ranged, Seed, Share
 from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.context import Cond, Context, Refresh, Reuse
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
 
 
 @dataclass(frozen=True)
-class Multilevel(Denoiser):
+class Multilevel(Ranged, Denoiser):
     """Single networks f^1 .. f^K, and the plan by which they run.
 
     levels: from the lightest to the heaviest, at least two
@@ -34,20 +36,19 @@ class Multilevel(Denoiser):
     """
 
     levels: tuple[Denoiser, ...]
-    times: tuple[float, ...]
-    probabilities: tuple[float, ...]
-    seed: int = 0
+    times: tuple[Time, ...]
+    probabilities: tuple[Share, ...]
+    seed: Seed = 0
     reuse = Reuse.MARKOV
     alone_differs = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.levels) < 2 or len(self.probabilities) != len(self.levels) - 1:
             raise ValueError(
                 f"{len(self.levels)} networks and {len(self.probabilities)} probabilities: expected two networks or "
                 "more, and a probability for each but the lightest"
             )
-        if strange := [p for p in self.probabilities if not 0 < p <= 1]:
-            raise ValueError(f"a probability lies above 0 and is at most 1, got {strange[0]}")
 
     @cached_property
     def corrections(self) -> Tensor:

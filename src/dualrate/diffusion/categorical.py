@@ -65,10 +65,10 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Range, Ranged
+from dualrate.diffusion.context import cached_for_shared_time, expand
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Linear, Schedule
-from dualrate.diffusion.values import cached_for_shared_time, expand
 
 AXIS = -3  # of the categories
 

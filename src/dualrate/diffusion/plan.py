@@ -11,13 +11,18 @@ import json
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from itertools import pairwise
 from typing import Literal, SupportsIndex
 
 from dualrate.config.serial import from_plain
-from dualrate.diffusion.values import Refresh
+from dualrate.diffusion.brief import brief
+from dualrate.diffusion.context import Refresh
 
 STEPS = 32  # of a sampler, by default
+SIGNS = {Refresh.FULL: "H", Refresh.KEEP: "-", Refresh.PARTIAL: "+", Refresh.NONE: "."}
+HEIGHTS = {Refresh.FULL: 32, Refresh.KEEP: 9, Refresh.PARTIAL: 16, Refresh.NONE: 4}
+WIDEST = 64  # steps that a plan prints
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,28 @@ class StepPlan:
         for step, (before, refresh) in enumerate(pairwise((Refresh.NONE, *self.refresh))):
             if refresh.reuses and before is Refresh.NONE:
                 raise ValueError(f"step {step} reuses a context, but no step before it computed one: make it FULL")
+
+    def __repr__(self) -> str:
+        """Counts, times and the action of each step: H a heavy call, - reuse, + renewal in part, . no context."""
+        signs, times = "".join(SIGNS[refresh] for refresh in self.refresh), brief([float(f"{t:.3g}") for t in self.t])
+        if len(signs) > WIDEST:
+            signs = f"{signs[: WIDEST // 2]}...{signs[-WIDEST // 4 :]}"
+        return f"StepPlan({self.num_steps} steps, {self.num_heavy} heavy calls, t {times}: {signs})"
+
+    def _repr_html_(self) -> str:
+        return self.html(repr(self))
+
+    def html(self, text: str) -> str:
+        """The text, and below it the calls of each step as an inline SVG, for notebooks: heavy calls are high bars."""
+        width, bars = 640 / self.num_steps, {}
+        for i, refresh in enumerate(self.refresh):
+            height = HEIGHTS[refresh]
+            bars[refresh] = f"{bars.get(refresh, '')}M{i * width:.2f} 32v-{height}h{0.8 * width:.2f}v{height}z"
+        paths = "".join(f'<path class="{refresh.value}" d="{path}"/>' for refresh, path in bars.items())
+        says = f"<title>{self.num_steps} steps, {self.num_heavy} heavy calls</title>"
+        style = "width:100%;max-width:40em;height:2em;fill:currentColor"
+        svg = f'<svg viewBox="0 0 640 32" preserveAspectRatio="none" style="{style}" role="img">{says}{paths}</svg>'
+        return f"<pre>{escape(text)}</pre>{svg}"
 
     @property
     def num_steps(self) -> int:

@@ -39,8 +39,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from dualrate.config.ranges import Factor, LogSNR, Range, Ranged
+from dualrate.diffusion.context import expand
 from dualrate.diffusion.schedule import Betas, Schedule, alpha, sigma
-from dualrate.diffusion.values import expand
 
 
 def x_from_v(z: Tensor, v: Tensor, log_snr: Tensor) -> Tensor:

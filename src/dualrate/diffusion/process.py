@@ -28,11 +28,11 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Range, Ranged
+from dualrate.diffusion.context import Shape, cached_for_shared_time, expand
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Schedule, alpha, sigma
-from dualrate.diffusion.values import Shape, cached_for_shared_time, expand
 
 
 class Distribution(Protocol):
@@ -46,7 +46,7 @@ class Distribution(Protocol):
 class Process(ABC):
     """x -> z_t, t from 0 (data) to 1 (noise). x, z: (B, C, H, W), or more leading axes; times: (B,), or those axes.
 
-    A subclass is a frozen dataclass. A plan's times are numbers on the host (`diffusion/values.py`), and so are the
+    A subclass is a frozen dataclass. A plan's times are numbers on the host (`diffusion/context.py`), and so are the
     coefficients of what is made with them.
     """
 
@@ -194,7 +194,7 @@ def _gap(log_snr_t: Tensor, log_snr_s: Tensor) -> Tensor:
     return torch.where(log_snr_s == log_snr_t, 0, log_snr_t - log_snr_s)
 
 
-class Noised(NormalNoise):
+class GaussianNoise(NormalNoise):
     """States z = alpha x + sigma eps, each part of them at a noise level of its own."""
 
     @abstractmethod
@@ -226,18 +226,18 @@ class Noised(NormalNoise):
 
 
 @cached_for_shared_time
-def _transition(process: Noised, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def _transition(process: GaussianNoise, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return transition_of(process.levels(s), process.levels(t))
 
 
 @cached_for_shared_time
-def posterior_weights(process: Noised, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def posterior_weights(process: GaussianNoise, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The weights of `posterior_of`, at two times, of each part."""
     return posterior_of(process.levels(t), process.levels(s))
 
 
 @dataclass(frozen=True)
-class GaussianProcess(Noised):
+class GaussianProcess(GaussianNoise):
     """z_t = alpha_t x + sigma_t eps under a schedule. Its networks predict v."""
 
     schedule: Schedule

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dualrate.data.loader import ByteBatch, TrainingSet
 from dualrate.denoisers.denoiser import read
+from dualrate.diffusion.context import Cond, Reuse
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond, Reuse
 from dualrate.drawing.drawer import measured_on, real_batches
 from dualrate.experiment.model import Model
 from dualrate.runs.store import COVARIANCE

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps
 from dualrate.data.source import read_text, reading
 from dualrate.denoisers.denoiser import abilities
+from dualrate.diffusion.brief import Brief
+from dualrate.diffusion.context import Reuse
 from dualrate.diffusion.plan import StepPlan, before
-from dualrate.diffusion.values import Reuse
 from dualrate.drawing.calibration import read_table
 from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.experiment.model import Model
@@ -41,8 +42,8 @@ Places = Literal["late", "even"]
 Note = Callable[[str], object]
 
 
-@dataclass(frozen=True)
-class Choice(Ranged):
+@dataclass(frozen=True, repr=False)
+class Choice(Brief, Ranged):
     """Wishes of a user; None: as recommended.
 
     sampler: a name of sampling/catalogue.py, or package.module:Class
@@ -82,6 +83,9 @@ class Choice(Ranged):
         if self.times is not None and (len(self.times) < 2 or (self.times[0], self.times[-1]) != (1, 0)):
             listed = " ".join(map(str, self.times)) or "none"
             raise ValueError(f"the times of a sampler go from 1 (noise) to 0 (data), got {listed}")
+
+    def _repr_html_(self) -> str | None:
+        return None if self.plan is None else self.plan.html(repr(self))
 
     @own_defaults()
     def drawer(self, model: Model, *, note: Note = warnings.warn, **more: Any) -> Drawer:

@@ -9,8 +9,8 @@ import torch
 
 from dualrate.codecs.codec import decoded
 from dualrate.config.ranges import Precision
+from dualrate.diffusion.context import Cond
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.model import Model
 from dualrate.networks.blocks import in_bfloat16

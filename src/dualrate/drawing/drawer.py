@@ -25,25 +25,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.codecs.codec import decoded
-from dualrate.config.ranges import (
-    BatchSize,
-    Classes,
-    ClassShare,
-    GuidanceWeight,
-    Members,
-    NoiseLevel,
-    Precision,
-    Ranged,
-)
+from dualrate.config import ranges
+from dualrate.config.ranges import Precision, Ranged
 from dualrate.config.serial import to_plain, type_name
-from dualrate.data.conditions import Given, HeldOut
+from dualrate.data.condition_rows import Given, HeldOut
+from dualrate.data.conditions import OfPicture
 from dualrate.data.images import to_uint8
 from dualrate.data.loader import Augment, ByteBatch, TrainingSet
 from dualrate.denoisers.denoiser import Denoiser, abilities
 from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.context import Refresh, Reuse, for_rows
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Refresh, Reuse
 from dualrate.experiment.model import Model
 from dualrate.metrics.evaluate import by_turns
 from dualrate.metrics.store import Origin
@@ -59,8 +52,8 @@ from dualrate.system.progress import ImageProgress
 class Guidance(Ranged):
     """Classifier-free guidance. weight: 1 is none; interval: of sigma/alpha in which it acts, None: everywhere."""
 
-    weight: GuidanceWeight = 1.0
-    interval: tuple[NoiseLevel, NoiseLevel] | None = None
+    weight: ranges.GuidanceWeight = 1.0
+    interval: tuple[ranges.NoiseLevel, ranges.NoiseLevel] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,6 +67,7 @@ class Guidance(Ranged):
 
 
 UNGUIDED = Guidance()
+SHOWN = 100  # samples of a picture in a notebook
 COUNTED = 64  # images over which a cost is a mean, where it differs from image to image
 
 
@@ -87,6 +81,17 @@ class Samples:
 
     images: NDArray[np.uint8]
     seconds: float
+
+    def __repr__(self) -> str:
+        count, *shape = self.images.shape
+        return f"{count} samples of {' x '.join(map(str, shape))} (C, H, W), drawn in {self.seconds:.3g} s"
+
+    def _repr_html_(self) -> str:
+        """A picture of the first of them, in a notebook."""
+        from dualrate.report.html import notebook, picture
+        from dualrate.report.image_grid import image_grid
+
+        return notebook(self, picture(image_grid(self.images[:SHOWN])))
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,12 +113,12 @@ class Drawer(Ranged):
     step: Step
     plan: StepPlan
     guidance: Guidance = UNGUIDED
-    label: Classes | str | None = None
-    batch_size: BatchSize = 125
+    label: ranges.Classes | str | None = None
+    batch_size: ranges.BatchSize = 125
     precision: Precision = "auto"
     name: str = ""
-    members: Members = 1
-    shares: tuple[ClassShare, ...] = ()
+    members: ranges.Members = 1
+    shares: tuple[ranges.ClassShare, ...] = ()
     equal_classes: bool = False
 
     def __post_init__(self) -> None:
@@ -146,6 +151,14 @@ class Drawer(Ranged):
             object.__setattr__(self, "shares", () if set(shares) == {1} else shares)
         if self.members > 1 and model.experiment.networks.given is None:
             raise ValueError(f"{model.name} has no condition that members would share: drop them, and draw more seeds")
+
+    def __repr__(self) -> str:
+        images = f"{self.members} images a seed, " * (self.members > 1) + f"{self.batch_size} at a time"
+        label = "" if self.label is None else f", of class {self.label}"
+        return f"Drawer of {self.model}\n  {self.sampler}: {images}{label}\n  {self.plan!r}"
+
+    def _repr_html_(self) -> str:
+        return self.plan.html(repr(self))
 
     @property
     def network(self) -> str:
@@ -250,16 +263,17 @@ class Drawer(Ranged):
         self, seeds: Sequence[int], progress: ImageProgress | None = None, watch: Callable[[State], None] | None = None
     ) -> Iterator[NDArray[np.uint8]]:
         """The images of these seeds, (b, C, H, W), batch by batch as they are drawn, latents decoded, and with what a
-        condition knows of them (`Condition.keep`).
+        condition knows of them (`OfPicture.keep`).
 
         progress, watch: as of `sample`. Raises what that and the codec raise.
         """
-        rows = torch.tensor(list(seeds), dtype=torch.int64, device="cpu").repeat_interleave(self.members)
+        condition = self.model.experiment.condition
+        rows = for_rows(torch.tensor(list(seeds), dtype=torch.int64, device="cpu"), len(seeds) * self.members)
         for batch in self.states(seeds, progress, watch):
             row, rows = rows[: len(batch)].to(batch.device), rows[len(batch) :]
-            if self.model.given is not None:  # a batch has all members of its seeds
-                conditions = self.model.given(row[:: self.members]).repeat_interleave(self.members, 0)
-                batch = self.model.experiment.condition.keep(batch, conditions.to(batch.device))
+            if isinstance(condition, OfPicture) and self.model.given is not None:  # a batch has all members of a seed
+                y = self.model.given(row[:: self.members]).to(batch.device)
+                batch = condition.keep(batch, for_rows(y, len(batch)))
             with own_defaults():
                 pixels = to_uint8(decoded(self.model.codec, batch, Draws(0, row))).cpu().numpy()
             yield pixels
@@ -374,9 +388,7 @@ def measured_on(model: Model) -> TrainingSet:
     conditions, experiment = model.given, model.experiment
     if isinstance(conditions, HeldOut):
         return conditions.images
-    return (
-        experiment.data.load("train") if conditions is None else experiment.seen(experiment.data.load("test"), "test")
-    )
+    return experiment.load("train") if conditions is None else experiment.seen(experiment.load("test"), "test")
 
 
 def real_batches(model: Model, images: TrainingSet, count: int, batch_size: int) -> Iterator[ByteBatch]:

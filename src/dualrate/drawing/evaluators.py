@@ -22,9 +22,10 @@ from dualrate.experiment.modality import modalities, reader_of
 from dualrate.metrics import features as feature_nets
 from dualrate.metrics import pretrained
 from dualrate.metrics.evaluate import Evaluator
-from dualrate.metrics.features import CARD, FeatureNet, TrainingProgress, check_trainable, read_card, train_feature_net
+from dualrate.metrics.features import CARD, Card, FeatureNet, check_trainable, train_feature_net
 from dualrate.metrics.pretrained import PRETRAINED, Pretrained
 from dualrate.metrics.references import load_reference
+from dualrate.metrics.trained_network import TrainingProgress, read_card
 from dualrate.system.progress import Reporter, image_progress
 
 Features = Pretrained | Path | None
@@ -141,7 +142,7 @@ def splits_of(data: DataConfig, progress: Reporter) -> tuple[ImageSet, ImageSet]
 def shipped(fingerprint: str) -> Path | None:
     """The shipped feature net that was trained on the images of this fingerprint; of several the first by its name."""
     cards = sorted(SHIPPED.glob(f"*/{CARD}"), key=lambda card: card.parent.name)
-    return next((card.parent for card in cards if read_card(card).data == fingerprint), None)
+    return next((card.parent for card in cards if read_card(card, Card).data == fingerprint), None)
 
 
 def messages(note: Callable[[str], None]) -> Callable[[int, int, str], None]:

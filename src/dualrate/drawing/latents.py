@@ -36,22 +36,23 @@ from numpy.typing import NDArray
 
 from dualrate.codecs.codec import RUN, Codec, CodecFolder, decoded, with_noise
 from dualrate.codecs.diffusion import decoding_of
-from dualrate.data.conditions import HeldOut
+from dualrate.data.condition_rows import HeldOut
 from dualrate.data.images import Everything, ImageSet, to_float, to_uint8
 from dualrate.data.source import read_arrays
 from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.context import Cond
 from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import Drawer, Samples
 from dualrate.drawing.likelihood import Estimate
 from dualrate.drawing.measure import Measurement, image_batches
-from dualrate.drawing.samples import NPZ, Files, FolderRecord, Pictures, naming_progress
+from dualrate.drawing.record import FolderRecord, naming_progress
+from dualrate.drawing.samples import NPZ, Files
 from dualrate.experiment.model import Model
 from dualrate.methods.unified_latents import bound, end
 from dualrate.metrics.evaluate import ROUND_TRIP, Evaluator, round_trips
-from dualrate.report.image_grid import write_npz
+from dualrate.report.image_grid import Pictures, write_npz
 from dualrate.runs.store import load
 from dualrate.system.files import whole
 from dualrate.system.progress import ImageProgress
@@ -132,7 +133,7 @@ def encode_images(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record(FolderRecord):
+class DecodedRecord(FolderRecord):
     """Content of decoded.json. latents, codec: sha256 of them; sampler, steps: of a decoder that draws"""
 
     file, content, whole = RECORD, "decoded images", (RECORD, NPZ, ".png")
@@ -175,7 +176,7 @@ def decode_latents(
         raise ValueError(f"got latents of the codec {latents.codec[:12]} (sha256), this one's are {codec.latents[:12]}")
     count, channels, height, width = latents.x.shape
     shape = codec.image_shape((channels, height, width))
-    record = Record(latents=latents.digest, codec=codec.fingerprint, seed=seed, images=count)
+    record = DecodedRecord(latents=latents.digest, codec=codec.fingerprint, seed=seed, images=count)
     if (decoding := decoding_of(codec)) is not None:
         record = replace(record, sampler=decoding.sampler, steps=decoding.plan.num_steps)
 

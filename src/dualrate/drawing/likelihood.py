@@ -20,10 +20,10 @@ from torch import Tensor
 from dualrate.data.images import ImageSet
 from dualrate.data.loader import TrainingSet
 from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.context import Cond
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Schedule
-from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import Drawer, real_batches
 from dualrate.experiment.model import Model
 from dualrate.sampling.bound import Bound, FittedVariance, mean_errors, token_bound, variational_bound

@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.data.conditions import Given, HeldOut, Latent
+from dualrate.data.condition_rows import Given, HeldOut
+from dualrate.data.conditions import Latent, OfPicture
 from dualrate.data.images import Everything, ImageSet, every_image
 from dualrate.data.source import printable, reading, resolved
 from dualrate.drawing.choice import Choice
@@ -275,7 +276,7 @@ def ensemble_scores(
                     store.write([part[row] for row in new], net.features(images[new, 0]), seconds)
             if progress is not None:
                 progress(start + len(part), len(seeds))
-            unknown = condition.unknown(conditions(torch.tensor(part)))
+            unknown = condition.unknown(conditions(torch.tensor(part))) if isinstance(condition, OfPicture) else None
             yield images, conditions.originals(torch.tensor(part)), None if unknown is None else unknown.cpu()
 
     return EnsembleScores.of(scored())

@@ -18,27 +18,18 @@ import numpy as np
 import torch
 
 from dualrate.data.cache import cache_dir
-from dualrate.data.conditions import HeldOut
+from dualrate.data.condition_rows import HeldOut
 from dualrate.data.loader import ByteBatch
 from dualrate.denoisers.denoiser import read
+from dualrate.diffusion.context import Cond
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import measured_on, real_batches
 from dualrate.experiment.model import Model
+from dualrate.sampling import planner as search
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import grid_times
-from dualrate.sampling.planner import (
-    FEWEST,
-    NO_CONTEXT,
-    Bend,
-    Errors,
-    Numbers,
-    Planned,
-    Planner,
-    measure_bend,
-    measure_errors,
-)
+from dualrate.sampling.planner import Errors, Planned, Planner
 from dualrate.system.device import pays
 from dualrate.system.files import read_json, write_whole
 from dualrate.system.progress import Reporter
@@ -64,7 +55,7 @@ def candidates(planner: Planner, costs: CallCost, budget: float, steps: Sequence
 
     Raises ValueError if none does.
     """
-    plans, known_alone = [], bool(np.isfinite(planner.errors.errors[:, NO_CONTEXT]).all())
+    plans, known_alone = [], bool(np.isfinite(planner.errors.errors[:, search.NO_CONTEXT]).all())
     for count in steps:
         affordable = costs.affordable(count, budget)
         affordable[0] &= known_alone
@@ -117,7 +108,7 @@ def measured_errors(
     if file.exists():
         return _read_errors(file, t)
     progress.note(f"measuring errors, once: {images} images at {grid} times; they are kept in {file.parent}")
-    total, done = dict[str, Numbers](), 0
+    total, done = dict[str, search.Numbers](), 0
     batches = [*real_batches(model, source, images, ROWS)]
     try:
         for batch, means in mapper(partial(_means, model, t, pays(model.device)), batches):
@@ -131,10 +122,10 @@ def measured_errors(
     return _errors(t, total)
 
 
-def _errors(t: tuple[float, ...], means: Mapping[str, Numbers]) -> Errors:
+def _errors(t: tuple[float, ...], means: Mapping[str, search.Numbers]) -> Errors:
     """Errors from the arrays of a file: the errors, and those of a bend, if any."""
     bend = {name: mean for name, mean in means.items() if name != "errors"}
-    return Errors(t, means["errors"], Bend(**bend) if bend else None)
+    return Errors(t, means["errors"], search.Bend(**bend) if bend else None)
 
 
 def _read_errors(file: Path, t: tuple[float, ...]) -> Errors:
@@ -148,7 +139,7 @@ def _read_errors(file: Path, t: tuple[float, ...]) -> Errors:
         raise ValueError(f"{file} is damaged ({error}): delete it, and the errors are measured again") from error
 
 
-def _means(model: Model, t: tuple[float, ...], bfloat16: bool, images: ByteBatch) -> dict[str, Numbers]:
+def _means(model: Model, t: tuple[float, ...], bfloat16: bool, images: ByteBatch) -> dict[str, search.Numbers]:
     """Means over a batch: the errors, and the bend of x_hat where the grid shows it."""
     batch = images.to(model.device)
     draws, cond = Draws(SEED, batch.sample), Cond(batch.label, model.given and model.given(batch.sample))
@@ -156,10 +147,10 @@ def _means(model: Model, t: tuple[float, ...], bfloat16: bool, images: ByteBatch
         denoiser = model.ready(bfloat16=bfloat16).denoiser
         with torch.no_grad():
             cond = read(denoiser, cond)
-        means = {"errors": measure_errors(denoiser, model.gaussian, t, batch.x, cond, draws).errors}
+        means = {"errors": search.measure_errors(denoiser, model.gaussian, t, batch.x, cond, draws).errors}
         if model.blind_alone:
-            means["errors"][:, NO_CONTEXT] = np.inf
-        if len(t) <= FEWEST:
+            means["errors"][:, search.NO_CONTEXT] = np.inf
+        if len(t) <= search.FEWEST:
             return means
         normal = draws.normal("bend", *batch.x.shape[1:]).to(batch.x.dtype)
-        return means | vars(measure_bend(denoiser, model.gaussian, t, normal, cond))
+        return means | vars(search.measure_bend(denoiser, model.gaussian, t, normal, cond))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from dualrate.config.ranges import Ranged, Side
+from dualrate.config.ranges import Range, Ranged, Side
 from dualrate.data.images import ImageSet, load_images
 from dualrate.data.latent_set import encoded_images, is_encoded, read_latents
 from dualrate.data.loader import Augment, TrainingSet
@@ -20,8 +20,8 @@ class DataConfig(Ranged):
     source: str = "fashion-mnist"
     """Images: fashion-mnist, a folder (of images, of archives, or written by dualrate data prepare), a .tar, .parquet
     or .npz file. Text: a .txt file, or python-docs, the language reference that comes with Python. Fields over time: a
-    .npz, .npy, .h5, .nc or .zarr file, kuramoto-sivashinsky, kolmogorov, moving-fashion-mnist, barotropic-t21 or
-    barotropic-t42. Empty: unknown."""
+    .npz, .npy, .h5, .nc, .zarr or .grib file, a folder or pattern ('*.nc') of such files, kuramoto-sivashinsky,
+    kolmogorov, moving-fashion-mnist, barotropic-t21 or barotropic-t42. Empty: unknown."""
     size: Side | None = None
     """Side that images are resized to. Default: their own. For text: characters per piece. Default: 64."""
     channels: Literal[1, 3] | None = None
@@ -32,6 +32,11 @@ class DataConfig(Ranged):
     """Column of the labels in Parquet files, by default label, labels, fine_label, class or target; or array of the
     labels in .npz, by default labels or arr_1."""
     augment: Augment = Augment()
+    variables: tuple[str, ...] = ()
+    """Of fields: the variables that are read, by their names or those of their levels (t_850), in this order. Default:
+    all."""
+    levels: tuple[Annotated[float, Range(-1e12, 1e12)], ...] = ()
+    """Of fields: the levels that are read of variables that have some. Each is a channel. Default: all."""
 
     def at(self, source: str) -> DataConfig:
         """Copies this with another source; for latents, with their own size and labels, `augment` alone is kept."""
@@ -44,7 +49,9 @@ class DataConfig(Ranged):
         """
         if not is_encoded(self.source):
             return self.items(split, progress)
-        self.refuse("holds latents, which have their size and labels", "size", "channels", "label")
+        self.refuse(
+            "holds latents, which have their size and labels", "size", "channels", "label", "variables", "levels"
+        )
         return read_latents(self.source, split)
 
     def items(self, split: Split, progress: DataProgress | None = None) -> TrainingSet:
@@ -64,6 +71,7 @@ class DataConfig(Ranged):
             return encoded_images(self.source, split, progress)
         if (modality := reader_of(self.source)) is not None:
             return modality.images(self, split, progress or silent)
+        self.refuse("holds images, which have neither variables nor levels", "variables", "levels")
         return load_images(self.source, split=split, progress=progress, **self.preparation)
 
     def refuse(self, what: str, *names: str) -> None:

@@ -18,19 +18,31 @@ from torch import nn
 from dualrate.codecs.codec import CodecConfig, CodecFolder, NoCodec
 from dualrate.config.ranges import Ranged
 from dualrate.config.serial import to_plain
-from dualrate.data.conditions import Condition, Given, HeldOut, Latent, Unconditional, read_conditions
+from dualrate.data.condition_rows import Given, HeldOut
+from dualrate.data.conditions import (
+    Condition,
+    Conditioned,
+    Conditioning,
+    Latent,
+    OfPicture,
+    Unconditional,
+    read_conditions,
+)
+from dualrate.data.folders import images_below
 from dualrate.data.latent_set import is_encoded, read_latents
 from dualrate.data.loader import Augment, Encoded, TrainingSet
-from dualrate.data.source import Split, images_below, resolved
+from dualrate.data.source import DataProgress, Split, resolved, silent
 from dualrate.denoisers.denoiser import Denoiser, modules_of
+from dualrate.diffusion.context import Batch, Shape
 from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import GaussianProcess, Process, require_gaussian
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Batch, Shape
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.modality import maker_of
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import Serves
+from dualrate.experiment.summary import networks_line, on_paper, sampling_line, title, training_line
+from dualrate.experiment.upgrade import identified
 from dualrate.system.device import own_defaults
 from dualrate.system.files import read_bytes
 from dualrate.system.folders import some_of
@@ -119,7 +131,7 @@ class Experiment(Ranged):
     data: DataConfig = DataConfig()
     process: Process = GaussianProcess(Cosine())
     codec: CodecConfig = NoCodec()
-    condition: Condition = Unconditional()
+    condition: Conditioning = Unconditional()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,17 +151,24 @@ class Experiment(Ranged):
         self.method.check(self)
 
     def _check_condition(self) -> None:
-        expected = self.networks.given
-        if (expected is not None) != (self.condition != Unconditional()):
-            what = "take a condition: give one" if expected is not None else "take no condition: drop it"
-            raise ValueError(f"the networks of {self.name} {what} (Experiment.condition)")
-        if expected is None:
+        expected, condition = self.networks.given, self.condition
+        if not isinstance(condition, Condition) or expected is None:
+            if expected is not None or isinstance(condition, Condition):
+                what = "take a condition: give one" if expected is not None else "take no condition: drop it"
+                raise ValueError(f"the networks of {self.name} {what} (Experiment.condition)")
             return
-        if self.num_classes and not self.condition.labelled:
+        if self.num_classes and not condition.labelled:
             raise ValueError(f"a conditional model has no labels: set num_classes of {self.name} to 0")
-        if not self.condition.codec.fingerprint and (shape := self.condition.shape(self.shape)) != tuple(expected):
-            raise ValueError(f"{self.condition} makes conditions of {shape} (C, H, W), the networks take {expected}")
-        self.condition.check(self.codec.data_shape(self.shape), self.data.augment)
+        if not condition.codec.fingerprint and (shape := condition.shape(self.shape)) != tuple(expected):
+            raise ValueError(f"{condition} makes conditions of {shape} (C, H, W), the networks take {expected}")
+        condition.check(self.codec.data_shape(self.shape), self.data.augment)
+
+    def __repr__(self) -> str:
+        lines = f"Experiment {title(self)}", networks_line(*on_paper(self)), training_line(self), sampling_line(self)
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return self.serves.default_plan().html(repr(self))
 
     @property
     def gaussian(self) -> GaussianProcess:
@@ -161,18 +180,22 @@ class Experiment(Ranged):
         """(C, H, W) of what the networks see: of an image, or of its latent."""
         return self.networks.shape
 
+    def load(self, split: Split, progress: DataProgress | None = None) -> TrainingSet:
+        """One split of its data, images, latents or what they are. Raises as `DataConfig.load`."""
+        items = self.condition.items(self.data, split, progress or silent)
+        return self.data.load(split, progress) if items is None else items
+
     def seen(self, images: TrainingSet, split: Split = "train") -> TrainingSet:
         """A split, by default of training, as a method sees it: images or cached latents, or images that the codec
         encodes; with the conditions of the images.
         """
         if self.codec.instant:
             images = Encoded(images, self.codec, self.codec.build(nn.ModuleDict(), "cpu"))
-        if self.networks.given is None:
-            return images
-        return self.condition.conditioned(images, self._partners(split))
+        return self._conditioned(self.condition, images, split) if isinstance(self.condition, Condition) else images
 
-    def _partners(self, split: Split) -> TrainingSet | None:
-        return self.condition.partners(self.data.source, split, label=self.data.label, on_bad=self.data.on_bad)
+    def _conditioned(self, condition: Condition, images: TrainingSet, split: Split) -> Conditioned:
+        partners = condition.partners(self.data.source, split, label=self.data.label, on_bad=self.data.on_bad)
+        return condition.conditioned(images, partners)
 
     def check_data(self, images: TrainingSet) -> list[str]:
         """Warnings: sentences on what is unusual about the training set, but no error.
@@ -215,7 +238,7 @@ class Experiment(Ranged):
     def identity(self) -> dict[str, Any]:
         """Its fields as plain values, but for where its codec's folder is: a run is resumed only by the same."""
         plain = {name: value for name, value in to_plain(self).items() if name not in ("codec", "condition")}
-        return plain | self.codec.identity | self.condition.identity
+        return identified(plain | self.codec.identity | self.condition.identity)
 
     @property
     def drawing(self) -> dict[str, Any]:
@@ -254,28 +277,29 @@ class Experiment(Ranged):
 
         Raises what reading a codec and the images raises.
         """
-        if self.networks.given is None:
+        condition = self.condition
+        if not isinstance(condition, Condition):
             return None
-        if (conditions := self.condition.held_out(self.data.source)) is not None:
+        if (conditions := condition.held_out(self.data.source)) is not None:
             return conditions
-        codec = self.condition.codec.build(nn.ModuleDict(), device)
-        test = self.condition.conditioned(self.data.items("test"), self._partners("test"))
-        return HeldOut(test.images, test.partner_images or test.images, self.condition.build(device), device, codec)
+        codec, items = condition.codec.build(nn.ModuleDict(), device), condition.items(self.data, "test")
+        test = self._conditioned(condition, self.data.items("test") if items is None else items, "test")
+        return HeldOut(test.images, test.partner_images or test.images, condition.build(device), device, codec)
 
     def read_given(self, place: str | Path) -> Given:
         """The conditions in a picture, or in a folder of them in the order of their paths.
 
-        Raises ValueError for a model that is given nothing, no pictures, and, with both shapes, for one that does not
-        fit; OSError for a file that cannot be read.
+        Raises ValueError for a model that is not given pictures, no pictures, and, with both shapes, for one that does
+        not fit; OSError for a file that cannot be read.
         """
-        path = resolved(place)
-        if self.networks.given is None:
-            raise ValueError(f"{self.name} makes images of noise alone: drop the conditions")
+        path, condition, expected = resolved(place), self.condition, self.networks.given
+        if not isinstance(condition, OfPicture) or expected is None:
+            raise ValueError(f"{self.name} {condition.no_pictures}")
         files = images_below(path) if path.is_dir() else [path]
         if not files:
             raise ValueError(f"{path} holds no pictures to make images of")
         pictures = ((str(file), read_bytes(file)) for file in files)
-        return Given(read_conditions(pictures, self.condition, self.networks.given), files=tuple(map(str, files)))
+        return Given(read_conditions(pictures, condition, expected), files=tuple(map(str, files)))
 
     def build(self) -> tuple[nn.ModuleDict, Denoiser]:
         """Networks with weights drawn from the run's seed, and their denoiser."""
@@ -304,7 +328,7 @@ class Experiment(Ranged):
                     f"the denoiser of {type(self.networks).__name__} calls a {type(part).__name__} that is in none of "
                     f"the networks {', '.join(networks)}, and would neither be trained nor stored: make it part of one"
                 )
-        return networks, self.method.adapted(denoiser)
+        return networks, self.condition.around(self.method.adapted(denoiser))
 
 
 def on_codec_of_data(experiment: Experiment) -> Experiment:
@@ -341,6 +365,9 @@ class Stages:
             )
         if replace(base.data, augment=Augment()) != DataConfig():
             raise ValueError(f"{base.name} is trained on the first stage's latents: give the images as --first.data")
+
+    def __repr__(self) -> str:
+        return f"Stages {self.name}\n  first     {title(self.first)}\n  base      {title(self.base)}"
 
     def on_latents(self, folder: Path) -> Experiment:
         """The base model's, on latents in a folder. Raises as `read_latents`."""

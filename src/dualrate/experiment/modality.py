@@ -19,13 +19,13 @@ from torch import Tensor
 
 from dualrate.config.imports import import_module
 from dualrate.config.ranges import WorkerCount
-from dualrate.data.conditions import Given
+from dualrate.data.condition_rows import Given
 from dualrate.data.images import ImageSet
 from dualrate.data.loader import TrainingSet
 from dualrate.data.source import DataProgress, Split
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.evaluation import Evaluation
-from dualrate.report.image_grid import save_grid
+from dualrate.report.image_grid import Pictures, save_grid
 from dualrate.system.progress import Reporter
 
 WINGS = ("dualrate.forecasts.modality", "dualrate.texts.modality", "dualrate.pipelines.modality")
@@ -89,8 +89,12 @@ class Modality:
         """Samples (N, C, H, W) uint8 as text; empty: they are pictures."""
         return ""
 
-    def save(self, experiment: Any, samples: NDArray[Any], file: Path) -> None:
-        """Show (N, C, H, W) uint8 samples of training in a file, whose ending it may change."""
+    def files(self, model: Any) -> Pictures:
+        """Files that samples of a `Model` are written to. Raises ValueError, with the way, for others than images."""
+        return Pictures(model.image_shape)
+
+    def save(self, experiment: Any, samples: Tensor, file: Path) -> None:
+        """Show samples (N, C, H, W) of training, in [-1, 1], in a file, whose ending it may change."""
         save_grid(samples, file, columns=10, scale=2)
 
     def model_of(self, path: Path) -> ForeignModel | None:

@@ -17,19 +17,22 @@ from dualrate.codecs.codec import Codec, decode_macs
 from dualrate.codecs.diffusion import Decoding, OtherDecoder, decoding_of
 from dualrate.config.ranges import is_whole
 from dualrate.data.cache import cache_dir
-from dualrate.data.conditions import Given, HeldOut
+from dualrate.data.condition_rows import Given, HeldOut
+from dualrate.data.conditions import Condition
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.context import Reuse, Shape
 from dualrate.diffusion.process import GaussianProcess, Process
-from dualrate.diffusion.values import Reuse, Shape
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.plan_support import Serves
+from dualrate.experiment.summary import cost_of_calls, networks_line, on_paper, sampling_line, title, training_line
 from dualrate.networks.blocks import copied
 from dualrate.sampling.cost import CallCost, call_cost
 from dualrate.system.device import compile_calls, graph_calls, settle_products
 from dualrate.system.folders import some_of
 
 COMPILED = "compiled"  # in the cache, networks that were compiled
+QUICK = 20_000_000  # parameters of networks of which a call takes no time worth mentioning
 DECODING = "sde-dpm++2m:0.1", 16  # sampler and steps of a decoder as a codec, where none are asked for
 
 
@@ -62,6 +65,22 @@ class Model:
     def __str__(self) -> str:
         """Which weights these are, for people."""
         return f"{self.path or self.name} at iteration {self.iteration}, weights {self.weights_hash[:12]}"
+
+    def __repr__(self) -> str:
+        experiment, cost = self.experiment, vars(self).get("call_cost")
+        if cost is None and sum(self.parameters.values()) <= QUICK:
+            cost = cost_of_calls(experiment, self.denoiser, self.device)
+        lines = (
+            f"Model {title(experiment)}",
+            networks_line(self.parameters, cost or on_paper(experiment, self.called_by)[1]),
+            training_line(experiment, self.iteration),
+            sampling_line(experiment, self.called_by),
+            f"  weights   {self.weights_hash[:12]}, {'not saved' if self.path is None else f'in {self.path}'}",
+        )
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return self.serves.default_plan().html(repr(self))
 
     @property
     def process(self) -> Process:
@@ -166,14 +185,14 @@ class Model:
 
     def with_given(self, given: Given) -> Model:
         """The same model, given these conditions. Raises ValueError for others than it takes, or none to give."""
-        expected = self.experiment.networks.given
-        if expected is None:
+        expected, condition = self.experiment.networks.given, self.experiment.condition
+        if expected is None or not isinstance(condition, Condition):
             raise ValueError(f"{self.name} makes samples of noise alone: drop the conditions")
         if tuple(given.y.shape[1:]) != tuple(expected):
             takes = f"(N, {', '.join(map(str, expected))})"
             raise ValueError(f"{self.name} takes conditions of shape {takes}, got {tuple(given.y.shape)}")
         if isinstance(given.y, Tensor):
-            given = replace(given, y=self.experiment.condition.accepted(given.y))
+            given = replace(given, y=condition.accepted(given.y))
         return replace(self, conditions=given)
 
     @property

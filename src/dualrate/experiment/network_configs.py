@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dualrate.config.ranges import Lead, Ranged, Side
 from dualrate.denoisers.denoiser import BothRates, Conditional, Denoiser, DualRate, DualRateConditional, Plain
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.process import Process
-from dualrate.diffusion.values import Shape
 from dualrate.networks.body import BodyConfig
 from dualrate.networks.conditional import ConditionalBody, ConditionEncoder, ConditionReader, of_frames
 from dualrate.networks.dual import ContextEncoder, LightBody, check_pair, disconnect

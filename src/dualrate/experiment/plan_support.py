@@ -2,14 +2,14 @@
 
 A model that was trained at every noise level takes any plan. A distilled student learned steps of some lengths and no
 longer ones: its x_hat at z_t is right for the z_s at the end of the step. A dual-rate student learned the (t, tau) of
-one plan. A consistency model learned where its own few steps of DDIM end.
+one plan. A consistency model learned where its own few steps of DDIM end. The last two, and all that learned but their
+own steps, are `OnePlan`s.
 """
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -24,12 +24,12 @@ from dualrate.sampling.step import Step
 ROUNDING = 1e-9  # of times
 
 
-class Serves(ABC):
+class Serves:
     """Plans that a model may be asked for. A subclass is a frozen dataclass; names without an annotation are no fields.
 
     steps:    of a sampler, where none are asked for
-    sampler:  the one that the model was made for, by its name in `sampling/catalogue.py`; None: any
     heavy:    heavy calls of a sample; None: the network runs at every step
+    sampler:  the one that the model was made for, by its name in `sampling/catalogue.py`; None: any
     drops:    whether the model was trained on steps without a context too
     any_plan: whether there are plans to choose from: then samplers, grids and places of heavy calls may be tried
     """
@@ -64,11 +64,21 @@ class Serves(ABC):
         """The plans to compare at costs of about so many calls of the network each."""
         return [self.default_plan(steps) for steps in sorted({max(steps, 1) for steps in calls})]
 
-    def check(self, plan: StepPlan) -> None:  # noqa: B027  # nothing to refuse
+    def check(self, plan: StepPlan) -> None:
         """Raises ValueError for a plan that is not served."""
 
-    def check_step(self, step: Step) -> None:  # noqa: B027
-        """Raises ValueError for an update rule that is not served."""
+    def check_step(self, step: Step) -> None:
+        """Raises ValueError for an update rule that is not served: any but that of `sampler`, unless overridden."""
+        if self.sampler == "ddim" and not isinstance(step, DDIM):
+            raise ValueError(
+                f"this consistency model has learned to make steps of DDIM: drop the sampler ({step}) and its settings"
+            )
+        rule = step.step if isinstance(step, FittedVariance) else step  # of a bound: the same means
+        if self.sampler == ANCESTRAL and rule not in (Reverse(rule.process), Ancestral(rule.process)):
+            raise ValueError(  # its x_hat is no posterior mean
+                f"this model is a distilled student, for plain ancestral sampling: drop the sampler ({step}) and its "
+                "settings"
+            )
 
 
 @dataclass(frozen=True)
@@ -104,20 +114,8 @@ class AnyPlan(Serves, Ranged):
         return StepPlan.at(plan.t, (where[j * len(where) // heavy] for j in range(heavy)))
 
 
-class _Distilled(Serves):
-    """Plans of a student, whose x_hat is no posterior mean: under plain ancestral sampling."""
-
-    def check_step(self, step: Step) -> None:
-        rule = step.step if isinstance(step, FittedVariance) else step  # of a bound: the same means
-        if rule not in (Reverse(rule.process), Ancestral(rule.process)):
-            raise ValueError(
-                f"this model is a distilled student, for plain ancestral sampling: drop the sampler ({step}) and its "
-                "settings"
-            )
-
-
 @dataclass(frozen=True)
-class AtLeast(_Distilled, Ranged):
+class AtLeast(Serves, Ranged):
     """A student trained at any time, on steps of length 1 / `steps` and shorter: it serves all of them.
 
     heavy: 1 where the heavy network sees a condition alone; None: the network runs at every step
@@ -141,13 +139,27 @@ class AtLeast(_Distilled, Ranged):
             )
 
 
-class _Single(Serves):
-    """The plan of a model that learned its steps: it serves that one.
+@dataclass(frozen=True)
+class OnePlan(Serves, Ranged):
+    """A dual-rate student trained on the times and heavy calls of one plan, which it serves alone."""
 
-    learned: what it serves, as an error says it after 'this'
-    """
+    steps: Steps
+    heavy: Steps
 
-    learned: Any
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.heavy is not None and self.heavy > self.steps:
+            raise ValueError(
+                f"a dual-rate student of {self.steps} steps has 1 to {self.steps} heavy calls, got {self.heavy}"
+            )
+
+    @property
+    def learned(self) -> str:
+        """Words for what it serves, as an error says them after 'this'."""
+        return (
+            f"student was distilled for {self.steps} steps equal in t with {self.heavy} heavy calls spread evenly, and "
+            "serves no other plan"
+        )
 
     def ladder(self, calls: Iterable[int]) -> list[StepPlan]:
         """Its own plan."""
@@ -164,89 +176,41 @@ class _Single(Serves):
 
 
 @dataclass(frozen=True)
-class OnePlan(_Single, _Distilled, Ranged):
-    """A dual-rate student trained on the times and heavy calls of one plan."""
+class OwnSteps(OnePlan):
+    """The plan of a model that learned a few steps of its own, and no others.
 
-    steps: Steps
-    heavy: Steps
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.heavy > self.steps:
-            raise ValueError(
-                f"a dual-rate student of {self.steps} steps has 1 to {self.steps} heavy calls, got {self.heavy}"
-            )
-
-    @property
-    def learned(self) -> str:
-        return (
-            f"student was distilled for {self.steps} steps equal in t with {self.heavy} heavy calls spread evenly, and "
-            "serves no other plan"
-        )
-
-
-@dataclass(frozen=True)
-class OneStep(_Single, _Distilled):
-    """A model that goes from noise to its x_hat at once."""
-
-    steps = 1
-    learned = "model has learned one step, and makes no more"
-
-
-@dataclass(frozen=True)
-class OwnSteps(_Single, _Distilled, Ranged):
-    """A model that learned the calls of `steps` noise levels of its own, one after the other, and no others.
-
-    heavy: heavy calls of a dual-rate one; None: the network runs at every step
+    heavy:   heavy calls of a dual-rate one, spread evenly; None: the network runs at every step
+    learned: as of `OnePlan`
+    grid:    the N + 1 times; none: equal steps in t. A model of a grid was trained at its times alone, for any step
     """
 
-    steps: Steps
-    heavy: Steps | None = None
-
-    @property
-    def learned(self) -> str:
-        return f"model has learned the noise levels of {self.steps} steps, and no others"
-
-
-@dataclass(frozen=True)
-class Segments(_Single, Ranged):
-    """A consistency model, which learned to make `steps` steps of DDIM, equal in t.
-
-    heavy: heavy calls of a dual-rate one, spread evenly over the steps; None: the network runs at every step
-    """
-
-    steps: Steps
-    heavy: Steps | None = None
-    sampler = "ddim"
-
-    @property
-    def learned(self) -> str:
-        calls = "" if self.heavy is None else f" with {self.heavy} heavy calls spread evenly"
-        return f"consistency model has learned to make {self.steps} steps, equal in t{calls}, and no others"
-
-    def check_step(self, step: Step) -> None:
-        if not isinstance(step, DDIM):
-            raise ValueError(
-                f"this consistency model has learned to make steps of DDIM: drop the sampler ({step}) and its settings"
-            )
-
-
-@dataclass(frozen=True)
-class OwnGrid(_Single, Ranged):
-    """A single-rate model trained at a few times alone, those of its steps. grid: these, from 1 down, without 0"""
-
-    grid: tuple[Probability, ...]
-
-    sampler = "ddim"
-
-    @property
-    def steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return len(self.grid)
+    heavy: Steps | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    sampler: str | None = field(default=ANCESTRAL, kw_only=True)
+    learned: str = field(  # pyright: ignore[reportIncompatibleVariableOverride,reportIncompatibleMethodOverride]
+        default="model has learned a few steps of its own, and no others", kw_only=True
+    )
+    grid: tuple[Probability, ...] = field(default=(), kw_only=True)
 
     def own_times(self, steps: int) -> tuple[float, ...]:
         """Its own; of another number, which `check` refuses, equal steps."""
-        return (*self.grid, 0.0) if steps == self.steps else super().own_times(steps)
+        return self.grid if steps + 1 == len(self.grid) else super().own_times(steps)
 
-    @property
-    def learned(self) -> str:
-        return f"model has learned to make {self.steps} steps at times of its own, and no others"
+    def check_step(self, step: Step) -> None:
+        if not self.grid:
+            super().check_step(step)
+
+
+ONE_STEP = OwnSteps(1, learned="model has learned one step, and makes no more")  # from noise to its x_hat at once
+
+
+def steps_of_ddim(steps: int, heavy: int | None = None) -> OwnSteps:
+    """Steps of a consistency model, equal in t, each of DDIM. heavy: heavy calls of a dual-rate one"""
+    calls = "" if heavy is None else f" with {heavy} heavy calls spread evenly"
+    learned = f"consistency model has learned to make {steps} steps, equal in t{calls}, and no others"
+    return OwnSteps(steps, heavy, learned=learned, sampler="ddim")
+
+
+def steps_at(times: Sequence[float]) -> OwnSteps:
+    """Steps of a single-rate model trained at a few times alone. times: from 1 down, without 0"""
+    learned = f"model has learned to make {len(times)} steps at times of its own, and no others"
+    return OwnSteps(len(times), learned=learned, sampler="ddim", grid=(*times, 0.0))

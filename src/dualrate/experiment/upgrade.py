@@ -29,6 +29,10 @@ ADDED: dict[str, dict[str, Any]] = {  # class -> field -> what always applied be
     "TwoConditional": BY_LEAD,
     "Forecast": {"stride": 1},
 }
+LATER: dict[str, dict[str, Any]] = {  # class -> field -> the value at which an identity is as before there was one
+    "DataConfig": {"variables": [], "levels": []},
+    "UViTConfig": {"across": False},
+}
 RENAMED = {"OneDecoder": "OneConditional", "TwoDecoders": "TwoConditional"}  # their latent_shape is given_shape
 OF_THE_METHOD = "weighting", "times", "label_dropout", "encoder_weight", "encoder_from", "freeze_encoder", "light_from"
 
@@ -47,6 +51,16 @@ def upgraded(plain: dict[str, Any]) -> dict[str, Any]:
         if not (isinstance(codec, dict) and codec.get("type") == "NoCodec"):
             plain["condition"] = {"type": "Latent", "codec": codec}
     return _current(plain)
+
+
+def identified(plain: Any) -> Any:
+    """Plain values without the fields that came later, where these change nothing."""
+    if isinstance(plain, list):
+        return [identified(item) for item in plain]
+    if not isinstance(plain, dict):
+        return plain
+    later = LATER.get(str(plain.get("type")), {})
+    return {name: identified(value) for name, value in plain.items() if name not in later or value != later[name]}
 
 
 def _current(plain: Any) -> Any:

@@ -24,6 +24,7 @@ from dualrate.comparison.yardstick import Terms, Yardstick
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.measure import Measurement, row_of
 from dualrate.experiment.model import Model
+from dualrate.forecasts.curves import Panel, curves_figure
 from dualrate.forecasts.evaluation import forecast_scores
 from dualrate.forecasts.folder import JOURNAL, ForecastArray, write_forecast
 from dualrate.forecasts.rollout import forecast_of, frame_shape, roll_out, window_cost
@@ -32,7 +33,6 @@ from dualrate.forecasts.starts import held_out_starts
 from dualrate.metrics.distances import LEVEL
 from dualrate.metrics.quality import QualityScore
 from dualrate.metrics.store import Fingerprint
-from dualrate.report.figures import Panel, curves_figure
 from dualrate.report.table import EACH
 from dualrate.sampling.cost import CallCost
 from dualrate.system.progress import ImageProgress, Reporter

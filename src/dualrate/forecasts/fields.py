@@ -8,18 +8,15 @@ Frames are `lead` time steps of the data apart, those that are made `lead stride
 row. A fully observed system that obeys a law without chance has one future, and needs no diffusion: several futures fit
 what is observed in part, or with noise.
 
-The splits are those that a source names (sources.py); else the last tenth of its trajectories is the test split, or of
-a single one the last tenth of its frames.
+Points that a mask hides (geometry.py) are the mean in y and x, so 0, and count in no loss; planes of y say where.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,44 +27,24 @@ from torch import Tensor
 
 from dualrate.config.ranges import Positive, Range, Ranged
 from dualrate.config.serial import to_plain
-from dualrate.data.conditions import Condition, Conditioned, Make
+from dualrate.data.condition_rows import Make
+from dualrate.data.conditions import Condition, Conditioned
 from dualrate.data.loader import Augment, Derived, TrainingSet
-from dualrate.data.source import DataProgress, Split, silent, split_named, test_split
+from dualrate.data.source import DataProgress, Split, silent
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Shape
+from dualrate.forecasts.geometry import Geometry, Mask, Masked, hidden_on, ordered, planes_on, weights_on
 from dualrate.forecasts.metadata import Metadata
 from dualrate.forecasts.sources import find_fields
-from dualrate.forecasts.trajectories import EXPECTED, FieldSource, Lazy, Timing, Trajectory, timing_of
+from dualrate.forecasts.splits import check_frames, divided, pieces_of
+from dualrate.forecasts.statistics import Statistics, as_float32, column, survey
+from dualrate.forecasts.trajectories import Trajectory
 
 Frames = Annotated[int, Range(1, 256)]
+NO_GEOMETRY = Geometry()
 LOOKED_AT = 1000  # windows, for the scale of differences
 SHOWN_ROWS, SHOWN_RANGE = 8, 3.0  # of a frame of one dimension in a picture; standard deviations from black to white
-AT_A_TIME = 2**22  # numbers that are read at once
-LOST = 0.01  # of the deviation of a channel: the most that float32 may round away
-CONSTANT = 1e-12  # a smaller deviation, as a share of the mean, is float64's own rounding
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Numbers of the training split, one a channel: mean and standard deviation of states, and the standard deviation
-    of differences from frame to frame. A deviation is 1 where nothing changes.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    difference: tuple[float, ...]
-
-    def normalised(self, frames: Tensor) -> Tensor:
-        """Frames (..., C, H, W) at mean 0 and deviation 1 in every channel."""
-        return (frames - _column(self.mean, frames)) / _column(self.std, frames)
-
-    def restored(self, frames: Tensor) -> Tensor:
-        """Frames in the units of the data: the inverse of `normalised`."""
-        return frames * _column(self.std, frames) + _column(self.mean, frames)
-
-
-def _column(numbers: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(numbers, dtype=like.dtype, device=like.device)[:, None, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +58,7 @@ class Fields(TrainingSet):
     axes:         names of those of space, as of `FieldSource`
     metadata:     as of `FieldSource`
     hashed:       sha256 (hex) of variables and frames in float32, wherever they lie
+    hidden:       (C, H, W) points that a mask hides, which hold the mean; None: none
     """
 
     name: str
@@ -93,6 +71,7 @@ class Fields(TrainingSet):
     labels: NDArray[np.int64] | None = None
     class_names: tuple[str, ...] = ()
     metadata: Metadata = Metadata()
+    hidden: Mask | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -119,7 +98,9 @@ class Fields(TrainingSet):
             raise IndexError(
                 f"{self.name}: frames {first} to {first + count - 1} of {length} in trajectory {trajectory}"
             )
-        return as_float32(self.name, self.trajectories[trajectory][first : first + count])
+        return self.statistics.filled(
+            as_float32(self.name, self.trajectories[trajectory][first : first + count]), self.hidden
+        )
 
     def windows(self, count: int) -> NDArray[np.int64]:
         """(K, 2): trajectory and first frame of every window of `count` frames that follow one another.
@@ -152,128 +133,6 @@ class Fields(TrainingSet):
     @staticmethod
     def floats(rows: Tensor, draws: Draws) -> Tensor:
         return rows
-
-
-def pieces_of(trajectory: Trajectory) -> list[tuple[int, int]]:
-    """First frame and end of each piece between gaps in time."""
-    return list(pairwise((0, *timing_of(trajectory).breaks, trajectory.shape[0])))
-
-
-def as_float32(source: str | Path, frames: NDArray[Any]) -> NDArray[np.float32]:
-    """A copy of frames in float32. Raises ValueError for numbers that are not real."""
-    if frames.dtype.kind not in "fiub":
-        raise ValueError(f"{source} holds {frames.dtype}; expected real numbers, of complex ones two channels")
-    return np.array(frames, np.float32, order="C")  # a copy: memory maps are only read
-
-
-def survey(
-    name: str,
-    trajectories: Sequence[Trajectory],
-    variables: tuple[str, ...],
-    progress: DataProgress = silent,
-    place: tuple[int, int] = (0, 0),
-) -> tuple[str, Statistics]:
-    """The fingerprint and the statistics of trajectories, of which each frame is read once.
-
-    place: of the first in its source, trajectory and frame, for messages
-    Moments are in float64, of parts, joined as by Chan, Golub and LeVeque (COMPSTAT 1982).
-    Raises ValueError for a number that is not finite, and says where it is, and for a channel whose changes float32
-    rounds away.
-    """
-    digest = hashlib.sha256(repr((variables, [trajectory.shape for trajectory in trajectories])).encode())
-    channels, total = len(variables), sum(trajectory.shape[0] for trajectory in trajectories)
-    states, differences, done = _Moments(channels), _Moments(channels), 0
-    exact, rounding = _Moments(channels), _Moments(channels)  # before float32, from an origin, and what that changes
-    origin: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
-    whole = True  # whether these are whole numbers, which nothing has rounded
-    for i, trajectory in enumerate(trajectories):
-        last: NDArray[np.float32] | None = None
-        each = max(1, AT_A_TIME // int(np.prod(trajectory.shape[1:])))
-        for first in range(0, trajectory.shape[0], each):
-            with np.errstate(over="ignore"):
-                raw = trajectory[first : first + each]
-                part = as_float32(name, raw)
-            if len(wrong := np.argwhere(~np.isfinite(part))):
-                frame, channel, *_ = wrong[0].tolist()
-                raise ValueError(
-                    f"{name}: trajectory {place[0] + i}, frame {place[1] + first + frame}, channel {channel} "
-                    f"({variables[channel]}) holds "
-                    f"{part[tuple(wrong[0])]}, and {len(wrong)} number(s) of these {len(part)} frames are not finite "
-                    "in float32: fill what is missing, say by 0 beside a channel that says where it was, or leave "
-                    "these trajectories out"
-                )
-            digest.update(part.astype("<f4", copy=False).tobytes())
-            states.add(read := part.astype(np.float64))
-            if raw.dtype.itemsize > 2 and raw.dtype != np.float32:
-                high, low = _halves(raw)
-                origin = (high[:1, :, :1, :1], low[:1, :, :1, :1]) if origin is None else origin
-                exact.add((high - origin[0]) + (low - origin[1]))
-                rounding.add(np.square((high - read) + low))
-                whole &= raw.dtype.kind in "iu"
-            joined = part if last is None else np.concatenate([last, part])
-            numbers = np.arange(first + len(part) - len(joined), first + len(part))
-            follows = ~np.isin(numbers[1:], timing_of(trajectory).breaks)
-            if follows.any():
-                differences.add(np.diff(joined.astype(np.float64), axis=0)[follows])
-            last, done = part[-1:], done + len(part)
-            progress(done, total, "reading fields")
-    _check_rounding(name, variables, states.mean, exact.deviations, np.sqrt(rounding.mean), 0 if whole else CONSTANT)
-    return digest.hexdigest(), Statistics(tuple(states.mean.tolist()), states.std, differences.std)
-
-
-def _halves(raw: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Two arrays whose sum these numbers are; integers of 64 bits have more digits than float64."""
-    if raw.dtype.kind in "iu" and raw.dtype.itemsize == 8:
-        return (raw >> 32).astype(np.float64) * 2.0**32, (raw & (2**32 - 1)).astype(np.float64)
-    return raw.astype(np.float64), np.zeros(raw.shape)
-
-
-def _check_rounding(
-    name: str,
-    variables: tuple[str, ...],
-    means: NDArray[np.float64],
-    deviations: NDArray[np.float64],
-    roundings: NDArray[np.float64],
-    constant: float,
-) -> None:
-    """Raise ValueError where float32 rounds the changes of a variable away.
-
-    constant: a deviation below this share of the mean counts as none
-    """
-    for variable, mean, std, lost in zip(variables, means, deviations, roundings, strict=True):
-        if constant * abs(mean) < std and lost > LOST * std:
-            raise ValueError(
-                f"{name}: {variable} has the mean {mean:g} and the standard deviation {std:g}, and fields are computed "
-                f"in float32, whose numbers are {np.spacing(np.float32(abs(mean))):g} apart there: subtract the mean "
-                "from it first"
-            )
-
-
-class _Moments:
-    """Count, mean and sum of squared deviations a channel."""
-
-    def __init__(self, channels: int) -> None:
-        self.count, self.mean, self.squares = 0, np.zeros(channels), np.zeros(channels)
-
-    def add(self, part: NDArray[np.float64]) -> None:
-        """Add the numbers of frames (N, C, H, W)."""
-        origin = part[:1, :, :1, :1]  # a constant has deviations of exactly 0
-        mean = (part - origin).mean((0, 2, 3)) + origin[0, :, 0, 0]
-        squares = np.square(part - mean[:, None, None]).sum((0, 2, 3))
-        count = part.size // len(mean)
-        both, apart = self.count + count, mean - self.mean
-        self.squares += squares + apart**2 * (self.count * count / both)
-        self.mean += apart * (count / both)
-        self.count = both
-
-    @property
-    def deviations(self) -> NDArray[np.float64]:
-        return np.sqrt(self.squares / max(1, self.count))
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """The deviations; 1 where nothing changes."""
-        return tuple(np.where(self.deviations > 0, self.deviations, 1.0).tolist())
 
 
 @dataclass(frozen=True)
@@ -309,13 +168,18 @@ class Forecast(Condition, Ranged):
     """Distance between the frames that are made, in frames that are `lead` apart."""
     metadata: Metadata = Metadata()
     """Units and coordinates, where the data says them."""
+    geometry: Geometry = Geometry()
+    """Where points lie, how much each counts, and which are hidden."""
+
+    no_pictures = "starts from arrays, not pictures: dualrate forecast RUN --from FILE"
 
     @property
     def identity(self) -> dict[str, Any]:
         """Without the fingerprint, since the identity of a run has that of its data, and without what its file says of
-        axes, units and coordinates, which changes nothing."""
-        left_out = "fingerprint", "axes", "metadata"
-        return {"condition": {name: value for name, value in to_plain(self).items() if name not in left_out}}
+        axes, units and coordinates, which changes nothing but the weights of points."""
+        left_out = "fingerprint", "axes", "metadata", "geometry"
+        plain = {name: value for name, value in to_plain(self).items() if name not in left_out}
+        return {"condition": plain | self.geometry.identity}
 
     def of(self, fields: Fields) -> Forecast:
         """The same for fields to train on, with their statistics. Raises ValueError where they are too short."""
@@ -334,7 +198,7 @@ class Forecast(Condition, Ranged):
             return whole
         some = np.linspace(0, len(targets) - 1, min(len(targets), LOOKED_AT)).astype(np.int64)
         x = targets.rows(some, Draws(0, torch.from_numpy(some)), Augment()).double()
-        scale = x.square().mean((0, 2, 3)).sqrt()
+        scale = whole.weighed(x).square().mean((0, 2, 3)).sqrt()
         if not (scale > 0).any():
             raise ValueError(f"{fields.name} never changes from frame to frame: give a larger lead")
         return replace(whole, scale=tuple(torch.where(scale > 0, scale, 1.0).tolist()))
@@ -382,7 +246,28 @@ class Forecast(Condition, Ranged):
         channels, height, width = image
         if channels % self.frames:
             raise ValueError(f"samples of {channels} channels do not divide into {self.frames} frames")
-        return self.past * channels // self.frames, -(-height // self.every), -(-width // self.every)
+        planes = len(self.geometry.planes)
+        return self.past * channels // self.frames + planes, -(-height // self.every), -(-width // self.every)
+
+    def items(self, data: Any, split: Split, progress: DataProgress = silent) -> Fields:
+        return self.read_fields(data, split, progress=progress)
+
+    def read_fields(
+        self, data: Any, split: Split, statistics: Statistics | None = None, progress: DataProgress = silent
+    ) -> Fields:
+        """One split of a run's data, as `read_fields` reads it for its geometry. data: a `DataConfig`"""
+        data.refuse("holds fields, which are taken as they are", "size", "channels", "label", "augment")
+        how = {"variables": data.variables, "levels": data.levels, "geometry": self.geometry}
+        return read_fields(data.source, split, statistics, progress, **how)
+
+    def around(self, denoiser: Denoiser) -> Denoiser:
+        return Masked(denoiser, self.geometry, self.frames) if self.geometry.mask else denoiser
+
+    def weighed(self, x: Tensor, power: float = 0.5) -> Tensor:
+        if not (self.geometry.spherical or self.geometry.mask):
+            return x
+        frame = x.shape[-3] // self.frames, x.shape[-2], x.shape[-1]
+        return x * weights_on(x.device, self.geometry, frame, power).to(x.dtype).repeat(self.frames, 1, 1)
 
     def build(self, device: torch.device | str) -> Make:
         return self.observe
@@ -393,11 +278,15 @@ class Forecast(Condition, Ranged):
         draws: of the noise, for the same rows; observed: so many frames, the first, are observations and get no noise
         """
         y = past[..., :: self.every, :: self.every]
-        if not self.noise:
+        if self.noise:
+            noise = self.noise * draws.normal("observation", *y.shape[1:])
+            noise[:, : observed * y.shape[1] // self.past] = 0
+            y = y + noise
+        if not self.geometry.mask:
             return y
-        noise = self.noise * draws.normal("observation", *y.shape[1:])
-        noise[:, : observed * y.shape[1] // self.past] = 0
-        return y + noise
+        planes = planes_on(y.device, self.geometry)[:, :: self.every, :: self.every].to(y.dtype)
+        hidden = hidden_on(y.device, self.geometry, self.past)[:, :: self.every, :: self.every]
+        return torch.cat((y.masked_fill(hidden, 0), planes.expand(len(y), *planes.shape)), 1)
 
     def spread_out(self, observed: NDArray[np.float32], frame: Shape) -> NDArray[np.float32]:
         """Whole frames (..., C, H, W) of which the points (..., C, h, w) were observed; those between are 0."""
@@ -418,24 +307,19 @@ class Forecast(Condition, Ranged):
         """Sample x (B, frames C, H, W) of normalised frames: the last (B, C, H, W) and the next (B, frames, ...)."""
         if self.difference:
             following = following - last[:, None]
-        return following.flatten(1, 2) / _column(self.scale, following)
+        return following.flatten(1, 2) / column(self.scale, following)
 
     def frames_of(self, x: Tensor, last: Tensor) -> Tensor:
         """The inverse of `sample_of`: (B, frames, C, H, W), normalised."""
-        following = (x * _column(self.scale, x)).unflatten(1, (self.frames, -1))
+        x = x.masked_fill(hidden_on(x.device, self.geometry, self.frames), 0) if self.geometry.mask else x
+        following = (x * column(self.scale, x)).unflatten(1, (self.frames, -1))
         return following + last[:, None] if self.difference else following
-
-    def check_pictured(self) -> None:
-        raise ValueError("a forecast makes fields, not pictures: draw it by dualrate forecast RUN")
 
     def shown(self, x: Tensor) -> Tensor:
         """The first channel of every frame, one below the other: (B, 1, frames H, W), grey."""
         first = x.unflatten(1, (self.frames, -1))[:, :, 0] / SHOWN_RANGE
         rows = SHOWN_ROWS if first.shape[2] == 1 else 1
         return first.repeat_interleave(rows, 2).flatten(1, 2)[:, None]
-
-    def read(self, data: bytes, name: str, channels: int) -> Tensor:
-        raise ValueError(f"{name}: a forecast starts from arrays, not pictures: dualrate forecast RUN --from FILE")
 
 
 class Windows(Derived):
@@ -485,16 +369,25 @@ class Windows(Derived):
 
 
 def read_fields(
-    source: str | Path, split: Split, statistics: Statistics | None = None, progress: DataProgress = silent
+    source: str | Path,
+    split: Split,
+    statistics: Statistics | None = None,
+    progress: DataProgress = silent,
+    *,
+    variables: Sequence[str] = (),
+    levels: Sequence[float] = (),
+    geometry: Geometry = NO_GEOMETRY,
 ) -> Fields:
     """One split of a source; every frame is read once for its fingerprint, the training frames for statistics too.
 
     statistics: those of a run, where the training frames need not be there
+    variables, levels: as of `find_fields`; geometry: with axes, frames are brought into the usual order of these
     Raises ValueError for a source, a shape or numbers that cannot be used, FileNotFoundError where there is none,
     ModuleNotFoundError that names the extra, OSError for what cannot be read.
     """
-    name, fields = find_fields(source, progress)
-    name, (train, chosen, place) = f"{name}/{split}", _divided(str(source), fields, split)
+    name, fields = find_fields(source, progress, variables, levels)
+    fields, hidden = ordered(fields)[0] if geometry.axes else fields, geometry.hidden
+    name, (train, chosen, place) = f"{name}/{split}", divided(str(source), fields, split)
     if statistics is not None:
         train = chosen
     elif train is None:
@@ -503,66 +396,25 @@ def read_fields(
             "these, or give those of a run"
         )
     for part in (train, chosen):
-        _check(str(source), part, fields.variables)
-    hashed, measured = survey(name, chosen, fields.variables, progress, place)
+        check_frames(str(source), part, fields.variables)
+    if hidden is not None and hidden.shape != chosen[0].shape[1:]:
+        raise ValueError(f"{source} has frames of {chosen[0].shape[1:]} (C, H, W), and the mask hides {hidden.shape}")
+    hashed, measured = survey(name, chosen, fields.variables, progress, place, hidden)
     if statistics is None:
-        statistics = measured if train is chosen else survey(str(source), train, fields.variables)[1]
+        statistics = measured if train is chosen else survey(str(source), train, fields.variables, hidden=hidden)[1]
     elif len(statistics.mean) != len(fields.variables):
         raise ValueError(
             f"{source} has {len(fields.variables)} channels ({', '.join(fields.variables)}); the statistics are of "
             f"{len(statistics.mean)}: give fields with the channels that the run was trained on"
         )
     return Fields(
-        name, chosen, fields.variables, fields.step, statistics, hashed, fields.axes, metadata=fields.metadata
+        name,
+        chosen,
+        fields.variables,
+        fields.step,
+        statistics,
+        hashed,
+        fields.axes,
+        metadata=fields.metadata,
+        hidden=hidden,
     )
-
-
-def _divided(
-    source: str, fields: FieldSource, split: Split
-) -> tuple[Sequence[Trajectory] | None, Sequence[Trajectory], tuple[int, int]]:
-    """The training trajectories or None; those of the split; the trajectory and frame in the source of their first."""
-    splits = {split_named(name): part for name, part in fields.splits.items()}
-    if len(splits) < len(fields.splits):
-        raise ValueError(f"{source} names a split twice ({', '.join(fields.splits)}): keep one name of each")
-    test = test_split(splits)
-    if test:
-        chosen = splits.get("train" if split == "train" else test)
-        if chosen is None:
-            raise ValueError(f"{source} holds only the split {test}: name a source that has training fields")
-        return splits.get("train"), chosen, (0, 0)
-    every = splits["train"] if "train" in splits else next(iter(splits.values()))
-    if len(every) > 1:
-        count = max(1, len(every) // 10)
-        train, rest, place = every[:-count], every[-count:], (len(every) - count, 0)
-    else:
-        frames = every[0].shape[0]
-        count = max(2, frames // 10)
-        if frames < count + 2:
-            raise ValueError(
-                f"{source} holds one trajectory of {frames} frames; expected 4 or more, of which the last tenth is "
-                "held out"
-            )
-        train, rest = [_part(every[0], 0, frames - count)], [_part(every[0], frames - count, frames)]
-        place = (0, frames - count)
-    return (train, train, (0, 0)) if split == "train" else (train, rest, place)
-
-
-def _part(whole: Trajectory, first: int, last: int) -> Trajectory:
-    timing = timing_of(whole)
-    timing = Timing(
-        breaks=tuple(at - first for at in timing.breaks if first < at < last), times=timing.times[first:last]
-    )
-    return Lazy((last - first, *whole.shape[1:]), lambda i, j: whole[first + i : first + j], timing)  # pyright: ignore[reportArgumentType]
-
-
-def _check(source: str, trajectories: Sequence[Trajectory], variables: tuple[str, ...]) -> None:
-    """Raises ValueError unless there are trajectories of frames of one shape."""
-    if not trajectories:
-        raise ValueError(f"{source} holds no trajectories; expected {EXPECTED}")
-    expected = (len(variables), *trajectories[0].shape[2:])
-    for i, trajectory in enumerate(trajectories):
-        if trajectory.shape[0] < 2 or trajectory.shape[1:] != expected or 0 in expected:
-            raise ValueError(
-                f"{source}: trajectory {i} is (time, channel, y, x) = {trajectory.shape}; expected two frames or more, "
-                f"each {expected}, as its {len(variables)} variables and trajectory 0 say"
-            )

@@ -91,15 +91,23 @@ def check_netcdf(path: Path) -> None:
     """Check as `check_hdf5`, and that no coordinate, all of which xarray reads, claims more numbers than `MOST`."""
     import h5py
 
-    check_regular(path)
-    with path.open("rb") as opened:
-        if opened.read(3) == b"CDF":
-            raise ValueError(f"{path} is NetCDF 3; expected NetCDF 4, which is HDF5: nccopy -k nc4 OLD.nc NEW.nc")
     check_hdf5(path)
     with h5py.File(path, "r") as file:
         for name, data in file.items():
             if isinstance(data, h5py.Dataset) and len(data.shape or ()) == 1:
                 _check_length(f"{path}: {name}", data.shape[0])
+
+
+def is_classic(path: Path) -> bool:
+    """Whether a file is NetCDF 3. Raises ValueError for the kind with data of 64 bits, which scipy cannot read."""
+    check_regular(path)
+    with path.open("rb") as opened:
+        begin = opened.read(4)
+    if begin == b"CDF\x05":
+        raise ValueError(
+            f"{path} is NetCDF 3 with data of 64 bits: turn it into NetCDF 4 (nccopy -k nc4 OLD.nc NEW.nc)"
+        )
+    return begin[:3] == b"CDF"
 
 
 def _check_length(place: str, length: int) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 from dualrate.config.ranges import as_path
 from dualrate.data.source import reading
 from dualrate.drawing.drawer import Drawer, spread
-from dualrate.drawing.samples import Drawn, as_before, drawn_by, naming_progress
+from dualrate.drawing.record import SamplingRecord, as_before, drawn_by, naming_progress
 from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.metadata import Coordinate, Description
 from dualrate.forecasts.netcdf import Labels, check_writable, write_fields, write_netcdf
@@ -60,7 +60,7 @@ SHOWN_FRAMES, SHOWN_MEMBERS = 400, 3  # in pictures, at most
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record(Drawn):
+class Record(SamplingRecord):
     """forecast.json. Start i has the seed first_seed + i.
 
     source, digest:   where the starts are from, in words; sha256 of them

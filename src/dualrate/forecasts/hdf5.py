@@ -8,7 +8,6 @@ two dimensions that vary in time are read
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualrate.data.source import reading, split_named
+from dualrate.forecasts.decoding import unpacked
 from dualrate.forecasts.file_checks import (
     array_of,
     check_count,
@@ -29,7 +29,6 @@ from dualrate.forecasts.file_checks import (
 from dualrate.forecasts.metadata import SAME_AXIS, Coordinate, Description, Metadata, text_of
 from dualrate.forecasts.trajectories import (
     EXPECTED,
-    FRAMES,
     FieldSource,
     Lazy,
     Timing,
@@ -45,16 +44,8 @@ from dualrate.system.folders import some_of
 HDF5 = (".h5", ".hdf5")
 
 
-def hdf5_files(folder: Path) -> list[tuple[str, Path]]:
-    """(split or "", file) of the HDF5 files in a folder, or in its folders of splits."""
-    places = [(folder, "")] + [
-        (entry, entry.name) for entry in sorted(folder.iterdir()) if entry.is_dir() and split_named(entry.name)
-    ]
-    files = [(name, file) for place, name in places for file in sorted(place.iterdir()) if file.suffix in HDF5]
-    return [(name or next(filter(split_named, re.split("[^A-Za-z]+", file.stem)), ""), file) for name, file in files]
-
-
 def read_hdf5(files: Sequence[tuple[str, Path]], source: Path) -> FieldSource:
+    """The fields of files, (split or "", path) each, one or more."""
     with with_extra():
         import h5py
     splits: dict[str, list[Trajectory]] = {}
@@ -74,8 +65,6 @@ def read_hdf5(files: Sequence[tuple[str, Path]], source: Path) -> FieldSource:
             raise ValueError(f"{path} has {mine}, another file of {source} has {expected}: bring them to one")
         for split, part in fields.splits.items():
             splits.setdefault(split, []).extend(part)
-    if not all_fields:
-        raise ValueError(f"{source} holds no HDF5 files: name a folder of them, or {FRAMES}FOLDER for one of pictures")
     if len(splits) > 1 and "" in splits:
         names = ", ".join(file.name for _, file in files)
         raise ValueError(f"{source}: some of its HDF5 files name a split and others do not ({names})")
@@ -161,7 +150,8 @@ def _of_hdf5(path: Path, parts: Sequence[Any], number: int, shape: tuple[int, ..
     """A trajectory of one array of all channels, or of an array for each."""
 
     def read(i: int, j: int) -> NDArray[Any]:
-        return np.stack([part[number, i:j] for part in parts], 1).reshape(j - i, *shape[1:])
+        frames = [unpacked(part[number, i:j], part.attrs) for part in parts]
+        return np.stack(frames, 1).reshape(j - i, *shape[1:])
 
     return Lazy(shape, read, timing, path)  # pyright: ignore[reportArgumentType]
 
@@ -222,7 +212,9 @@ def _well(file: Any, path: Path, split: str) -> FieldSource | None:
 
     def trajectory(number: int, timing: Timing) -> Lazy:
         def read(first: int, last: int) -> NDArray[Any]:
-            arrays = [data[number, first:last] if varies else data[first:last] for data, varies in parts]
+            arrays = [
+                unpacked(data[number, first:last] if varies else data[first:last], data.attrs) for data, varies in parts
+            ]
             wide = [array.reshape(last - first, *grid, -1) for array in arrays]
             return np.moveaxis(np.concatenate(wide, -1), -1, 1)
 

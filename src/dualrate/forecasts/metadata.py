@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 SAME_AXIS = {"lat": "y", "latitude": "y", "lon": "x", "longitude": "x"}
 COMPARED = 4096  # points of a coordinate that a run keeps, at most; all of most axes
@@ -155,6 +156,13 @@ def plain_units(units: str) -> str:
 def _common_name(word: re.Match[str]) -> str:
     name, power = word.groups("")
     return SAME_UNITS.get(name.lower(), name) + power * (power != "1")
+
+
+def way(values: NDArray[Any]) -> str:
+    """Whether numbers along an axis rise or fall, in words that follow the axis's name."""
+    if values.dtype.kind not in "fiu" or len(values) < 2:
+        return ""
+    return " (falling)" if values[0] > values[-1] else " (rising)"
 
 
 def calendar_of(name: Any) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NoReturn
+
+from torch import Tensor
 
 from dualrate.config.ranges import WorkerCount
 from dualrate.data.loader import TrainingSet
@@ -29,16 +32,21 @@ class OfFields(Modality):
         return isinstance(experiment.condition, Forecast)
 
     def read(self, data: Any, split: Split, progress: DataProgress) -> TrainingSet:
-        from dualrate.forecasts.fields import read_fields
+        from dualrate.forecasts.fields import Forecast
 
-        data.refuse("holds fields, which are taken as they are", "size", "channels", "label", "augment")
-        return read_fields(data.source, split, progress=progress)
+        return Forecast().read_fields(data, split, progress=progress)
 
     def images(self, data: Any, split: Split, progress: DataProgress) -> NoReturn:
         raise ValueError(f"{data.source} holds fields, which are no images: dualrate forecast RUN scores forecasts")
 
+    def files(self, model: Any) -> NoReturn:
+        raise ValueError("a forecast makes fields, not pictures: draw it by dualrate forecast RUN")
+
+    def save(self, experiment: Any, samples: Tensor, file: Path) -> None:
+        super().save(experiment, experiment.condition.shown(samples), file)
+
     def score(self, drawer: Any, count: int | None, seed: int, workers: WorkerCount, progress: Reporter) -> Evaluation:
-        """Of one window from each of `count` held-out starts."""
+        """Score one window from each of `count` held-out starts."""
         from dualrate.forecasts.evaluation import window_scores
 
         scores = window_scores(drawer, count, seed=seed, progress=image_progress(progress, "frames"))

@@ -1,12 +1,13 @@
-"""Fields in NetCDF and zarr, read through xarray, and what writes NetCDF and .npz.
+"""Fields in NetCDF, zarr and GRIB, read through xarray, and what writes NetCDF and .npz.
 
-Dimensions: trajectory (or sample, ...), time, maybe channel, and space after them; without channel each variable is one
-channel, those of zarr by their names.
+FILE.nc, .nc4, .cdf   NetCDF 4, which is HDF5, and NetCDF 3
+FILE.zarr             a store of either format
+FILE.grib, ...        where cfgrib is installed
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,151 +17,87 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualrate.data.source import reading
+from dualrate.forecasts.datasets import fields_of
 from dualrate.forecasts.file_checks import (
-    check_count,
     check_netcdf,
     check_written,
     check_zarr,
+    is_classic,
     missing_of_hdf5,
     missing_of_zarr,
     open_members,
     with_extra,
 )
-from dualrate.forecasts.metadata import SAME_AXIS, Coordinate, Description, Metadata, calendar_of, text_of
-from dualrate.forecasts.trajectories import (
-    EXPECTED,
-    FieldSource,
-    Lazy,
-    Timing,
-    common_step,
-    grid_of,
-    numbered,
-    timings_of,
-)
-from dualrate.system.files import naming, whole
-from dualrate.system.folders import some_of
+from dualrate.forecasts.metadata import Description, Metadata
+from dualrate.forecasts.trajectories import FieldSource
+from dualrate.system.files import check_regular, naming, whole
 
-# names of dimensions
-TRAJECTORY = ("trajectory", "start", "sample", "member", "ensemble", "number", "realization", "realisation", "run")
-TRAJECTORY += ("batch", "simulation")
-TIME = ("time", "t", "frame", "step", "lead_time", "valid_time")
-CHANNEL = ("channel", "channels", "variable", "field")
+NETCDF, GRIB = (".nc", ".nc4", ".cdf"), (".grib", ".grib1", ".grib2", ".grb", ".grb1", ".grb2")
+LABELLED = (*NETCDF, ".zarr", *GRIB)  # endings
 
 
-def read_labelled(path: Path) -> FieldSource:
-    how: dict[str, Any]
+def read_labelled(path: Path, names: Sequence[str] = (), levels: Sequence[float] = ()) -> FieldSource:
+    """The fields of a file or store: all, or those of these names and at these levels."""
+    ending = path.suffix.lower()
+    kind = "zarr" if ending == ".zarr" else "GRIB" if ending in GRIB else "NetCDF"
+    how = _engine(path, kind)
+    with naming(path), reading(path, kind), _naming_calendar(path):
+        data = _opened(path, kind, how)
+        return fields_of(data, path, names, levels, lambda *read: _check_written(path, data, *read))
+
+
+def _engine(path: Path, kind: str) -> dict[str, Any]:
+    """How xarray opens a file. Raises ModuleNotFoundError that says what to install."""
+    if kind == "GRIB":
+        _import_cfgrib(path)
+        return {"engine": "cfgrib", "indexpath": ""}  # an index would be a pickle beside the file
     with with_extra():
-        import xarray
+        import xarray  # noqa: F401
 
-        if path.suffix == ".zarr":
+        if kind == "zarr":
             import zarr  # noqa: F401  xarray says of a missing one that it cannot guess the engine
 
-            kind, how = "zarr", {"engine": "zarr", "consolidated": False}  # else it warns of what it did not find
-        else:
-            import h5netcdf  # noqa: F401
+            return {"engine": "zarr", "consolidated": False}  # else it warns of what it did not find
+        if is_classic(path):
+            import scipy  # noqa: F401
 
-            kind, how = "NetCDF", {"engine": "h5netcdf"}
-    with naming(path), reading(path, kind), _naming_calendar(path):
-        if kind == "zarr":
-            check_zarr(path)
-            open_members(path)
-        else:
-            check_netcdf(path)
+            return {"engine": "scipy"}
+        import h5netcdf  # noqa: F401
+
+        return {"engine": "h5netcdf"}
+
+
+def _opened(path: Path, kind: str, how: Mapping[str, Any]) -> Any:
+    import xarray
+
+    if kind == "zarr":
+        check_zarr(path)
+        open_members(path)
         data = xarray.open_dataset(path, **how)
-        if kind == "zarr":  # a store keeps no order of its arrays, and lists them in another one each time
-            data = data[sorted(data.variables, key=str)]
-        return _of_dataset(data, path)
+        return data[sorted(data.variables, key=str)]  # a store keeps no order of its arrays
+    if how["engine"] == "h5netcdf":
+        check_netcdf(path)
+    check_regular(path)
+    try:
+        return xarray.open_dataset(path, **how)
+    except ValueError as error:  # of a climatology, whose year is 0, times are numbers
+        if "decode_times" not in str(error):
+            raise
+        try:
+            import cftime  # noqa: F401
+        except ImportError:
+            raise error from None
+        return xarray.open_dataset(path, **how, decode_times=False)
 
 
-def _of_dataset(data: Any, path: Path) -> FieldSource:
-    """The fields of a dataset of xarray."""
-    times = TIME + tuple(dim for dim in map(str, data.coords) if dim not in TRAJECTORY and _is_time(data[dim]))
-    bounds = {name for variable in data.variables.values() for name in _bounds(variable)}
-    over_time = {str(name): variable for name, variable in data.data_vars.items() if set(variable.dims) & set(times)}
-    arrays = {name: variable for name, variable in over_time.items() if name not in bounds}
-    left_out = ", ".join(name for name in over_time if name in bounds)
-    if not arrays:
-        raise ValueError(
-            f"{path} has the variables {list(data.data_vars)} over {some_of(list(map(str, data.dims)))}, none with a "
-            f"dimension called {' or '.join(TIME)}"
-        )
-    if len({tuple(variable.sizes.items()) for variable in arrays.values()}) > 1:
-        sizes = "; ".join(f"{name} {dict(variable.sizes)}" for name, variable in arrays.items())
-        raise ValueError(
-            f"{path}: its variables have different dimensions, {sizes}; expected the same for all: drop those that are "
-            "no fields"
-        )
-    first = next(iter(arrays.values()))
-    trajectory, time, channel = (
-        next((str(dim) for dim in first.dims if dim in names), "") for names in (TRAJECTORY, times, CHANNEL)
-    )
-    for names, of in ((TRAJECTORY, "trajectories"), (times, "time")):
-        if len(several := [str(dim) for dim in first.dims if dim in names]) > 1:
-            raise ValueError(
-                f"{path} has several dimensions of {of} ({', '.join(several)}), expected one: stack them into one, or "
-                "take one number of the others"
-            )
-    space = [str(dim) for dim in first.dims if dim not in (trajectory, time, channel)]
-    before = [dim for dim in space if first.dims.index(dim) < first.dims.index(time)]
-    unknown = before and (before != space or not trajectory)  # perhaps another name of trajectories
-    if len(space) not in (1, 2) or unknown or 0 in first.shape or (channel and len(arrays) > 1):
-        raise ValueError(
-            f"{path}: its variables {list(arrays)} have the dimensions {dict(first.sizes)}; expected {EXPECTED}, or "
-            f"without channel, with one or two of space, after time; trajectories are called {' or '.join(TRAJECTORY)}"
-        )
-    sizes, variables = dict(first.sizes), tuple(arrays)
-    check_count(path, sizes.get(trajectory, 1))
-    clock = _clock(path, data, time, trajectory)
-    labels = {*first.dims} if clock is None else {*first.dims, clock.name}
-    _check_written(path, data, arrays, [name for name in data.coords if name in labels or _is_place(data[name])])
-    if channel:
-        names = first[channel].values.tolist() if channel in first.coords else numbered(sizes[channel])
-        variables = tuple(map(str, names))
-    order = [dim for dim in (time, channel, *space) if dim]
-    grid = grid_of([sizes[dim] for dim in space])
-
-    def one_of(number: int, timing: Timing) -> Lazy:
-        at = {trajectory: number} if trajectory else {}
-
-        def read(i: int, j: int) -> NDArray[Any]:
-            parts = [variable.isel({**at, time: slice(i, j)}).transpose(*order).values for variable in arrays.values()]
-            return (parts[0] if channel else np.stack(parts, 1)).reshape(j - i, len(variables), *grid)
-
-        return Lazy((sizes[time], len(variables), *grid), read, timing, path)
-
-    count = sizes.get(trajectory, 1)
-    dates, called = (None, "") if clock is None else (clock.values, str(clock.name))
-    timings = timings_of(path, called, dates, count, sizes[time])
-    axes = tuple(dim + (_way(data[dim].values) if dim in data.coords else "") for dim in space)
-    described = tuple(Description.of(variable.attrs) for variable in arrays.values())
-    described *= len(variables) if channel else 1
-    points = _points(data, space, {*TRAJECTORY, *times, *bounds})
-    notes = [f"left out, as they bound coordinates: {left_out}"] * bool(left_out)
-    notes += list(dict.fromkeys(timing.note for timing in timings if timing.note))[:1]
-    return FieldSource(
-        {"": [one_of(*each) for each in enumerate(timings)]},
-        variables,
-        common_step(timing.step for timing in timings),
-        axes,
-        "; ".join(notes),
-        Metadata(described, points, *_units(clock)),
-    )
-
-
-def _points(data: Any, space: Sequence[str], without: Container[str]) -> tuple[Coordinate, ...]:
-    """The coordinates of points: finite numbers over axes of space, or one of all points, such as a level."""
-    names = [str(name) for name in (*data.coords, *data.data_vars) if name in data.coords or name in SAME_AXIS]
-    chosen = [data[name] for name in names if name not in without]
-    return tuple(
-        Coordinate(
-            str(coordinate.name),
-            tuple(space.index(dim) for dim in coordinate.dims),
-            tuple(coordinate.values.ravel().tolist()),
-            Description.of(coordinate.attrs),
-        )
-        for coordinate in chosen
-        if {*coordinate.dims} <= {*space} and coordinate.dtype.kind in "fiu" and np.isfinite(coordinate.values).all()
-    )
+def _import_cfgrib(path: Path) -> None:
+    try:
+        import cfgrib  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except (ImportError, RuntimeError) as error:  # the latter where the library below it is missing
+        raise ModuleNotFoundError(
+            f'{path} is GRIB, which wants the extra `grib` ({error}): pip install "dualrate[grib]", or '
+            "turn it into NetCDF (cdo -f nc4 copy IN.grib OUT.nc)"
+        ) from error
 
 
 @contextmanager
@@ -176,49 +113,6 @@ def _naming_calendar(path: Path) -> Iterator[None]:
             f"{path}: its times cannot be read ({said.rstrip('.')}): those of other calendars than ours need cftime "
             "(pip install cftime), others units such as 'days since 2000-01-01'"
         ) from error
-
-
-def _is_time(coordinate: Any) -> bool:
-    """Whether it holds dates, or says that it is time."""
-    dates = coordinate.dtype.kind == "M" or "calendar" in coordinate.encoding  # the latter where xarray read them
-    return dates or coordinate.attrs.get("standard_name") == "time"
-
-
-def _is_place(coordinate: Any) -> bool:
-    """Whether it holds latitudes or longitudes along axes."""
-    place = Coordinate(str(coordinate.name), (), (), Description.of(coordinate.attrs)).place
-    return bool(place and coordinate.dims)
-
-
-def _bounds(variable: Any) -> list[str]:
-    """The names of the variables that bound the cells of one."""
-    said = variable.encoding | variable.attrs
-    return [name for kind in ("bounds", "climatology") for name in text_of(said.get(kind, "")).split()]
-
-
-def _clock(path: Path, data: Any, time: str, trajectory: str) -> Any | None:
-    """The coordinate with the times of frames: that of their dimension, or another along it, (trajectory, time)."""
-    along = [
-        coordinate
-        for coordinate in data.coords.values()
-        if time in coordinate.dims and (coordinate.name in TIME or _is_time(coordinate))
-    ]
-    if time in data.coords:
-        along = [data[time]]
-    if not along:
-        return None
-    best = max(along, key=lambda coordinate: (coordinate.name in TIME, coordinate.attrs.get("standard_name") == "time"))
-    if not {*best.dims} <= {trajectory, time}:
-        raise ValueError(f"{path}: {best.name} is over {best.dims}; expected times over {time} alone")
-    return best.transpose(..., time)
-
-
-def _units(clock: Any | None) -> tuple[str, str]:
-    """Units and calendar of times; dates are in hours. Both are empty where they are not said."""
-    if clock is None:
-        return "", ""
-    units = text_of(clock.attrs.get("units", "")) if clock.dtype.kind in "fiu" else "hours"
-    return units, calendar_of(clock.encoding.get("calendar", ""))
 
 
 def _check_written(path: Path, data: Any, arrays: Iterable[str], coordinates: Iterable[str]) -> None:
@@ -238,6 +132,9 @@ def _pieces_of(path: Path) -> Iterator[Callable[[str], tuple[int, int]]]:
     if path.suffix == ".zarr":
         yield lambda name: missing_of_zarr(path / name)
         return
+    if path.suffix.lower() in GRIB or is_classic(path):  # which have no pieces: a short file is an error
+        yield lambda name: (0, 1)
+        return
     import h5py
 
     with h5py.File(path, "r") as file:
@@ -248,12 +145,6 @@ def _in_order(values: NDArray[Any]) -> bool:
     """Whether they are numbers or dates that all rise, or all fall."""
     before, after = values[:-1], values[1:]
     return values.dtype.kind in "fiuMm" and bool((before < after).all() or (before > after).all())
-
-
-def _way(values: NDArray[Any]) -> str:
-    if values.dtype.kind not in "fiu" or len(values) < 2:
-        return ""
-    return " (falling)" if values[0] > values[-1] else " (rising)"
 
 
 # Writing

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dualrate.forecasts.curves import Panel, curves_figure, spectra_figure
 from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, shown_leads
 from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.folder import ForecastWritten, shown
 from dualrate.forecasts.pictures import forecast_figure
 from dualrate.forecasts.scores import STEADY, THRESHOLDS, WITHIN, ForecastScores, Score, Stability, power_spectrum
-from dualrate.report.figures import Panel, curves_figure, ranks_figure, spectra_figure, svg
+from dualrate.report.figures import ranks_figure, svg
 from dualrate.report.html import page
 
 COLUMNS = 3  # lead times of spectra and ranks

@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from dualrate.config.ranges import Range, Ranged
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.process import GaussianProcess, SharedNoise
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Shape
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
-from dualrate.forecasts.fields import Forecast, Frames, Windows, read_fields
+from dualrate.forecasts.fields import Forecast, Frames, Windows
+from dualrate.forecasts.geometry import Geometry, hidden_points, ordered
 from dualrate.forecasts.refiner import Refinement, RefinerConfig
 from dualrate.forecasts.rolling import RollingConfig
 from dualrate.forecasts.rolling_process import Rolling
@@ -61,7 +62,7 @@ class ForecastTier:
 
 TIERS: dict[Size, ForecastTier] = {
     "mini": ForecastTier((32, 64), (1, 3), replace(_fit(4000, 16, 2e-3, 100), ema_halflife=5000), patch=2),
-    "tiny": ForecastTier((48, 96), (2, 4), _fit(4000, 64, 1e-3, 200)),
+    "tiny": ForecastTier((48, 96), (2, 4), _fit(12_000, 16, 2e-3, 200)),  # docs/results/forecasts.md
     "small": ForecastTier((64, 128), (2, 6), _fit(20_000, 128, 7e-4, 500)),
     "base": ForecastTier((128, 256), (2, 8), _fit(100_000, 256, 4e-4, 1000), transformers=512, embedding=512),
 }
@@ -91,7 +92,15 @@ class Forecasting(Ranged):
     noise: Annotated[float, Range(0, 100)] = 0.0
     """Standard deviation of the noise on observed values, in standard deviations of the field."""
     periodic: bool = False
-    """Whether opposite edges of the field meet. Those of the simulated equations always do."""
+    """Whether opposite edges of the field meet. Those of the simulated equations always do, as do those of longitudes
+    that go round the circle. Those of latitudes never do."""
+    geometry: Literal["sphere", "plane"] = "sphere"
+    """How axes of latitudes and longitudes count. sphere: edges as above, and the loss counts points by their area.
+    plane: as any other axes, all points alike."""
+    mask: str = ""
+    """Points that are hidden: filled, told to the networks, and in no loss. auto: those that the training data never
+    have a number for. any: those that the data ever lack one for. Or a variable over space alone: points where it is 0
+    or missing; not:VARIABLE: all others."""
     size: Size = "tiny"
     """Size of the networks. mini: ten minutes of a CPU core for fields of two dimensions. tiny: minutes of one for a
     line of points. small: an hour. base: for a GPU."""
@@ -118,18 +127,26 @@ class Forecasting(Ranged):
         if not is_fields(source):
             raise ValueError(
                 f"{source or 'no source'} holds no fields: give --data.source {', '.join(SIMULATIONS)}, or a file "
-                "of arrays (trajectory, time, channel, space): .npz with `fields`, .npy, .h5, .nc or .zarr"
+                "of arrays (trajectory, time, channel, space): .npz with `fields`, .npy, .h5, .nc, .zarr or .grib, or "
+                "a folder or pattern ('*.nc') of these"
             )
         task = Forecast(self.past, self.frames, self.lead, self.difference, self.every, self.noise)
-        content = find_fields(source)[1]
-        frame = content.trajectories[0].shape[1:]
+        content = find_fields(source, names=self.data.variables, levels=self.data.levels)[1]
+        geometry = Geometry.of(content, sphere=self.geometry == "sphere", periodic=self.periodic or _periodic(source))
+        in_order = ordered(content)[0]
+        frame = in_order.trajectories[0].shape[1:]
         each, tier = (frame[0], frame[1], frame[2]), TIERS[self.size]
         shape = task.target(each)
-        heavy = heavy_network(each if apart else shape, tier, periodic=self.periodic or _periodic(source))
+        heavy = heavy_network(each if apart else shape, tier, periodic=geometry.periodic)
         _ = ratios(task.shape(shape), heavy)  # a misfit of `every` is refused before all frames are read
-        fields = read_fields(source, "train")
+        if self.mask:
+            geometry = geometry.masked(hidden_points(source, in_order, self.mask))
+        task = replace(task, geometry=geometry)
+        fields = task.read_fields(self.data, "train")
         task = task.of(fields)
-        _ = Windows(read_fields(source, "test", fields.statistics), task)  # what training needs later is looked at now
+        _ = Windows(
+            task.read_fields(self.data, "test", fields.statistics), task
+        )  # what training needs is looked at now
         trained_by = {"rolling": RollingConfig, "refiner": RefinerConfig}.get(self.trained_by, self.trained_by)
         networks, method = conditional_networks(task, shape, heavy, self.rate, trained_by, self.frames if apart else 1)
         if apart:
@@ -146,6 +163,8 @@ class Forecasting(Ranged):
         )
         if content.note:
             progress.note(f"{source}: {content.note}")
+        for line in geometry.notes(fields.shape):
+            progress.note(line)
         if task.every == 1 and not task.noise:
             progress.note(
                 "the whole field is observed: if its law is deterministic, it has one future: a regression is enough"
@@ -160,8 +179,9 @@ def _periodic(source: str) -> bool:
     return source in SIMULATIONS and SIMULATIONS[source][0].periodic
 
 
-def heavy_network(shape: Shape, tier: ForecastTier, *, periodic: bool) -> UViTConfig:
-    """The heavy network for samples of this shape (C, H, W)."""
+def heavy_network(shape: Shape, tier: ForecastTier, *, periodic: bool | tuple[bool, bool]) -> UViTConfig:
+    """The heavy network for samples of this shape (C, H, W). periodic: whether edges meet, down and across, or both"""
+    down, across = (periodic, periodic) if isinstance(periodic, bool) else periodic
     channels, height, width = shape
     longest = max(height, width)
     patch = tier.patch * (1 if longest <= 128 else 2 if longest <= 256 else 4)
@@ -176,9 +196,8 @@ def heavy_network(shape: Shape, tier: ForecastTier, *, periodic: bool) -> UViTCo
     levels = [Level("conv", fine if i == 0 else coarse, few) for i in range(len(grids) - 1)]
     last = tier.transformers if grids[-1] <= 16 else 0
     levels.append(Level("transformer" if last else "conv", last or coarse, many))
-    return UViTConfig(
-        width, channels, tuple(levels), patch=patch, embedding=tier.embedding, height=height, periodic=periodic
-    )
+    edges = {"periodic": across and (down or height == 1), "across": across and not down and height > 1}
+    return UViTConfig(width, channels, tuple(levels), patch=patch, embedding=tier.embedding, height=height, **edges)
 
 
 RECIPES = {

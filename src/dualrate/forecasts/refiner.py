@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Range, Ranged
+from dualrate.diffusion.context import expand
 from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.process import Gaussian, NormalNoise
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Schedule
-from dualrate.diffusion.values import expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import OwnSteps
 from dualrate.methods.denoising import Denoising
@@ -113,7 +113,7 @@ class Refining(Denoising):
     """The loss of the module: of x_hat, as if of what the network predicts."""
 
     def weighted_error(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
-        error = self.process.deviance(x, x_hat)
+        error = self.process.deviance(self.condition.weighed(x), self.condition.weighed(x_hat))
         return torch.exp(self.process.log_snr(t)).to(error.dtype) * error
 
 
@@ -129,7 +129,8 @@ class RefinerConfig(MethodConfig, Ranged):
 
     @property
     def serves(self) -> OwnSteps:
-        return OwnSteps(self.refinements + 1, None if self.times.heavy is None else self.times.heavy[0])
+        steps, heavy = self.refinements + 1, None if self.times.heavy is None else self.times.heavy[0]
+        return OwnSteps(steps, heavy, learned=f"model has learned the noise levels of {steps} steps, and no others")
 
     def check(self, experiment: Experiment) -> None:
         process = experiment.process
@@ -147,4 +148,4 @@ class RefinerConfig(MethodConfig, Ranged):
         assert isinstance(process, Refinement)  # of `check`
         times = AtLevels(self.times, process.schedule)
         parts = networks, denoiser, process, self.weighting, times
-        return Prepared(Refining(*parts, draws=self.times.draws))
+        return Prepared(Refining(*parts, draws=self.times.draws, condition=experiment.condition))

@@ -36,10 +36,10 @@ from torch import Tensor
 
 from dualrate.config.ranges import LightDraws, Probability, Ranged
 from dualrate.denoisers.denoiser import Denoiser, read
+from dualrate.diffusion.context import Batch, Cond, Context, Reuse, for_rows, shared_time
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond, Context, Reuse, shared_time
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.forecasts.fields import Forecast
@@ -78,7 +78,7 @@ class RollingDenoising(WeightedDenoising):
 
     def weighted_errors(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
         """The weighted error of every frame, (B, F)."""
-        errors = self.process.frame_errors(x, x_hat)
+        errors = self.process.frame_errors(self.condition.weighed(x), self.condition.weighed(x_hat))
         return self.process.frame_weights(self.weighting, t).to(errors.dtype) * errors
 
     def rolled(self, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -127,7 +127,8 @@ class RollingConfig(MethodConfig, Ranged):
         networks, denoiser = experiment.build()
         assert isinstance(experiment.process, Rolling)  # of `check`
         parts = networks, denoiser, experiment.process, self.weighting, self.times
-        return Prepared(RollingDenoising(*parts, draws=self.times.draws, whole=self.whole))
+        how = {"draws": self.times.draws, "condition": experiment.condition}
+        return Prepared(RollingDenoising(*parts, **how, whole=self.whole))
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def roll(
             cond = read(denoiser, Cond(given=forecast.observe(past, draws, still)))
             for state in trajectory(denoiser, step, plan, z, cond, noise, state=begun):
                 z, carry = state.z, state.carry
-        past = past.repeat_interleave(len(z) // len(past), 0)
+        past = for_rows(past, len(z))
         frame = z[:, : z.shape[1] // process.frames]
         return Window(number, frame, z, torch.cat((past[:, frame.shape[1] :], frame), 1), carry)
 

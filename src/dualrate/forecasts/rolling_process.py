@@ -42,11 +42,11 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Range, Ranged
+from dualrate.diffusion.context import cached_for_shared_time
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Weighting, x_loss_weight
-from dualrate.diffusion.process import Noised
+from dualrate.diffusion.process import GaussianNoise
 from dualrate.diffusion.schedule import Cosine, Schedule, alpha, sigma
-from dualrate.diffusion.values import cached_for_shared_time
 
 ROUNDING = 16  # of a clock, in units of F and of its precision
 FIRST, RANGE = 15.0, 30.0  # of the clock as networks see it: at t = 0, and how far it falls
@@ -70,7 +70,7 @@ class FirstFrame(Schedule):
 
 
 @dataclass(frozen=True)
-class Rolling(Noised, Ranged):
+class Rolling(GaussianNoise, Ranged):
     """See the module. A window's channels are a multiple of its frames, F. Its networks predict v of every frame."""
 
     one_time = False  # no annotation: frames have times of their own

@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Shape
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.model import Model
 from dualrate.forecasts.fields import Forecast

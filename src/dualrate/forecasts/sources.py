@@ -7,7 +7,8 @@ Sources, of which the large ones are read where they lie, frame by frame:
     FILE.npy     the same array alone, memory-mapped
     FILE.h5      of PDEArena or The Well (hdf5.py)
     FOLDER       of such HDF5 files, in folders of splits, or with the split in their names (KS_train_64.h5)
-    FILE.nc, FILE.zarr   through xarray (netcdf.py)
+    FILE.nc, FILE.zarr, FILE.grib   through xarray (netcdf.py)
+    FOLDER, *.nc of such files, joined by their times and variables (several.py)
     frames:FOLDER    a folder of pictures a trajectory, in the order of the numbers in their names; as floats in
                  [-1, 1]
 
@@ -16,9 +17,11 @@ The extra `forecast` reads HDF5, NetCDF and zarr, once file_checks.py has looked
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
+import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -30,27 +33,20 @@ from numpy.typing import NDArray
 
 from dualrate.data.cache import cache_dir
 from dualrate.data.decode import Options, holds_colours, image_of
+from dualrate.data.folders import by_number, images_below, named
 from dualrate.data.images import to_float
-from dualrate.data.source import (
-    DataProgress,
-    by_number,
-    hidden,
-    images_below,
-    named,
-    printable,
-    read_arrays,
-    reading,
-    resolved,
-    silent,
-)
+from dualrate.data.source import DataProgress, hidden, printable, read_arrays, reading, resolved, silent, split_named
+from dualrate.forecasts.datasets import NoFields
 from dualrate.forecasts.file_checks import check_count, check_size
-from dualrate.forecasts.hdf5 import HDF5, hdf5_files, read_hdf5
-from dualrate.forecasts.netcdf import read_labelled
+from dualrate.forecasts.hdf5 import HDF5, read_hdf5
+from dualrate.forecasts.netcdf import LABELLED, read_labelled
+from dualrate.forecasts.several import check_alike, joined
 from dualrate.forecasts.simulations import SIMULATIONS
 from dualrate.forecasts.trajectories import EXPECTED, FRAMES, FieldSource, Lazy, numbered
 from dualrate.system.files import check_regular, whole
+from dualrate.system.folders import some_of
 
-SUFFIXES = (".npy", ".nc", ".zarr", *HDF5)  # and .npz, if it holds `fields`
+SUFFIXES = (".npy", *LABELLED, *HDF5)  # and .npz, if it holds `fields`
 FIELDS = "fields"  # the array of a .npz file
 
 
@@ -65,23 +61,37 @@ def is_fields(source: str | Path) -> bool:
                 return f"{FIELDS}.npy" in archive.namelist()
         except Exception:  # its reader says what it is
             return False
-    return path.suffix in SUFFIXES or (path.is_dir() and bool(hdf5_files(path)))
+    return path.suffix.lower() in SUFFIXES or bool(_members(str(source)))
 
 
-def find_fields(source: str | Path, progress: DataProgress = silent) -> tuple[str, FieldSource]:
+def find_fields(
+    source: str | Path,
+    progress: DataProgress = silent,
+    names: Sequence[str] = (),
+    levels: Sequence[float] = (),
+) -> tuple[str, FieldSource]:
     """The name of a source, and its trajectories, whose frames are not read yet.
 
+    names: of the variables, or of their channels (`t_850`); levels: of those that have some; none: all
     Raises as `forecast.read_fields`.
     """
     text = str(source)
     if text in SIMULATIONS:
-        return text, _simulated(text, progress)
-    path = resolved(text.removeprefix(FRAMES))
+        return text, _chosen(text, _simulated(text, progress), names, levels)
+    path, members = resolved(text.removeprefix(FRAMES)), _members(text)
     if text.startswith(FRAMES):
-        return printable(path.name), _pictures(path)
-    if not path.exists():
+        return printable(path.name), _chosen(text, _pictures(path), names, levels)
+    if not (path.exists() or members):
         raise FileNotFoundError(f"there are no fields {path}: name a file or folder, or {' or '.join(SIMULATIONS)}")
-    fields = _read_file(path)
+    if members and members[0][1].suffix.lower() in LABELLED:
+        fields = _in_order(path, _read_several(members, names, levels), names)
+    elif path.suffix.lower() in LABELLED:
+        fields = _in_order(path, read_labelled(path, names, levels), names)
+    else:
+        fields = read_hdf5(members, path) if members else _read_file(path)
+        fields = _chosen(text, fields, names, levels)
+    if levels and not any(name.endswith(f"_{levels[0]:.12g}") for name in fields.variables):
+        raise ValueError(f"{path}: its variables {', '.join(fields.variables)} have no levels: drop --data.levels")
     for trajectory in fields.trajectories[:1]:
         check_variable_names(str(path), fields.variables, trajectory.shape[1])
         check_size(f"{path}: a frame {trajectory.shape[1:]}", 4 * math.prod(trajectory.shape[1:]))
@@ -89,12 +99,13 @@ def find_fields(source: str | Path, progress: DataProgress = silent) -> tuple[st
 
 
 def _read_file(path: Path) -> FieldSource:
-    if path.is_dir() and path.suffix != ".zarr":
-        return read_hdf5(hdf5_files(path), path)
+    if path.is_dir():
+        raise ValueError(
+            f"{path} holds no files of fields; expected some that end with {', '.join((*LABELLED, *HDF5))}, or "
+            f"{FRAMES}FOLDER for one of pictures"
+        )
     if path.suffix in HDF5:
         return read_hdf5([("", path)], path)
-    if path.suffix in (".nc", ".zarr"):
-        return read_labelled(path)
     check_regular(path)
     if path.suffix == ".npz":
 
@@ -115,6 +126,74 @@ def _read_file(path: Path) -> FieldSource:
         f"{path} is no source of fields; expected a file that ends with {endings}, a folder of HDF5 files, "
         f"{FRAMES}FOLDER of pictures, or {' or '.join(SIMULATIONS)}"
     )
+
+
+def _members(source: str) -> list[tuple[str, Path]]:
+    """(split or "", file) of the files of fields in a folder, in its folders of splits, or of a pattern such as *.nc.
+
+    All of one kind, HDF5 or what xarray reads.
+    """
+    path = Path(source)
+    if glob.has_magic(source) and not path.exists():
+        files = [("", Path(name)) for name in sorted(glob.glob(source, recursive=True))]
+    elif path.is_dir() and path.suffix != ".zarr":
+        places = [(path, "")]
+        places += [
+            (entry, entry.name) for entry in sorted(path.iterdir()) if entry.is_dir() and split_named(entry.name)
+        ]
+        files = [(split, file) for place, split in places for file in sorted(place.iterdir())]
+    else:
+        return []
+    for endings in (HDF5, LABELLED):
+        some = [(split, file) for split, file in files if file.suffix.lower() in endings and not hidden(file.name)]
+        if some:
+            return [(split or _split_in(file.stem), file.resolve()) for split, file in some]
+    return []
+
+
+def _split_in(stem: str) -> str:
+    """The split that a word of a file's name names; empty: none."""
+    return next(filter(split_named, re.split("[^A-Za-z]+", stem)), "")
+
+
+def _read_several(members: Sequence[tuple[str, Path]], names: Sequence[str], levels: Sequence[float]) -> FieldSource:
+    """The files of each split, joined; those without fields, or without these, are left out and named."""
+    parts: dict[str, list[tuple[Path, FieldSource]]] = {}
+    without: list[Path] = []
+    for split, file in members:
+        try:
+            parts.setdefault(split, []).append((file, read_labelled(file, names, levels)))
+        except NoFields:
+            without.append(file)
+            if len(without) == len(members):
+                raise
+    splits = [(split, *joined(files)) for split, files in parts.items() if files]
+    _, path, first = splits[0]
+    for _, other_path, other in splits[1:]:
+        check_alike((path, first), (other_path, other), splits=True)
+    note = "; ".join(
+        [first.note] * bool(first.note)
+        + [f"without fields: {some_of([file.name for file in without])}"] * bool(without)
+    )
+    return replace(first, splits={split: fields.splits[""] for split, _, fields in splits}, note=note)
+
+
+def _in_order(path: Path, fields: FieldSource, names: Sequence[str]) -> FieldSource:
+    """The fields in the order of these names: each of a variable, or of all its levels (NAME_NUMBER)."""
+    channels: list[str] = []
+    for name in names:
+        levels = [each for each in fields.variables if re.fullmatch(rf"{re.escape(name)}_[-+.\de]+", each)]
+        channels += [name] if name in fields.variables else levels
+        if name not in fields.variables and not levels:
+            raise ValueError(f"{path} has no variable {name}: it has {', '.join(fields.variables)}")
+    return fields.picked(channels) if names else fields
+
+
+def _chosen(source: str, fields: FieldSource, names: Sequence[str], levels: Sequence[float]) -> FieldSource:
+    """These variables of a source without levels."""
+    if levels:
+        raise ValueError(f"{source} says nothing of levels: drop --data.levels")
+    return fields.picked(names) if names else fields
 
 
 def step_of(path: Path, step: NDArray[Any] | None) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.data.source import read_arrays, reading
-from dualrate.diffusion.values import Shape
+from dualrate.diffusion.context import Shape
 from dualrate.drawing.drawer import spread
 from dualrate.experiment.model import Model
-from dualrate.forecasts.fields import Fields, Forecast, as_float32, pieces_of, read_fields
+from dualrate.forecasts.fields import Fields, Forecast
+from dualrate.forecasts.geometry import ordered
 from dualrate.forecasts.metadata import SAME_AXIS, Metadata
 from dualrate.forecasts.rollout import Frame, forecast_of, frame_shape
 from dualrate.forecasts.sources import check_variable_names, find_fields, step_of
-from dualrate.forecasts.trajectories import FieldSource, Lazy, Trajectory, numbered, timing_of
+from dualrate.forecasts.splits import pieces_of
+from dualrate.forecasts.statistics import as_float32
+from dualrate.forecasts.trajectories import FieldSource, numbered, timing_of
 from dualrate.system.files import check_regular
 from dualrate.system.folders import some_of
 
@@ -77,7 +80,7 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
     """
     forecast, training = forecast_of(model), training_fields(model)
     source = model.experiment.data.source
-    data = read_fields(source, "test", forecast.statistics)
+    data = forecast.read_fields(model.experiment.data, "test", forecast.statistics)
     _check_metadata(source, model.name, forecast, data.metadata)
     lengths = [stop - first for trajectory in data.trajectories for first, stop in pieces_of(trajectory)]
     longest = (max(lengths) - forecast.past_steps) // forecast.ahead
@@ -130,8 +133,8 @@ def training_fields(model: Model) -> Fields:
 
     Raises ValueError where others lie there by now, and what reading raises.
     """
-    source, expected = model.experiment.data.source, forecast_of(model).fingerprint
-    fields = read_fields(source, "train")
+    source, forecast = model.experiment.data.source, forecast_of(model)
+    fields, expected = forecast.read_fields(model.experiment.data, "train"), forecast.fingerprint
     if expected and fields.fingerprint != expected:
         raise ValueError(
             f"{source} has changed since {model.name} was trained: its training fields have the fingerprint "
@@ -159,12 +162,15 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
     observed = shapes[0][0], *forecast.shape(model.shape)[1:]
     if observed != shapes[0] and not forecast.difference:  # a difference is from a whole frame
         shapes.append(observed)
-    fields = _from_array(path, model, shapes) if path.suffix in (".npy", ".npz") else _from_fields(path, model, shapes)
+    fields = (
+        _from_array(path, model, shapes) if path.suffix in (".npy", ".npz") else _from_fields(path, model, shapes, note)
+    )
     if fields.note:
         note(f"{path}: {fields.note}")
     _check_time(path, model.name, forecast, fields, note)
     _check_axes(path, model.name, forecast, fields.axes)
-    fields = _by_name(fields, forecast.variables)
+    if {*forecast.variables} == {*fields.variables}:
+        fields = fields.picked(forecast.variables)
     _check_variables(path, model.name, forecast, fields.variables, note)
     _check_metadata(path, model.name, forecast, fields.metadata)
     if fields.metadata.said and not forecast.metadata.said:
@@ -179,6 +185,10 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
         for trajectory in fields.trajectories
     ]
     past = np.stack([as_float32(path, trajectory) for trajectory in latest])
+    hidden = forecast.geometry.hidden
+    if hidden is not None:
+        hidden = hidden if past.shape[2:] == shapes[0] else hidden[:, :: forecast.every, :: forecast.every]
+        past = forecast.statistics.filled(past, hidden)
     if len(bad := np.argwhere(~np.isfinite(past))):
         start, step, channel = bad[0][:3]
         raise ValueError(
@@ -190,9 +200,19 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
     return Starts(whole, str(path), observed=True, dates=dates, metadata=fields.metadata)
 
 
-def _from_fields(path: Path, model: Model, shapes: Sequence[Shape]) -> FieldSource:
-    """Each trajectory of a source of fields. Raises ValueError for frames of another shape."""
+def _from_fields(path: Path, model: Model, shapes: Sequence[Shape], note: Callable[[str], None]) -> FieldSource:
+    """Each trajectory of a source of fields, with the model's variables alone, where it has them all.
+
+    Raises ValueError for frames of another shape.
+    """
     _, fields = find_fields(path)
+    forecast = forecast_of(model)
+    if forecast.geometry.axes:
+        fields = ordered(fields)[0]
+    if {*forecast.variables} <= {*fields.variables}:
+        if others := [name for name in fields.variables if name not in forecast.variables]:
+            note(f"{path}: {some_of(others)} are left out, which {model.name} was not trained on")
+        fields = fields.picked(forecast.variables)
     kinds = [trajectory.shape[1:] for trajectory in fields.trajectories]
     expected = kinds[0] if kinds and kinds[0] in shapes else shapes[0]
     if wrong := [trajectory.shape for trajectory in fields.trajectories if trajectory.shape[1:] != expected]:
@@ -250,21 +270,6 @@ def _named(axes: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """The name of each axis, one spelling for all, and whether it rises or falls; empty where that is not said."""
     parts = [axis.partition(" (") for axis in axes]
     return [SAME_AXIS.get(name, name) for name, *_ in parts], [way for *_, way in parts]
-
-
-def _by_name(fields: FieldSource, names: tuple[str, ...]) -> FieldSource:
-    """The same with its variables in the order of these names, where it has them and no others."""
-    if fields.variables == names or sorted(fields.variables) != sorted(names):
-        return fields
-    order = [fields.variables.index(name) for name in names]
-    described = tuple(fields.metadata.variables[i] for i in order if fields.metadata.variables)
-
-    def ordered(trajectory: Trajectory) -> Lazy:
-        frames, channels, height, width = trajectory.shape
-        return Lazy((frames, channels, height, width), lambda i, j: trajectory[i:j][:, order], timing_of(trajectory))
-
-    splits = {split: [*map(ordered, part)] for split, part in fields.splits.items()}
-    return replace(fields, splits=splits, variables=names, metadata=replace(fields.metadata, variables=described))
 
 
 def _check_variables(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,6 +82,7 @@ class FieldSource:
     axes: of space, their names and whether their coordinates rise or fall, where the source says it
     note: in words, what a user may not expect of how it was read; empty: nothing
     metadata: units, names and coordinates, where the source says them
+    statics: variables over space alone, (H, W) each, read when asked for
     """
 
     splits: Mapping[str, Sequence[Trajectory]]
@@ -90,6 +91,31 @@ class FieldSource:
     axes: tuple[str, ...] = ()
     note: str = ""
     metadata: Metadata = Metadata()
+    statics: Mapping[str, Callable[[], NDArray[Any]]] = field(default_factory=dict)
+
+    @property
+    def space(self) -> tuple[int, ...]:
+        """Points along each axis of space, of one or two."""
+        _, _, height, width = self.trajectories[0].shape
+        return (height, width)[-(len(self.axes) or 1 + (height > 1)) :]
+
+    def picked(self, names: Sequence[str]) -> FieldSource:
+        """The same with these variables alone, in this order. Raises ValueError for a name that is none of them."""
+        names = tuple(names)
+        if names == self.variables:
+            return self
+        if missing := [name for name in names if name not in self.variables]:
+            raise ValueError(f"there is no variable {', '.join(missing)} among {', '.join(self.variables)}")
+        order = [self.variables.index(name) for name in names]
+        described = tuple(self.metadata.variables[i] for i in order if self.metadata.variables)
+
+        def chosen(whole: Trajectory) -> Lazy:
+            shape = whole.shape[0], len(order), whole.shape[2], whole.shape[3]
+            return Lazy(shape, lambda i, j: whole[i:j][:, order], timing_of(whole))
+
+        splits = {split: [*map(chosen, part)] for split, part in self.splits.items()}
+        metadata = replace(self.metadata, variables=described)
+        return replace(self, splits=splits, variables=names, metadata=metadata)
 
     @property
     def trajectories(self) -> list[Trajectory]:
@@ -125,14 +151,15 @@ def timings_of(path: Path, name: str, times: NDArray[Any] | None, count: int, fr
         return [Timing(note=f"{name} is one number, and says nothing of {frames} frames")] * count
     if times.shape not in ((frames,), (1, frames), (count, frames)):
         raise ValueError(f"{path}: {name} is {times.shape}; expected ({frames},) or ({count}, {frames})")
-    rows = [_timing(path, row) for row in np.atleast_2d(times)]
+    rows = [timed(path, row) for row in np.atleast_2d(times)]
     return rows * count if len(rows) == 1 else rows
 
 
-def _timing(path: Path, times: NDArray[Any]) -> Timing:
-    """A gap is a step that is not within a factor `GAP` of the usual one, so a month is none.
+def timed(path: Path, times: NDArray[Any]) -> Timing:
+    """The timing of a trajectory.
 
-    The usual one is the lower quartile, since every second step may be a gap.
+    A gap is a step that is not within a factor `GAP` of the usual one, so a month is none. The usual one is the lower
+    quartile, since every second step may be a gap.
     Raises ValueError for times that fall, come twice or are not finite, and for what are neither numbers nor dates.
     """
     dates = times

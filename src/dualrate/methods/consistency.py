@@ -59,13 +59,13 @@ from dualrate.config.ranges import (
     TeacherGuidance,
 )
 from dualrate.denoisers.denoiser import Denoiser, posterior_mean
+from dualrate.diffusion.context import Batch, Cond, Refresh, Reuse, expand
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, require_gaussian
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond, Refresh, Reuse, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.model import Model
-from dualrate.experiment.plan_support import Segments
+from dualrate.experiment.plan_support import OwnSteps, steps_of_ddim
 from dualrate.experiment.teaching import begin, check_teacher, frozen_teacher, require_no_decoder
 from dualrate.methods.times import stratified_uniform, to_device
 from dualrate.methods.watch import LogWatch, Warnings, Windows, collapse, growth
@@ -260,8 +260,8 @@ class ConsistencyConfig(MethodConfig, Ranged):
     """A single-rate run that the light network of a dual-rate student starts from."""
 
     @property
-    def serves(self) -> Segments:
-        return Segments(self.steps, self.heavy)
+    def serves(self) -> OwnSteps:
+        return steps_of_ddim(self.steps, self.heavy)
 
     def adapted(self, denoiser: Any) -> Denoiser:
         """A dual-rate student reuses contexts along its own path of DDIM; those of a condition alone never age."""

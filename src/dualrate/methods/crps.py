@@ -17,12 +17,13 @@ from typing import Annotated, Literal
 from torch import Tensor
 
 from dualrate.config.ranges import Range, Ranged
+from dualrate.data.conditions import Conditioning, Unconditional
 from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.context import Batch, Cond, shared_time
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond, shared_time
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
-from dualrate.experiment.plan_support import OneStep
+from dualrate.experiment.plan_support import ONE_STEP, OwnSteps
 from dualrate.metrics.ensembles import energy_score, fair_crps, members_squared_error
 from dualrate.training.method import Loss, OnePhase
 
@@ -33,12 +34,13 @@ ScoredDraws = Annotated[int, Range(2, 64)]
 
 @dataclass(frozen=True)
 class OneCall(OnePhase):
-    """The loss of the module. draws: M"""
+    """The loss of the module. draws: M; condition: whose `weighed` says how much each number counts"""
 
     model: Denoiser
     process: Process
     draws: ScoredDraws
     score: ScoreName
+    condition: Conditioning = Unconditional()
 
     def denoiser(self) -> Denoiser:
         return self.model
@@ -50,10 +52,12 @@ class OneCall(OnePhase):
         z = self.process.noise(draws, streams, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
         members = self.members(z.to(x.dtype), Cond(given=batch.given)).unflatten(0, (len(x), self.draws))
         spread = (members[:, 0] - members[:, 1]).abs().mean().detach()
+        power = 1.0 if self.score == "crps" else 0.5  # of weights: absolute errors, or squared ones
+        members, x = (self.condition.weighed(part, power) for part in (members, x))
         return Loss(SCORES[self.score](members, x).mean(), {"spread": spread})
 
     def members(self, z: Tensor, cond: Cond) -> Tensor:
-        """(B M, C, H, W): a sample of each z, of condition r // M in row r, of one heavy call."""
+        """(B M, C, H, W): a sample of each z, of conditions (B, ...) as of `for_rows`, of one heavy call."""
         t = shared_time(1.0)
         return self.model.denoise(z, t, self.model.encode(z, t, cond), cond)
 
@@ -69,8 +73,8 @@ class OneCallConfig(MethodConfig, Ranged):
     regression: the squared error, for a mean and no samples."""
 
     @property
-    def serves(self) -> OneStep:
-        return OneStep()
+    def serves(self) -> OwnSteps:
+        return ONE_STEP
 
     def check(self, experiment: Experiment) -> None:
         _ = experiment.gaussian
@@ -81,4 +85,4 @@ class OneCallConfig(MethodConfig, Ranged):
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
         networks, denoiser = experiment.build()
-        return Prepared(OneCall(networks, denoiser, experiment.process, self.draws, self.score))
+        return Prepared(OneCall(networks, denoiser, experiment.process, self.draws, self.score, experiment.condition))

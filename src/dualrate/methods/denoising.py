@@ -38,13 +38,14 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from dualrate.config.ranges import Classes, LightDraws, LossWeight, Probability, Range, Ranged
+from dualrate.data.conditions import Conditioning, Unconditional
 from dualrate.denoisers.denoiser import Denoiser, DualRate, read
+from dualrate.diffusion.context import Batch, Cond, Context, Shape
 from dualrate.diffusion.plan import STEPS, StepPlan
 from dualrate.diffusion.prediction import Sigmoid, Weighting, x_loss_weight
 from dualrate.diffusion.process import GaussianProcess, Process, require_gaussian
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine, Schedule
-from dualrate.diffusion.values import Batch, Cond, Context, Shape
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.model import Model
 from dualrate.experiment.plan_support import AnyPlan
@@ -67,6 +68,7 @@ class WeightedDenoising(OnePhase):
     """Trains every network by the weighted error of x_hat.
 
     multiscale: copies of half the side, a quarter, ... whose errors are added
+    condition:  whose `weighed` says how much each number counts
     """
 
     model: Denoiser
@@ -74,12 +76,14 @@ class WeightedDenoising(OnePhase):
     weighting: Weighting
     times: TimeSource
     multiscale: Annotated[int, Range(0, 16)] = 0
+    condition: Conditioning = Unconditional()
 
     def denoiser(self) -> Denoiser:
         return self.model
 
     def weighted_error(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
         """(B,): the weighted error of each row, a mean over what it holds."""
+        x, x_hat = self.condition.weighed(x), self.condition.weighed(x_hat)
         error = self.process.deviance(x, x_hat)
         if self.multiscale:
             error = error + coarser_errors(x - x_hat, self.multiscale)
@@ -106,7 +110,7 @@ class Denoising(WeightedDenoising):
         Logs: `loss_t0` to `loss_t3`; with a context that ages also the loss of the rows that have one, and losses of
         the heavy network alone; as sums over their rows divided by all rows.
         """
-        x, cond = batch.x.repeat_interleave(self.draws, 0), read(self.model, self.condition(batch, draws))
+        x, cond = batch.x.repeat_interleave(self.draws, 0), read(self.model, self.given(batch, draws))
         if cond.label is not None:
             cond = replace(cond, label=cond.label.repeat_interleave(self.draws))
         t, tau, heavy_rows = to_device(x.device, *self.times(draws.host.repeated(self.draws)))
@@ -141,7 +145,7 @@ class Denoising(WeightedDenoising):
         """Further losses of the heavy network alone, by name: none, unless overridden."""
         return {}
 
-    def condition(self, batch: Batch, draws: Draws) -> Cond:
+    def given(self, batch: Batch, draws: Draws) -> Cond:
         """Labels, each replaced by the null class with probability `label_dropout`, and what is given."""
         return Cond(with_null(batch, draws, self.null, self.label_dropout), batch.given)
 
@@ -345,4 +349,5 @@ class DenoisingConfig(MethodConfig, Ranged):
             encoder_weight=self.encoder_weight,
             multiscale=self.multiscale,
             draws=self.times.draws,
+            condition=experiment.condition,
         )

@@ -44,13 +44,13 @@ from torch import Tensor, nn
 from dualrate.config.ranges import BelowOne, Factor, Probability, Range, Ranged, Share, Steps, TeacherGuidance
 from dualrate.denoisers.denoiser import Denoiser, posterior_mean
 from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.context import Batch, Cond, expand
 from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import GaussianProcess, mean_squared_error, require_gaussian
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.model import Model
-from dualrate.experiment.plan_support import OneStep
+from dualrate.experiment.plan_support import ONE_STEP, OwnSteps
 from dualrate.experiment.teaching import begin, built, check_teacher, frozen_teacher, require_no_decoder
 from dualrate.methods.times import stratified_uniform, to_device
 from dualrate.methods.watch import LogWatch, Warnings, Windows, collapse, growth, lag
@@ -234,8 +234,8 @@ class EMDistillationConfig(MethodConfig, Ranged):
             raise ValueError(f"times are the least and the largest t of the chain's noise levels, got {self.times}")
 
     @property
-    def serves(self) -> OneStep:
-        return OneStep()
+    def serves(self) -> OwnSteps:
+        return ONE_STEP
 
     def check(self, experiment: Experiment) -> None:
         require_gaussian(experiment.process, experiment.name)

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 
 from dualrate.config.ranges import Classes, Factor, Probability, Range, Ranged, Steps
 from dualrate.denoisers.denoiser import Denoiser, Plain, condition_of
+from dualrate.diffusion.context import Batch, Cond, Context, Shape
 from dualrate.diffusion.process import GaussianProcess, Process, per_row
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond, Context, Shape
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import NetworksConfig
-from dualrate.experiment.plan_support import OwnGrid
+from dualrate.experiment.plan_support import OwnSteps, steps_at
 from dualrate.experiment.teaching import check_drops_labels, check_null_class, check_targets, fill
 from dualrate.methods.times import to_device, with_null
 from dualrate.networks.adapters import TARGETS, Adapted, merged
@@ -176,8 +176,8 @@ class GlanceConfig(MethodConfig, Ranged):
             )
 
     @property
-    def serves(self) -> OwnGrid:
-        return OwnGrid(self.times)
+    def serves(self) -> OwnSteps:
+        return steps_at(self.times)
 
     @property
     def of_phases(self) -> Iterator[tuple[float, ...]]:

@@ -61,11 +61,11 @@ from dualrate.config.ranges import BelowOne, Factor, FirstIterations, Pairs, Ran
 from dualrate.denoisers.denoiser import Denoiser, Plain, posterior_mean
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import CategoricalProcess
+from dualrate.diffusion.context import Batch, Cond
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.prediction import Sigmoid, Weighting, x_loss_weight
-from dualrate.diffusion.process import Process, require_gaussian
+from dualrate.diffusion.prediction import Sigmoid, Weighting
+from dualrate.diffusion.process import require_gaussian
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.model import Model
 from dualrate.experiment.plan_support import AtLeast, OnePlan
@@ -76,98 +76,19 @@ from dualrate.methods.student_states import (
     FullRollout,
     SegmentRollout,
     StateSource,
+    StudentMethod,
     StudentStates,
+    gaps,
 )
 from dualrate.methods.times import stratified_uniform, to_device
 from dualrate.methods.watch import LogWatch, Warnings, Windows, collapse, growth, lag
-from dualrate.networks.blocks import eval_mode
 from dualrate.system.device import whole_products
-from dualrate.training.method import Loss, Phase, by_time_quartile
+from dualrate.training.method import Loss, Phase
 
 Rollout = Literal["data", "segment", "full"]
 PRECONDITIONING, ROWS = 64, 64  # batches of the instant version's preconditioner, their rows at most
 LAG = (0.0, 3.0)  # `gap_ahead` in moment gaps: 1 where the auxiliary keeps up, below 0 where the student has passed it
 LARGEST = 1000.0  # factor of a preconditioner, that of a parameter which has no gradient on data
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentMethod(Ranged):
-    """Base of both versions: a student, where it is trained, and its pre-training.
-
-    networks: the student's
-    teacher:  never changed; it sees (z_s, s) of `process`
-    states:   where (z_t, t, s) and the context come from
-    pretraining: iterations of the denoising loss at `pretraining_states` with the encoder's U-ViT, `backbone`, frozen:
-        the light network and the projections learn to read it. Afterwards all of the student trains
-    student_rate: factor of the student's learning rate, below 1 so that an auxiliary can follow it
-    """
-
-    networks: nn.ModuleDict
-    student: Denoiser
-    teacher: Denoiser
-    process: Process
-    weighting: Weighting
-    states: StateSource
-    pretraining: FirstIterations = 0
-    pretraining_states: StateSource | None = None
-    backbone: nn.Module | None = None
-    student_rate: Factor = 1.0
-
-    def denoiser(self) -> Denoiser:
-        return self.student
-
-    def phases(self, iteration: int) -> tuple[Phase, ...]:
-        if iteration >= self.pretraining:
-            return (self.phase(iteration - self.pretraining),)
-        assert self.backbone is not None
-        frozen_ids = {id(weight) for weight in self.backbone.parameters()}
-        trained = tuple(weight for weight in self.networks.parameters() if id(weight) not in frozen_ids)
-        return (Phase("pretraining", trained, self.pretraining_loss),)
-
-    def phase(self, iteration: int) -> Phase:
-        """The update of an iteration after pre-training, counted from there."""
-        return Phase("student", tuple(self.networks.parameters()), self.student_loss, self.student_rate)
-
-    def student_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
-        raise NotImplementedError
-
-    def pretraining_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
-        """The denoising loss of the student at `pretraining_states`."""
-        assert self.pretraining_states is not None
-        assert self.backbone is not None
-        states = self.pretraining_states(self.student, batch, batch.cond, draws)
-        with eval_mode(self.backbone):
-            x_hat = states.x_hat(self.student, batch.cond)
-        error = self.process.deviance(batch.x[states.row], x_hat)
-        return Loss((x_loss_weight(self.weighting, self.process.schedule, states.t).to(error.dtype) * error).mean())
-
-    def sampled(self, batch: Batch, draws: Draws) -> tuple[StudentStates, Tensor, Tensor, Tensor]:
-        """States, x~ there (with gradient, if the caller has it on), x drawn of it, and z_s ~ q(z_s | z_t, sg x).
-
-        The states are a sampler's, so without dropout; x~ is with it.
-        """
-        with eval_mode(self.networks):
-            states = self.states(self.student, batch, batch.cond, draws)
-        x = states.x_hat(self.student, batch.cond)
-        of_states = draws.repeated(len(states.row) // len(batch))
-        drawn = self.process.drawn(x.detach(), of_states, "x")
-        (noise,) = self.process.noise(of_states, ["z_s"], *x.shape[1:])
-        return states, x, drawn, self.process.posterior(states.z_t, drawn, states.t, states.s).sample(noise)
-
-    def descent(self, loss: Tensor, drawn: Tensor, gap: Tensor, states: StudentStates) -> Loss:
-        """E w(s) L(eta): its value means nothing, its gradient does. loss: (R,); drawn, gap: (R, ...).
-
-        Logs: `gaps`, and `spread` in quarters of t: the variance over the places of what was drawn, a mean over
-        channels; of tokens (1 - sum p^2) / V, p their shares in a sample. Where t is high z_t says little of x: there,
-        in `spread_t3`, it is small for a student that collapses to grey, or to one token.
-        """
-        places = drawn.reshape(*drawn.shape[:2], -1)  # (R, C, of each channel)
-        spread = by_time_quartile("spread_t", places.var(2, correction=0).mean(1), states.t)
-        return Loss((self.weight(states.s, loss) * loss).mean(), gaps(gap, states.s) | spread)
-
-    def weight(self, s: Tensor, like: Tensor) -> Tensor:
-        """w(s), shaped to multiply `like`."""
-        return expand(self.weighting.snr_weight(self.process.schedule.log_snr(s)), like)
 
 
 @contextmanager
@@ -182,12 +103,6 @@ def replayed(device: torch.device) -> Iterator[None]:
         return
     with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
         yield
-
-
-def gaps(gap: Tensor, s: Tensor) -> dict[str, Tensor]:
-    """`moment_gap`, the mean square of g_phi - g_theta, and its parts in four quarters of s, whose mean it is."""
-    square = gap.detach().square().flatten(1).mean(1)
-    return {"moment_gap": square.mean()} | by_time_quartile("gap_s", square, s)
 
 
 Score = Callable[[Tensor, Tensor], Tensor]  # (x, x_hat) -> (R,), least in the mean where x_hat = E[x]

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from dualrate.config.ranges import Factor, LightDraws, Range, Ranged, Side
 from dualrate.denoisers.denoiser import Denoiser, given_of
+from dualrate.diffusion.context import Batch, Cond, Context, Reuse, Shape, expand, for_rows
 from dualrate.diffusion.prediction import Sigmoid, Weighting, x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process, per_row
 from dualrate.diffusion.schedule import sigma
-from dualrate.diffusion.values import Batch, Cond, Context, Reuse, Shape, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.network_configs import PackageNetworks
 from dualrate.experiment.plan_support import AnyPlan
@@ -90,8 +90,7 @@ class Residual(Ranged, Denoiser):
         if not context.features:
             raise ValueError("the residual is that of the regression's mean: begin the plan with a heavy call")
         *features, mean = context.features
-        if len(mean) < len(z):  # of a condition's members, or times
-            mean = mean.repeat_interleave(len(z) // len(mean), 0)
+        mean = for_rows(mean, len(z))
         log_snr = self.process.log_snr(t).to(z.dtype)
         shifted = log_snr + 2 * math.log(self.scale)
         alpha_t, sigma_t = (part.to(z.dtype) for part in self.process.scales(t))
@@ -130,7 +129,7 @@ class ResidualDenoising(Denoising):
         return Context((*features, mean.detach()))
 
     def heavy_losses(self, batch: Batch, context: Context) -> dict[str, Tensor]:
-        return {"mean_loss": self.mean_weight * (batch.x - context.features[-1]).square().mean()}
+        return {"mean_loss": self.mean_weight * self.condition.weighed(batch.x - context.features[-1]).square().mean()}
 
 
 @dataclass(frozen=True)
@@ -158,4 +157,5 @@ class ResidualConfig(MethodConfig, Ranged):
         if isinstance(weighting, Sigmoid):  # e^log_snr w |x - x_hat|^2 is that of r / s at log_snr'
             weighting = replace(weighting, bias=weighting.bias - 2 * math.log(scale))
         parts = networks, denoiser, experiment.process, weighting, GivenTimes()
-        return Prepared(ResidualDenoising(*parts, draws=self.draws, mean_weight=1 / scale**2))
+        how = {"draws": self.draws, "condition": experiment.condition}
+        return Prepared(ResidualDenoising(*parts, **how, mean_weight=1 / scale**2))

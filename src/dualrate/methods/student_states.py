@@ -12,6 +12,8 @@ the student's own output, about which any two denoisers agree, and the last step
 Sources: Moment Matching Distillation (Salimans et al. 2024, arXiv 2406.04103) for `FromData`, Dual-Rate Diffusion
 (arXiv 2605.18190) for A and B; what the latter leaves open (which step of a segment, several pairs from one path) is
 ours. Steps are taken in turn by sample number, so that rows cover the plan evenly, however they are split (`turns`).
+
+`StudentMethod` trains a student at such states: both versions of moment matching (moment_matching.py) derive from it.
 """
 
 from __future__ import annotations
@@ -21,17 +23,20 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dualrate.config.ranges import Pairs, Ranged, Steps
+from dualrate.config.ranges import Factor, FirstIterations, Pairs, Ranged, Steps
 from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.context import Batch, Cond, Refresh, expand
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.prediction import Weighting, x_loss_weight
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond, Refresh
 from dualrate.methods.times import stratified_uniform, to_device
+from dualrate.networks.blocks import eval_mode
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.trajectory import trajectory
+from dualrate.training.method import Loss, Phase, by_time_quartile
 
 
 @dataclass(frozen=True)
@@ -243,3 +248,89 @@ class _PlanSteps:
         t, s, tau, row, call, call_row, at, light = to_device(z_t.device, *times, row, call, call_row, at, light)
         reused = light if self.plan.num_heavy < self.plan.num_steps else None
         return StudentStates(z_t.flatten(0, 1), t, s, row, call, z_tau[call_row, at], tau, call_row, reused)
+
+
+def gaps(gap: Tensor, s: Tensor) -> dict[str, Tensor]:
+    """`moment_gap`, the mean square of g_phi - g_theta, and its parts in four quarters of s, whose mean it is."""
+    square = gap.detach().square().flatten(1).mean(1)
+    return {"moment_gap": square.mean()} | by_time_quartile("gap_s", square, s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentMethod(Ranged):
+    """A student, where it is trained, and its pre-training.
+
+    networks: the student's
+    teacher:  never changed; it sees (z_s, s) of `process`
+    states:   where (z_t, t, s) and the context come from
+    pretraining: iterations of the denoising loss at `pretraining_states` with the encoder's U-ViT, `backbone`, frozen:
+        the light network and the projections learn to read it. Afterwards all of the student trains
+    student_rate: factor of the student's learning rate, below 1 so that an auxiliary can follow it
+    """
+
+    networks: nn.ModuleDict
+    student: Denoiser
+    teacher: Denoiser
+    process: Process
+    weighting: Weighting
+    states: StateSource
+    pretraining: FirstIterations = 0
+    pretraining_states: StateSource | None = None
+    backbone: nn.Module | None = None
+    student_rate: Factor = 1.0
+
+    def denoiser(self) -> Denoiser:
+        return self.student
+
+    def phases(self, iteration: int) -> tuple[Phase, ...]:
+        if iteration >= self.pretraining:
+            return (self.phase(iteration - self.pretraining),)
+        assert self.backbone is not None
+        frozen_ids = {id(weight) for weight in self.backbone.parameters()}
+        trained = tuple(weight for weight in self.networks.parameters() if id(weight) not in frozen_ids)
+        return (Phase("pretraining", trained, self.pretraining_loss),)
+
+    def phase(self, iteration: int) -> Phase:
+        """The update of an iteration after pre-training, counted from there."""
+        return Phase("student", tuple(self.networks.parameters()), self.student_loss, self.student_rate)
+
+    def student_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
+        raise NotImplementedError
+
+    def pretraining_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
+        """The denoising loss of the student at `pretraining_states`."""
+        assert self.pretraining_states is not None
+        assert self.backbone is not None
+        states = self.pretraining_states(self.student, batch, batch.cond, draws)
+        with eval_mode(self.backbone):
+            x_hat = states.x_hat(self.student, batch.cond)
+        error = self.process.deviance(batch.x[states.row], x_hat)
+        return Loss((x_loss_weight(self.weighting, self.process.schedule, states.t).to(error.dtype) * error).mean())
+
+    def sampled(self, batch: Batch, draws: Draws) -> tuple[StudentStates, Tensor, Tensor, Tensor]:
+        """States, x~ there (with gradient, if the caller has it on), x drawn of it, and z_s ~ q(z_s | z_t, sg x).
+
+        The states are a sampler's, so without dropout; x~ is with it.
+        """
+        with eval_mode(self.networks):
+            states = self.states(self.student, batch, batch.cond, draws)
+        x = states.x_hat(self.student, batch.cond)
+        of_states = draws.repeated(len(states.row) // len(batch))
+        drawn = self.process.drawn(x.detach(), of_states, "x")
+        (noise,) = self.process.noise(of_states, ["z_s"], *x.shape[1:])
+        return states, x, drawn, self.process.posterior(states.z_t, drawn, states.t, states.s).sample(noise)
+
+    def descent(self, loss: Tensor, drawn: Tensor, gap: Tensor, states: StudentStates) -> Loss:
+        """E w(s) L(eta): its value means nothing, its gradient does. loss: (R,); drawn, gap: (R, ...).
+
+        Logs: `gaps`, and `spread` in quarters of t: the variance over the places of what was drawn, a mean over
+        channels; of tokens (1 - sum p^2) / V, p their shares in a sample. Where t is high z_t says little of x: there,
+        in `spread_t3`, it is small for a student that collapses to grey, or to one token.
+        """
+        places = drawn.reshape(*drawn.shape[:2], -1)  # (R, C, of each channel)
+        spread = by_time_quartile("spread_t", places.var(2, correction=0).mean(1), states.t)
+        return Loss((self.weight(states.s, loss) * loss).mean(), gaps(gap, states.s) | spread)
+
+    def weight(self, s: Tensor, like: Tensor) -> Tensor:
+        """w(s), shaped to multiply `like`."""
+        return expand(self.weighting.snr_weight(self.process.schedule.log_snr(s)), like)

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import LightDraws, Probability, Range, Ranged, Share, Steps
+from dualrate.diffusion.context import Batch
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch
 
 
 def rows_with_context(draws: Draws, dropout: float) -> Tensor:

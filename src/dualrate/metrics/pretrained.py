@@ -43,7 +43,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dualrate.config.ranges import BatchSize, Channels, Images, Ranged
-from dualrate.metrics.features import Pixels
+from dualrate.metrics.trained_network import Pixels
 from dualrate.system.device import pick_device, whole_products
 from dualrate.system.files import read_bytes, tensors_of
 from dualrate.system.folders import some_of

@@ -35,7 +35,8 @@ from torch import Tensor
 
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.images import ImageSet
-from dualrate.metrics.features import FeatureExtractor, Pixels
+from dualrate.metrics.features import FeatureExtractor
+from dualrate.metrics.trained_network import Pixels
 from dualrate.system.files import open_tensors, read_bytes, write_whole
 from dualrate.system.progress import ImageProgress
 from dualrate.system.workers import Mapper, in_turn

@@ -16,7 +16,7 @@ takes where a file says none (for peft: lora_alpha = r).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,8 +31,6 @@ TARGETS = (
     r"(ff|ff_context|img_mlp|txt_mlp)\.net\.2|fc2|down|conv2|"
     r"(img|txt)_mod\.1|norm1(_context)?\.linear|adaLN_modulation\.1|film[12]?\.linear|time_emb_proj"
 )
-PREFIXES = ("base_model.model.", "transformer.", "unet.")  # of files: peft's; a pipeline's, for its network
-PART = re.compile(r"(.+)\.lora_([AB])(?:\.[^.]+)?\.weight")  # within peft's modules with the adapter's name
 
 
 class Active:
@@ -170,40 +168,3 @@ def adapter_state(network: nn.Module, phase: str, prefix: str = "") -> dict[str,
         for part, weight in (("A", a), ("B", layer.scale * b)):
             state[f"{prefix}{name}.lora_{part}.weight"] = weight.detach().clone(memory_format=torch.contiguous_format)
     return state
-
-
-@torch.no_grad()
-def load_adapter(network: nn.Module, phase: str, state: Mapping[str, Tensor], alpha: float | None = None) -> None:
-    """Put a state of peft or diffusers, of any of PREFIXES, in place of a phase's weights.
-
-    alpha: of the file, as its configuration says; a layer's own `X.alpha` comes first; None: the rank
-    Layers that the state lacks are left without an update.
-    Raises ValueError for a state of other layers, or of another rank.
-    """
-    layers = layers_of(network)
-    by_layer: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in state.items():
-        match = PART.fullmatch(key)
-        name, part = match.groups() if match else key.rpartition(".")[::2]
-        prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix) and name not in layers), "")
-        by_layer.setdefault(name.removeprefix(prefix), {})[part] = tensor
-    if strange := [name for name, parts in by_layer.items() if name not in layers or not {"A", "B"} <= parts.keys()]:
-        raise ValueError(
-            f"the adapter is of {len(by_layer)} layers, of which {strange[0]} is none that is adapted here (as "
-            f"{next(iter(layers), 'none')}), or lacks A or B: give targets that name its layers"
-        )
-    for name, layer in layers.items():
-        a, b = layer.weights(phase)
-        if name not in by_layer:
-            b.zero_()
-            continue
-        parts = by_layer[name]
-        shapes = [tuple(parts[letter].shape) for letter in ("A", "B")]
-        if shapes != [tuple(a.shape), tuple(b.shape)]:
-            raise ValueError(
-                f"A and B of {name} are {shapes}, expected {[tuple(a.shape), tuple(b.shape)]}: set the rank"
-            )
-        rank = len(a)
-        numerator = float(parts["alpha"]) if "alpha" in parts else rank if alpha is None else alpha
-        a.copy_(parts["A"])
-        b.copy_(parts["B"] * (numerator / rank / layer.scale))

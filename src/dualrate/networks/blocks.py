@@ -110,10 +110,14 @@ class PeriodicConv2d(nn.Conv2d):
     """A convolution on a torus: the same as with padding_mode="circular", whose padding leaves channels-last memory.
 
     A light network on a torus is 1.1 to 1.5 times as fast with it, its training 1.1 times.
+    edges, rest: widths, down and across, of padding that lies within the opposite edge, and that is 0
     """
 
+    edges: tuple[int, int]
+    rest: tuple[int, int]
+
     def forward(self, input: Tensor) -> Tensor:
-        return F.conv2d(wrapped(input, self.padding), self.weight, self.bias)  # pyright: ignore[reportArgumentType]
+        return F.conv2d(wrapped(input, self.edges), self.weight, self.bias, padding=self.rest)
 
 
 def wrapped(h: Tensor, edges: tuple[int, int]) -> Tensor:
@@ -134,15 +138,18 @@ def wrapped(h: Tensor, edges: tuple[int, int]) -> Tensor:
     return wide
 
 
-def conv3(channels: int, out: int, *, line: bool = False, periodic: bool = False) -> nn.Conv2d:
+def conv3(channels: int, out: int, *, line: bool = False, periodic: tuple[bool, bool] = (False, False)) -> nn.Conv2d:
     """A convolution over three positions of each axis; on a line of the second axis alone.
 
-    periodic: opposite edges meet; else beyond them all is 0
+    periodic: whether the upper and lower edges meet, the left and right ones; else beyond them all is 0
     """
     kernel, padding = ((1, 3), (0, 1)) if line else ((3, 3), (1, 1))
-    if periodic:
-        return PeriodicConv2d(channels, out, kernel, padding=padding, padding_mode="circular")
-    return nn.Conv2d(channels, out, kernel, padding=padding)
+    if not any(periodic):
+        return nn.Conv2d(channels, out, kernel, padding=padding)
+    conv = PeriodicConv2d(channels, out, kernel, padding=padding, padding_mode="circular")
+    conv.edges = padding[0] * periodic[0], padding[1] * periodic[1]
+    conv.rest = padding[0] - conv.edges[0], padding[1] - conv.edges[1]
+    return conv
 
 
 class FiLM(nn.Module):
@@ -179,7 +186,13 @@ class ConvBlock(Block):
     """
 
     def __init__(
-        self, channels: int, embedding: int, dropout: float, *, line: bool = False, periodic: bool = False
+        self,
+        channels: int,
+        embedding: int,
+        dropout: float,
+        *,
+        line: bool = False,
+        periodic: tuple[bool, bool] = (False, False),
     ) -> None:
         super().__init__()
         self.norm = ChannelNorm(channels)
@@ -278,7 +291,7 @@ def layer_norm(h: Tensor, scale: Tensor | None = None, eps: float = 1e-5) -> Ten
 
 
 def add_shared(h: Tensor, shared: Tensor) -> Tensor:
-    """h (B M, ...) with shared (B, ...) added to M rows each, which is copied nowhere: row r gets shared[r // M]."""
+    """h (B M, ...) with shared (B, ...) added to M rows each, as of `values.for_rows`, without a copy."""
     if len(h) == len(shared):
         return h + shared
     return (h.unflatten(0, (len(shared), -1)) + shared[:, None]).flatten(0, 1)
@@ -365,3 +378,22 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+def chosen_of(tokens: Tensor, chosen: Tensor) -> Tensor:
+    """The chosen tokens, (B, k, C). tokens: (B, n, C); chosen: (B, k), their places."""
+    return tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def with_chosen(tokens: Tensor, chosen: Tensor, value: Tensor) -> Tensor:
+    """The tokens with another value, (B, k, C), where chosen."""
+    return tokens.scatter(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]), value.to(tokens.dtype))
+
+
+def require_shape(added: Tensor, h: Tensor) -> None:
+    """Raise ValueError where `added`, a sum for h, does not have the shape of h."""
+    if added.shape != h.shape:
+        raise ValueError(
+            f"what the inside of a cut network adds has its input's shape {tuple(h.shape)}, got {tuple(added.shape)}: "
+            "pass what encode returned for these rows"
+        )

@@ -18,7 +18,7 @@ from typing import Self
 from torch import nn
 
 from dualrate.config.ranges import Ranged
-from dualrate.diffusion.values import Shape
+from dualrate.diffusion.context import Shape
 
 
 class BodyConfig(Ranged, ABC):
@@ -31,8 +31,13 @@ class BodyConfig(Ranged, ABC):
     """Width of the embedding of noise level and label."""
     head: bool
     """Whether the network has a head that predicts v. A context encoder may do without."""
-    periodic = False
-    """Whether opposite edges meet."""
+    periodic = across = False
+    """Whether opposite edges meet; or the left and right ones alone."""
+
+    @property
+    def wrapped(self) -> tuple[bool, bool]:
+        """Whether the upper and lower edges meet, and the left and right ones."""
+        return self.periodic, self.periodic or self.across
 
     @property
     @abstractmethod

@@ -15,8 +15,8 @@ The heavy network of the dual-rate pair is the single-rate one at pure noise: th
 its place. So it sees y alone, a trained single-rate network can take its part, and its features are right at every
 time. `maps` give the light network y itself.
 
-M samples of one condition: y has B rows and z_t B M, row r of the samples belongs to condition r // M, and whatever was
-computed of y alone is added to all M without a copy (`blocks.add_shared`).
+M samples of one condition: y has B rows and z_t B M, as of `values.for_rows`, and whatever was computed of y alone is
+added to all M without a copy (`blocks.add_shared`).
 
 Frames that are each made by themselves (`ByLead`), of leads k = k_1 ... k_F after the condition:
 
@@ -40,7 +40,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dualrate.diffusion.values import Shape
+from dualrate.diffusion.context import Shape
 from dualrate.networks.blocks import NoiseEmbedding, TransformerBlock
 from dualrate.networks.body import BodyConfig
 from dualrate.networks.dual import check_pair, projections

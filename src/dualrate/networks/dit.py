@@ -32,12 +32,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualrate.config.ranges import BelowOne, Channels, Classes, OuterLevels, Range, Ranged, Side
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.prediction import REPA, SIT, Convention, Discrete
 from dualrate.diffusion.schedule import Betas
-from dualrate.diffusion.values import Shape
-from dualrate.networks.blocks import Block, LinearInFloat32, add_shared, attend, layer_norm, modulated, zero_init
+from dualrate.networks.blocks import (
+    Block,
+    LinearInFloat32,
+    add_shared,
+    attend,
+    layer_norm,
+    modulated,
+    require_shape,
+    zero_init,
+)
 from dualrate.networks.body import BodyConfig
-from dualrate.networks.uvit import class_of, require_shape
+from dualrate.networks.uvit import class_of
 
 CONVENTIONS: dict[str, Convention] = {"dit": Discrete(Betas()), "sit": SIT, "repa": REPA}
 FREQUENCIES, EPS = 128, 1e-6

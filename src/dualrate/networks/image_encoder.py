@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualrate.config.ranges import BelowOne, Channels, Range, Ranged, Side
-from dualrate.diffusion.values import Shape
+from dualrate.diffusion.context import Shape
 from dualrate.networks.blocks import ChannelNorm, ConvBlock
 from dualrate.networks.uvit import Head
 

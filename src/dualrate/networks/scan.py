@@ -1,9 +1,9 @@
 """The scan of a selective state space (Mamba, Gu and Dao 2023, arXiv 2312.00752; Mamba-2, arXiv 2405.21060).
 
     h_l = exp(dt_l A) h_(l-1) + dt_l B_l u_l        of every channel, h of N states, A < 0
-    y_l = C_l h_l + D u_l,   out = y silu(z)
+    y_l = C_l h_l + D u_l
 
-with dt = softplus(delta + bias). Four backends compute the same:
+with dt = softplus(delta). Four backends compute the same:
 
     loop       token by token, in operations of torch
     chunked    the same as one operation. Training keeps the state in front of each chunk of tokens, and computes those
@@ -53,15 +53,13 @@ def selective_scan(
     B: Tensor,
     C: Tensor,
     D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     backend: Backend | Literal["auto"] = "auto",
 ) -> Tensor:
-    """u, z: (B, D, L); B, C: (B, N, L), or (B, G, N, L) of G groups of channels in a row -> (B, D, L), in u's dtype.
+    """u: (B, D, L); B, C: (B, N, L), or (B, G, N, L) of G groups of channels in a row -> (B, D, L), in u's dtype.
 
-    A: (D, N), with delta (B, D, L), D and delta_bias (D,). Or (H,), a decay per head of D / H channels in a row; then
-    delta is (B, H, L), D and delta_bias are (H,). Computed in float32 at least. Raises ValueError for other shapes, for
+    A: (D, N), with delta (B, D, L) and D (D,). Or (H,), a decay per head of D / H channels in a row; then delta is
+    (B, H, L) and D (H,). Computed in float32 at least. Raises ValueError for other shapes, for
     an unknown backend, and for one that cannot run here.
     """
     chosen = backend_for(u.device, per_head=A.ndim == 1) if backend == "auto" else backend
@@ -72,8 +70,6 @@ def selective_scan(
     with no_autocast(u):
         x, dt, A, B, C = (part.to(wide) for part in (u, delta, A, B, C))
         B, C = (part[:, None] if part.ndim == 3 else part for part in (B, C))
-        if delta_bias is not None:
-            dt = dt + delta_bias.to(wide)[:, None]
         if delta_softplus:
             dt = F.softplus(dt)
         if chosen != "matrix" and A.ndim == 1:
@@ -81,8 +77,6 @@ def selective_scan(
         y = BACKENDS[chosen](x, dt, A, B, C)
         if D is not None:
             y = y + D.to(wide).repeat_interleave(size)[:, None] * x
-        if z is not None:
-            y = y * F.silu(z.to(wide))
     return y.to(u.dtype)
 
 
@@ -107,7 +101,7 @@ def _check(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, backend: s
 
 
 def loop(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """The scan, token by token. u, dt: (B, D, L); A: (D, N); B, C: (B, G, N, L) -> (B, D, L), without D and z."""
+    """The scan, token by token. u, dt: (B, D, L); A: (D, N); B, C: (B, G, N, L) -> (B, D, L), without D."""
     A, *steps = _by_token(u, dt, A, B, C)
     h, y = torch.zeros_like(A * steps[0][0]), []
     for dt_l, x, b, c in zip(*(part.unbind() for part in steps), strict=True):

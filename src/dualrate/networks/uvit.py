@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualrate.config.ranges import BelowOne, Channels, Classes, OuterLevels, Range, Ranged, SharedBlocks, Side
-from dualrate.diffusion.values import Shape
+from dualrate.diffusion.context import Shape
 from dualrate.networks.blocks import (
     ChannelNorm,
     ConvBlock,
@@ -36,10 +36,13 @@ from dualrate.networks.blocks import (
     add_shared,
     attend,
     attention_weights,
+    chosen_of,
     conv3,
     doubled,
+    require_shape,
     transformer_macs,
     unpatchified,
+    with_chosen,
     zero_init,
 )
 from dualrate.networks.body import BodyConfig
@@ -85,6 +88,8 @@ class UViTConfig(BodyConfig):
     """Height of the images, in pixels. 1: fields of one dimension, on a line."""
     periodic: bool = False
     """Whether opposite edges meet, as on a circle or a torus."""
+    across: bool = False
+    """Whether left and right edges alone meet, as on a sphere."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,7 +105,6 @@ class UViTConfig(BodyConfig):
 
     @property
     def shape(self) -> Shape:
-        """(C, H, W) of an image."""
         return self.image_channels, self.height or self.image_size, self.image_size
 
     @property
@@ -114,7 +118,7 @@ class UViTConfig(BodyConfig):
 
     def conv3(self, channels: int, out: int) -> nn.Conv2d:
         """A convolution over three positions of each axis."""
-        return conv3(channels, out, line=self.line, periodic=self.periodic)
+        return conv3(channels, out, line=self.line, periodic=self.wrapped)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -165,16 +169,15 @@ class Blocks(nn.Module):
     def __init__(self, level: Level, sides: tuple[int, int], config: UViTConfig) -> None:
         super().__init__()
         self.level = level
-        self.position = None
-        if level.kind == "transformer":
-            self.position = nn.Parameter(0.02 * torch.randn(1, level.channels, *sides))
+        tokens = level.kind == "transformer"
+        self.position = nn.Parameter(0.02 * torch.randn(1, level.channels, *sides)) if tokens else None
         self.blocks = nn.ModuleList(self.block(level, config) for _ in range(level.blocks))
 
     @staticmethod
     def block(level: Level, config: UViTConfig) -> nn.Module:
         if level.kind == "transformer":
             return TransformerBlock(level.channels, config.embedding, config.head_dim, level.dropout)
-        return ConvBlock(level.channels, config.embedding, level.dropout, line=config.line, periodic=config.periodic)
+        return ConvBlock(level.channels, config.embedding, level.dropout, line=config.line, periodic=config.wrapped)
 
     def forward(self, h: Tensor, emb: Tensor, begin: int = 0, end: int | None = None) -> Tensor:
         """Blocks `begin` to `end` (exclusive; None: to the last), the positions in front of block 0."""
@@ -435,22 +438,3 @@ class UViTTokens(UViTCut):
         position = self.network.middle.position
         assert position is not None
         return (h + position.to(h.dtype)).flatten(2).transpose(1, 2)
-
-
-def chosen_of(tokens: Tensor, chosen: Tensor) -> Tensor:
-    """The chosen tokens, (B, k, C). tokens: (B, n, C); chosen: (B, k), their places."""
-    return tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]))
-
-
-def with_chosen(tokens: Tensor, chosen: Tensor, value: Tensor) -> Tensor:
-    """The tokens with another value, (B, k, C), where chosen."""
-    return tokens.scatter(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]), value.to(tokens.dtype))
-
-
-def require_shape(added: Tensor, h: Tensor) -> None:
-    """Raise ValueError where `added`, a sum for h, does not have the shape of h."""
-    if added.shape != h.shape:
-        raise ValueError(
-            f"what the inside of a cut network adds has its input's shape {tuple(h.shape)}, got {tuple(added.shape)}: "
-            "pass what encode returned for these rows"
-        )

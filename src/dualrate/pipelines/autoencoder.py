@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.codecs.codec import Codec, Moments, Normalisation
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Shape
 from dualrate.pipelines.folder import NETWORK, check_config, class_named, read_weights, settings_in
 from dualrate.system.device import pick_device
 from dualrate.system.files import blaming, check_files, shown

@@ -23,9 +23,9 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from dualrate.denoisers.feature_cache import SHARES, By, Form, choose, forecast
+from dualrate.denoisers.feature_cache import SHARES, By, Form, choose, forecast_features
+from dualrate.diffusion.context import Context
 from dualrate.diffusion.schedule import Schedule
-from dualrate.diffusion.values import Context
 from dualrate.pipelines.classes.kind import DECLARE, HIDDEN, NetworkSpec, Rows
 from dualrate.pipelines.cut import CutTokens, sharing
 from dualrate.pipelines.policies import Fixed, Policy
@@ -216,7 +216,7 @@ class Features(Method):
         whole = not cache.held or cache.policy.due(cache.step) or (not sees and cache.policy.refresh(cache.step, 0.0))
         cache.tried = not whole
         if not whole:
-            features = forecast(self.latest(cache), t, schedule)
+            features = forecast_features(self.latest(cache), t, schedule)
             added = features[:-1] if verified else features
             dropped = len(names) - len(added)  # a last block may return no text
             sums = [before[name] + more for name, more in zip(names[dropped:], added, strict=True)]

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from dualrate.data.images import to_uint8
+from dualrate.diffusion.context import Cond, Refresh
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond, Refresh
 from dualrate.drawing.drawer import Drawer
 from dualrate.sampling.trajectory import StepNoise, first_state, trajectory
 

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dualrate.data.images import column_of, named_splits
+from dualrate.data.finding import column_of, named_splits
+from dualrate.data.folders import by_number
 from dualrate.data.source import (
     ROW,
     SPLITS,
@@ -31,7 +32,6 @@ from dualrate.data.source import (
     DataProgress,
     Raw,
     Split,
-    by_number,
     names_of,
     printable,
     read_text,

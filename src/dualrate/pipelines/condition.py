@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dualrate.config.ranges import Range, Ranged
-from dualrate.data.conditions import Condition, Conditioned, Given, Make
+from dualrate.data.condition_rows import Given, Make
+from dualrate.data.conditions import Condition, Conditioned
 from dualrate.data.loader import TrainingSet
 from dualrate.data.source import Split
-from dualrate.diffusion.values import Shape
+from dualrate.diffusion.context import Shape
 from dualrate.pipelines.prompt_set import PromptSet, read_prompts
 
 
@@ -30,6 +30,7 @@ class Prompts(Condition, Ranged):
     encoder: str = ""
     """sha256 of the encoders."""
     labelled = True
+    no_pictures = "makes images from texts, not from pictures: pass --prompt TEXT"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -66,6 +67,3 @@ class Prompts(Condition, Ranged):
         made = super().conditioned(targets, partners)
         made.labels, made.class_names = np.zeros(len(made), np.int64), ("prompt",)
         return made
-
-    def read(self, data: bytes, name: str, channels: int) -> Tensor:
-        raise ValueError(f"{name}: this model makes images from texts, not from pictures: pass --prompt TEXT")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.config.ranges import OuterLevels, Ranged
-from dualrate.networks.uvit import chosen_of, require_shape, with_chosen
+from dualrate.networks.blocks import chosen_of, require_shape, with_chosen
 
 BY_TOKEN = "BasicTransformerBlock"  # a block of attention and of what sees one token at a time
 

@@ -38,9 +38,9 @@ from dualrate.config.classes import MOVED
 from dualrate.config.imports import already_imported
 from dualrate.config.serial import to_plain
 from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.context import Cond
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import UNGUIDED, Guidance
 from dualrate.experiment.experiment import Experiment

@@ -17,11 +17,11 @@ from torch import nn
 
 from dualrate.config.ranges import Classes, Range, Ranged, as_path
 from dualrate.denoisers.denoiser import Plain
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import REPA, SIT, Convention
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import RectifiedFlow, Schedule
-from dualrate.diffusion.values import Shape
 from dualrate.networks.blocks import copied
 from dualrate.pipelines.classes.catalogue import KINDS, kind_of
 from dualrate.pipelines.classes.kind import NetworkSpec, PromptLayout, TextInputs, by_place

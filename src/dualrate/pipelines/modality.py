@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dualrate.data.conditions import Given
+from dualrate.data.condition_rows import Given
 from dualrate.experiment.modality import ForeignModel, Modality
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.system.progress import Reporter

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dualrate.diffusion.context import Shape, for_rows
 from dualrate.diffusion.prediction import Convention, Flow, x_from_v
-from dualrate.diffusion.values import Shape
 from dualrate.pipelines.classes.kind import Config, NetworkSpec, PromptLayout, TextInputs, by_place
 from dualrate.pipelines.cut import CutNetwork, CutTokens
 from dualrate.system.device import own_defaults
@@ -124,7 +124,7 @@ class ForeignNetwork(nn.Module):
                 )
             return {name: part.expand(rows, *part.shape[1:]) for name, part in empty.items()}
         self._check(prompts)
-        inputs = self.prompt.unpacked(prompts.repeat_interleave(rows // max(1, len(prompts)), 0), dtype)
+        inputs = self.prompt.unpacked(for_rows(prompts, rows), dtype)
         if label is None or not self.null:
             return inputs
         dropped = label == self.num_classes

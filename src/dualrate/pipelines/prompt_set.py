@@ -26,8 +26,8 @@ from dualrate.data import cache as packed
 from dualrate.data.cache import SHARD_BYTES, Packed, read_packed
 from dualrate.data.loader import Augment, TrainingSet
 from dualrate.data.source import SPLITS, DataProgress, Raw, Split, resolved, silent
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Shape
 from dualrate.pipelines.captions import Captions
 from dualrate.pipelines.text_encoders import TextFolder
 from dualrate.system.device import pick_device

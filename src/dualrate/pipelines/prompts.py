@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.denoisers.denoiser import Denoiser, modules_of
-from dualrate.diffusion.values import Cond
+from dualrate.diffusion.context import Cond
 from dualrate.networks.blocks import copied
 from dualrate.pipelines.classes.kind import DECLARE, NetworkSpec, PromptLayout, TextInputs, no_texts
 from dualrate.pipelines.network import ForeignNetwork

@@ -24,10 +24,10 @@ from typing import Annotated
 from dualrate.codecs.codec import CodecConfig, CodecFolder, NoCodec
 from dualrate.config.ranges import Classes, Range, Ranged, as_path
 from dualrate.data import fashion_mnist
-from dualrate.data.images import existing
+from dualrate.data.finding import existing
 from dualrate.data.latent_set import is_encoded, read_latents
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.process import GaussianProcess
-from dualrate.diffusion.values import Shape
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import NetworksConfig

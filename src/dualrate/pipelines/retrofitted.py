@@ -34,12 +34,13 @@ from torch.nn import functional as F
 
 from dualrate.codecs.codec import CodecFolder, NoCodec
 from dualrate.config.ranges import Channels, Range, Ranged, Side
-from dualrate.data.conditions import Condition, Given, Unconditional
+from dualrate.data.condition_rows import Given
+from dualrate.data.conditions import Conditioning, Unconditional
 from dualrate.data.source import read_text
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process
-from dualrate.diffusion.values import Shape
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import NetworksConfig
@@ -314,7 +315,7 @@ class OwnBlocks(OfForeign, Ranged):
         return weights if role == "encoder" else of_shorter(weights, whole, self.blocks)
 
 
-def condition_of_folder(foreign: Adopted, path: Path) -> Condition:
+def condition_of_folder(foreign: Adopted, path: Path) -> Conditioning:
     """The condition that a folder's model draws under. Raises ValueError for one of texts without its encoders."""
     if not foreign.network.prompt.parts:
         return Unconditional()

@@ -29,15 +29,15 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import median_low
-from typing import Any, Literal
+from typing import Literal
 
-from dualrate.data.conditions import Condition, SuperResolution, task_named
+from dualrate.data.conditions import Condition, SuperResolution
 from dualrate.data.images import Look, look_at
 from dualrate.data.latent_set import is_encoded, read_latents
 from dualrate.data.source import resolved
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated
-from dualrate.diffusion.values import Shape
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
@@ -46,20 +46,16 @@ from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.conditional import ratios
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.fashion_mnist import BETTER_ALONE
+from dualrate.recipes.shared import training
 from dualrate.recipes.students import DISTILLING, StudentRecipe
-from dualrate.recipes.tasks import OF_A_TASK, Rate, TrainedBy, conditional_networks
+from dualrate.recipes.tasks import OF_A_TASK, Rate, TrainedBy, conditional_networks, task_named
 from dualrate.system.progress import PlainReporter, Reporter
-from dualrate.training.config import FitConfig, OptimConfig
+from dualrate.training.config import FitConfig
 
 Size = Literal["tiny", "small", "base"]
 
 SIDES = (8, *(m * 2**k for k in range(1, 6) for m in (5, 6, 7, 8)))  # 8, 10, 12, 14, 16, 20, ... 256
 NOISE_SIDE = 32  # up to which the schedule is the cosine
-
-
-def _fit(iterations: int, batch_size: int, lr: float, warmup: int, **more: Any) -> FitConfig:
-    optim = OptimConfig(lr=lr, betas=(0.9, 0.99), warmup=warmup)
-    return FitConfig(iterations, batch_size, optim=optim, **{"checkpoint_every": 250, **more})
 
 
 @dataclass(frozen=True)
@@ -84,18 +80,18 @@ class Tier:
 
 
 TIERS: dict[Size, Tier] = {
-    "tiny": Tier(48, (None, 128), (1, 3), _fit(2000, 64, 2e-3, 100, ema_halflife=10_000, sample_every=500)),
+    "tiny": Tier(48, (None, 128), (1, 3), training(2000, 64, 2e-3, 100, ema_halflife=10_000, sample_every=500)),
     "small": Tier(
         64,
         (None, 192),
         (1, 6),
-        _fit(16_000, 32, 3e-3, 300, ema_halflife=50_000, checkpoint_every=1000, sample_every=4000),
+        training(16_000, 32, 3e-3, 300, ema_halflife=50_000, checkpoint_every=1000, sample_every=4000),
     ),
     "base": Tier(
         128,
         (256, 512),
         (2, 8),
-        _fit(50_000, 256, 4e-4, 1000, ema_halflife=300_000, compile=True, checkpoint_every=1000, sample_every=5000),
+        training(50_000, 256, 4e-4, 1000, ema_halflife=300_000, compile=True, checkpoint_every=1000, sample_every=5000),
         finest=32,
         most=128,
         embedding=512,

@@ -14,13 +14,10 @@ from typing import Literal
 
 from dualrate.data.loader import Augment
 from dualrate.experiment.data_config import DataConfig
-from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
-from dualrate.methods.denoising import DenoisingConfig
-from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.recipes.shared import one_or_two, training
 from dualrate.recipes.students import StudentRecipe
-from dualrate.training.config import FitConfig, OptimConfig
+from dualrate.training.config import OptimConfig
 
 Size = Literal["heavy", "light"]
 
@@ -39,27 +36,8 @@ NETWORKS: dict[Size, UViTConfig] = {
     "heavy": network(96, (192, 256), 4),
     "light": network(48, (64, 128), 2, dropout=0.0),
 }
-FIT = FitConfig(
-    iterations=200_000,
-    batch_size=512,
-    optim=OptimConfig(lr=4e-4, betas=(0.9, 0.99), warmup=1000),
-    ema_halflife=300_000,
-    compile=True,
-    checkpoint_every=500,
-    sample_every=2000,
-)
+FIT = training(200_000, 512, 4e-4, 1000, ema_halflife=300_000, compile=True, checkpoint_every=500, sample_every=2000)
 DATA = DataConfig("cifar10", size=32, channels=3, augment=Augment(flip=True))
-
-
-def single(size: Size) -> Experiment:
-    """One network of this size, called alike at every step."""
-    return Experiment(f"cifar10-{size}", OneNetwork(NETWORKS[size]), DenoisingConfig(), FIT, DATA)
-
-
-def dual() -> Experiment:
-    """The heavy network as the encoder, and the light one."""
-    networks = TwoNetworks(NETWORKS["heavy"], NETWORKS["light"])
-    return Experiment("cifar10-dual", networks, DenoisingConfig(TimeSampler(heavy=(4, 32))), FIT, DATA)
 
 
 def distilled() -> StudentRecipe:
@@ -68,8 +46,10 @@ def distilled() -> StudentRecipe:
     return StudentRecipe("cifar10", NETWORKS["light"], replace(FIT, optim=optim, ema_halflife=10_000))
 
 
+HEAVY, LIGHT = NETWORKS.values()
+dual = partial(one_or_two, "cifar10-dual", HEAVY, LIGHT, FIT, DATA)
 RECIPES = {
-    "cifar10-heavy": ("the heavy network alone", partial(single, "heavy")),
-    "cifar10-light": ("the light network alone", partial(single, "light")),
+    "cifar10-heavy": ("the heavy network alone", partial(one_or_two, "cifar10-heavy", HEAVY, None, FIT, DATA)),
+    "cifar10-light": ("the light network alone", partial(one_or_two, "cifar10-light", LIGHT, None, FIT, DATA)),
     "cifar10-dual": ("heavy and light", dual),
 }

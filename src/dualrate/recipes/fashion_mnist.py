@@ -17,11 +17,13 @@ from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
+from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.body import BodyConfig
 from dualrate.networks.dis import DiSConfig
 from dualrate.networks.dit import DiTConfig
 from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.recipes.shared import one_or_two, training
 from dualrate.recipes.students import DISTILLING, StudentRecipe
 from dualrate.system.progress import PlainReporter
 from dualrate.training.config import FitConfig, OptimConfig
@@ -73,14 +75,7 @@ BETTER_ALONE = (
     "a single network, trained for as long, makes better small images (FD-EfficientNet-Lite0 573, a pair 837, in 16 "
     "steps after 360 s of a CPU core on Fashion-MNIST)"
 )
-FIT = FitConfig(
-    iterations=7000,
-    batch_size=128,
-    optim=OptimConfig(lr=7e-4, betas=(0.9, 0.99), warmup=300),
-    ema_halflife=50_000,
-    checkpoint_every=250,
-    sample_every=1000,
-)
+FIT = training(7000, 128, 7e-4, 300, ema_halflife=50_000, sample_every=1000)
 
 
 def annealed(name: str) -> FitConfig:
@@ -121,15 +116,9 @@ class FashionMnistFlat(Ranged):
     """single: one network at every step. dual: that now and then, and a lighter one of its kind at every step."""
 
     def __call__(self) -> Experiment:
-        return flat(f"fashion-mnist-{self.body}", FLAT[self.body], self.rate, FIT, DataConfig())
-
-
-def flat(name: str, network: BodyConfig, rate: str, fit: FitConfig, data: DataConfig) -> Experiment:
-    """One network, or at the rate "dual" a lighter one of its kind beside it."""
-    if rate == "single":
-        return Experiment(name, OneNetwork(network), DenoisingConfig(), fit, data)
-    method = DenoisingConfig(TimeSampler(heavy=(4, 32)))
-    return Experiment(f"{name}-dual", TwoNetworks(network, network.lighter()), method, fit, data)
+        body = FLAT[self.body]
+        light, name = None if self.rate == "single" else body.lighter(), f"fashion-mnist-{self.body}"
+        return one_or_two(f"{name}{'-dual' * bool(light)}", body, light, FIT, DataConfig())
 
 
 def small(seconds: float = 120) -> Experiment:
@@ -148,6 +137,13 @@ def first_look() -> Experiment:
     """`small`, with a word on what is better."""
     PlainReporter().note(f"{BETTER_ALONE}: dualrate train fashion-mnist-light --fit.max-seconds 120")
     return small()
+
+
+def early_exit() -> Experiment:
+    """Exits of the heavy network, whose run --method.backbone-from names: ten minutes of one CPU core."""
+    optim = OptimConfig(lr=2e-3, betas=(0.9, 0.99), warmup=20, decay="cosine")
+    fit = replace(FIT, iterations=500, batch_size=32, optim=optim, ema_halflife=2000, sample_every=250)
+    return Experiment("fashion-mnist-early-exit", EarlyExitNetwork(HEAVY), EarlyExitConfig(), fit)
 
 
 def distilled() -> StudentRecipe:

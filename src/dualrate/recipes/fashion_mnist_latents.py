@@ -29,7 +29,7 @@ from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfi
 from dualrate.networks.image_encoder import EncoderConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.fashion_mnist import network
-from dualrate.training.config import FitConfig, OptimConfig
+from dualrate.recipes.shared import training
 
 LOG_SNR = 5.0  # of z_0
 PROCESS = NoisyEnd(Cosine(log_snr_max=LOG_SNR))
@@ -39,14 +39,7 @@ DECODER = UViTConfig(28, 1, (Level("conv", 32, 1), Level("transformer", 96, 2)),
 BASE = UViTConfig(7, 4, (Level("transformer", 192, 6),), num_classes=10, embedding=128, head_dim=48)
 LIGHT = UViTConfig(7, 4, (Level("transformer", 96, 2),), num_classes=10, embedding=128, head_dim=48)  # a twelfth of it
 WEIGHTING = Sigmoid(3.0)  # of decoders
-FIT = FitConfig(
-    iterations=6000,
-    batch_size=64,
-    optim=OptimConfig(lr=1e-3, betas=(0.9, 0.99), warmup=200, decay="cosine"),
-    ema_halflife=20_000,
-    checkpoint_every=250,
-    sample_every=1000,
-)
+FIT = training(6000, 64, 1e-3, 200, decay="cosine", ema_halflife=20_000, sample_every=1000)
 
 Size = Literal["heavy", "medium", "light"]
 Kind = Literal[Size, "dual"]

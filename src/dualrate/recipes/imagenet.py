@@ -39,10 +39,10 @@ from typing import Any, Literal
 from dualrate.codecs.diffusion import DiffusionDecoding
 from dualrate.config.ranges import Ranged
 from dualrate.data.loader import Augment
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine, Interpolated
-from dualrate.diffusion.values import Shape
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment, Stages
 from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks
@@ -55,8 +55,8 @@ from dualrate.networks.dit import dit
 from dualrate.networks.image_encoder import EncoderConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import students
-from dualrate.recipes.fashion_mnist import flat
 from dualrate.recipes.fashion_mnist_latents import decoding
+from dualrate.recipes.shared import one_or_two
 from dualrate.recipes.students import StudentRecipe
 from dualrate.training.config import FitConfig, OptimConfig
 
@@ -235,7 +235,8 @@ class ImageNetFlat(Ranged):
             optim, batch = replace(optim, decay="cosine"), 128
         fit = replace(FIT, iterations=400_000, batch_size=batch, micro_batch=None, optim=optim, ema_halflife=1_800_000)
         fit = replace(fit, compile=self.body == "dit")  # a DiS with mamba_ssm's kernel was not tried
-        return flat(name, network, self.rate, fit, DataConfig(augment=Augment(flip=True)))
+        light = None if self.rate == "single" else network.lighter()
+        return one_or_two(f"{name}{'-dual' * bool(light)}", network, light, fit, DataConfig(augment=Augment(flip=True)))
 
 
 KINDS = {

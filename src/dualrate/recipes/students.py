@@ -22,22 +22,17 @@ from dualrate.methods.glance import FAST, SLOW, AdaptedNetwork, GlanceConfig
 from dualrate.methods.moment_matching import MomentMatchingConfig
 from dualrate.networks.tokens import TokensConfig
 from dualrate.networks.uvit import UViTConfig
+from dualrate.recipes.shared import training
 from dualrate.runs.store import read_experiment
-from dualrate.training.config import FitConfig, OptimConfig
+from dualrate.training.config import FitConfig
 
 PRETRAINING = 1000  # iterations of a light network that has never seen a context
 NOISE_LEVEL = -6.0  # log-SNR at which a student of one step calls its teacher's network, EM distillation's
 STUDENT_RATE = 0.2  # of the student's learning rate over that of the auxiliary, which has to follow it
 EM_RATE = 1.0  # the same of EM distillation's, which has far to go
 
-DISTILLING = FitConfig(  # half of the iterations are the auxiliary's; at a constant rate the score wavers (dev/LOG.md)
-    iterations=2000,
-    batch_size=64,
-    optim=OptimConfig(lr=1e-4, betas=(0.0, 0.99), warmup=100, decay="cosine"),
-    ema_halflife=20_000,
-    checkpoint_every=250,
-    sample_every=500,
-)
+# half of the iterations are the auxiliary's; at a constant rate the score wavers (dev/LOG.md)
+DISTILLING = training(2000, 64, 1e-4, 100, beta=0.0, decay="cosine", ema_halflife=20_000, sample_every=500)
 
 
 @dataclass(frozen=True)
@@ -199,15 +194,8 @@ def _student(
     return Experiment(name, networks, method, recipe.fit, source.data, process, source.codec, source.condition)
 
 
-ADAPTING = FitConfig(  # Glance's: one image at a time
-    iterations=60,
-    batch_size=1,
-    optim=OptimConfig(lr=5e-4, warmup=10),
-    ema_halflife=1,
-    log_every=10,
-    checkpoint_every=60,
-    sample_every=60,
-)
+# Glance's: one image at a time
+ADAPTING = training(60, 1, 5e-4, 10, ema_halflife=1, log_every=10, checkpoint_every=60, sample_every=60)
 CALLS = ((), (len(SLOW) + len(FAST),), (len(SLOW), len(FAST)))  # of each phase, by the number of phases
 
 

@@ -14,8 +14,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from dualrate.data.conditions import Condition
-from dualrate.diffusion.values import Shape
+from dualrate.config.ranges import is_whole
+from dualrate.data.conditions import Colour, Condition, Inpainting, OfPicture, SuperResolution
+from dualrate.data.pairs import Pairs
+from dualrate.diffusion.context import Shape
 from dualrate.experiment.experiment import MethodConfig
 from dualrate.experiment.network_configs import NetworksConfig, OneConditional, ThreeConditional, TwoConditional
 from dualrate.methods.crps import OneCallConfig, ScoreName
@@ -33,7 +35,27 @@ ALONE = ("single", *SHARES)  # rates of one network
 OF_A_TASK = ("both", *SHARES)  # rates that models of noise alone do not have
 
 
-def smaller(heavy: UViTConfig, size: str) -> UViTConfig:
+TASKS: dict[str, Callable[..., OfPicture]] = {
+    "super-resolution": SuperResolution,
+    "inpainting": Inpainting,
+    "colour": Colour,
+}
+
+
+def task_named(text: str) -> OfPicture:
+    """super-resolution:4, inpainting:16, colour, pairs:SOURCE.
+
+    Without a number: the usual one. Raises ValueError for a name that is none, or a number it cannot have.
+    """
+    name, _, number = text.partition(":")
+    if name == "pairs" and number:
+        return Pairs(number)
+    if name not in TASKS or (number and not is_whole(number)) or (number and name == "colour"):
+        raise ValueError(f"a task is super-resolution:4, inpainting:16, colour or pairs:SOURCE, got {text!r}")
+    return TASKS[name](*[int(number)] if number else [])
+
+
+def reduced(heavy: UViTConfig, size: str) -> UViTConfig:
     """A network of about a third (medium) or a sixth to a twentieth (light) of the multiply-adds of a heavy one."""
     conv, width, depth = SHARES[size]
     step = math.gcd(32, *(level.channels for level in heavy.levels if level.kind == "transformer"))
@@ -61,17 +83,17 @@ def conditional_networks(
     if rate == "both":
         if isinstance(trained_by, str) and trained_by != "diffusion":
             raise ValueError(f"{trained_by} has no state that a second heavy network would see: drop --rate {rate}")
-        networks = ThreeConditional(heavy, smaller(heavy, "medium"), smaller(heavy, "light"), condition_shape)
+        networks = ThreeConditional(heavy, reduced(heavy, "medium"), reduced(heavy, "light"), condition_shape)
         return networks, _method(trained_by, BothTimes() if trained_by == "diffusion" else times)
     if trained_by in ("residual", "corrdiff"):
         if rate in ALONE:
             raise ValueError(f"{trained_by} is a regression once and a light network at every step: drop --rate {rate}")
-        networks = ResidualNetworks(heavy, smaller(heavy, "light"), condition_shape, features=trained_by == "residual")
+        networks = ResidualNetworks(heavy, reduced(heavy, "light"), condition_shape, features=trained_by == "residual")
         return networks, ResidualConfig()
     if rate in ALONE:
-        model = smaller(heavy, rate) if rate in SHARES else heavy
+        model = reduced(heavy, rate) if rate in SHARES else heavy
         return OneConditional(model, condition_shape), _method(trained_by, SingleTime())
-    return TwoConditional(heavy, smaller(heavy, "light"), condition_shape), _method(trained_by, times)
+    return TwoConditional(heavy, reduced(heavy, "light"), condition_shape), _method(trained_by, times)
 
 
 def _method(trained_by: ScoreName | Literal["diffusion"] | Method, times: TimeSource) -> MethodConfig:

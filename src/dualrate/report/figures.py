@@ -8,21 +8,18 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, StrMethodFormatter
-from numpy.typing import NDArray
 
+from dualrate.diffusion.context import Refresh
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.values import Refresh
 from dualrate.metrics.store import require_same
 from dualrate.report.table import Row, compute_unit, significant
 
@@ -31,7 +28,6 @@ Item = TypeVar("Item")
 PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#332288", "#882255", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 INK = "#24262b"  # becomes currentColor in SVG
-FAINTEST = 1e-8  # of the strongest power of a spectrum
 WIDE = 5.0  # scores that span a larger factor get a log axis
 
 
@@ -135,77 +131,6 @@ def plan_figure(plans: Sequence[tuple[str, StepPlan]]) -> Figure:
     return figure
 
 
-class Curve(Protocol):
-    """Numbers along an axis, (T,) each, and the ends of their intervals, such as scores by lead time."""
-
-    @property
-    def value(self) -> NDArray[np.float64]: ...
-    @property
-    def low(self) -> NDArray[np.float64]: ...
-    @property
-    def high(self) -> NDArray[np.float64]: ...
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Curves over one axis, with their intervals. levels: where a line across it stands, and what it says"""
-
-    ylabel: str
-    lines: Mapping[str, Curve]
-    levels: Mapping[float, str] = field(default_factory=dict)
-    bottom: float | None = None
-    log: bool = False
-
-
-def curves_figure(x: Sequence[float], panels: Sequence[Panel], xlabel: str) -> Figure:
-    """Panels of curves over the same x, two in a row; a curve has one colour in all of them."""
-    rows = -(-len(panels) // 2)
-    figure, grid = _panels(rows, min(2, len(panels)), 3.4 * rows)
-    colors = {name: i for i, name in enumerate(dict.fromkeys(name for panel in panels for name in panel.lines))}
-    for axes, panel in zip(grid, panels, strict=False):
-        for name, score in panel.lines.items():
-            color, marker = mark(colors[name])
-            points = {"marker": marker, "markersize": 5} if len(x) <= 20 else {}
-            axes.plot(x, score.value, color=color, linewidth=1.8, label=name, **points)
-            axes.fill_between(x, score.low, score.high, color=color, alpha=0.18, linewidth=0)
-        for level, says in panel.levels.items():
-            axes.axhline(level, color=INK, linewidth=1.2, linestyle=(0, (5, 4)), alpha=0.75, zorder=1)
-            axes.annotate(
-                says, (0.995, level), (0, 3), axes.get_yaxis_transform(), "offset points", ha="right", color=INK
-            )
-        axes.set_ylabel(panel.ylabel)
-        axes.set_xlabel(xlabel)
-        if panel.log:
-            axes.set_yscale("log")
-            axes.minorticks_off()
-        if panel.bottom is not None:
-            axes.set_ylim(bottom=panel.bottom)
-        if len(panel.lines) > 1:
-            columns = {"ncols": len(panel.lines), "columnspacing": 1.0, "handlelength": 1.4}
-            at = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
-            axes.legend(frameon=False, labelcolor=INK, fontsize=10, **at, **columns)
-    return figure
-
-
-def spectra_figure(columns: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Power by wavenumber 1, 2, ...: of each column (a lead time) the curves of members, truth or training data."""
-    figure, grid = _panels(1, len(columns), 3.4, sharey=True)
-    dashes = ("-", "--", ":")
-    for axes, (title, curves) in zip(grid, columns.items(), strict=True):
-        for i, (name, power) in enumerate(curves.items()):
-            axes.plot(range(1, len(power) + 1), power, dashes[i % 3], color=mark(i)[0], linewidth=1.8, label=name)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        strongest = max(max(power, default=1.0) for one in columns.values() for power in one.values())
-        axes.set_ylim(FAINTEST * strongest, 3 * strongest)
-        axes.minorticks_off()
-        axes.set_title(title, color=INK, fontsize=12)
-        axes.set_xlabel("wavenumber")
-    grid[0].set_ylabel("power")
-    grid[0].legend(frameon=False, labelcolor=INK, fontsize=10.5)
-    return figure
-
-
 def mark(i: int) -> tuple[str, str]:
     """Colour and marker of the i-th network: no two of the first 54 have both in common."""
     again, color = divmod(i, len(PALETTE))
@@ -244,14 +169,14 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
 
 def _blank(height: float) -> tuple[Figure, Axes]:
     """A figure of 8 inches width without a background, in INK."""
-    figure, (axes,) = _panels(1, 1, height, layout="constrained")
+    figure, (axes,) = panels(1, 1, height, layout="constrained")
     return figure, axes
 
 
-def _panels(
+def panels(
     rows: int, columns: int, height: float, *, sharey: bool = False, layout: Literal["constrained", "tight"] = "tight"
 ) -> tuple[Figure, list[Axes]]:
-    """The same with several axes, row by row. layout: tight takes half the time, and has no room for outer legends"""
+    """A figure as of `_blank`, and its axes row by row. layout: tight takes half the time, without room for legends"""
     figure = Figure(figsize=(8, height), facecolor="none", layout=layout)
     with mpl.rc_context({"font.size": 12, "text.color": INK}):
         grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey, subplot_kw={"facecolor": "none"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,16 @@ def page(template: str, **values: Any) -> str:
     Text is escaped, except for the SVG of the macro `drawing`.
     """
     return ENVIRONMENT.get_template(template).render(**values)
+
+
+def notebook(value: object, drawing: str) -> str:
+    """HTML of a value in a notebook: the lines that print it, and below them an SVG or a picture."""
+    return f"<pre>{escape(repr(value))}</pre>{drawing}"
+
+
+def picture(pixels: np.ndarray) -> str:
+    """HTML of a picture (H, W) or (H, W, 3) uint8."""
+    return f'<img src="{_png(pixels)}">'
 
 
 def _png(pixels: np.ndarray) -> str:

@@ -7,7 +7,9 @@ import math
 import struct
 import zipfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,10 +19,13 @@ from torch import Tensor
 
 from dualrate.config.ranges import as_path
 from dualrate.data.images import to_uint8
+from dualrate.diffusion.context import Shape
 from dualrate.system.device import own_defaults
 from dualrate.system.files import check_regular, whole
 
+Ending = Literal[".png", ".txt"]
 Images = np.ndarray | Tensor
+GRID_PNG = "grid.png"
 GAP = 2  # white pixels between the images of a grid
 _COLOUR_TYPE = {1: 0, 3: 2}  # of a PNG: grey, RGB
 _END = b"\0\0\0\0IEND\xaeB`\x82"
@@ -106,6 +111,37 @@ def read_png(path: Path) -> NDArray[np.uint8]:
     except (OSError, SyntaxError, ValueError) as error:
         raise OSError(f"{path} is damaged ({error}): delete it, and it is drawn again") from error
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Files of samples (C, H, W) uint8: a PNG file each, unless overridden.
+
+    shown: how many the overview has, at most; None: all
+    """
+
+    shape: Shape
+    ending: ClassVar[Ending] = ".png"
+    shown: ClassVar[int | None] = 100
+
+    def content(self, sample: NDArray[np.uint8]) -> bytes:
+        return png_bytes(sample)
+
+    def is_whole(self, file: Path) -> bool:
+        """Whether it is one of these, to its end. Raises OSError where it cannot be read."""
+        return is_whole_png(file, self.shape)
+
+    def read(self, file: Path) -> NDArray[np.uint8]:
+        """Read a sample, (C, H, W). Raises OSError for a damaged one."""
+        return read_png(file)
+
+    def show(self, samples: NDArray[np.uint8], directory: Path, columns: int | None) -> None:
+        """Writes the overview."""
+        save_grid(samples, directory / GRID_PNG, columns, scale=2 if self.shape[-1] < 64 else 1)
+
+    def texts(self, files: Iterable[Path]) -> list[str] | None:
+        """Texts that the files hold; None: they are pictures."""
+        return None
 
 
 def write_npz(

@@ -16,20 +16,8 @@ import torch
 from dualrate.config.ranges import as_path
 from dualrate.data.source import printable
 from dualrate.experiment.model import Model
-from dualrate.runs.store import (
-    CLASSES,
-    COVARIANCE,
-    EXPERIMENT,
-    HISTORY,
-    RELEASED,
-    WEIGHTS,
-    Note,
-    StoredModel,
-    read_logged,
-    read_stored,
-    write_class_names,
-    write_experiment,
-)
+from dualrate.runs import store
+from dualrate.runs.store import CLASSES, EXPERIMENT, RELEASED, WEIGHTS, Note, StoredModel
 from dualrate.system.device import own_defaults
 from dualrate.system.files import naming, read_records, write_tensors
 from dualrate.system.folders import MANIFEST, Manifest, check_link, new_folder, some_of
@@ -58,8 +46,8 @@ def write_card(stored: StoredModel, state: Mapping[str, Any], name: str, out: Pa
     lines = [f"# {name}", "", "Averaged weights of a training run; `dualrate.load` reads this directory.", ""]
     lines += [*rows(about), ""]
     lines += ["Made by, in order:", "", *history(run), ""]
-    gaps = read_logged(run, "student/moment_gap")  # of a student, whose loss says nothing
-    logged, what = gaps or read_logged(run, "/loss"), "moment gap" if gaps else "training loss"
+    gaps = store.read_logged(run, "student/moment_gap")  # of a student, whose loss says nothing
+    logged, what = gaps or store.read_logged(run, "/loss"), "moment gap" if gaps else "training loss"
     windows = [logged[i : i + 10] for i in range(0, len(logged) - len(logged) % 10, 10)]  # so that it can be read
     if points := [(window[-1][0] / 1000, sum(value for _, value in window) / 10) for window in windows]:
         with naming(out / CURVE):
@@ -92,7 +80,7 @@ def rows(values: Mapping[str, object]) -> list[str]:
 
 def history(path: Path) -> list[str]:
     """A Markdown item per start of a run; of released weights those of their card."""
-    file = path / HISTORY
+    file = path / store.HISTORY
     if not file.exists():
         with naming(path / CARD):
             card = (path / CARD).read_text() if (path / CARD).is_file() else ""
@@ -107,7 +95,14 @@ def history(path: Path) -> list[str]:
     return items
 
 
-FILES = {*RELEASED, MANIFEST, CLASSES, CARD, CURVE, COVARIANCE}  # all that a directory of released weights may hold
+FILES = {
+    *RELEASED,
+    MANIFEST,
+    CLASSES,
+    CARD,
+    CURVE,
+    store.COVARIANCE,
+}  # all that a directory of released weights may hold
 
 
 def export(run: str | Path, out: str | Path, note: Note | None = None) -> None:
@@ -122,18 +117,18 @@ def export(run: str | Path, out: str | Path, note: Note | None = None) -> None:
     if (run / WEIGHTS).is_file():
         raise ValueError(f"{run} holds released weights: copy the directory, or export the run that they are from")
     check_target(out)
-    stored = read_stored(run, note)
+    stored = store.read_stored(run, note)
     if stored.state is None:
         raise ValueError(f"{run} is a model of diffusers, and no run: there is nothing to release; copy the folder")
     target = Path(os.path.realpath(out))  # a link stays one
     with new_folder(target, replace=True) as folder, own_defaults():
-        write_experiment(folder, stored.experiment)
+        store.write_experiment(folder, stored.experiment)
         rounded = {  # counters and the like stay as they are
             name: (tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor).contiguous()
             for name, tensor in stored.weights.items()
         }
         write_tensors(folder / WEIGHTS, rounded, {"iteration": str(stored.iteration)})
-        write_class_names(folder, stored.class_names)
+        store.write_class_names(folder, stored.class_names)
         write_card(stored, stored.state, target.name, folder)
         Manifest.write(folder, [*RELEASED, *(name for name in (CLASSES,) if (folder / name).exists())])
 

@@ -7,8 +7,6 @@ FOLDER/model_index.json, ...                               a pipeline of diffuse
 WEIGHTS/experiment.json, model.safetensors, MANIFEST.json  released weights: the averaged ones, in bfloat16; the
                                                            manifest holds the sha256 of both files, and of
                                                            classes.json, which every reader checks
-
-`switched` makes one model of two runs: one for steps without a context, the other for the rest (denoisers/duodiff.py).
 """
 
 from __future__ import annotations
@@ -27,80 +25,24 @@ from types import MappingProxyType
 from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dualrate.codecs.codec import Codec
-from dualrate.config.imports import import_module, modules_of
+from dualrate.config.imports import import_module, imported_modules
 from dualrate.config.ranges import as_path, is_whole
 from dualrate.config.serial import from_json, to_plain
-from dualrate.data.conditions import Given
+from dualrate.data.condition_rows import Given
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
-from dualrate.denoisers.duodiff import Switched
-from dualrate.diffusion.values import Reuse
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.modality import ForeignModel, model_of
 from dualrate.experiment.model import Model, as_codec
+from dualrate.experiment.switching import switched
 from dualrate.experiment.teaching import fill
 from dualrate.experiment.upgrade import upgraded
+from dualrate.system import files
 from dualrate.system.device import environment, own_defaults, pick_device
-from dualrate.system.files import (
-    ABSENT,
-    MEMORY,
-    MOST_JSON,
-    append_record,
-    blaming,
-    holders,
-    read_bytes,
-    read_header,
-    read_records,
-    shown,
-    tensors_of,
-    write_whole,
-)
 from dualrate.system.folders import MANIFEST, Damaged, Manifest
 from dualrate.training import checkpoint
-
-
-def switched(heavy: Model, light: Model) -> Model:
-    """Model that calls `light` where a step has no context, `heavy` at the others; codec and process are theirs both.
-
-    Raises ValueError for models that differ in shape, classes, process, latents or arithmetic, for distilled students,
-    which know only their own steps, for a dual-rate decoder as the light model, and what `Switched` raises.
-    """
-    cannot = f"{light.name} cannot make steps of {heavy.name}"
-    shared = [
-        {
-            "images": model.shape,
-            "classes": model.num_classes,
-            "null class": model.experiment.networks.null_class,
-            "process": model.process,
-            "codec": model.experiment.codec.fingerprint,
-            "latents": model.experiment.condition.codec.fingerprint,
-            "arithmetic": model.experiment.networks.bfloat16_weights,
-        }
-        for model in (heavy, light)
-    ]
-    if differing := [what for what, mine in shared[0].items() if shared[1][what] != mine]:
-        raise ValueError(f"{cannot}: they differ in {', '.join(differing)}; name two models trained alike")
-    for model in (heavy, light):
-        if not model.serves.any_plan:
-            raise ValueError(f"{cannot}: {model.name} is a distilled student, which knows only its steps")
-    if light.denoiser.reuse is Reuse.FREE and light.call_cost.heavy:
-        raise ValueError(f"{cannot}: it reads its latent by a heavy call; name a decoder of a single network")
-    try:
-        denoiser = Switched(light.denoiser, heavy.denoiser)
-    except ValueError as error:
-        raise ValueError(f"{cannot}: {error}") from error
-    networks = nn.ModuleDict({**heavy.networks, **{f"light {name}": net for name, net in light.networks.items()}})
-    return replace(
-        heavy,
-        name=f"{heavy.name} after {light.name}",
-        networks=networks,
-        denoiser=denoiser,
-        weights_hash=f"{heavy.weights_hash} after {light.weights_hash}",
-        called_by=None if light.path is None else str(light.path.resolve()),
-    )
-
 
 EXPERIMENT, WEIGHTS, HISTORY, METRICS = "experiment.json", "model.safetensors", "history.jsonl", "metrics.jsonl"
 CLASSES = "classes.json"
@@ -127,7 +69,7 @@ class StoredModel:
         experiment's.
         """
         file = self.path / EXPERIMENT
-        with blaming(file if file.exists() else self.path):
+        with files.blaming(file if file.exists() else self.path):
             networks, denoiser = self.experiment.build()
         fill(networks, self.weights, f"{self.path}: the weights do not fit its experiment.json")
         networks.to(pick_device(device)).eval().requires_grad_(False)
@@ -233,7 +175,7 @@ def _placed(model: Model) -> tuple[Callable[[Place], Model], tuple[Place]]:
         raise ValueError(f"{model.name} was not loaded from a directory, where workers could load it: use one process")
     where = (model.path.resolve(), model.identity, model.called_by, model.compiled, model.graphs)
     codecs = (model.experiment.codec, model.experiment.condition.codec)
-    modules = modules_of(model.called_by, *(getattr(codec, "sampler", None) for codec in codecs))
+    modules = imported_modules(model.called_by, *(getattr(codec, "sampler", None) for codec in codecs))
     return Place.model, (Place(*where, model.device.type, modules, model.experiment, model.conditions),)
 
 
@@ -250,9 +192,9 @@ def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
     if manifest is not None:
         data, state, troubles = _content(path, WEIGHTS, manifest), None, []
         try:
-            written = tensors_of(data)
+            written = files.tensors_of(data)
             weights = {name: x.float() if x.dtype is torch.bfloat16 else x for name, x in written.items()}
-            about = read_header(io.BytesIO(data)).get("__metadata__", {})  # to which the library gives no access
+            about = files.read_header(io.BytesIO(data)).get("__metadata__", {})  # to which the library gives no access
             iteration = _iteration(about.get("iteration", 0), WEIGHTS)
         except ValueError as error:
             raise _damaged(path, ValueError(f"{WEIGHTS}: {error}")) from error
@@ -304,9 +246,9 @@ def _experiment(path: Path, manifest: Manifest | None) -> Experiment:
     try:
         content = _content(path, EXPERIMENT, manifest)
     except OSError as error:
-        if error.errno not in ABSENT:
+        if error.errno not in files.ABSENT:
             raise
-        if within := [run.name for run in holders(path, EXPERIMENT)]:
+        if within := [run.name for run in files.holders(path, EXPERIMENT)]:
             raise ValueError(
                 f"{path} is no run, it holds {', '.join(within)}: name one, as {path / within[0]}"
             ) from error
@@ -324,8 +266,8 @@ def _class_names(path: Path, manifest: Manifest | None) -> tuple[str, ...]:
 
 def _content(path: Path, name: str, manifest: Manifest | None) -> bytes:
     try:
-        limit = MOST_JSON if name == EXPERIMENT else MEMORY
-        return read_bytes(path / name, limit) if manifest is None else manifest.content(name, limit)
+        limit = files.MOST_JSON if name == EXPERIMENT else files.MEMORY
+        return files.read_bytes(path / name, limit) if manifest is None else manifest.content(name, limit)
     except Damaged as error:
         raise _damaged(path, error) from error
 
@@ -337,20 +279,20 @@ def _damaged(path: Path, error: Exception) -> OSError:
 def _iteration(value: object, where: Path | str) -> int:
     """Iteration as an int. Raises ValueError for anything but a number from 0 on."""
     if not is_whole(str(value)):
-        raise ValueError(f"{where} is of iteration {shown(repr(value), 60)}, expected a number from 0 on")
+        raise ValueError(f"{where} is of iteration {files.shown(repr(value), 60)}, expected a number from 0 on")
     return int(str(value))
 
 
 def write_experiment(path: Path, experiment: Experiment) -> None:
     """Write experiment.json whole or not at all."""
     path.mkdir(parents=True, exist_ok=True)
-    write_whole(path / EXPERIMENT, json.dumps(to_plain(experiment), indent=1) + "\n")
+    files.write_whole(path / EXPERIMENT, json.dumps(to_plain(experiment), indent=1) + "\n")
 
 
 def write_class_names(path: Path, names: Sequence[str]) -> None:
     """Write classes.json whole or not at all, where classes are called otherwise than by their numbers."""
     if any(name != str(number) for number, name in enumerate(names)):
-        write_whole(path / CLASSES, json.dumps(names) + "\n")
+        files.write_whole(path / CLASSES, json.dumps(names) + "\n")
 
 
 def note_start(run: Path, command: str, parts: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -358,7 +300,7 @@ def note_start(run: Path, command: str, parts: Mapping[str, str] = MappingProxyT
 
     parts: what the networks' weights started from, where from anything
     """
-    append_record(run / HISTORY, {"command": command, **parts, **environment()})
+    files.append_record(run / HISTORY, {"command": command, **parts, **environment()})
 
 
 def read_logged(run: Path, ending: str) -> list[tuple[int, float]]:
@@ -367,7 +309,7 @@ def read_logged(run: Path, ending: str) -> list[tuple[int, float]]:
     Raises ValueError, naming file and line, for one that is no line of a log.
     """
     points = []
-    for where, line in read_records(run / METRICS):
+    for where, line in files.read_records(run / METRICS):
         images, value = line.get("images"), next((v for k, v in line.items() if k.endswith(ending)), math.nan)
         if not (_is_number(images) and math.isfinite(images) and _is_number(value)):
             raise ValueError(f"{where} has images {images!r} and a value {value!r}, no numbers; remove that line")

@@ -1,7 +1,7 @@
 """Training a run: data, networks and trainer brought together in a directory that the same call resumes.
 
-`train` first checks that it can write there and that the images fit the networks. `in_turn` trains in stages, of which
-each resumes by itself:
+`train` first checks that it can write there and that the images fit the networks. `in_stages` trains in stages, each of
+which resumes by itself:
 
     OUT/first    the run that trains the codec
     OUT/latents  latents of its images, once it is finished (`data/latent_set.py`)
@@ -10,12 +10,13 @@ each resumes by itself:
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import index
 from pathlib import Path
@@ -26,30 +27,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dualrate.codecs.codec import CodecFolder, decoded
+from dualrate.codecs.codec import Codec, CodecFolder, decoded
 from dualrate.config.ranges import as_path, is_whole
 from dualrate.config.serial import from_plain, to_plain, type_name
 from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet, to_uint8
 from dualrate.data.latent_set import encode
-from dualrate.data.loader import Batches, Prefetched
+from dualrate.data.loader import Batches, Prefetched, TrainingSet
 from dualrate.data.source import DataProgress
 from dualrate.diffusion.random import Draws
-from dualrate.experiment.experiment import Experiment, Stages, Start
+from dualrate.experiment.experiment import Experiment, Prepared, Stages, Start
 from dualrate.experiment.modality import maker_of
 from dualrate.experiment.model import COMPILED, Model
 from dualrate.experiment.upgrade import upgraded
 from dualrate.networks.blocks import in_bfloat16
+from dualrate.runs import store
 from dualrate.runs.release import facts
-from dualrate.runs.store import (
-    EXPERIMENT,
-    HISTORY,
-    load,
-    note_start,
-    read_experiment,
-    write_class_names,
-    write_experiment,
-)
+from dualrate.runs.store import EXPERIMENT, load, read_experiment
 from dualrate.sampling.catalogue import ANCESTRAL, make_step
 from dualrate.sampling.trajectory import sample_batches
 from dualrate.system.device import keep_compiled, own_defaults, peak_memory, pick_device
@@ -92,7 +86,7 @@ def check_out(name: str, out: Path) -> None:
         raise ValueError(f"{out} holds {some_of(foreign)} but no run: choose a new or empty directory as --out")
 
 
-def check_names(plain: Any) -> None:
+def check_importable(plain: Any) -> None:
     """Raises ValueError where a part of an experiment, as JSON, is of a class that no other process can import."""
     for module, name in re.findall(r'"type": "([^":]+):([^"]+)"', json.dumps(plain)):
         if module == "__main__" or "<locals>" in name:
@@ -147,7 +141,61 @@ def train(
     Raises ValueError if the data does not fit the networks, a run that the method needs does not, `out` holds another
     experiment or no run, or a part is of a class of a notebook or script; OSError if it cannot be written to.
     """
-    out = as_path(out)
+    out, config = as_path(out), experiment.fit
+    check_start(experiment, out, score_every)
+    if images is None and not experiment.data.source:
+        raise ValueError(f"{experiment.name} names no images to train on: give --data.source FOLDER (or a file)")
+    progress = progress or (PlainReporter() if world.leads else Silent())
+    device = device_of_process(pick_device(None)) if device is None else pick_device(device)
+    gc.collect()  # networks and data of a training before, in a notebook, which refer to each other
+    with world.leader_first():
+        loaded = experiment.load("train", decoding) if images is None else from_dataset(images)
+        remarks = experiment.check_data(loaded)
+        data = experiment.seen(loaded)
+    prepared = _prepared(experiment, data, out, device, world, progress)
+    method = prepared.method
+    model = Model(experiment.name, experiment, method.networks.to(device), method.denoiser(), 0, weights_hash="")
+    _check_ends(experiment, model.codec)
+    watched = prepared.watch(progress)
+    log, plain = log if world.leads else None, to_plain(experiment)
+    board = None if log is None else logged(log, watched, out, plain, config.log_every)
+    rows = Share(config.batch_size, config.micro_batch, world).rows
+    hooks = _Hooks(model, out, data.class_names, score, score_every, progress)
+    about = hooks.about(len(rows), world.size)
+    share = Batches(data, config.batch_size, config.seed, experiment.data.augment, rows)
+
+    def on_start(begun: int) -> None:
+        for line in (*about, *remarks):
+            progress.note(line)
+        hooks.started(begun)
+        store.note_start(out, command, prepared.weights)
+        if board is not None:
+            board.begin()
+
+    if config.compile:
+        keep_compiled(cache_dir() / COMPILED)
+    with Prefetched(share, device) as batches, torch.autocast(device.type, enabled=False):  # but for its own
+        result = fit(
+            method,
+            batches,
+            config,
+            out,
+            identity=_identity(experiment, data, prepared),
+            places=_places(method.networks),
+            upgrade=upgraded,
+            progress=board or watched,
+            on_start=on_start,
+            on_sample=hooks.sampled,
+            device=device,
+            world=world,
+        )
+    if peak := peak_memory(device):
+        progress.note(f"peak memory {peak / 2**20:.0f} MiB")
+    return result
+
+
+def check_start(experiment: Experiment, out: Path, score_every: int | None) -> None:
+    """Raises ValueError or OSError, before any data are read, for a training that cannot start, or go on, in `out`."""
     check_out(experiment.name, out)
     plain = to_plain(experiment)
     if from_plain(Experiment, plain) != experiment:
@@ -159,110 +207,101 @@ def train(
                 f"{out} holds a run trained by {earlier}, not by {wanted}: choose a new directory as --out"
             )
     else:
-        check_names(plain)
-    if score_every is not None and score_every % experiment.fit.sample_every:
-        every = experiment.fit.sample_every
+        check_importable(plain)
+    every = experiment.fit.sample_every
+    if score_every is not None and score_every % every:
         raise ValueError(f"score_every is a multiple of sample_every ({every}), got {score_every}")
-    progress = progress or (PlainReporter() if world.leads else Silent())
-    device = device_of_process(pick_device(None)) if device is None else pick_device(device)
+
+
+def _prepared(
+    experiment: Experiment, data: TrainingSet, out: Path, device: torch.device, world: World, progress: Reporter
+) -> Prepared:
+    """The method, with networks to start, or go on, from."""
     config = experiment.fit
-    rows = Share(config.batch_size, config.micro_batch, world).rows
-    if images is None and not experiment.data.source:
-        raise ValueError(f"{experiment.name} names no images to train on: give --data.source FOLDER (or a file)")
-    with world.leader_first():
-        loaded = experiment.data.load("train", decoding) if images is None else from_dataset(images)
-        remarks = experiment.check_data(loaded)
-        data = experiment.seen(loaded)
-    whole, share = (
-        Batches(data, config.batch_size, config.seed, experiment.data.augment, wanted) for wanted in (None, rows)
+    whole = Batches(data, config.batch_size, config.seed, experiment.data.augment)
+    start = Start(
+        fresh=world.of_leader(len(checkpoint.saved_paths(out / "checkpoints"))) == 0,
+        device=device,
+        bfloat16=bool(world.of_leader(in_bfloat16(config.precision, device))),
+        load=partial(load, device=device, note=progress.note),
+        batch=lambda iteration: whole.batch(iteration).to(device),
+        note=progress.note,
     )
-    prepared = experiment.method.prepare(
-        experiment,
-        Start(
-            fresh=world.of_leader(len(checkpoint.saved_paths(out / "checkpoints"))) == 0,
-            device=device,
-            bfloat16=bool(world.of_leader(in_bfloat16(config.precision, device))),
-            load=partial(load, device=device, note=progress.note),
-            batch=lambda iteration: whole.batch(iteration).to(device),
-            note=progress.note,
-        ),
-    )
-    method = prepared.method
-    model = Model(experiment.name, experiment, method.networks.to(device), method.denoiser(), 0, weights_hash="")
-    with torch.random.fork_rng([]):  # dropout draws numbers
-        about = facts(model)
-    if experiment.process.end != model.codec.log_snr:
+    return experiment.method.prepare(experiment, start)
+
+
+def _check_ends(experiment: Experiment, codec: Codec) -> None:
+    """Raises ValueError unless the process ends where the codec decodes."""
+    if experiment.process.end != codec.log_snr:
         raise ValueError(
-            f"the codec decodes latents of log-SNR {model.codec.log_snr}, the process of {experiment.name} ends at "
+            f"the codec decodes latents of log-SNR {codec.log_snr}, the process of {experiment.name} ends at "
             f"{experiment.process.end} (None: without noise): give a NoisyEnd with a schedule of that log_snr_max, as "
             "in recipes/fashion_mnist_latents.py, or a GaussianProcess"
         )
 
-    def on_start(begun: int) -> None:
+
+def _identity(experiment: Experiment, data: TrainingSet, prepared: Prepared) -> dict[str, Any]:
+    """Everything that a run must be of to be gone on with."""
+    method = to_plain(experiment.method) | dict(prepared.identity)
+    return {**experiment.identity, "images": data.fingerprint, "method": method}
+
+
+def _places(roles: Iterable[str]) -> dict[str, str]:
+    """Fields of an identity that name a place, by the field that tells what is there apart."""
+    return OF_DATA | {
+        place: f"networks.{role}.fingerprint"
+        for role in roles
+        for place in (f"networks.{role}.source", f"method.{role}_from")
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class _Hooks:
+    """Files of a run that are written as it trains. model: of the averaged weights, where it is called"""
+
+    model: Model
+    out: Path
+    class_names: tuple[str, ...]
+    score: Score | None
+    score_every: int | None
+    progress: Reporter
+
+    def about(self, rows: int, processes: int) -> list[str]:
+        """Lines on the training, for people. rows: of a batch in this process"""
+        experiment, config = self.model.experiment, self.model.experiment.fit
         what = f"iterations of {config.batch_size} {experiment.noun}s"
         if config.iterations is None:
             what = f"as many {what} as {config.limit:g} s of training allow"
         else:
             limit = "" if config.limit is None else f", or as many as {config.limit:g} s of training allow"
             what = f"{config.iterations} {what}{limit}"
-        for line in (f"{experiment.name}: {what}, in {out}", f"{about['networks']}; {about['cost']}", *remarks):
-            progress.note(line)
-        if world.size > 1:
-            progress.note(f"{world.size} processes, {len(rows)} images of a batch in the first")
-        write_experiment(out, experiment)
-        if experiment.num_classes:
-            write_class_names(out, data.class_names)
-        note_start(out, command, prepared.weights)
-        for picture in (out / "samples").glob("*.png"):
-            if is_whole(picture.stem) and int(picture.stem) > begun:  # of a continuation that was lost
+        with torch.random.fork_rng([]):  # dropout draws numbers
+            known = facts(self.model)
+        lines = [f"{experiment.name}: {what}, in {self.out}", f"{known['networks']}; {known['cost']}"]
+        return lines + [f"{processes} processes, {rows} images of a batch in the first"] * (processes > 1)
+
+    def started(self, begun: int) -> None:
+        """Write what the run is, and drop what is of a continuation that was lost."""
+        store.write_experiment(self.out, self.model.experiment)
+        if self.model.num_classes:
+            store.write_class_names(self.out, self.class_names)
+        for picture in (self.out / "samples").glob("*.png"):
+            if is_whole(picture.stem) and int(picture.stem) > begun:
                 picture.unlink(missing_ok=True)
-        MetricsFile(out / SCORES, begun, progress.note)  # which drops such scores
-        if board is not None:
-            board.begin()
+        MetricsFile(self.out / SCORES, begun, self.progress.note)  # which drops such scores
 
-    def on_sample(iteration: int) -> None:
-        picture = out / "samples" / f"{iteration:07d}.png"
+    def sampled(self, iteration: int) -> None:
+        """Write samples, and a score where one is due."""
+        picture = self.out / "samples" / f"{iteration:07d}.png"
         if not picture.exists():
-            save_samples(model, picture)
-        if score is None or score_every is None or iteration % score_every:
+            save_samples(self.model, picture)
+        if self.score is None or self.score_every is None or iteration % self.score_every:
             return
-        scores = out / SCORES
+        scores = self.out / SCORES
         if not (scores.exists() and f'{{"iteration": {iteration},' in scores.read_text()):
-            metric, value = score(replace(model, iteration=iteration))
-            MetricsFile(scores, iteration - 1, progress.note).write({"iteration": iteration, metric: value})
-            progress.note(f"iteration {iteration}: {metric} {value:.3f}")
-
-    watched = prepared.watch(progress)
-    board = logged(log, watched, out, plain, config.log_every) if log is not None and world.leads else None
-    if config.compile:
-        keep_compiled(cache_dir() / COMPILED)
-    with Prefetched(share, device) as batches, torch.autocast(device.type, enabled=False):  # but for its own
-        result = fit(
-            method,
-            batches,
-            config,
-            out,
-            identity={
-                **experiment.identity,
-                "images": data.fingerprint,
-                "method": to_plain(experiment.method) | dict(prepared.identity),
-            },
-            places=OF_DATA
-            | {
-                place: f"networks.{role}.fingerprint"
-                for role in method.networks
-                for place in (f"networks.{role}.source", f"method.{role}_from")
-            },
-            upgrade=upgraded,
-            progress=board or watched,
-            on_start=on_start,
-            on_sample=on_sample,
-            device=device,
-            world=world,
-        )
-    if peak := peak_memory(device):
-        progress.note(f"peak memory {peak / 2**20:.0f} MiB")
-    return result
+            metric, value = self.score(replace(self.model, iteration=iteration))
+            MetricsFile(scores, iteration - 1, self.progress.note).write({"iteration": iteration, metric: value})
+            self.progress.note(f"iteration {iteration}: {metric} {value:.3f}")
 
 
 def from_dataset(dataset: Dataset[Any], name: str = "dataset") -> ImageSet:
@@ -310,7 +349,7 @@ def resume_threads(run: Path) -> None:
     if os.environ.get("DUALRATE_THREADS") != "auto":
         return
     try:
-        threads = int(json.loads((run / HISTORY).read_text().splitlines()[-1])["threads"])
+        threads = int(json.loads((run / store.HISTORY).read_text().splitlines()[-1])["threads"])
     except (
         OSError,
         ValueError,
@@ -341,16 +380,16 @@ def save_samples(model: Model, file: Path) -> None:
         given=model.given,
     )
     draws = Draws(0, torch.tensor(seeds, device=model.device))
-    pictures = to_uint8(experiment.condition.shown(decoded(model.codec, torch.cat(list(drawn)), draws))).cpu().numpy()
+    samples = decoded(model.codec, torch.cat(list(drawn)), draws)
     file.parent.mkdir(exist_ok=True)
-    maker_of(experiment).save(experiment, pictures, file)
+    maker_of(experiment).save(experiment, samples, file)
 
 
 FIRST, LATENTS, BASE = "first", "latents", "base"
 SHARD_BYTES = 2**22  # of latents: a kill loses no more
 
 
-def in_turn(
+def in_stages(
     stages: Stages,
     out: str | Path,
     *,

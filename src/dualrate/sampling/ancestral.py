@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Probability, Ranged
-from dualrate.diffusion.process import Distribution, Gaussian, GaussianProcess, Noised, Process
+from dualrate.diffusion.context import cached_for_shared_time, expand
+from dualrate.diffusion.process import Distribution, Gaussian, GaussianNoise, GaussianProcess, Process
 from dualrate.diffusion.schedule import alpha, sigma
-from dualrate.diffusion.values import cached_for_shared_time, expand
 from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Stepped
 
@@ -103,7 +103,7 @@ class Ancestral(Ranged, Reverse):
         return super().__call__(denoise, z, t, s, draw, carry)
 
 
-def noisier(process: Noised, posterior: Gaussian, gamma: float, t: Tensor, s: Tensor) -> Gaussian:
+def noisier(process: GaussianNoise, posterior: Gaussian, gamma: float, t: Tensor, s: Tensor) -> Gaussian:
     """q(z_s | z_t, x) with the variance of a gamma."""
     if gamma == 0:
         return posterior
@@ -112,7 +112,7 @@ def noisier(process: Noised, posterior: Gaussian, gamma: float, t: Tensor, s: Te
 
 
 @cached_for_shared_time
-def _more_noise(process: Noised, gamma: float, t: Tensor, s: Tensor) -> Tensor:
+def _more_noise(process: GaussianNoise, gamma: float, t: Tensor, s: Tensor) -> Tensor:
     """((c sigma_t^2) / (c sigma_s^2))^gamma, 1 of parts that become x: c cancels, so that small steps lose nothing."""
     log_snr_t, log_snr_s = process.levels(t), process.levels(s)
     log_ratio = torch.nn.functional.logsigmoid(-log_snr_t) - torch.nn.functional.logsigmoid(-log_snr_s)

@@ -50,10 +50,10 @@ from torch.special import log_ndtr
 
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.categorical import AXIS, Categorical
+from dualrate.diffusion.context import Cond, expand
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Gaussian, GaussianProcess
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond, expand
 from dualrate.sampling.covariance import place
 from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Step, Stepped
 from dualrate.sampling.trajectory import trajectory

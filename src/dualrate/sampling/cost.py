@@ -29,9 +29,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from dualrate.denoisers.denoiser import Denoiser, Metered, abilities, device_of, read
+from dualrate.diffusion.context import Cond, Context, Refresh, Reuse, Shape
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, Shape
 from dualrate.networks import scan
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import State, sample_batches

@@ -72,10 +72,10 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dualrate.config.ranges import Range, Ranged, Rings, Side
+from dualrate.diffusion.context import cached_for_shared_time, expand
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, posterior_weights
 from dualrate.diffusion.schedule import alpha
-from dualrate.diffusion.values import cached_for_shared_time, expand
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move_weights
 
 Boundary = Literal["even", "periodic"]

@@ -35,9 +35,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dualrate.diffusion.context import expand
 from dualrate.diffusion.prediction import eps_from_x
 from dualrate.diffusion.process import GaussianProcess
-from dualrate.diffusion.values import expand
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move
 
 

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Positive, Ranged, Rings
+from dualrate.diffusion.context import cached_for_shared_time, expand
 from dualrate.diffusion.process import GaussianProcess, posterior_weights
-from dualrate.diffusion.values import cached_for_shared_time, expand
 from dualrate.sampling.covariance import Bands, Boundary, Kernel, probed
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move_weights
 

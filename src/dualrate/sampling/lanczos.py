@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Positive, Ranged
+from dualrate.diffusion.context import expand
 from dualrate.diffusion.process import GaussianProcess
-from dualrate.diffusion.values import expand
 from dualrate.sampling.covariance import FALLBACK, Kernel, derivative, tweedie
 from dualrate.sampling.fourier import kernel_weights, share
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped

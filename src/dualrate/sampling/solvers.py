@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Probability, Ranged
-from dualrate.diffusion.process import GaussianProcess, Noised
-from dualrate.diffusion.values import cached_for_shared_time, expand
+from dualrate.diffusion.context import cached_for_shared_time, expand
+from dualrate.diffusion.process import GaussianNoise, GaussianProcess
 from dualrate.sampling.ancestral import noisier
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move
 
@@ -122,9 +122,9 @@ class SDEDPMSolver2M(Ranged, Step):
     gamma: noise level as Ancestral's
     """
 
-    process: Noised
+    process: GaussianNoise
     gamma: Probability = 0.0
-    of = Noised
+    of = GaussianNoise
     markovian = True  # to the order of the method, as Ancestral: exact for short steps
 
     def __str__(self) -> str:
@@ -149,7 +149,7 @@ def _half_growth(process: GaussianProcess, t: Tensor, s: Tensor) -> Tensor:
     return torch.exp((process.schedule.log_snr(s) - process.schedule.log_snr(t)) / 2) / 2
 
 
-def extrapolated(process: Noised, x_t: Tensor, t: Tensor, s: Tensor, carry: Carry) -> Tensor:
+def extrapolated(process: GaussianNoise, x_t: Tensor, t: Tensor, s: Tensor, carry: Carry) -> Tensor:
     """x_hat in mid-step, on the line in log-SNR through x_t and the carry, (x_hat, time) of the step before; or x_t."""
     if not carry:
         return x_t
@@ -158,7 +158,7 @@ def extrapolated(process: Noised, x_t: Tensor, t: Tensor, s: Tensor, carry: Carr
 
 
 @cached_for_shared_time
-def _half_ratio(process: Noised, t: Tensor, s: Tensor, t_prev: Tensor) -> Tensor:
+def _half_ratio(process: GaussianNoise, t: Tensor, s: Tensor, t_prev: Tensor) -> Tensor:
     """h / (2 h_prev) of each part; 0 of one that becomes x, whose h is infinite, and of one that had not moved."""
     before, now, after = (process.levels(time) for time in (t_prev, t, s))
     return torch.where(torch.isinf(after) | (now == before), 0, (after - now) / (now - before) / 2)

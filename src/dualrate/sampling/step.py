@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dualrate.diffusion.context import cached_for_shared_time, expand
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import alpha, sigma
-from dualrate.diffusion.values import cached_for_shared_time, expand
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (z, t) -> x_hat
 Draw = Callable[[], Tensor]  # this step's next random numbers, of the process's `noise`

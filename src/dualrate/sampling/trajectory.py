@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 
 from dualrate.denoisers.denoiser import Denoiser, check_labels, device_of, read
+from dualrate.diffusion.brief import Brief
+from dualrate.diffusion.context import Cond, Context, Refresh, Reuse, for_rows, shared_time
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, shared_time
 from dualrate.sampling.step import Carry, Denoise, Step
 from dualrate.system.device import own_defaults
 
@@ -57,8 +58,8 @@ class StepNoise:
         return self.numbers.pop((step, draw))
 
 
-@dataclass(frozen=True)
-class State:
+@dataclass(frozen=True, repr=False)
+class State(Brief):
     """The state of a trajectory before step i of the plan, at time t.
 
     z: (B, ...); t: (), on the host; context with its z_tau: of the latest heavy call; carry: the step's own
@@ -177,11 +178,9 @@ def _calls(
     return denoise
 
 
-def rollout(
-    denoiser: Denoiser, step: Step, plan: StepPlan, z: Tensor, cond: Cond, draw: StepDraw, *, start: int = 0
-) -> Tensor:
+def rollout(denoiser: Denoiser, step: Step, plan: StepPlan, z: Tensor, cond: Cond, draw: StepDraw) -> Tensor:
     """The last z of a trajectory."""
-    for state in trajectory(denoiser, step, plan, z, cond, draw, start=start):
+    for state in trajectory(denoiser, step, plan, z, cond, draw):
         z = state.z
     return z
 
@@ -277,9 +276,9 @@ def sample_batches(
         numbers = torch.arange(first_member, first_member + members, device=device)
         for part in numbers.split(max(1, batch_size // len(seed))):
             draws = Draws(0, (seed[:, None] + MEMBER * part).flatten())
-            cond = replace(of_seeds, label=None if of is None else of.repeat_interleave(len(part)))
+            cond = replace(of_seeds, label=None if of is None else for_rows(of, len(draws.row)))
             if y is not None and shared is denoiser and not cond.features:
-                cond = Cond(cond.label, y.repeat_interleave(len(part), 0))
+                cond = Cond(cond.label, for_rows(y, len(draws.row)))
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 z = first_state(step.process, draws, shape)
                 noise = StepNoise(step.process, draws, plan.num_steps, shape)

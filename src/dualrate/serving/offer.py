@@ -28,8 +28,9 @@ from dualrate.data.images import to_uint8
 from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer, Guidance
+from dualrate.experiment.modality import maker_of
 from dualrate.experiment.model import Model
-from dualrate.report.image_grid import png_bytes
+from dualrate.report.image_grid import Pictures, png_bytes
 from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.sampling.trajectory import State
 
@@ -170,8 +171,9 @@ class Offer:
     """
 
     def __init__(self, model: Model, baseline: Model | None = None, limits: Limits = Limits()) -> None:
-        if model.experiment.codec.alphabet:
-            raise ValueError(f"{model.name} is a text model, the page shows images: use dualrate sample")
+        if maker_of(model.experiment).files(model).ending != Pictures.ending:
+            noun = model.experiment.noun
+            raise ValueError(f"{model.name} is a {noun} model, the page shows images: use dualrate sample")
         self.model, self.limits = model, limits
         self.offered = Offered(model, self.limits.steps)
         self.baseline, self.of_baseline = model, self.offered

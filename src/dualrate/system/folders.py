@@ -20,18 +20,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dualrate.system.files import (
-    ABSENT,
-    MEMORY,
-    check_regular,
-    locked,
-    naming,
-    read_bytes,
-    read_json,
-    shown,
-    sync,
-    write_whole,
-)
+from dualrate.system import files
+from dualrate.system.files import ABSENT, MEMORY, locked, shown, sync, write_whole
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1  # which a manifest need not say
@@ -53,8 +43,8 @@ class Manifest:
         """The manifest of these files, as they are."""
         entries = {}
         for name in sorted(names):
-            check_regular(folder / name)
-            with naming(folder / name), (folder / name).open("rb") as file:
+            files.check_regular(folder / name)
+            with files.naming(folder / name), (folder / name).open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             entries[name] = {"size": (folder / name).stat().st_size, "sha256": digest}
         write_whole(folder / MANIFEST, json.dumps({"files": entries}, separators=(",", ":")))
@@ -67,7 +57,7 @@ class Manifest:
         """
         file = folder / MANIFEST
         try:
-            plain = read_json(file)
+            plain = files.read_json(file)
             newest = plain.get("format", FORMAT)
             entries = {name: (entry["size"], entry["sha256"]) for name, entry in plain.get("files", {}).items()}
             if odd := [size for size, _ in entries.values() if type(size) is not int]:
@@ -92,7 +82,7 @@ class Manifest:
         """
         file, (size, expected) = self.folder / name, self.entries[name]
         try:
-            content = read_bytes(file, min(size, limit))
+            content = files.read_bytes(file, min(size, limit))
         except ValueError as error:  # a pipe, or more bytes
             raise Damaged(f"{file}: its content is not what the manifest says ({error})") from error
         except OSError as error:

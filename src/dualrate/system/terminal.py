@@ -1,4 +1,4 @@
-"""What is printed, without the characters by which a name would write elsewhere on a terminal than in its line."""
+"""Texts for a terminal, without the characters by which a name would write elsewhere than in its line."""
 
 from __future__ import annotations
 

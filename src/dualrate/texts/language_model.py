@@ -42,7 +42,14 @@ from torch import Tensor, nn
 from dualrate.config.ranges import Channels, Classes, Iterations, Range, Ranged, Seed
 from dualrate.data.images import ImageSet
 from dualrate.data.loader import Batches
-from dualrate.metrics.features import NetworkCard, Pixels, TrainedNetwork, TrainingProgress, fit_module, weight_bytes
+from dualrate.metrics.trained_network import (
+    NetworkCard,
+    Pixels,
+    TrainedNetwork,
+    TrainingProgress,
+    fit_module,
+    weight_bytes,
+)
 
 BLOCKS = 20  # where there are pieces enough: K of them have K / (K - 1) times the least variance where laws are one
 FEWEST = 3  # blocks, that a value may be made without one of them

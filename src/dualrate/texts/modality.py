@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dualrate.config.ranges import WorkerCount
-from dualrate.data.images import ImageSet
+from dualrate.data.images import ImageSet, to_uint8
 from dualrate.data.source import DataProgress, Split
 from dualrate.experiment.modality import Modality
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.evaluation import Evaluation
+from dualrate.report.image_grid import Pictures
 from dualrate.report.table import aligned
 from dualrate.system.progress import Reporter, image_progress
 
@@ -37,7 +39,9 @@ class OfTexts(Modality):
     def images(self, data: Any, split: Split, progress: DataProgress) -> ImageSet:
         from dualrate.texts.pieces import PIECE, read_text
 
-        data.refuse("is a text, which has neither labels nor channels", "label", "channels", "augment")
+        data.refuse(
+            "is a text, which has neither labels nor channels", "label", "channels", "augment", "variables", "levels"
+        )
         return read_text(data.source, split, data.size or PIECE)
 
     read = images
@@ -65,10 +69,15 @@ class OfTexts(Modality):
 
         return BETWEEN.join(texts(experiment.codec.alphabet, samples))
 
-    def save(self, experiment: Any, samples: NDArray[Any], file: Path) -> None:
+    def files(self, model: Any) -> Pictures:
+        from dualrate.texts.pieces import TextFiles
+
+        return TextFiles(model.image_shape, model.experiment.codec.alphabet)
+
+    def save(self, experiment: Any, samples: Tensor, file: Path) -> None:
         from dualrate.system.files import write_whole
 
-        write_whole(file.with_suffix(".txt"), self.passage(experiment, samples) + "\n")
+        write_whole(file.with_suffix(".txt"), self.passage(experiment, to_uint8(samples).cpu().numpy()) + "\n")
 
 
 MODALITY = OfTexts()

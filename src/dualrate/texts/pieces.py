@@ -8,19 +8,53 @@ it.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 
-from dualrate.codecs.token_codec import MOST
+from dualrate.codecs.token_codec import BETWEEN, MOST, texts
 from dualrate.data import source as files
 from dualrate.data.images import ImageSet
 from dualrate.data.source import Split, resolved
+from dualrate.report.image_grid import Ending, Pictures
+from dualrate.system.files import write_whole
 
 PYTHON_DOCS, ENDING = "python-docs", ".txt"
 PIECE = 64  # characters, where nothing else is said
 LEAST = 30  # pieces of a text, so that a tenth of it is three
+
+
+@dataclass(frozen=True)
+class TextFiles(Pictures):
+    """Files of texts of an alphabet, in UTF-8, nothing after the last character. shape: (1, 1, characters)"""
+
+    alphabet: str
+    ending: ClassVar[Ending] = ".txt"
+    shown: ClassVar[int | None] = None
+
+    def content(self, sample: NDArray[np.uint8]) -> bytes:
+        return next(iter(texts(self.alphabet, sample[None]))).encode()
+
+    def is_whole(self, file: Path) -> bool:
+        text = file.read_bytes().decode(errors="replace")
+        return len(text) == self.shape[2] and set(text) <= set(self.alphabet)
+
+    def read(self, file: Path) -> NDArray[np.uint8]:
+        if not self.is_whole(file):
+            raise OSError(f"{file} is not {self.shape[2]} characters of the model's: delete it, and it is drawn again")
+        places = [self.alphabet.index(character) for character in file.read_bytes().decode()]
+        return np.array(places, np.uint8)[None, None]
+
+    def show(self, samples: NDArray[np.uint8], directory: Path, columns: int | None) -> None:
+        write_whole(directory / "samples.txt", BETWEEN.join(texts(self.alphabet, samples)) + "\n")
+
+    def texts(self, files: Iterable[Path]) -> list[str]:
+        return [file.read_bytes().decode() for file in files]
 
 
 def is_text(source: str | Path) -> bool:

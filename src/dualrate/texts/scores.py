@@ -37,7 +37,7 @@ from dualrate.texts.pieces import PIECE
 
 @dataclass(frozen=True)
 class OfPieces:
-    """Of pieces of text, in bits a character, means over pieces.
+    """Scores of pieces of text, in bits a character, means over pieces.
 
     entropy: of the characters within a piece: low where it repeats itself
     bits:    -log2 p of a piece under the language model
@@ -49,7 +49,7 @@ class OfPieces:
 
 @dataclass(frozen=True)
 class TextScore:
-    """Of a text model.
+    """Score of a text model.
 
     bound:           on -log2 p of held-out pieces, in bits a character, under the plan that draws
     drawn, held_out: what was drawn, and as many held-out pieces
@@ -88,7 +88,7 @@ def score_texts(
     progress: ImageProgress | None = None,
     mapper: Mapper = in_turn,
 ) -> TextScore:
-    """Of as many pieces drawn, and held out, as there are seeds; of held-out ones all, where there are fewer.
+    """Score as many pieces, drawn and held out, as there are seeds; of held-out ones all, where there are fewer.
 
     Raises ValueError for fewer than three, what `bits_per_token` and reading the text raise.
     """

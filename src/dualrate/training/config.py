@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dualrate.config.ranges import (
@@ -166,9 +167,18 @@ class FitResult:
 
     iteration: iterations done in all; seconds: of training, summed over resumes; begun: iterations done before
     stopped: "done" if the training is over, "seconds" if its time is and more may be given, "signal" if interrupted
+    path: the run's directory
     """
 
     iteration: int
     stopped: Literal["done", "signal", "seconds"]
     seconds: float
     begun: int = 0
+    path: Path | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        place = "" if self.path is None else f", in {self.path}"
+        began = f" (from {self.begun:,})" * bool(self.begun)
+        return (
+            f"FitResult({self.stopped} at iteration {self.iteration:,}{began}, {self.seconds:.3g} s of training{place})"
+        )

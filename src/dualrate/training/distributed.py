@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dualrate.diffusion.values import Batch, Elsewhere
+from dualrate.diffusion.context import Batch, Elsewhere
 from dualrate.system.progress import stops
 
 GLOO = re.compile(r"\[\S*gloo\S*\] ")  # begins gloo's messages: torch has no class for its errors

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from dualrate.diffusion.values import Batch
+from dualrate.diffusion.context import Batch
 from dualrate.networks.blocks import Block, blocks_of, frozen
 from dualrate.system.device import compile_calls, compiles, default_generator, pays, settle_products
 from dualrate.system.files import blaming
@@ -128,7 +128,7 @@ def fit(
             on_start(begun)
         with trainer.saver:
             stopped = trainer.run(batches, on_sample, interrupts)
-        return FitResult(trainer.state.iteration, stopped, trainer.state.seconds, begun)
+        return FitResult(trainer.state.iteration, stopped, trainer.state.seconds, begun, run_dir)
 
 
 class _Trainer:

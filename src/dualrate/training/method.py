@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from dualrate.config.ranges import Factor, Ranged
 from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.context import Batch
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dualrate.diffusion.values import Shape
+from dualrate.diffusion.context import Shape
 from dualrate.pipelines.classes import kind
 
 SCALE = "guidance"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualrate.diffusion.values import Shape
+from dualrate.diffusion.context import Shape
 
 DECLARE = "its NetworkSpec is to have {} (pipelines/README.md)"
 BLOCKS, HIDDEN, TEXT = "transformer_blocks", "hidden_states", "encoder_hidden_states"
@@ -130,15 +130,8 @@ class Rows:
             )
 
     def blocks(self, net: Any) -> list[nn.Module]:
-        """All of them, in the order in which they run. Raises ValueError where there are none."""
-        blocks = [block for name in self.names for block in getattr(net, name, ())]
-        if not blocks:
-            lists = [name for name, part in net.named_children() if isinstance(part, nn.ModuleList)]
-            raise ValueError(
-                f"{type(net).__name__} has no blocks in {', '.join(self.names)}: "
-                f"{DECLARE.format('rows=Rows(names=...)')}; its lists are {', '.join(lists) or 'none'}"
-            )
-        return blocks
+        """All of them, in the order in which they run."""
+        return [block for name in self.names for block in getattr(net, name, ())]
 
 
 @dataclass(frozen=True)
@@ -197,6 +190,12 @@ class NetworkSpec:
     def check_blocks(self, net: Any) -> None:
         """Raises ValueError where the blocks of a network are not as `rows` says, or nothing says where they are."""
         name, blocks, streams = type(net).__name__, self.blocks(net), self.rows.streams if self.rows else ()
+        if not blocks:
+            lists = [part for part, value in net.named_children() if isinstance(value, nn.ModuleList)]
+            raise ValueError(
+                f"{name} has no blocks in {', '.join((self.rows or Rows()).names)}: "
+                f"{DECLARE.format('rows=Rows(names=...)')}; its lists are {', '.join(lists) or 'none'}"
+            )
         for block in blocks:
             takes = inspect.signature(type(block).forward).parameters
             free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())

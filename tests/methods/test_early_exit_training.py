@@ -6,12 +6,13 @@ import torch
 from theory.common import f64
 from torch import Tensor, nn
 
-from dualrate.contrib.early_exit import EarlyExit, EarlyExitTraining
+from dualrate.denoisers.early_exit import EarlyExit
+from dualrate.diffusion.context import Batch
 from dualrate.diffusion.prediction import Elbo, eps_from_v, eps_from_x, v_from_eps, x_from_v
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Batch
+from dualrate.methods.early_exit import EarlyExitTraining
 
 SCHEDULE = Cosine()
 PROCESS = GaussianProcess(SCHEDULE)

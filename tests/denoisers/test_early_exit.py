@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 import dualrate as dr
-from dualrate.contrib import early_exit
-from dualrate.contrib.early_exit import EarlyExit, EarlyExitConfig, EarlyExitNetwork, Exit, ExitUViT
+from dualrate.denoisers import early_exit
 from dualrate.denoisers.denoiser import Plain
+from dualrate.denoisers.early_exit import EarlyExit, Exit, ExitUViT
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.drawing import drawer
+from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.cost import macs_of, mean_macs
 from dualrate.training.config import FitConfig
@@ -127,15 +128,15 @@ def test_an_image_costs_the_mean_of_what_is_drawn(monkeypatch):
     assert mean_macs(exits, STEP, PLAN, SHAPE, range(5), [0, 1, 2, 0, 1]) == pytest.approx(sum(each) / 5)
     drawn = dr.Drawer(replace(loaded(), denoiser=exits), STEP, PLAN)
     assert drawn.cost.macs == int(sum(each) / 5)
-    whole = dr.Drawer(loaded().with_denoiser("dualrate.contrib.early_exit:whole"), STEP, PLAN)
+    whole = dr.Drawer(loaded().with_denoiser("dualrate.denoisers.early_exit:whole"), STEP, PLAN)
     assert whole.cost.mean is None
     assert whole.cost.macs == whole.expected_cost.macs == PLAN.num_steps * whole.cost.calls.light
     assert drawn.cost.macs < whole.cost.macs
 
 
 def test_a_run_is_called_at_another_threshold_by_name():
-    other = loaded(0.5).with_denoiser("dualrate.contrib.early_exit:at_2_percent")
-    assert (other.called_by, other.denoiser) == ("dualrate.contrib.early_exit:at_2_percent", model(0.02))
+    other = loaded(0.5).with_denoiser("dualrate.denoisers.early_exit:at_2_percent")
+    assert (other.called_by, other.denoiser) == ("dualrate.denoisers.early_exit:at_2_percent", model(0.02))
     assert other.weights_hash != loaded().weights_hash
     of = loaded().experiment
     assert of.build()[1].threshold == 0.5

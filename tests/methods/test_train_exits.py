@@ -9,13 +9,13 @@ from runs.made import saved
 from training.toy import Recorder, final, same_bits
 
 from dualrate.codecs.token_codec import GreyLevels
-from dualrate.contrib.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.diffusion.categorical import Masked
 from dualrate.drawing.choice import Choice
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, OneTransformer, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
+from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.tokens import TokensConfig
 from dualrate.networks.uvit import Level, UViTConfig
@@ -53,7 +53,7 @@ def test_exits_are_trained_beside_a_network_that_stays_as_it_is(runs, tmp_path):
     start = exits.build()[0].state_dict()
     moved = {name for name, weight in model.networks.state_dict().items() if not torch.equal(weight, start[name])}
     assert {"exits.exits.0.head.linear.weight", "exits.exits.1.probe.linear.bias"} <= moved
-    whole = Choice(4).drawer(model.with_denoiser("dualrate.contrib.early_exit:whole"))
+    whole = Choice(4).drawer(model.with_denoiser("dualrate.denoisers.early_exit:whole"))
     assert (whole.draw(range(3)).images == Choice(4).drawer(one).draw(range(3)).images).all()
     export(tmp_path / "straight", tmp_path / "weights")
     assert Choice(4).drawer(load(tmp_path / "weights")).draw(range(2)).images.shape == (2, 1, 8, 8)

@@ -22,18 +22,25 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from dualrate.diffusion.brief import Brief
 from dualrate.diffusion.random import Draws
 
 Shape = tuple[int, int, int]  # (C, H, W) of one image, or of its latent
 
 
-@dataclass(frozen=True)
-class Cond:
+def for_rows(of_conditions: Tensor, count: int) -> Tensor:
+    """Rows (B, ...) of conditions for `count` samples of them, M of each: sample r gets the row of condition r // M."""
+    rows = len(of_conditions)
+    return of_conditions if rows == count else of_conditions.repeat_interleave(count // max(1, rows), 0)
+
+
+@dataclass(frozen=True, repr=False)
+class Cond(Brief):
     """The condition of samples.
 
     label: (B,) int64 class index; `num_classes` is the null class. None: an unconditional model.
     given: (B, C, h, w) the tensor that a sample is made of: a latent, a smaller image, ... None: there is none.
-           Of M samples a condition (B / M, C, h, w): sample r is of condition r // M.
+           Of M samples a condition (B / M, C, h, w), as of `for_rows`.
     features: what a heavy network made of `given` alone, for all steps (`Denoiser.read`); rows as of `given`
     """
 
@@ -59,8 +66,8 @@ class Elsewhere:
     add_up: Callable[[Iterable[Tensor]], None] = lambda tensors: None
 
 
-@dataclass(frozen=True)
-class Batch:
+@dataclass(frozen=True, repr=False)
+class Batch(Brief):
     """One training batch, or the rows of it that this process computes.
 
     x:      (B, C, H, W) float32 in [-1, 1]
@@ -126,8 +133,8 @@ class Refresh(Enum):
         return self in (Refresh.KEEP, Refresh.PARTIAL)
 
 
-@dataclass(frozen=True)
-class Context:
+@dataclass(frozen=True, repr=False)
+class Context(Brief):
     """The value of one heavy evaluation. Never stored on a module.
 
     features: tensors with a leading batch axis, one per resolution level

@@ -1,0 +1,321 @@
+"""Fields of a dataset of xarray: which of its dimensions are trajectories, time, levels and space.
+
+    trajectory (or sample, member, ...), time, maybe channel or level, then one or two of space
+
+Each variable is a channel, or one for each level (`t_850`). Where the steps of a forecast (`step`, `lead_time`) stand
+beside `time`, each time is a trajectory. Bounds and what else describes other variables are left out and named, as are
+variables over time alone; what is over space alone may be a mask (`FieldSource.statics`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dualrate.forecasts.decoding import valid
+from dualrate.forecasts.file_checks import check_count
+from dualrate.forecasts.metadata import (
+    SAME_AXIS,
+    Coordinate,
+    Description,
+    Metadata,
+    calendar_of,
+    plain_units,
+    text_of,
+    way,
+)
+from dualrate.forecasts.trajectories import (
+    EXPECTED,
+    FieldSource,
+    Lazy,
+    Timing,
+    common_step,
+    grid_of,
+    numbered,
+    timings_of,
+)
+
+# names of dimensions
+TRAJECTORY = ("trajectory", "start", "sample", "member", "ensemble", "number", "realization", "realisation", "run")
+TRAJECTORY += ("batch", "simulation")
+LEADS = ("step", "lead_time", "prediction_timedelta", "forecast_period")
+TIME = ("time", "t", "frame", "valid_time", *LEADS)
+CHANNEL = ("channel", "channels", "variable", "field")
+LEVEL = ("level", "levels", "lev", "plev", "pressure_level", "isobaricinhpa", "depth", "deptht", "model_level")
+OF_LEVELS = ("air_pressure", "depth", "height", "altitude", "model_level_number")  # standard names
+DESCRIBING = ("bounds", "climatology", "grid_mapping", "cell_measures", "ancillary_variables", "formula_terms")
+
+
+class NoFields(ValueError):
+    """A dataset has no variable that is wanted over time and space."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Dimensions of a variable. channel: of channels or levels, or empty; single: of one point, left out"""
+
+    trajectories: tuple[str, ...]
+    time: str
+    channel: str
+    space: tuple[str, ...]
+    single: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A variable and its channels. at: the levels that are read, by number; None: it has none"""
+
+    name: str
+    variable: Any
+    layout: Layout
+    channels: tuple[str, ...]
+    at: tuple[int, ...] | None = None
+
+    def narrowed(self, names: Sequence[str]) -> Part:
+        """The channels of these names alone, unless they are empty or have the variable's own."""
+        if not names or self.name in names:
+            return self
+        chosen = [i for i, channel in enumerate(self.channels) if channel in names]
+        at = None if self.at is None else tuple(self.at[i] for i in chosen)
+        return replace(self, channels=tuple(self.channels[i] for i in chosen), at=at)
+
+    def read(self, at: dict[str, int], first: int, last: int) -> NDArray[Any]:
+        """Frames (T, C, *space) of a trajectory."""
+        layout = self.layout
+        place: dict[str, Any] = {**at, **dict.fromkeys(layout.single, 0), layout.time: slice(first, last)}
+        if self.at is not None and self.at != (*range(self.variable.sizes[layout.channel]),):
+            place[layout.channel] = list(self.at)
+        order = [dim for dim in (layout.time, layout.channel, *layout.space) if dim]
+        values = self.variable.isel(place).transpose(*order).values
+        values = valid(values, self.variable.attrs, self.variable.encoding)
+        return values if layout.channel else values[:, None]
+
+
+def fields_of(
+    data: Any,
+    path: Path,
+    names: Sequence[str],
+    levels: Sequence[float],
+    check: Callable[[Collection[str], Collection[str]], None],
+) -> FieldSource:
+    """The fields of a dataset: all, or those of these names (of variables, or of channels) and at these levels.
+
+    check: called with the names of variables and of coordinates that are read
+    """
+    times = TIME + tuple(dim for dim in map(str, data.sizes) if dim.lower() in TIME)
+    times += tuple(dim for dim in map(str, data.coords) if dim not in TRAJECTORY and _is_time(data[dim]))
+    aside = {name for variable in data.variables.values() for name in _describing(variable)} & {*data.variables}
+    over_time = {str(name): variable for name, variable in data.data_vars.items() if {*variable.dims} & {*times}}
+    alone = [name for name, each in over_time.items() if {*each.dims} <= {*times, *TRAJECTORY} and name not in aside]
+    arrays = {name: each for name, each in over_time.items() if name not in aside and name not in alone}
+    if names:
+        wanted = [each for each in names if each not in arrays]  # names of levels, perhaps
+        arrays = {
+            name: arrays[name]
+            for name in arrays
+            if name in names or any(each.startswith(f"{name}_") for each in wanted)
+        }
+    if not arrays:
+        among = f"{path} has the variables {list(data.data_vars)} over {list(data.sizes)}"
+        raise NoFields(
+            f"{among}, none of them {', '.join(names)} over time and space" * bool(names)
+            or f"{among}, none with a dimension called {' or '.join(TIME)}, and of space"
+        )
+    layouts = {name: _layout(path, data, name, variable, times, levels) for name, variable in arrays.items()}
+    shapes = {
+        name: {dim: arrays[name].sizes[dim] for dim in (*each.trajectories, each.time, *sorted(each.space))}
+        for name, each in layouts.items()
+    }
+    first, layout = next(iter(shapes.values())), next(iter(layouts.values()))
+    if any(shape != first for shape in shapes.values()):
+        said = "; ".join(f"{name} {dict(arrays[name].sizes)}" for name in arrays)
+        raise ValueError(
+            f"{path}: its variables have different dimensions, {said}; expected the same for all: name those of one "
+            "kind (--data.variables)"
+        )
+    if 0 in first.values() or (layout.channel in CHANNEL and len(arrays) > 1):
+        raise ValueError(f"{path}: its variables {list(arrays)} have the dimensions {first}; expected {EXPECTED}")
+    whole = [_part(path, name, variable, _as(layouts[name], layout), levels) for name, variable in arrays.items()]
+    parts = [part for each in whole if (part := each.narrowed(names)).channels]
+    if not parts:
+        listed = ", ".join(channel for part in whole for channel in part.channels)
+        raise NoFields(f"{path} has no variable {', '.join(names)}: it has {listed}")
+    counts = [first[dim] for dim in layout.trajectories]
+    check_count(path, count := math.prod(counts))
+    grid, frames = grid_of([first[dim] for dim in layout.space]), first[layout.time]
+    variables = tuple(channel for part in parts for channel in part.channels)
+
+    def one_of(number: int, timing: Timing) -> Lazy:
+        at = dict(zip(layout.trajectories, map(int, np.unravel_index(number, counts)), strict=True)) if counts else {}
+
+        def read(i: int, j: int) -> NDArray[Any]:
+            return np.concatenate([part.read(at, i, j).reshape(j - i, len(part.channels), *grid) for part in parts], 1)
+
+        return Lazy((frames, len(variables), *grid), read, timing, path)
+
+    clock = _clock(path, data, layout)
+    labels = {dim for variable in arrays.values() for dim in variable.dims} | {getattr(clock, "name", None)}
+    check([*arrays], [str(name) for name in data.coords if name in labels or _is_place(data[name])])
+    timings = timings_of(path, "" if clock is None else str(clock.name), _times(clock, layout, counts), count, frames)
+    described = tuple(Description.of(part.variable.attrs) for part in parts for _ in part.channels)
+    left_out = [name for name in data.variables if name in aside and name not in data.sizes]
+    notes = [f"left out, as they describe others: {', '.join(map(str, left_out))}"] * bool(left_out)
+    notes += [f"left out, as they are over time alone: {', '.join(alone)}"] * bool(alone)
+    notes += list(dict.fromkeys(timing.note for timing in timings if timing.note))[:1]
+    return FieldSource(
+        {"": [one_of(*each) for each in enumerate(timings)]},
+        variables,
+        common_step(timing.step for timing in timings),
+        tuple(dim + (way(data[dim].values) if dim in data.coords else "") for dim in layout.space),
+        "; ".join(notes),
+        Metadata(described, _points(data, layout.space, {*TRAJECTORY, *times, *aside}), *_units(clock)),
+        {
+            str(name): lambda name=name: data[name].transpose(*layout.space).values.reshape(grid).astype(np.float64)
+            for name, variable in data.data_vars.items()
+            if {*variable.dims} == {*layout.space} and variable.dtype.kind in "fiub"
+        },
+    )
+
+
+def _layout(path: Path, data: Any, name: str, variable: Any, times: Sequence[str], levels: Sequence[float]) -> Layout:
+    dims, single = [str(dim) for dim in variable.dims], []
+    trajectories = [dim for dim in dims if dim in TRAJECTORY]
+    inside = [dim for dim in dims if dim in times]
+    leads = [dim for dim in inside if dim in LEADS]
+    if len(inside) == 2 and len(leads) == 1:
+        start = next(dim for dim in inside if dim not in leads)
+        apart = single if variable.sizes[leads[0]] == 1 else trajectories
+        apart.append(leads[0] if apart is single else start)
+        inside = [start] if apart is single else leads
+    if len(inside) > 1:
+        raise ValueError(
+            f"{path} has several dimensions of time ({', '.join(inside)}), expected one: stack them into one, or take "
+            "one number of the others"
+        )
+    time = inside[0]
+    channel = next((dim for dim in dims if dim in CHANNEL), "")
+    space = [dim for dim in dims if dim not in (*trajectories, *single, time, channel)]
+    if not channel and (len(space) > 2 or levels):
+        channel = next((dim for dim in space if _is_level(data, dim)), "")
+        space = [dim for dim in space if dim != channel]
+    for dim in [dim for dim in space if variable.sizes[dim] == 1][: max(0, len(space) - 2)]:
+        space.remove(dim)
+        single.append(dim)
+    before = [dim for dim in space if dims.index(dim) < dims.index(time)]
+    strange = before and (before != space or not trajectories)  # perhaps another name of trajectories
+    strange = strange and not all(dim in data.coords and _is_place(data[dim]) for dim in before)
+    if len(space) not in (1, 2) or strange:
+        raise ValueError(
+            f"{path}: its variable {name} has the dimensions {dict(variable.sizes)}; expected {EXPECTED}, or "
+            f"without channel, with one or two of space, after time; trajectories are called {' or '.join(TRAJECTORY)}"
+            f", levels {' or '.join(LEVEL)}"
+        )
+    return Layout(tuple(sorted(trajectories, key=dims.index)), time, channel, tuple(space), tuple(single))
+
+
+def _as(layout: Layout, first: Layout) -> Layout:
+    """A layout with trajectories and space in the order of the first variable's."""
+    return Layout(first.trajectories, first.time, layout.channel, first.space, layout.single)
+
+
+def _part(path: Path, name: str, variable: Any, layout: Layout, levels: Sequence[float]) -> Part:
+    if not (dim := layout.channel):
+        return Part(name, variable, layout, (name,))
+    count = variable.sizes[dim]
+    values = variable[dim].values.tolist() if dim in variable.coords else list(range(count))
+    if dim in CHANNEL:
+        channels = map(str, values) if dim in variable.coords else numbered(count)
+        return Part(name, variable, layout, tuple(channels))
+    numbers = np.array(values, np.float64)
+    missing = [level for level in levels if not np.isclose(numbers, level).any()]
+    if missing:
+        raise ValueError(f"{path}: {name} has no level {missing[0]:g}; expected some of {', '.join(map(str, values))}")
+    at = [int(np.isclose(numbers, level).argmax()) for level in levels] or range(count)
+    return Part(name, variable, layout, tuple(f"{name}_{numbers[i]:.12g}" for i in at), tuple(at))
+
+
+def _is_level(data: Any, dim: str) -> bool:
+    """Whether a dimension is one of levels, by its name or its attributes."""
+    if dim.lower() in LEVEL or dim not in data.coords:
+        return dim.lower() in LEVEL
+    says = data[dim].attrs
+    pressure = plain_units(text_of(says.get("units", ""))) in ("Pa", "hPa")
+    return pressure or says.get("axis") == "Z" or "positive" in says or says.get("standard_name") in OF_LEVELS
+
+
+def _points(data: Any, space: Sequence[str], without: Collection[str]) -> tuple[Coordinate, ...]:
+    """The coordinates of points: finite numbers over axes of space, or one of all points, such as a level."""
+    names = [str(name) for name in (*data.coords, *data.data_vars) if name in data.coords or name in SAME_AXIS]
+    chosen = [data[name] for name in names if name not in without]
+    return tuple(
+        Coordinate(
+            str(coordinate.name),
+            tuple(space.index(dim) for dim in coordinate.dims),
+            tuple(coordinate.values.ravel().tolist()),
+            Description.of(coordinate.attrs),
+        )
+        for coordinate in chosen
+        if {*coordinate.dims} <= {*space} and coordinate.dtype.kind in "fiu" and np.isfinite(coordinate.values).all()
+    )
+
+
+def _is_time(coordinate: Any) -> bool:
+    """Whether it holds dates, or says that it is time."""
+    says = coordinate.attrs.get("standard_name") == "time" or coordinate.attrs.get("axis") == "T"
+    return says or _are_dates(coordinate)
+
+
+def _are_dates(coordinate: Any) -> bool:
+    return coordinate.dtype.kind == "M" or "calendar" in coordinate.encoding  # the latter where xarray read them
+
+
+def _is_place(coordinate: Any) -> bool:
+    """Whether it holds latitudes or longitudes along axes."""
+    place = Coordinate(str(coordinate.name), (), (), Description.of(coordinate.attrs)).place
+    return bool(place and coordinate.dims)
+
+
+def _describing(variable: Any) -> list[str]:
+    """The names that the attributes of a variable refer to: of bounds, of its grid, of what goes with it."""
+    said = variable.encoding | variable.attrs
+    return [name.rstrip(":") for kind in DESCRIBING for name in text_of(said.get(kind, "")).split()]
+
+
+def _clock(path: Path, data: Any, layout: Layout) -> Any | None:
+    """The coordinate with the times of frames: that of their dimension, or another along it, (trajectory, time)."""
+    time = layout.time
+
+    def rank(each: Any) -> tuple[bool, ...]:
+        named = each.name in TIME, each.attrs.get("standard_name") == "time"
+        return _are_dates(each) and any(named), each.name == time, *named
+
+    along = [each for each in data.coords.values() if time in each.dims]
+    best = max(along, key=rank, default=None)
+    if best is None or not (any(rank(best)) or _is_time(best)):
+        return None
+    if not {*best.dims} <= {*layout.trajectories, time}:
+        raise ValueError(f"{path}: {best.name} is over {best.dims}; expected times over {time} alone")
+    return best.transpose(..., time)
+
+
+def _times(clock: Any | None, layout: Layout, counts: Sequence[int]) -> NDArray[Any] | None:
+    """Times of frames, (T) of all trajectories or (trajectory, T)."""
+    if clock is None or clock.dims in ((), (layout.time,)):
+        return None if clock is None else clock.values
+    missing = {dim: n for dim, n in zip(layout.trajectories, counts, strict=True) if dim not in clock.dims}
+    whole = clock.expand_dims(missing).transpose(*layout.trajectories, layout.time)
+    return whole.values.reshape(-1, whole.sizes[layout.time])
+
+
+def _units(clock: Any | None) -> tuple[str, str]:
+    """Units and calendar of times; dates are in hours. Both are empty where they are not said."""
+    if clock is None:
+        return "", ""
+    units = text_of(clock.attrs.get("units", "")) if clock.dtype.kind in "fiu" else "hours"
+    return units, calendar_of(clock.encoding.get("calendar", ""))

@@ -1,0 +1,138 @@
+"""Fields in several files: pieces of time of the same variables, other variables at the same times, or members.
+
+Files of the same variables are joined in time, in the order of their times, which may have no gap between files; with
+the same times each is a trajectory. What they make is then joined variable by variable.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dualrate.forecasts.trajectories import FieldSource, Lazy, Trajectory, common_step, timed, timing_of
+
+Named = tuple[Path, FieldSource]
+
+
+def joined(files: Sequence[Named]) -> Named:
+    """The fields of files in one source, under the path of one of them.
+
+    Raises ValueError for files that do not fit together, and says which.
+    """
+    groups: dict[tuple[str, ...], list[Named]] = {}
+    for path, fields in files:
+        groups.setdefault(fields.variables, []).append((path, fields))
+    return _beside([_in_time(group) for group in groups.values()])
+
+
+def check_alike(first: Named, other: Named, *, splits: bool = False) -> None:
+    """Raises ValueError for other places; of one split for another number of trajectories, else for other variables."""
+    (path, fields), (other_path, other_fields) = first, other
+    pairs = [
+        (f"the {what} {mine}", str(theirs))
+        for what, mine, theirs in (
+            ("axes of space", fields.axes, other_fields.axes),
+            ("points", fields.space, other_fields.space),
+            ("variables", *[each.variables if splits else () for each in (fields, other_fields)]),
+            ("number of trajectories", *[0 if splits else len(each.trajectories) for each in (fields, other_fields)]),
+        )
+        if mine != theirs
+    ]
+    names = fields.variables if fields.variables == other_fields.variables else ()
+    for mine, theirs in (*pairs, *fields.metadata.differences(other_fields.metadata, names)):
+        raise ValueError(f"{path} has {mine}, and {other_path} has {theirs}: bring them to one, or name those that fit")
+
+
+def _in_time(files: Sequence[Named]) -> Named:
+    """Files of the same variables, one after the other."""
+    for other in files[1:]:
+        check_alike(files[0], other)
+    if len(files) == 1:
+        return files[0]
+    times = {path: timing_of(fields.trajectories[0]).times for path, fields in files}
+    if untimed := [path for path, each in times.items() if not len(each)]:
+        raise ValueError(f"{untimed[0]} does not say its times, by which {len(files)} files are joined: write them")
+    same = [np.array_equal(each, times[files[0][0]]) for each in times.values()]
+    path, first = files[0]
+    if all(same):
+        trajectories = [trajectory for _, fields in files for trajectory in fields.trajectories]
+        return path, replace(first, splits={"": trajectories})
+    files = sorted(files, key=lambda each: times[each[0]][0])
+    for (before, _), (after, _) in pairwise(files):
+        if not times[before][-1] < times[after][0]:
+            raise ValueError(
+                f"{after} begins at {times[after][0]}, and {before} ends at {times[before][-1]}: keep one of each time"
+            )
+    ends = np.cumsum([fields.trajectories[0].shape[0] for _, fields in files])
+    trajectories = [
+        _chained(path, [fields.trajectories[i] for _, fields in files]) for i in range(len(first.trajectories))
+    ]
+    for at in (at for trajectory in trajectories for at in trajectory.timing.breaks):
+        if at in ends:
+            before, after = (files[int(np.searchsorted(ends, at + i, side="right"))][0] for i in (-1, 0))
+            whole = np.concatenate([times[file] for file, _ in files])
+            raise ValueError(
+                f"there is a gap in time between {before} (to {whole[at - 1]}) and {after} (from {whole[at]}): fetch "
+                "what is missing, or name files without a gap"
+            )
+    note = next((fields.note for _, fields in files if fields.note), "")
+    step = common_step(trajectory.timing.step for trajectory in trajectories)
+    return path, replace(files[0][1], splits={"": trajectories}, step=step, note=note)
+
+
+def _chained(path: Path, parts: Sequence[Trajectory]) -> Lazy:
+    """Trajectories one after the other."""
+    starts = [0, *np.cumsum([part.shape[0] for part in parts]).tolist()]
+    _, channels, height, width = parts[0].shape
+
+    def read(first: int, last: int) -> NDArray[Any]:
+        frames: list[NDArray[Any]] = []
+        for i in range(bisect_right(starts, first) - 1, len(parts)):
+            if starts[i] >= last:
+                break
+            frames.append(parts[i][max(0, first - starts[i]) : last - starts[i]])
+        return np.concatenate(frames)
+
+    timing = timed(path, np.concatenate([timing_of(part).times for part in parts]))
+    return Lazy((starts[-1], channels, height, width), read, timing, path)
+
+
+def _beside(groups: Sequence[Named]) -> Named:
+    """Variables of several sources over the same times as channels of one."""
+    path, first = groups[0]
+    for other, fields in groups[1:]:
+        check_alike(groups[0], (other, fields))
+        for mine, theirs in zip(fields.trajectories, first.trajectories, strict=True):
+            a, b = timing_of(mine).times, timing_of(theirs).times
+            if mine.shape[0] != theirs.shape[0] or not np.array_equal(a, b):
+                raise ValueError(
+                    f"{other} ({', '.join(fields.variables)}) and {path} ({', '.join(first.variables)}) have other "
+                    "times: name files of the same times, or one variable (--data.variables)"
+                )
+    if len(groups) == 1:
+        return groups[0]
+    variables = tuple(name for _, fields in groups for name in fields.variables)
+    described = [each for _, fields in groups for each in fields.metadata.variables]
+
+    def stacked(parts: Sequence[Trajectory]) -> Lazy:
+        frames, _, height, width = parts[0].shape
+        timing = timing_of(parts[0])
+
+        def read(i: int, j: int) -> NDArray[Any]:
+            return np.concatenate([part[i:j] for part in parts], 1)
+
+        return Lazy((frames, len(variables), height, width), read, timing, path)
+
+    trajectories = [stacked(parts) for parts in zip(*(fields.trajectories for _, fields in groups), strict=True)]
+    metadata = replace(first.metadata, variables=tuple(described))
+    statics = {name: read for _, fields in reversed(groups) for name, read in fields.statics.items()}
+    note = "; ".join(dict.fromkeys(fields.note for _, fields in groups if fields.note))
+    more: dict[str, Any] = {"metadata": metadata, "statics": statics, "note": note}
+    return path, replace(first, splits={"": trajectories}, variables=variables, **more)

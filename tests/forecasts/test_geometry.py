@@ -1,0 +1,346 @@
+"""Geometry of fields: the order of axes, edges that meet, areas of points, and points that a mask hides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray
+from runs.made import saved_random
+from scipy.special import sph_harm_y
+
+import dualrate as dr
+from dualrate.config.serial import from_plain, to_plain
+from dualrate.data.loader import Batches
+from dualrate.diffusion.context import Cond
+from dualrate.diffusion.random import Draws
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Experiment, Start
+from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.geometry import Geometry, Order, circles, packed, row_areas, unpacked
+from dualrate.forecasts.metadata import Coordinate, Description
+from dualrate.forecasts.recipe import TIERS, Forecasting, ForecastTier
+from dualrate.forecasts.sources import find_fields
+from dualrate.forecasts.starts import held_out_starts, read_starts
+from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.runs.store import load
+from dualrate.system.progress import Silent
+
+LATITUDES, LONGITUDES = np.linspace(78.75, -78.75, 8), np.arange(16) * 22.5
+LAND = np.zeros((8, 16), bool)
+LAND[2:4, 3:6] = True
+HOURS = np.datetime64("2020-01-01", "ns") + np.arange(40) * np.timedelta64(6, "h")
+
+
+def waves(variables: str = "t", seed: int = 0) -> xarray.Dataset:
+    random = np.random.default_rng(seed)
+    fields = {
+        name: (("time", "lat", "lon"), random.normal(280, 3, (40, 8, 16)).astype(np.float32), {"units": "K"})
+        for name in variables
+    }
+    rows, columns = ("lat", LATITUDES, {"units": "degrees_north"}), ("lon", LONGITUDES, {"units": "degrees_east"})
+    return xarray.Dataset(fields, {"time": HOURS, "lat": rows, "lon": columns})
+
+
+def saved(data: xarray.Dataset, path: Path, **how: Any) -> Path:
+    data.to_netcdf(path, engine="h5netcdf", **how)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks that train in no time."""
+    tier = TIERS["tiny"]
+    monkeypatch.setitem(TIERS, "tiny", ForecastTier((8, 8), (1, 1), replace(tier.fit, iterations=2, batch_size=4)))
+
+
+def experiment(source: Path, **how: Any) -> Experiment:
+    data = {name: how.pop(name) for name in ("variables", "levels") if name in how}
+    return Forecasting(DataConfig(str(source), **data), **how)(Silent())
+
+
+def trained(source: Path, out: Path, **how: Any) -> dr.Model:
+    dr.train(experiment(source, **how), out, progress=Silent())
+    return load(out)
+
+
+# Order
+
+
+@pytest.mark.parametrize("order", [Order(), Order(True), Order(False, (True, False), 3), Order(True, (True, True), 5)])
+def test_an_order_is_restored(order: Order) -> None:
+    frames = np.arange(2 * 6 * 8).reshape(2, 6, 8)
+    np.testing.assert_array_equal(order.restored(order.usual(frames)), frames)
+
+
+def turned(kind: str) -> xarray.Dataset:
+    data = waves()
+    if kind == "south first":
+        return data.isel(lat=slice(None, None, -1))
+    if kind == "from -180":
+        return data.assign_coords(lon=("lon", (LONGITUDES + 180) % 360 - 180, data.lon.attrs)).sortby("lon")
+    if kind == "west last":
+        return data.isel(lon=slice(None, None, -1))
+    if kind == "longitude, latitude":
+        return data.transpose("time", "lon", "lat")
+    if kind == "longitude, latitude, time":
+        return data.transpose("lon", "lat", "time")
+    return data
+
+
+KINDS = ("south first", "from -180", "west last", "longitude, latitude", "longitude, latitude, time")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_on_another_order_is_the_same_to_the_bit(tmp_path: Path, kind: str) -> None:
+    plain = trained(saved(waves(), tmp_path / "plain.nc"), tmp_path / "plain")
+    source = saved(turned(kind), tmp_path / "other.nc")
+    other = trained(source, tmp_path / "other")
+    assert other.weights_hash == plain.weights_hash
+    assert dr.forecast(other, 2, frames=2, members=2, seed=3).ensemble.tobytes() == (
+        dr.forecast(plain, 2, frames=2, members=2, seed=3).ensemble.tobytes()
+    )
+    geometry = other.experiment.condition.geometry  # pyright: ignore[reportAttributeAccessIssue]
+    in_file = np.asarray(turned(kind).t)[0] if "time" not in kind else np.asarray(turned(kind).t)[..., 0]
+    np.testing.assert_array_equal(geometry.order.usual(in_file), waves().t[0])
+    for axis, values in zip(geometry.axes, (LATITUDES, LONGITUDES), strict=True):
+        np.testing.assert_allclose(axis.values, values)
+    starts = read_starts(source, plain, pytest.fail)
+    np.testing.assert_array_equal(starts.past[0, 0, 0], waves().t[-1])
+
+
+def test_packed_files_are_as_plain_ones(tmp_path: Path) -> None:
+    data = waves()
+    data.t.values = np.float32(280 + 0.01 * np.round(100 * (data.t.values - 280)))
+    packing = {"t": {"dtype": "int16", "scale_factor": 0.01, "add_offset": 280.0, "_FillValue": -32767}}
+    a = find_fields(saved(data, tmp_path / "plain.nc"))[1].trajectories[0][0:40]
+    b = find_fields(saved(data, tmp_path / "packed.nc", encoding=packing))[1].trajectories[0][0:40]
+    np.testing.assert_array_equal(np.float32(a), np.float32(b))
+
+
+def test_a_region_stays_where_it_is(tmp_path: Path) -> None:
+    region = waves().isel(lon=[14, 15, 0, 1])  # over Greenwich
+    geometry = Geometry.of(find_fields(saved(region, tmp_path / "region.nc"))[1])
+    assert (geometry.order, geometry.periodic, geometry.spherical) == (Order(), (False, False), True)
+
+
+# Edges
+
+
+@pytest.mark.parametrize(
+    ("values", "circle"),
+    [
+        (LONGITUDES, True),
+        (LONGITUDES - 180, True),
+        (-LONGITUDES, True),
+        (np.linspace(0, 360, 17), False),  # the last is the first again
+        (LONGITUDES[:-1], False),
+        (LONGITUDES**1.1, False),
+    ],
+)
+def test_longitudes_that_go_round_the_circle(values: np.ndarray, circle: bool) -> None:
+    axis = Coordinate("lon", (1,), tuple(values.tolist()), Description("degrees_east"))
+    assert circles(axis) is circle
+    assert not circles(replace(axis, name="lat", description=Description("degrees_north")))
+
+
+def test_longitudes_meet_and_latitudes_never_do(tmp_path: Path) -> None:
+    source = saved(waves(), tmp_path / "a.nc")
+    for how, wrapped in (
+        ({}, (False, True)),
+        ({"periodic": True}, (False, True)),
+        ({"geometry": "plane"}, (False, False)),
+        ({"geometry": "plane", "periodic": True}, (True, True)),
+    ):
+        networks: Any = experiment(source, **how).networks
+        assert networks.encoder.wrapped == networks.light.wrapped == wrapped
+
+
+def test_rotating_a_field_by_whole_longitudes_rotates_what_networks_make() -> None:
+    levels = (Level("conv", 8, 1), Level("conv", 8, 1))
+    torch.manual_seed(0)
+    network = UViTConfig(16, 2, levels, embedding=16, height=8, across=True).network().double()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    z, log_snr = torch.randn(2, 2, 8, 16, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    plain = network(z, log_snr, None)
+    for columns in (2, 6):
+        rotated = network(z.roll(columns, 3), log_snr, None)
+        torch.testing.assert_close(rotated, plain.roll(columns, 3))
+    assert not torch.allclose(network(z.roll(2, 2), log_snr, None), plain.roll(2, 2))
+
+
+# Areas
+
+
+def test_areas_integrate_spherical_harmonics() -> None:
+    rows, columns = 180, 360
+    latitudes = 90 - (np.arange(rows) + 0.5) * 180 / rows
+    areas = row_areas(latitudes)
+    np.testing.assert_allclose(areas.sum(), 2)
+    polar, azimuth = np.deg2rad(90 - latitudes)[:, None], 2 * np.pi * np.arange(columns) / columns
+    weights = areas[:, None] * np.full(columns, 2 * np.pi / columns)
+    for degree in range(5):
+        for order in range(degree + 1):
+            integral = (weights * sph_harm_y(degree, order, polar, azimuth)).sum()
+            expected = np.sqrt(4 * np.pi) if degree == 0 else 0
+            np.testing.assert_allclose(integral, expected, atol=3e-4)
+
+
+@pytest.mark.parametrize("latitudes", [np.linspace(90, -90, 19), np.linspace(-90, 90, 19), np.linspace(20, 60, 5)])
+def test_areas_are_above_0_at_the_poles_too_and_have_mean_1(latitudes: np.ndarray) -> None:
+    axis = Coordinate("lat", (0,), tuple(latitudes.tolist()), Description("degrees_north"))
+    geometry = Geometry((axis, Coordinate("lon", (1,), ())), spherical=True)
+    weights = geometry.weights((2, len(latitudes), 4))
+    assert weights.min() > 0
+    np.testing.assert_allclose(weights.mean((1, 2)), 1)
+    cosines = np.cos(np.deg2rad(latitudes))[1:-1]
+    np.testing.assert_allclose(weights[0, 1:-1, 0] / weights[0, 2, 0], cosines / cosines[1], rtol=1e-9)
+
+
+def test_points_are_weighed_by_their_area(tmp_path: Path) -> None:
+    source = saved(waves(), tmp_path / "a.nc")
+    sphere, plane = (experiment(source, geometry=kind).condition for kind in ("sphere", "plane"))
+    x = torch.ones(2, 1, 8, 16, dtype=torch.float64)
+    area = row_areas(LATITUDES)
+    expected = torch.from_numpy(area / area.mean())[:, None].expand_as(x)
+    torch.testing.assert_close(sphere.weighed(x, 1.0), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(sphere.weighed(x).square(), expected, rtol=1e-6, atol=0)
+    assert plane.weighed(x) is x
+
+
+METHODS = ("diffusion", "crps", "energy", "regression", "residual", "corrdiff", "refiner", "rolling")
+
+
+@pytest.mark.parametrize(("trained_by", "rate"), [*((each, "dual") for each in METHODS), ("diffusion", "both")])
+def test_every_part_of_a_loss_is_weighed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained_by: str, rate: str
+) -> None:
+    made = experiment(saved(waves(), tmp_path / "a.nc"), trained_by=trained_by, rate=rate)
+    method: Any = made.method.prepare(made, Start(True, torch.device("cpu"), False, *[pytest.fail] * 3)).method
+    batch = Batches(made.seen(made.load("train")), 4, 0).batch(0).to("cpu")
+    assert method.loss(batch, 0, batch.draws(0)).total > 0
+    monkeypatch.setattr(Forecast, "weighed", lambda self, x, power=0.5: 0 * x)
+    assert method.loss(batch, 0, batch.draws(0)).total == 0
+
+
+# Masks
+
+
+def test_a_mask_is_packed_in_a_short_text() -> None:
+    hidden = np.random.default_rng(0).random((3, 5, 7)) < 0.3
+    np.testing.assert_array_equal(unpacked(packed(hidden)), hidden)
+    geometry = Geometry().masked(hidden)
+    assert from_plain(Geometry, to_plain(geometry)) == geometry
+    for text in ("", "3x5:AAAA", "3x5x7:AAAA", "3x5x7:!", "999999x999999x9:eJwDAAAAAAE="):
+        with pytest.raises(ValueError, match="is no mask"):
+            unpacked(text)
+    with pytest.raises(ValueError, match="hides all points of channel 1"):
+        Geometry().masked(np.stack([hidden[0], np.ones((5, 7), bool)]))
+
+
+def sea(fill: float) -> xarray.Dataset:
+    data = waves("tu")
+    for name in "tu":
+        data[name].values[:, LAND] = fill
+    return data.assign(wet=(("lat", "lon"), (~LAND).astype(np.int8)), land=(("lat", "lon"), LAND.astype(np.int8)))
+
+
+@pytest.mark.parametrize(("mask", "fill"), [("auto", np.nan), ("wet", 7.0), ("not:land", -1e30), ("wet", np.inf)])
+def test_values_at_hidden_points_change_nothing(tmp_path: Path, mask: str, fill: float) -> None:
+    plain = trained(saved(sea(0.0), tmp_path / "zeros.nc"), tmp_path / "zeros", mask="wet", difference=True)
+    other = trained(saved(sea(fill), tmp_path / "other.nc"), tmp_path / "other", mask=mask, difference=True)
+    assert plain.weights_hash == other.weights_hash
+    results = [dr.forecast(model, 1, frames=3, members=2).ensemble for model in (plain, other)]
+    assert results[0].tobytes() == results[1].tobytes()
+    start = saved(sea(fill).isel(time=slice(0, 1)), tmp_path / "start.nc")
+    assert np.isfinite(read_starts(start, other, lambda text: None).past).all()
+
+
+@pytest.mark.parametrize("trained_by", ["diffusion", "crps", "regression", "residual", "refiner", "rolling"])
+@pytest.mark.parametrize("rate", ["dual", "single"])
+def test_hidden_points_are_the_mean_in_forecasts(tmp_path: Path, trained_by: str, rate: str) -> None:
+    if trained_by == "residual" and rate == "single":
+        pytest.skip("a regression and a light network are two")
+    source = saved(sea(np.nan), tmp_path / "sea.nc")
+    made = experiment(source, mask="auto", trained_by=trained_by, rate=rate, frames=2)
+    model = load(saved_random(made, tmp_path / "run"))
+    result = dr.forecast(model, 1, frames=3, members=2)
+    task: Any = made.condition
+    mean = np.float32(task.statistics.mean)
+    np.testing.assert_array_equal(result.ensemble[..., LAND], np.broadcast_to(mean[:, None], (1, 2, 3, 2, 6)))
+    assert np.isfinite(result.ensemble).all()
+    assert (result.ensemble[..., ~LAND].std((-1,)) > 0).all()
+
+
+def test_networks_are_told_where_points_are_hidden(tmp_path: Path) -> None:
+    made = experiment(saved(sea(np.nan), tmp_path / "sea.nc"), mask="auto", every=2, noise=0.5)
+    task: Any = made.condition
+    assert task.shape((2, 8, 16)) == (3, 4, 8)  # both variables have one mask
+    y = task.observe(torch.randn(4, 2, 8, 16), Draws(0, torch.arange(4)))
+    observed = torch.from_numpy(~LAND[::2, ::2])
+    torch.testing.assert_close(y[:, 2], observed.float().expand(4, 4, 8))
+    assert (y[:, :2, ~observed] == 0).all()
+    assert (y[:, :2, observed] != 0).all()
+
+
+def test_x_hat_and_losses_are_0_at_hidden_points(tmp_path: Path) -> None:
+    made = experiment(saved(sea(np.nan), tmp_path / "sea.nc"), mask="auto")
+    _, denoiser = made.build()
+    task: Any = made.condition
+    z = torch.randn(2, 2, 8, 16)
+    t, cond = torch.full((2,), 0.5), Cond(given=torch.randn(2, 3, 8, 16))
+    x_hat = denoiser.denoise(z, t, denoiser.encode(z, t, cond), cond)
+    land = torch.from_numpy(LAND)
+    assert (x_hat[..., land] == 0).all()
+    assert (x_hat[..., ~land] != 0).any()
+    weighed = task.weighed(torch.ones(1, 2, 8, 16, dtype=torch.float64), 1.0)
+    assert (weighed[..., land] == 0).all()
+    torch.testing.assert_close(weighed.mean((2, 3)), torch.ones(1, 2, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def test_statistics_are_those_of_points_that_are_observed(tmp_path: Path) -> None:
+    made = experiment(saved(sea(np.nan), tmp_path / "sea.nc"), mask="auto")
+    task: Any = made.condition
+    for i, name in enumerate("tu"):
+        observed = waves("tu")[name].values[:36][:, ~LAND].astype(np.float64)
+        np.testing.assert_allclose(task.statistics.mean[i], observed.mean(), rtol=1e-12)
+        np.testing.assert_allclose(task.statistics.std[i], observed.std(), rtol=1e-9)
+        np.testing.assert_allclose(task.statistics.difference[i], np.diff(observed, axis=0).std(), rtol=1e-9)
+
+
+def test_masks_that_cannot_be(tmp_path: Path) -> None:
+    source = saved(sea(np.nan), tmp_path / "sea.nc")
+    with pytest.raises(ValueError, match=r"no variable dry over space alone .*it has wet, land: give --mask auto or"):
+        experiment(source, mask="dry")
+    with pytest.raises(ValueError, match=r"not finite.*--mask auto"):
+        experiment(source)
+    holes = sea(np.nan)
+    holes.t.values[[5, 38], 0, 0] = np.nan  # observed at other times
+    source = saved(holes, tmp_path / "holes.nc")
+    with pytest.raises(ValueError, match=r"frame 5, channel 0 \(t\) holds nan.*or not always \(--mask any\)"):
+        experiment(source, mask="auto")
+    task: Any = experiment(source, mask="any").condition
+    assert task.geometry.hidden.sum((1, 2)).tolist() == [7, 6]
+    assert task.shape((2, 8, 16)) == (4, 8, 16)  # a plane of each variable's mask
+
+
+def test_a_start_in_another_file_needs_no_mask_and_no_order(tmp_path: Path) -> None:
+    model = load(saved_random(experiment(saved(sea(np.nan), tmp_path / "a.nc"), mask="auto"), tmp_path / "run"))
+    more = sea(np.nan).isel(lat=slice(None, None, -1), time=[0, 1]).assign(extra=waves().t.isel(time=[0, 1]))
+    notes: list[str] = []
+    starts = read_starts(saved(more, tmp_path / "start.nc"), model, notes.append)
+    assert any("extra are left out" in note for note in notes)
+    np.testing.assert_array_equal(starts.past[0, 0][:, ~LAND], [waves("tu")[name].values[1][~LAND] for name in "tu"])
+    assert np.isfinite(held_out_starts(model, 1).past).all()
+
+
+def test_what_a_file_says_of_order_is_no_part_of_a_run_and_a_mask_is() -> None:
+    mask = packed(np.eye(4, dtype=bool)[None])
+    plain = Forecast()
+    assert replace(plain, geometry=Geometry(order=Order(True))).identity == plain.identity
+    assert replace(plain, geometry=Geometry(mask=mask)).identity["condition"]["mask"] == mask

@@ -1,0 +1,118 @@
+"""Fields in several files: months, variables, members and splits, in folders and patterns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray
+
+from dualrate.experiment.data_config import DataConfig
+from dualrate.forecasts.fields import read_fields
+from dualrate.forecasts.recipe import Forecasting
+from dualrate.forecasts.sources import find_fields, is_fields
+from dualrate.forecasts.trajectories import timing_of
+from dualrate.system.progress import Silent
+
+V = np.random.default_rng(0).normal(size=(24, 2, 4, 6)).astype(np.float32)
+HOURS = np.datetime64("2020-01-01", "ns") + np.arange(24) * np.timedelta64(6, "h")
+
+
+def write(path: Path, first: int, last: int, names: str = "u", latitude: float = 0, number: int = 0) -> None:
+    fields = {name: (("time", "lat", "lon"), V[first:last, "uv".index(name)] + number) for name in names}
+    axes = {"lat": latitude + np.arange(4.0), "lon": np.arange(6.0)}
+    path.parent.mkdir(exist_ok=True)
+    xarray.Dataset(fields, {"time": HOURS[first:last], **axes}).to_netcdf(path, engine="h5netcdf")
+
+
+def whole(source: Path | str, **how) -> np.ndarray:
+    trajectory = find_fields(source, **how)[1].trajectories[0]
+    assert timing_of(trajectory).breaks == ()
+    return trajectory[0 : trajectory.shape[0]]
+
+
+@pytest.fixture
+def months(tmp_path: Path) -> Path:
+    """Three files, whose names are not in the order of their times."""
+    for name, first, last in (("c", 0, 10), ("a", 10, 11), ("b", 11, 24)):
+        write(tmp_path / "months" / f"{name}.nc", first, last)
+    return tmp_path / "months"
+
+
+def test_files_are_joined_in_the_order_of_their_times(months: Path) -> None:
+    for source in (months, str(months / "*.nc"), str(months.parent / "m*" / "?.nc"), str(months.parent / "**/*.nc")):
+        assert is_fields(source)
+        np.testing.assert_array_equal(whole(source), V[:, :1])
+    trajectory = find_fields(months)[1].trajectories[0]
+    for first, last in ((0, 1), (9, 12), (10, 11), (10, 24), (3, 3)):
+        np.testing.assert_array_equal(trajectory[first:last], V[first:last, :1])
+    experiment = Forecasting(DataConfig(str(months / "*.nc")))(Silent())
+    assert len(experiment.load("train")) == 22
+    assert len(read_fields(months, "test")) == 2
+
+
+def test_files_with_a_gap_between_them_or_the_same_times_are_refused(months: Path) -> None:
+    (months / "a.nc").unlink()
+    with pytest.raises(
+        ValueError, match=r"gap in time between .*c.nc \(to 2020-01-03T06.* and .*b.nc \(from 2020-01-03"
+    ):
+        find_fields(months)
+    write(months / "a.nc", 9, 12)
+    with pytest.raises(ValueError, match=r"a.nc begins at 2020-01-03T06.*c.nc ends at 2020-01-03T06.*keep one of each"):
+        find_fields(months)
+
+
+def test_a_gap_within_a_file_is_none_that_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "m" / "a.nc", 0, 10)
+    later = xarray.open_dataset(tmp_path / "m" / "a.nc").load().isel(time=[0, 1, 4, 5])
+    later["time"] = later.time + np.timedelta64(60, "h")
+    later.to_netcdf(tmp_path / "m" / "b.nc", engine="h5netcdf")
+    assert timing_of(find_fields(tmp_path / "m")[1].trajectories[0]).breaks == (12,)
+
+
+def test_files_of_other_variables_are_more_channels(tmp_path: Path) -> None:
+    for name in "uv":
+        for first in (0, 12):
+            write(tmp_path / "m" / f"{name}_{first}.nc", first, first + 12, name)
+    np.testing.assert_array_equal(whole(tmp_path / "m"), V)
+    np.testing.assert_array_equal(whole(tmp_path / "m", names=("v", "u")), V[:, ::-1])
+    (tmp_path / "m" / "v_12.nc").unlink()
+    with pytest.raises(ValueError, match=r"\(v\) and .*\(u\) have other times"):
+        find_fields(tmp_path / "m")
+    np.testing.assert_array_equal(whole(tmp_path / "m", names=("u",)), V[:, :1])
+
+
+def test_files_of_the_same_times_are_trajectories(tmp_path: Path) -> None:
+    for number in range(13):
+        write(tmp_path / "m" / f"member_{number:03}.nc", 0, 6, number=number)
+    source = find_fields(tmp_path / "m")[1]
+    assert len(source.trajectories) == 13
+    np.testing.assert_array_equal(source.trajectories[12][0:6], V[:6, :1] + 12)
+
+
+def test_splits_are_folders_or_in_names(tmp_path: Path) -> None:
+    for folder, (train, test) in {"f": ("train/a.nc", "test/a.nc"), "n": ("u_train.nc", "u_test.nc")}.items():
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / train, 0, 12)
+        write(tmp_path / folder / test, 12, 24)
+        assert len(read_fields(tmp_path / folder, "train")) == 12
+        np.testing.assert_array_equal(read_fields(tmp_path / folder, "test").frames(0, 0, 12), V[12:, :1])
+
+
+def test_files_of_other_places_are_refused(months: Path) -> None:
+    write(months / "a.nc", 10, 11, latitude=30)
+    with pytest.raises(ValueError, match=r"lat from .*lat from .*: bring them to one, or name those that fit"):
+        find_fields(months)
+
+
+def test_files_without_fields_are_left_out_and_named(months: Path) -> None:
+    xarray.Dataset({"area": (("lat", "lon"), np.ones((4, 6)))}).to_netcdf(months / "area.nc", engine="h5netcdf")
+    (months / "README").write_text("a text")
+    assert "without fields: area.nc" in find_fields(months)[1].note
+    np.testing.assert_array_equal(whole(months), V[:, :1])
+    empty = months.parent / "empty"
+    empty.mkdir()
+    assert not is_fields(empty)
+    with pytest.raises(FileNotFoundError, match="there are no fields"):
+        find_fields(str(empty / "*.nc"))
