@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = {
     "engine": 8710,
     "carriers": 8830,
-    "forecasts": 4920,
+    "forecasts": 4930,
     "pipelines": 3750,
     "texts": 430,
     "front": 3600,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cli.command import call
 from torch import Tensor
 
 from dualrate.diffusion.random import Draws
@@ -147,11 +150,29 @@ def test_wrong_numbers_are_refused() -> None:
         Kolmogorov(points=16, dt=20.0, every=20.0).simulate(1, 2, 0)
 
 
-def test_without_torch_harmonics_the_sphere_is_refused_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch_harmonics", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install \"dualrate\[sphere\]\".* --no-deps") as caught:
-        Barotropic().simulate(1, 2, 0)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("package", "system", "file", "message"),
+    [
+        ("torch_harmonics", "barotropic-t21", "flow.npz", r'pip install "dualrate\[sphere\]".* --no-deps'),
+        ("h5netcdf", "kuramoto-sivashinsky", "u.nc", r'pip install "dualrate\[forecast\]"'),
+    ],
+)
+def test_a_package_that_is_missing_is_named_in_a_line_with_a_way_out(
+    package: str,
+    system: str,
+    file: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(SIMULATIONS, "barotropic-t21", (Barotropic(), 1, 2))  # without transforms of another test
+    out = tmp_path / file
+    assert call(monkeypatch, "data", "simulate", system, "--out", out) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+    assert not out.exists()
 
 
 def measured_lyapunov_time(system: Simulation, trajectories: int = 16, times: int = 200, seed: int = 0) -> float:

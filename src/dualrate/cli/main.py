@@ -108,6 +108,11 @@ def main() -> None:
         way_out = "; the cache is there: set DUALRATE_CACHE to a folder that can be written" if in_cache else ""
         print(f"dualrate: {one_message(error)}{way_out}", file=sys.stderr)
         raise SystemExit(2) from None
+    except ModuleNotFoundError as error:
+        if error.name is not None:  # of an import that nothing says a way out of
+            raise
+        print(f"dualrate: {one_message(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
     except (RuntimeError, MemoryError) as error:
         shortage = memory_shortage(error)
         if shortage is None:  # a fault of the program
