@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = {
     "engine": 8680,
     "carriers": 8830,
-    "forecasts": 4760,
+    "forecasts": 4860,
     "pipelines": 3750,
     "texts": 420,
     "front": 3600,

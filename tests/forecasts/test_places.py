@@ -173,8 +173,8 @@ def test_netcdf_keeps_coordinates_units_and_dates(model, tmp_path, kind):
         np.testing.assert_array_equal(data["latitude"], LATITUDES)
         np.testing.assert_array_equal(data["longitude"], LONGITUDES)
         assert data["latitude"].attrs == {"units": "degrees_north", "standard_name": "latitude"}
-        assert data["longitude"].attrs == {"units": "degrees_east"}
-        assert data["time"].attrs["standard_name"] == "forecast_period"
+        assert data["longitude"].attrs == {"units": "degrees_east", "standard_name": "longitude"}
+        assert data["lead_time"].attrs["standard_name"] == "forecast_period"
         if kind == "array":  # says nothing of dates
             assert "valid_time" not in data.variables
             return
@@ -182,9 +182,9 @@ def test_netcdf_keeps_coordinates_units_and_dates(model, tmp_path, kind):
         first = np.datetime64("2020-01-01") + hours * (
             starts.places[:, 1] + 54 if kind == "held out" else np.array([2])
         )
-        np.testing.assert_array_equal(data["start_date"], first)
+        np.testing.assert_array_equal(data["init_time"], first)
         np.testing.assert_array_equal(data["valid_time"], first[:, None] + hours * np.arange(1, 3))
-        assert data["valid_time"].dims == ("start", "time")
+        assert data["valid_time"].dims == ("init_time", "lead_time")
 
 
 def test_netcdf_keeps_coordinates_over_two_axes_a_level_and_numbers_of_times(tmp_path):

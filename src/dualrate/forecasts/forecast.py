@@ -46,6 +46,12 @@ class ForecastResult:
     page: str
     written: ForecastWritten
 
+    @property
+    def dataset(self) -> Any:
+        """The ensemble and the truth as a dataset of xarray, as forecast.nc has it: in the order of the data's points,
+        with latitudes, longitudes, dates and units; frames are read when they are asked for."""
+        return self.written.dataset
+
     def plain(self) -> dict[str, Any]:
         """Counts, costs and the verdict, for a report."""
         record, written = self.written.record, self.written
