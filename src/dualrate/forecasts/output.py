@@ -59,9 +59,9 @@ class LazyFrames(BackendArray):
     def _read(self, key: tuple[Any, ...]) -> NDArray[np.float32]:
         first, times, rest = key[: self.lead], np.arange(self.shape[self.lead])[key[self.lead]], key[self.lead + 1 :]
         channel, space = (rest[0], rest[1:]) if self.channel is None else (self.channel, rest)
-        after, known = 2 + isinstance(channel, slice), self.x.shape[self.lead]
-        part = np.take(self.x[first][..., channel, :, :], np.minimum(times, known - 1), -1 - after)
-        unknown = np.reshape(times >= known, (*times.shape, *[1] * after))
+        after, length = 2 + isinstance(channel, slice), self.x.shape[self.lead]
+        part = np.take(self.x[first][..., channel, :, :], np.minimum(times, length - 1), -1 - after)
+        unknown = np.reshape(times >= length, (*times.shape, *[1] * after))
         if self.hidden is not None:
             unknown = unknown | self.hidden[channel]
         part = self.order.restored(np.where(unknown, np.float32(np.nan), part))

@@ -13,7 +13,9 @@ from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, shown
 from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.folder import ForecastWritten, shown
 from dualrate.forecasts.pictures import forecast_figure
-from dualrate.forecasts.scores import STEADY, THRESHOLDS, WITHIN, ForecastScores, Score, Stability, power_spectrum
+from dualrate.forecasts.scores import THRESHOLDS, ForecastScores, Score
+from dualrate.forecasts.spectra import power_spectrum
+from dualrate.forecasts.stability import STEADY, WITHIN, Stability
 from dualrate.report.figures import ranks_figure, svg
 from dualrate.report.html import page
 
