@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = {
     "engine": 8680,
     "carriers": 8830,
-    "forecasts": 4970,
+    "forecasts": 5019,
     "pipelines": 3750,
     "texts": 420,
     "front": 3600,

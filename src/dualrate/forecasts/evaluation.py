@@ -22,15 +22,20 @@ from dualrate.forecasts.geometry import Geometry
 from dualrate.forecasts.rollout import Frame, forecast_of, roll_out
 from dualrate.forecasts.scores import EVENTS, GROUPS, ForecastScorer, ForecastScores, Score, count_of, rows_of
 from dualrate.forecasts.spectra import power_spectrum
-from dualrate.forecasts.stability import STEADY, Stability, steady_numbers
-from dualrate.forecasts.starts import Starts, held_out_starts, training_fields
+from dualrate.forecasts.stability import STEADY, WITHIN, Stability, steady_numbers
+from dualrate.forecasts.starts import Starts, held_out_starts, lead_unit, training_fields
 from dualrate.report.table import Table, as_text, with_interval
 from dualrate.system.progress import ImageProgress
 
 AT_A_TIME = 2**24  # numbers that are scored together
 LOOKED_AT = 1024  # frames of the training data that random ones are drawn of
 SHOWN = 12  # lead times, at most
-BY_NAME = ("forecast", "persistence", "climatology", "regression")
+WITHOUT_MODEL = {
+    "persistence": "the last known frame again",
+    "climatology": "random frames of the training data",
+    "regression": "a linear regression",
+}
+BY_NAME = ("forecast", *WITHOUT_MODEL)
 
 
 @dataclass(frozen=True)
@@ -207,7 +212,7 @@ def forecast_scores(model: Model, starts: Starts, x: Frame, geometry: Geometry |
         {name: scorer.scores(starts.groups) for name, scorer in scorers.items()},
         by_variable,
         still,
-        forecast.lead_unit,
+        lead_unit(forecast) or forecast.lead_unit,
         starts.source,
         {name: scorer.scores(starts.groups) for name, scorer in plain.items()},
         tuple(_how_points_count(forecast.over_latitudes, geometry)),
@@ -251,6 +256,27 @@ class StabilityReport:
     says: str
     stability: Stability | None = None
     power: NDArray[np.float64] | None = None
+
+
+def bad_news(scored: ForecastReport | None, judged: StabilityReport, burst: int) -> list[str]:
+    """Sentences on what is wrong with a forecast, the worst first; none of a good one. burst: members not finite"""
+    news = [f"{burst} member(s) end in numbers that are not finite."] * bool(burst)
+    if scored is not None:
+        scores = scored.by_name["forecast"]
+        for name, skill in scored.skill.items():
+            if len(worse := np.flatnonzero(~(skill.value > 0))):
+                at = f"{len(worse)} of {len(scores.leads)} lead times, from {scores.leads[worse[0]]:g} {scored.unit}"
+                news.append(f"No better than {WITHOUT_MODEL[name]} at {at}.")
+    if judged.stability is not None and (first := judged.stability.first) is not None:
+        news.append(f"Not stable: at frame {first + 1} members no longer look like the training data.")
+    if scored is not None and scores.members > 1:
+        ratio = scores.spread_skill.value
+        at = int(np.nan_to_num(np.maximum(ratio, 1 / np.maximum(ratio, 1e-9)), nan=-1).argmax())
+        if ratio[at] < WITHIN[0] or ratio[at] > WITHIN[1]:
+            how = "too much alike" if ratio[at] < 1 else "too far apart"
+            when = f"{scores.leads[at]:g} {scored.unit}"
+            news.append(f"Members are {how}: their spread is {ratio[at]:.2f} times their mean's error at {when}.")
+    return news
 
 
 def judged(model: Model, starts: Starts, x: Frame) -> StabilityReport:

@@ -40,7 +40,7 @@ from dualrate.forecasts.rollout import (
     frame_shape,
     roll_out,
 )
-from dualrate.forecasts.starts import Starts
+from dualrate.forecasts.starts import Starts, lead_unit
 from dualrate.report.figures import png
 from dualrate.runs.train import FORECAST
 from dualrate.system.files import append_record, check_regular, naming, read_records, reserve, sync, whole, write_whole
@@ -54,6 +54,7 @@ SCORES = "scores.json"
 OURS = (FORECAST, ARRAY, JOURNAL, TRUTH, SCORES, PICTURE, ANIMATION, PAGE, "forecast.npz", "forecast.nc")
 DIGITS = 16  # of sha256, in the journal
 SAVED_EVERY = 5.0  # seconds of work that a kill may lose
+DAYS = 96.0  # hours
 SHOWN_FRAMES, SHOWN_MEMBERS = 400, 3  # in pictures, at most
 
 
@@ -326,12 +327,24 @@ def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast) -> 
     if truth is not None:
         real = np.full_like(mean, np.nan)
         real[some < record.known] = truth[0, some[some < record.known], 0]
-    times = np.array(record.lead_times)[some]
-    name, lead = record.variables[0], "lead time" if record.unit == "time" else f"lead time in {record.unit}"
+    if (hidden := forecast.geometry.hidden) is not None:
+        unseen = hidden[0].T if turned else hidden[0]
+        for field in (members, mean, deviation, *[real] * (real is not None)):
+            field[..., unseen] = np.nan
+    name, (factor, lead) = record.variables[0], lead_axis(record, forecast)
+    times = np.array(record.lead_times)[some] * factor
     name = f"variable {name}" if name.isdecimal() else name
     if forecast.metadata.variables and (units := forecast.metadata.variables[0].units):
         name = f"{name} [{units}]"
     return Shown(members, mean, deviation, real, times, name, lead, rows, columns)
+
+
+def lead_axis(record: Record, forecast: Forecast) -> tuple[float, str]:
+    """What lead times are multiplied by to be shown, and what they are then called: hours, from `DAYS` on days."""
+    unit = lead_unit(forecast) or ("" if record.unit == "time" else record.unit)
+    if unit == "hours" and record.lead_times[-1] >= DAYS:
+        return 1 / 24, "lead time in days"
+    return 1.0, f"lead time in {unit}" if unit else "lead time"
 
 
 def _axis(forecast: Forecast, number: int, space: Sequence[int]) -> Axis:

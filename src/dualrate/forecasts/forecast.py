@@ -17,7 +17,7 @@ from dualrate.config.ranges import Precision
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.model import Model
-from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, forecast_scores, judged
+from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, bad_news, forecast_scores, judged
 from dualrate.forecasts.folder import PAGE, SCORES, ForecastWritten, Format, write_forecast
 from dualrate.forecasts.page import forecast_page
 from dualrate.forecasts.rollout import Frame, forecast_of, with_stride
@@ -68,6 +68,7 @@ class ForecastResult:
             "seconds_per_frame": written.seconds / written.drawn if written.drawn else None,
             "members_not_finite": written.burst,
             "precision": record.origin.precision,
+            "bad_news": " ".join(bad_news(self.scores, self.stability, written.burst)) or "none",
             "stability": self.stability.says,
         }
 

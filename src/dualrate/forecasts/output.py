@@ -28,7 +28,7 @@ from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.geometry import Mask, Order
 from dualrate.forecasts.metadata import Coordinate, Description
 from dualrate.forecasts.rollout import Frame
-from dualrate.forecasts.starts import Starts, have_names
+from dualrate.forecasts.starts import Starts, have_names, lead_unit
 
 if TYPE_CHECKING:
     from dualrate.forecasts.folder import Record
@@ -160,9 +160,3 @@ def _times(starts: Starts, record: Record, forecast: Forecast) -> dict[str, Any]
         hours = [timedelta(hours=hour) for hour in lead.tolist()]
         lead = np.array(hours, "m8[ns]" if times.dtype.kind == "M" else object)
     return coordinates | {VALID: ((START, LEAD), times[:, None] + lead, {"standard_name": "time"} | about)}
-
-
-def lead_unit(forecast: Forecast, starts: Starts | None = None) -> str:
-    """The unit of lead times, of dates hours; empty where neither the run nor its data say it."""
-    of_data = starts.metadata.time if starts is not None and starts.places is not None else ""
-    return (forecast.metadata.time or of_data).partition(" since ")[0] if forecast.step is not None else ""

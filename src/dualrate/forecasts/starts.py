@@ -292,6 +292,12 @@ def _check_variables(
         )
 
 
+def lead_unit(forecast: Forecast, starts: Starts | None = None) -> str:
+    """The unit of lead times, of dates hours; empty where neither the run nor its data say it."""
+    of_data = starts.metadata.time if starts is not None and starts.places is not None else ""
+    return (forecast.metadata.time or of_data).partition(" since ")[0] if forecast.step is not None else ""
+
+
 def have_names(variables: tuple[str, ...]) -> bool:
     """Whether they are names that a source gave, and no numbers of channels: pressure levels are names."""
     count = len(variables)
