@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = {
     "engine": 8680,
     "carriers": 8830,
-    "forecasts": 5019,
+    "forecasts": 5010,
     "pipelines": 3750,
     "texts": 420,
     "front": 3600,

@@ -63,6 +63,7 @@ CONFINED = {
 EXTRAS = ("parquet", "forecast", "grib", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet", "diffusers")
 OF_AN_EXTRA = {  # imported late, by what uses them
     "dualrate.data.parquet",
+    "dualrate.forecasts.output",
     "dualrate.integrations.diffusers",
     "dualrate.pipelines.export",
     "dualrate.pipelines.hub",

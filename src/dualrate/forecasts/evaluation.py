@@ -269,7 +269,7 @@ def bad_news(scored: ForecastReport | None, judged: StabilityReport, burst: int)
                 news.append(f"No better than {WITHOUT_MODEL[name]} at {at}.")
     if judged.stability is not None and (first := judged.stability.first) is not None:
         news.append(f"Not stable: at frame {first + 1} members no longer look like the training data.")
-    if scored is not None and scores.members > 1:
+    if scored is not None and (scores := scored.by_name["forecast"]).members > 1:
         ratio = scores.spread_skill.value
         at = int(np.nan_to_num(np.maximum(ratio, 1 / np.maximum(ratio, 1e-9)), nan=-1).argmax())
         if ratio[at] < WITHIN[0] or ratio[at] > WITHIN[1]:

@@ -329,8 +329,9 @@ def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast) -> 
         real[some < record.known] = truth[0, some[some < record.known], 0]
     if (hidden := forecast.geometry.hidden) is not None:
         unseen = hidden[0].T if turned else hidden[0]
-        for field in (members, mean, deviation, *[real] * (real is not None)):
-            field[..., unseen] = np.nan
+        for field in (members, mean, deviation, real):
+            if field is not None:
+                field[..., unseen] = np.nan
     name, (factor, lead) = record.variables[0], lead_axis(record, forecast)
     times = np.array(record.lead_times)[some] * factor
     name = f"variable {name}" if name.isdecimal() else name
@@ -340,7 +341,7 @@ def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast) -> 
 
 
 def lead_axis(record: Record, forecast: Forecast) -> tuple[float, str]:
-    """What lead times are multiplied by to be shown, and what they are then called: hours, from `DAYS` on days."""
+    """The factor by which lead times are shown, and their name with the unit: hours, from `DAYS` on days."""
     unit = lead_unit(forecast) or ("" if record.unit == "time" else record.unit)
     if unit == "hours" and record.lead_times[-1] >= DAYS:
         return 1 / 24, "lead time in days"

@@ -194,11 +194,11 @@ def write_dataset(path: Path, data: Any, time: str) -> None:
 
     coordinates = {str(name): encode_cf_variable(data[name].variable, name=name) for name in data.coords}
     beside = [name for name in coordinates if name not in data.sizes]
-    with _new_file(path) as file:
+    with _new_file(path) as (file, create):
         file.attrs.update(data.attrs)
         for name, labels in coordinates.items():
             attributes = {key: value for key, value in labels.attrs.items() if key != "_FillValue"}
-            _create(file, data, name, labels.dims, labels.dtype, attributes)[...] = labels.values
+            create(file, name, labels.sizes, labels.dtype, attributes)[...] = labels.values
         for name, variable in data.data_vars.items():
             dims, at = variable.dims, variable.dims.index(time)
             attributes = dict(variable.attrs)
@@ -207,7 +207,7 @@ def write_dataset(path: Path, data: Any, time: str) -> None:
             frames, *space = variable.shape[at:]
             each = min(frames, max(1, AT_A_TIME // math.prod(space)))
             chunks = *[1] * at, each, *space
-            written = _create(file, data, str(name), dims, np.dtype(np.float32), attributes, chunks)
+            written = create(file, str(name), variable.sizes, np.dtype(np.float32), attributes, chunks)
             for place in np.ndindex(*variable.shape[:at]):
                 for first in range(0, frames, each):
                     part = *place, slice(first, min(first + each, frames))
@@ -215,44 +215,46 @@ def write_dataset(path: Path, data: Any, time: str) -> None:
 
 
 @contextmanager
-def _new_file(path: Path) -> Iterator[Any]:
-    """A file of NetCDF, or a store of zarr in the format that older readers know too; whole or not at all."""
+def _new_file(path: Path) -> Iterator[tuple[Any, Callable[..., Any]]]:
+    """A file of NetCDF, or a store of zarr in the format that older readers know too, whole or not at all; and what
+    makes a variable in it."""
     if path.suffix == ".nc":
         import h5netcdf
 
         with whole(path) as aside, h5netcdf.File(aside, "w", locking=False) as file:  # `whole` holds a lock of its own
-            yield file
+            yield file, _create_in_netcdf
         return
     import zarr
 
     with new_folder(path, replace=True) as aside:
-        yield zarr.open_group(aside, mode="w", zarr_format=2)
+        yield zarr.open_group(aside, mode="w", zarr_format=2), _create_in_zarr
         zarr.consolidate_metadata(aside)
 
 
-def _create(
-    file: Any,
-    data: Any,
-    name: str,
-    dims: Sequence[Any],
-    dtype: Any,
-    attributes: Mapping[str, Any],
-    chunks: tuple[int, ...] | None = None,
+Sizes = Mapping[Any, int]  # of dimensions, of a variable in their order
+
+
+def _create_in_netcdf(
+    file: Any, name: str, sizes: Sizes, dtype: Any, attributes: Mapping[str, Any], chunks: Any = None
 ) -> Any:
-    """An empty variable of a file or store. chunks: of frames, whose points may be missing; None: of a coordinate"""
+    """An empty variable. chunks: of frames, whose points may be missing; None: it is a coordinate"""
+    file.dimensions.update({dim: size for dim, size in sizes.items() if dim not in file.dimensions})
     fill = None if chunks is None else np.float32(np.nan)
-    if hasattr(file, "create_array"):
-        shape = tuple(data.sizes[dim] for dim in dims)
-        return file.create_array(
-            name,
-            shape=shape,
-            dtype=dtype,
-            chunks=chunks or shape,
-            fill_value=fill,
-            attributes={"_ARRAY_DIMENSIONS": list(dims), **attributes},
-            config={"write_empty_chunks": True},  # one that is left out cannot be told from one that was never written
-        )
-    file.dimensions.update({dim: data.sizes[dim] for dim in dims if dim not in file.dimensions})
-    variable = file.create_variable(name, tuple(dims), dtype, fillvalue=fill)
+    variable = file.create_variable(name, tuple(sizes), dtype, fillvalue=fill)
     variable.attrs.update(attributes)
     return variable
+
+
+def _create_in_zarr(
+    file: Any, name: str, sizes: Sizes, dtype: Any, attributes: Mapping[str, Any], chunks: Any = None
+) -> Any:
+    shape = tuple(sizes.values())
+    return file.create_array(
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=chunks or shape,
+        fill_value=None if chunks is None else np.float32(np.nan),
+        attributes={"_ARRAY_DIMENSIONS": list(sizes), **attributes},
+        config={"write_empty_chunks": True},  # one that is left out cannot be told from one that was never written
+    )

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray
@@ -29,9 +29,6 @@ from dualrate.forecasts.geometry import Mask, Order
 from dualrate.forecasts.metadata import Coordinate, Description
 from dualrate.forecasts.rollout import Frame
 from dualrate.forecasts.starts import Starts, have_names, lead_unit
-
-if TYPE_CHECKING:
-    from dualrate.forecasts.folder import Record
 
 START, MEMBER, LEAD, VALID = "init_time", "number", "lead_time", "valid_time"
 PLACES = ("start_trajectory", "start_time_step")  # of starts in held-out data
@@ -68,8 +65,8 @@ class LazyFrames(BackendArray):
         return (part if len(space) == 2 else part[..., 0, :])[(..., *space)]
 
 
-def dataset_of(x: Frame, truth: Frame | None, starts: Starts, record: Record, forecast: Forecast) -> xarray.Dataset:
-    """The dataset of members (N, M, T, C, H, W) and what came, (N, known, C, H, W)."""
+def dataset_of(x: Frame, truth: Frame | None, starts: Starts, record: Any, forecast: Forecast) -> xarray.Dataset:
+    """The dataset of members (N, M, T, C, H, W) and what came, (N, known, C, H, W). record: the folder's, or as it"""
     members, frames, channels, height, width = x.shape[1:]
     order = forecast.geometry.order if starts.order is None else starts.order
     grid = (width,) if height == 1 and len(forecast.axes) < 2 else (height, width)
@@ -136,7 +133,7 @@ def _restored(point: Coordinate, order: Order, grid: Sequence[int]) -> tuple[Coo
     return replace(point, axes=(axis,), values=tuple(line.tolist())), attributes
 
 
-def _times(starts: Starts, record: Record, forecast: Forecast) -> dict[str, Any]:
+def _times(starts: Starts, record: Any, forecast: Forecast) -> dict[str, Any]:
     """Coordinates: lead times, and of each start and frame its time, where the data says that."""
     lead, times = np.array(record.lead_times), starts.dates
     unit = lead_unit(forecast, starts)
