@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = {
     "engine": 8710,
     "carriers": 8830,
-    "forecasts": 4930,
+    "forecasts": 5180,
     "pipelines": 3750,
     "texts": 430,
     "front": 3600,
@@ -29,9 +29,7 @@ REFUSALS = 10  # lines in 100 of code
 VAGUE = 3  # in 1,000 identifiers
 EVASIVE = 0  # docstrings
 LONGEST = 450  # lines of a file
-LONGER = {  # lines of each now; no file joins them, and none of them grows
-    "forecasts/scores.py": 527,
-}
+LONGER: dict[str, int] = {}  # lines of each now; no file joins them, and none of them grows
 
 
 def above(counts: Mapping[str, float], limits: Mapping[str, float], limit: float = 0) -> dict[str, str]:

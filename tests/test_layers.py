@@ -67,6 +67,7 @@ EXTRAS = (
 )  # fmt: skip
 OF_AN_EXTRA = {  # imported late, by what uses them
     "dualrate.data.parquet",
+    "dualrate.forecasts.output",
     "dualrate.integrations.diffusers",
     "dualrate.pipelines.export",
     "dualrate.pipelines.hub",

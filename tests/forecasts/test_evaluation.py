@@ -11,12 +11,12 @@ from forecasts.made_forecasts import CHANNELS, WIDTH, experiment_of
 from runs.made import saved_random
 
 from dualrate.drawing.choice import Choice
-from dualrate.forecasts.evaluation import forecast_scores, judged
+from dualrate.forecasts.evaluation import BY_NAME, bad_news, forecast_scores, judged
 from dualrate.forecasts.fields import Fields, Forecast
 from dualrate.forecasts.folder import write_forecast
 from dualrate.forecasts.page import _spectra, _steady_panel, forecast_page
 from dualrate.forecasts.rollout import forecast_of
-from dualrate.forecasts.scores import Stability
+from dualrate.forecasts.stability import Stability
 from dualrate.forecasts.starts import Starts, held_out_starts
 from dualrate.report.figures import svg
 from dualrate.runs.store import load
@@ -60,6 +60,11 @@ def test_scores_are_those_of_the_process(autoregression, found):
     np.testing.assert_allclose(found.by_name["forecast"].crps.value, left / math.sqrt(math.pi), rtol=0.03)
     np.testing.assert_allclose(found.by_name["persistence"].crps.value, apart * math.sqrt(2 / math.pi), rtol=0.03)
     np.testing.assert_allclose(found.by_name["climatology"].crps.value, 1 / math.sqrt(math.pi), rtol=0.03)
+    np.testing.assert_allclose(found.by_name["regression"].crps.value, left / math.sqrt(math.pi), rtol=0.1)
+    np.testing.assert_allclose(found.skill["climatology"].value, 1 - left, atol=0.03)
+    assert (found.skill["regression"].low < 0.1).all()
+    shares = np.array([0.1, 0.5, 0.9])
+    np.testing.assert_allclose(found.by_name["climatology"].brier.value, [shares * (1 - shares)] * FRAMES, rtol=0.2)
     np.testing.assert_allclose(found.by_name["persistence"].correlation.value, [RHO**t for t in LEADS], atol=0.03)
     np.testing.assert_allclose(found.by_name["climatology"].correlation.value, 0, atol=0.03)
     np.testing.assert_allclose(found.by_name["forecast"].spread_skill.value, 1, atol=0.05)
@@ -86,7 +91,9 @@ def test_tables_and_plain_values(found):
     assert lines[0].split()[:3] == ["lead", "time", "steps"]
     assert [line.split()[0] for line in lines[1 : FRAMES + 1]] == ["1", "2", "3", "4"]
     assert [line.split()[0] for line in lines[-5:-2]] == ["variable", "u0", "u1"]
-    assert set(found.plain()) == {"forecast", "persistence", "climatology", "variables", "left_out", "starts"}
+    assert set(found.plain()) == {*BY_NAME, "skill", "variables", "left_out", "starts"}
+    assert set(found.plain()["skill"][0]) >= {"lead", "persistence", "climatology_low", "regression_high"}
+    assert {"brier_10", "brier_50_low", "brier_90_high"} <= set(found.plain()["variables"]["u1"]["leads"][0])
     left = np.array([math.sqrt(1 - RHO ** (2 * t)) for t in LEADS]) / math.sqrt(math.pi)
     np.testing.assert_allclose(found.by_variable["u0"].crps.value, left, rtol=0.04)
     np.testing.assert_allclose(found.by_variable["u1"].crps.value, 3 * left, rtol=0.04)
@@ -193,6 +200,28 @@ def test_a_channel_that_never_changes_leaves_the_others_their_line():
     np.testing.assert_allclose(_steady_panel(found).lines["rate of change"].value, 1)
 
 
+def test_the_worst_news_comes_first_in_plain_words(autoregression):
+    """The law itself has none; the last frame again, members half as far apart, and a burst, have theirs."""
+    model, starts, drawn = autoregression
+
+    def news(x: np.ndarray, burst: int = 0) -> list[str]:
+        return bad_news(forecast_scores(model, starts, x), judged(model, starts, x), burst)
+
+    assert [line for line in news(drawn) if "a linear regression" not in line] == []
+    still = np.repeat(np.repeat(starts.past[:, None], 2, 1), FRAMES, 2)
+    lines = news(still, 3)
+    assert lines[0] == "3 member(s) end in numbers that are not finite."
+    assert "No better than the last known frame again at 4 of 4 lead times, from 1 time steps." in lines
+    assert "Not stable: at frame 1 members no longer look like the training data." in lines
+    mean = drawn.mean(1, keepdims=True)
+    assert any("the last" not in line and "their spread is 0.00 times" in line for line in lines)
+    for factor, words in ((0.5, "too much alike: their spread is"), (2, "too far apart: their spread is")):
+        (line,) = (line for line in news(mean + factor * (drawn - mean)) if words in line)
+        assert float(line.partition(" spread is ")[2].split()[0]) == pytest.approx(factor, abs=0.1 * factor)
+    unscored = replace(starts, truth=None, known=0)
+    assert bad_news(None, judged(model, unscored, drawn), 0) == []
+
+
 def test_a_page_shows_scores_pictures_and_stability(autoregression, tmp_path, monkeypatch):
     """Of starts whose truth is not known, members beside the training data: its figures are as those before."""
     model, _, _ = autoregression
@@ -207,3 +236,6 @@ def test_a_page_shows_scores_pictures_and_stability(autoregression, tmp_path, mo
         monkeypatch.setattr("dualrate.forecasts.page.svg", lambda figure: "<svg></svg>")
         words = ("Scores by lead time", "Ranks of the truth") if known.truth else ("The truth is not known",)
         assert all(one in page for one in (*words, "the training data&#39;s", "Variable u0"))
+        first = page.index('<p class="lead">')
+        assert page.index("Not stable: at frame 1") < page.index("2 members of 2 start(s)")
+        assert "<p" not in page[page.index("<h1>") : first]

@@ -21,6 +21,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment, Start
 from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.folder import shown, write_forecast
 from dualrate.forecasts.geometry import Geometry, Order, circles, packed, row_areas, unpacked
 from dualrate.forecasts.metadata import Coordinate, Description
 from dualrate.forecasts.recipe import TIERS, Forecasting, ForecastTier
@@ -344,3 +345,17 @@ def test_what_a_file_says_of_order_is_no_part_of_a_run_and_a_mask_is() -> None:
     plain = Forecast()
     assert replace(plain, geometry=Geometry(order=Order(True))).identity == plain.identity
     assert replace(plain, geometry=Geometry(mask=mask)).identity["condition"]["mask"] == mask
+
+
+def test_pictures_have_hidden_points_grey_and_lead_times_in_days(tmp_path: Path) -> None:
+    source = saved(sea(np.nan).isel(lat=slice(None, None, -1)), tmp_path / "sea.nc")
+    model = load(saved_random(experiment(source, mask="auto", lead=2, variables=("t", "u")), tmp_path / "run"))
+    for frames, words, last in ((7, "lead time in hours", 84), (8, "lead time in days", 4)):
+        start = saved(sea(np.nan).isel(time=[0]), tmp_path / f"{frames}.nc")
+        starts = read_starts(start, model)
+        done = write_forecast(dr.Choice(1).drawer(model, members=2), starts, frames, tmp_path / f"{frames}")
+        picture = shown(done.x, None, done.record, done.forecast)
+        for field in (picture.mean, picture.spread, *picture.members):
+            np.testing.assert_array_equal(np.isnan(field), np.broadcast_to(LAND, field.shape))
+        assert (picture.lead, picture.times[-1], picture.variable) == (words, last, "t [K]")
+        np.testing.assert_allclose(picture.rows.values, LATITUDES)

@@ -18,11 +18,14 @@ from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import OneConditional
 from dualrate.forecasts import pictures as field_pictures
 from dualrate.forecasts.comparison import check_same_starts
+from dualrate.forecasts.evaluation import forecast_scores
 from dualrate.forecasts.fields import Forecast, read_fields
 from dualrate.forecasts.folder import shown
+from dualrate.forecasts.geometry import Geometry
 from dualrate.forecasts.metadata import Metadata
 from dualrate.forecasts.netcdf import write_fields
 from dualrate.forecasts.pictures import forecast_figure
+from dualrate.forecasts.sources import find_fields
 from dualrate.forecasts.starts import held_out_starts, read_starts
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.uvit import Level, UViTConfig
@@ -173,8 +176,8 @@ def test_netcdf_keeps_coordinates_units_and_dates(model, tmp_path, kind):
         np.testing.assert_array_equal(data["latitude"], LATITUDES)
         np.testing.assert_array_equal(data["longitude"], LONGITUDES)
         assert data["latitude"].attrs == {"units": "degrees_north", "standard_name": "latitude"}
-        assert data["longitude"].attrs == {"units": "degrees_east"}
-        assert data["time"].attrs["standard_name"] == "forecast_period"
+        assert data["longitude"].attrs == {"units": "degrees_east", "standard_name": "longitude"}
+        assert data["lead_time"].attrs["standard_name"] == "forecast_period"
         if kind == "array":  # says nothing of dates
             assert "valid_time" not in data.variables
             return
@@ -182,9 +185,9 @@ def test_netcdf_keeps_coordinates_units_and_dates(model, tmp_path, kind):
         first = np.datetime64("2020-01-01") + hours * (
             starts.places[:, 1] + 54 if kind == "held out" else np.array([2])
         )
-        np.testing.assert_array_equal(data["start_date"], first)
+        np.testing.assert_array_equal(data["init_time"], first)
         np.testing.assert_array_equal(data["valid_time"], first[:, None] + hours * np.arange(1, 3))
-        assert data["valid_time"].dims == ("start", "time")
+        assert data["valid_time"].dims == ("init_time", "lead_time")
 
 
 def test_netcdf_keeps_coordinates_over_two_axes_a_level_and_numbers_of_times(tmp_path):
@@ -234,13 +237,27 @@ def test_north_is_up_and_coordinates_are_told(tmp_path, monkeypatch, order, way)
     assert {"0", "180"} <= set(along)
 
 
-def test_scores_over_latitudes_say_that_points_count_alike(model, tmp_path, monkeypatch, capsys):
+def test_scores_over_latitudes_say_how_points_count(model, tmp_path, monkeypatch, capsys):
+    """By their area where the run knows its geometry, with those of points that count alike beside; else alike."""
     folder = model.experiment.data.source.replace("train.nc", "run")
     assert call(monkeypatch, "forecast", folder, "--frames", 1, "--members", 2, "--steps", 1, "--starts", 2,
                 "--out", tmp_path / "out", "--device", "cpu") == 0  # fmt: skip
     words = "all points count alike, near the poles too: scores are not weighted by area"
     assert words in capsys.readouterr().out
     assert words in (tmp_path / "out" / "index.html").read_text()
-    assert json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert "plain" not in json.loads((tmp_path / "out" / "scores.json").read_text())
     assert call(monkeypatch, "evaluate", folder, "--members", 2, "--steps", 1, "--num", 2, "--device", "cpu") == 0
     assert words in capsys.readouterr().out
+    mask = np.zeros((1, 8, 8), bool)
+    mask[0, 0] = True  # the northernmost row
+    geometry = Geometry.of(find_fields(model.experiment.data.source)[1]).masked(mask)
+    starts = held_out_starts(model, 1, 3)
+    x = np.stack([starts.truth(i) for i in range(3)])[:, None] + np.arange(8, dtype=np.float32)[:, None]
+    found = forecast_scores(model, starts, x, geometry)  # row i is wrong by i
+    area, rows = np.cos(np.deg2rad(LATITUDES))[1:], np.arange(1, 8)
+    np.testing.assert_allclose(found.by_variable["t2m"].crps.value, np.average(rows, weights=area), rtol=1e-5)
+    std = model.experiment.condition.statistics.std[0]
+    np.testing.assert_allclose(found.plain_scores["forecast"].crps.value, rows.mean() / std, rtol=1e-5)
+    assert "points count by their area" in str(found)
+    assert "hidden points count in no score" in str(found)
+    assert set(found.plain()["plain"]) == set(found.by_name)

@@ -381,46 +381,6 @@ def test_the_truth_is_kept_beside(source, model, tmp_path):
     np.testing.assert_array_equal(again.truth, done.truth[:, :3] + 1)
 
 
-@pytest.mark.parametrize("names", [(), ("speed", "depth")])
-def test_a_netcdf_file_has_the_axes_start_member_time_and_space(source, tmp_path, names):
-    xarray = pytest.importorskip("xarray")
-    np.savez(
-        tmp_path / "fields.npz", fields=np.load(source)["fields"], step=0.5, **({"variables": names} if names else {})
-    )
-    model = model_of(tmp_path / "fields.npz", tmp_path / "run", lead=2, past=2)
-    starts = held_out_starts(model, 6, 3)
-    done = written(model, tmp_path / "out", 6, starts=starts, format="netcdf")
-    with xarray.open_dataset(tmp_path / "out" / "forecast.nc", engine="h5netcdf") as found:
-        whole = ("start", "member", "time", *([] if names else ["channel"]), "x")
-        for i, name in enumerate(names or ["forecast"]):
-            assert found[name].dims == whole
-            own = done.x[:, :, :, i, 0] if names else done.x[:, :, :, :, 0]
-            np.testing.assert_array_equal(found[name], own)
-            truth = done.truth[:, :, i, 0] if names else done.truth[:, :, :, 0]
-            np.testing.assert_array_equal(found[f"{name}_truth"][:, :4], truth)
-            assert np.isnan(found[f"{name}_truth"][:, 4:]).all()
-        np.testing.assert_array_equal(found["time"], np.arange(1, 7) * 2 * 0.5)
-        np.testing.assert_array_equal(found["start"], range(3))
-        assert {"start", "time", "start_trajectory", "start_time_step"} <= set(found.coords)
-        held = np.load(source)["fields"][18:]
-        for n in range(3):
-            i, k = int(found["start_trajectory"][n]), int(found["start_time_step"][n])
-            np.testing.assert_array_equal(held[i, k], starts.past[n, -1, :, 0])
-    with pytest.raises(ValueError, match=r"several dimensions of trajectories \(start, member\)|different dimensions"):
-        read_fields(tmp_path / "out" / "forecast.nc", "train")
-
-
-@pytest.mark.parametrize("names", [("a", "a_truth"), ("start_time_step", "b"), ("", "b"), ("x", "b"), ("a/b", "c")])
-def test_names_that_netcdf_would_confuse_become_channels(source, tmp_path, names):
-    xarray = pytest.importorskip("xarray")
-    np.savez(tmp_path / "fields.npz", fields=np.load(source)["fields"], variables=names)
-    done = written(model_of(tmp_path / "fields.npz", tmp_path / "run"), tmp_path / "out", 2, format="netcdf")
-    with xarray.open_dataset(tmp_path / "out" / "forecast.nc", engine="h5netcdf") as found:
-        assert set(found.data_vars) == {"forecast", "forecast_truth"}
-        np.testing.assert_array_equal(found["forecast"], done.x[:, :, :, :, 0])
-        np.testing.assert_array_equal(found["forecast_truth"], done.truth[:, :, :, 0])
-
-
 def test_a_model_of_images_is_no_forecast(tmp_path):
     net = UViTConfig(8, 1, (Level("conv", 8, 1),), embedding=16)
     one = load(saved_random(Experiment("one", OneNetwork(net), DenoisingConfig(), FitConfig(iterations=1)), tmp_path))

@@ -10,18 +10,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from dualrate.forecasts.scores import (
-    ForecastScorer,
-    ForecastScores,
-    Stability,
-    climatology,
-    persistence,
-    power_spectrum,
-    spectrum_distance,
-    steady_numbers,
-    students_t,
-    time_until,
-)
+from dualrate.forecasts.baselines import climatology, persistence
+from dualrate.forecasts.scores import ForecastScorer, ForecastScores, students_t, time_until
+from dualrate.forecasts.spectra import power_spectrum, spectrum_distance
+from dualrate.forecasts.stability import Stability, steady_numbers
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -75,6 +67,53 @@ def test_crps_is_that_of_scoringrules_and_ranks_are_counts() -> None:
     below = (members < truth[:, None]).sum(1)
     counts = [np.bincount(below[:, lead].flatten(), minlength=6) for lead in range(2)]
     np.testing.assert_allclose(found.ranks, np.array(counts) / 42, rtol=1e-12)
+
+
+def test_weighted_scores_are_weighted_means_of_their_formulas() -> None:
+    """By numpy and scoringrules, point by point: as xskillscore's with weights; points of no weight count nowhere."""
+    members, truth, mean = normals(4, 5, 2, 2, 6, 8), normals(4, 2, 2, 6, 8), normals(2, 6, 8)
+    weights = torch.rand(2, 6, 8, generator=GENERATOR, dtype=torch.float64)
+    weights[:, 2:4, 3:5] = 0
+    weights /= weights.mean((1, 2), keepdim=True)
+    thresholds = torch.stack([0.0 * mean, mean])
+    found = scored(members, truth, climatology=mean, weights=weights, thresholds=thresholds)
+    x, y, w = members.numpy(), truth.numpy(), np.broadcast_to(weights.numpy(), (4, 2, 2, 6, 8))
+
+    def average(points: np.ndarray) -> np.ndarray:
+        return np.average(points, (0, 2, 3, 4), w)
+
+    theirs = np.asarray(scoringrules.crps_ensemble(y, x, m_axis=1, estimator="fair"))
+    error, variance = average((x.mean(1) - y) ** 2), average(x.var(1, ddof=1))
+    np.testing.assert_allclose(found.crps.value, average(theirs), rtol=1e-12)
+    np.testing.assert_allclose(found.rmse.value, np.sqrt(error), rtol=1e-12)
+    np.testing.assert_allclose(found.spread.value, np.sqrt(6 / 5 * variance), rtol=1e-12)
+    np.testing.assert_allclose(found.spread_skill.value, np.sqrt(6 / 5 * variance / error), rtol=1e-12)
+    a, b = x.mean(1) - mean.numpy(), y - mean.numpy()
+    products = [(w * p * q).sum((2, 3, 4)) for p, q in ((a, b), (a, a), (b, b))]
+    np.testing.assert_allclose(
+        found.correlation.value, (products[0] / np.sqrt(products[1] * products[2])).mean(0), rtol=1e-12
+    )
+    for k, threshold in enumerate(thresholds.numpy()):
+        share, above = (x > threshold).mean(1), y > threshold
+        fair = (share - above) ** 2 - share * (1 - share) / 4
+        np.testing.assert_allclose(found.brier.value[:, k], average(fair), rtol=1e-12)
+    below = (members < truth[:, None]).sum(1).numpy()
+    ranks = [np.bincount(below[:, lead].ravel(), w[:, lead].ravel(), 6) for lead in range(2)]
+    np.testing.assert_allclose(found.ranks, np.array(ranks) / w[:, 0].sum(), rtol=1e-12)
+    np.testing.assert_allclose(found.edges.value, found.ranks[:, [0, 5]].sum(1) * 3, rtol=1e-12)
+    members[..., 2:4, 3:5], truth[..., 2:4, 3:5] = 100, -100
+    other = scored(members, truth, climatology=mean, weights=weights, thresholds=thresholds)
+    names = ("crps", "rmse", "rmse_member", "spread_skill", "correlation", "correlation_member", "rate", "brier")
+    for name in names:
+        np.testing.assert_array_equal(getattr(other, name).value, getattr(found, name).value)
+    np.testing.assert_array_equal(other.ranks, found.ranks)
+
+
+def test_brier_scores_over_all_thresholds_add_up_to_the_crps() -> None:
+    members, truth = normals(6, 4, 1, 1, 1, 5), normals(6, 1, 1, 1, 5)
+    thresholds = torch.linspace(-6, 6, 6001, dtype=torch.float64)[:, None, None, None]
+    found = scored(members, truth, thresholds=thresholds)
+    np.testing.assert_allclose(found.brier.value.sum(1) * 12 / 6000, found.crps.value, rtol=2e-3)
 
 
 def test_correlation_of_an_autoregression_falls_as_it_must() -> None:

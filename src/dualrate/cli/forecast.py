@@ -51,9 +51,10 @@ class Forecast(Ranged):
     precision: Precision = "auto"
     """auto: bfloat16 where it is faster. In float32 the batch size changes only rounding, but a chaotic roll-out
     amplifies rounding."""
-    format: Literal["npz", "netcdf"] | None = None
-    """Also write the forecast with the names of its variables. npz: forecast.npz, one trajectory per member, grouped by
-    start. netcdf: forecast.nc over (start, member, time, space), with lead times and the truth."""
+    format: Literal["npz", "netcdf", "zarr"] | None = None
+    """Also write the forecast with the names of its variables. netcdf, zarr: forecast.nc or forecast.zarr, which xarray
+    opens, over (init_time, number, lead_time, space), with coordinates, dates, units and the truth. npz: forecast.npz,
+    one trajectory per member, grouped by start."""
     pictures: bool = False
     """Also draw forecast.png and an animation, forecast.webp, of the first start."""
     compile: Compile = False

@@ -57,6 +57,9 @@ class ForecastYardstick(Yardstick):
         self.count = len(self.starts)
         digest = hashlib.sha256(self.starts.digest.encode())
         assert self.starts.truth is not None
+        self.geometry = forecast_of(models[0]).geometry  # by which points of all candidates count
+        if self.geometry.identity:
+            digest.update(repr(self.geometry.identity).encode())
         for start in range(self.count):
             digest.update(self.starts.truth(start).tobytes())
         self.reference = f"{self.starts.source}:{digest.hexdigest()[:12]}"
@@ -90,7 +93,7 @@ class ForecastYardstick(Yardstick):
     def measure(self, drawer: Drawer, seeds: range, place: Path, progress: ImageProgress) -> Measurement:
         how = {"progress": progress, "note": self.progress.note, "command": "dualrate compare"}
         written = write_forecast(drawer, self.starts, self.frames, place, **how)
-        scores = forecast_scores(drawer.model, self.starts, written.x)
+        scores = forecast_scores(drawer.model, self.starts, written.x, self.geometry)
         by_lead = scores.by_name["forecast"].crps
         crps = Score(np.array(by_lead.value.mean()), by_lead.replicates.mean(1), by_lead.groups)
         about = self.reference, None, self.count, f"0-{self.count - 1}", f"{drawer.members} members", "float32"

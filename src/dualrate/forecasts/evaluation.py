@@ -5,8 +5,8 @@ Beside them, with or without truth, whether a roll-out keeps the look of the tra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,40 +16,40 @@ from torch import Tensor
 
 from dualrate.drawing.drawer import Drawer, spread
 from dualrate.experiment.model import Model
+from dualrate.forecasts.baselines import climatology, persistence, regressed, regression_of
 from dualrate.forecasts.fields import Fields
+from dualrate.forecasts.geometry import Geometry
 from dualrate.forecasts.rollout import Frame, forecast_of, roll_out
-from dualrate.forecasts.scores import (
-    GROUPS,
-    STEADY,
-    ForecastScorer,
-    ForecastScores,
-    Score,
-    Stability,
-    climatology,
-    count_of,
-    persistence,
-    power_spectrum,
-    steady_numbers,
-)
-from dualrate.forecasts.starts import Starts, held_out_starts, training_fields
+from dualrate.forecasts.scores import EVENTS, GROUPS, ForecastScorer, ForecastScores, Score, count_of, rows_of
+from dualrate.forecasts.spectra import power_spectrum
+from dualrate.forecasts.stability import STEADY, WITHIN, Stability, steady_numbers
+from dualrate.forecasts.starts import Starts, held_out_starts, lead_unit, training_fields
 from dualrate.report.table import Table, as_text, with_interval
 from dualrate.system.progress import ImageProgress
 
 AT_A_TIME = 2**24  # numbers that are scored together
 LOOKED_AT = 1024  # frames of the training data that random ones are drawn of
 SHOWN = 12  # lead times, at most
+WITHOUT_MODEL = {
+    "persistence": "the last known frame again",
+    "climatology": "random frames of the training data",
+    "regression": "a linear regression",
+}
+BY_NAME = ("forecast", *WITHOUT_MODEL)
 
 
 @dataclass(frozen=True)
 class ForecastReport:
     """Scores of a forecast by lead time.
 
-    by_name:     of the forecast, of persistence and of climatology, in standard deviations of the training data
+    by_name:     of the forecast, persistence, climatology and, where it can be fit, a linear regression, in standard
+                 deviations of the training data
     by_variable: of the forecast, by the names of its variables, in their own units
     left_out:    variables that are constant in the training data, and count in none
     unit:        of lead times
     source:      where the starts are from, in words
-    over_latitudes: whether an axis is one of latitudes
+    plain_scores: as by_name, where points that count by their area there all count alike; else empty
+    notes:       on how points count
     """
 
     by_name: dict[str, ForecastScores]
@@ -57,14 +57,23 @@ class ForecastReport:
     left_out: tuple[str, ...]
     unit: str
     source: str
-    over_latitudes: bool = False
+    plain_scores: dict[str, ForecastScores] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def notices(self) -> list[str]:
         """Notes on what is left out, and how points count."""
         names = ", ".join(self.left_out)
-        alike = "all points count alike, near the poles too: scores are not weighted by area, the cosine of latitude"
-        return [f"constant in the training data, so in no score: {names}"] * bool(names) + [alike] * self.over_latitudes
+        return [f"constant in the training data, so in no score: {names}"] * bool(names) + [*self.notes]
+
+    @property
+    def skill(self) -> dict[str, Score]:
+        """1 - CRPS / CRPS of each baseline: 0 for one that is no better, 1 for a perfect forecast."""
+        mine, *baselines = (scores.crps for scores in self.by_name.values())
+        return {
+            name: Score(1 - mine.value / crps.value, 1 - mine.replicates / crps.replicates, mine.groups)
+            for name, crps in zip(list(self.by_name)[1:], baselines, strict=True)
+        }
 
     def plain(self) -> dict[str, Any]:
         """Values for JSON: scores by lead time, until when each forecast correlates, and shares of ranks."""
@@ -76,7 +85,9 @@ class ForecastReport:
             }
 
         return rows(self.by_name) | {
+            "skill": rows_of("lead", self.by_name["forecast"].leads.tolist(), self.skill),
             "variables": rows(self.by_variable),
+            **({"plain": rows(self.plain_scores)} if self.plain_scores else {}),
             "left_out": list(self.left_out),
             "starts": self.source,
         }
@@ -88,12 +99,11 @@ class ForecastReport:
     @property
     def tables(self) -> list[Table]:
         """Two tables: scores at `SHOWN` evenly spread lead times, and scores by variable."""
-        forecast, baselines = self.by_name["forecast"], ("persistence", "climatology")
+        forecast, baselines = self.by_name["forecast"], [*self.by_name][1:]
         header = (
             f"lead {self.unit}",
             "CRPS",
-            "CRPS of persistence",
-            "of climatology",
+            *(f"of {name}" if i else f"CRPS of {name}" for i, name in enumerate(baselines)),
             "RMSE of mean",
             "spread / skill",
         )
@@ -139,9 +149,10 @@ def _number(score: Score, i: int, digits: int = 0) -> str:
     return "-" if np.isnan(value) else f"{value:#.{digits}g}" if digits else f"{value:.3f}"
 
 
-def forecast_scores(model: Model, starts: Starts, x: Frame) -> ForecastReport:
+def forecast_scores(model: Model, starts: Starts, x: Frame, geometry: Geometry | None = None) -> ForecastReport:
     """Score members x (N, M, T, C, H, W) from these starts, over the frames whose truth is known.
 
+    geometry: by which points count; None: the model's
     A lead time of a batch of starts is held at a time. Raises ValueError where no truth is known.
     """
     if starts.truth is None or starts.training is None or not starts.known:
@@ -154,42 +165,67 @@ def forecast_scores(model: Model, starts: Starts, x: Frame) -> ForecastReport:
     frames, size = _training_frames(starts.training, 0), int(np.prod(x.shape[3:]))
     each = max(1, AT_A_TIME // (size * max(members, starts.known)))  # of all members a lead time is held, not more
     moving = _moving(frames)
-    scorers = {
-        name: ForecastScorer(leads, scale=std[moving], climatology=mean[moving])
-        for name in ("forecast", "persistence", "climatology")
-    }
-    single = {c: ForecastScorer(leads, climatology=mean[c : c + 1]) for c in moving}
+    geometry = forecast.geometry if geometry is None else geometry
+    weights = torch.from_numpy(geometry.weights(x.shape[3:]))
+    alike = torch.from_numpy(replace(geometry, spherical=False).weights(x.shape[3:]))
+    thresholds = torch.from_numpy(np.quantile(frames.numpy(), EVENTS, 0))
+
+    def scorer(channels: list[int], weights: Tensor = weights, scale: Tensor | None = None) -> ForecastScorer:
+        chosen: dict[str, Any] = {
+            "climatology": mean[channels],
+            "weights": weights[channels],
+            "thresholds": thresholds[:, channels],
+        }
+        return ForecastScorer(leads, scale=scale, **chosen)
+
+    ridge = regression_of(starts.training, forecast, starts.known)
+    by_name = [name for name in BY_NAME if name != "regression" or ridge is not None]
+    scorers = {name: scorer(moving, scale=std[moving]) for name in by_name}
+    plain = {name: scorer(moving, alike, std[moving]) for name in by_name if geometry.spherical}
+    single = {c: scorer([c]) for c in moving}
+
+    def drawn(name: str, part: range) -> Iterable[Tensor]:
+        """Members (n, M, C, H, W) of each lead time."""
+        if name == "forecast":
+            return (torch.tensor(x[part.start : part.stop, :, k]) for k in range(starts.known))
+        past = torch.tensor(starts.past[part.start : part.stop])
+        if name == "persistence":
+            return persistence(past, starts.known).unbind(2)
+        if name == "regression" and ridge is not None:
+            random = min(max(2, members), len(ridge.errors))
+            return regressed(ridge, forecast, past, random, starts.known, part.start)
+        return climatology(frames, len(part), min(max(2, members), len(frames)), starts.known, part.start)
+
     for first in range(0, count, each):
         part = range(first, min(first + each, count))
         truth = torch.tensor(np.stack([starts.truth(i) for i in part]))
-        past, ensemble = torch.tensor(starts.past[first : part.stop]), x[first : part.stop]
-
-        def drawn(ensemble: Frame = ensemble) -> Iterator[Tensor]:
-            return (torch.tensor(ensemble[:, :, k]) for k in range(starts.known))
-
-        scored = [
-            (scorers["forecast"], drawn(), moving),
-            (scorers["persistence"], persistence(past, starts.known).unbind(2), moving),
-            (
-                scorers["climatology"],
-                climatology(frames, len(truth), min(max(2, members), len(frames)), starts.known, first),
-                moving,
-            ),
-            *((scorer, drawn(), [c]) for c, scorer in single.items()),
-        ]
-        for scorer, of, channels in scored:
-            frame_by_frame = zip(of, truth.unbind(1), strict=True)
-            scorer.add(((a[:, :, channels], b[:, channels]) for a, b in frame_by_frame), start=past[:, -1, channels])
+        past = torch.tensor(starts.past[first : part.stop])
+        scored = [(each, name, moving) for some in (scorers, plain) for name, each in some.items()]
+        scored += [(each, "forecast", [c]) for c, each in single.items()]
+        for each_scorer, name, channels in scored:
+            frame_by_frame = zip(drawn(name, part), truth.unbind(1), strict=True)
+            pairs = ((a[:, :, channels], b[:, channels]) for a, b in frame_by_frame)
+            each_scorer.add(pairs, start=past[:, -1, channels])
     by_variable = {names[c]: scorer.scores(starts.groups) for c, scorer in single.items()}
     still = tuple(name for c, name in enumerate(names) if c not in moving)
     return ForecastReport(
         {name: scorer.scores(starts.groups) for name, scorer in scorers.items()},
         by_variable,
         still,
-        forecast.lead_unit,
+        lead_unit(forecast) or forecast.lead_unit,
         starts.source,
-        forecast.over_latitudes,
+        {name: scorer.scores(starts.groups) for name, scorer in plain.items()},
+        tuple(_how_points_count(forecast.over_latitudes, geometry)),
     )
+
+
+def _how_points_count(over_latitudes: bool, geometry: Geometry) -> Iterator[str]:
+    if geometry.spherical:
+        yield "points count by their area; scores of points that all count alike are in scores.json, under plain"
+    elif over_latitudes:
+        yield "all points count alike, near the poles too: scores are not weighted by area, the cosine of latitude"
+    if geometry.mask:
+        yield "hidden points count in no score; spectra and stability see them as the mean"
 
 
 def window_scores(
@@ -220,6 +256,27 @@ class StabilityReport:
     says: str
     stability: Stability | None = None
     power: NDArray[np.float64] | None = None
+
+
+def bad_news(scored: ForecastReport | None, judged: StabilityReport, burst: int) -> list[str]:
+    """Sentences on what is wrong with a forecast, the worst first; none of a good one. burst: members not finite"""
+    news = [f"{burst} member(s) end in numbers that are not finite."] * bool(burst)
+    if scored is not None:
+        scores = scored.by_name["forecast"]
+        for name, skill in scored.skill.items():
+            if len(worse := np.flatnonzero(~(skill.value > 0))):
+                at = f"{len(worse)} of {len(scores.leads)} lead times, from {scores.leads[worse[0]]:g} {scored.unit}"
+                news.append(f"No better than {WITHOUT_MODEL[name]} at {at}.")
+    if judged.stability is not None and (first := judged.stability.first) is not None:
+        news.append(f"Not stable: at frame {first + 1} members no longer look like the training data.")
+    if scored is not None and (scores := scored.by_name["forecast"]).members > 1:
+        ratio = scores.spread_skill.value
+        at = int(np.nan_to_num(np.maximum(ratio, 1 / np.maximum(ratio, 1e-9)), nan=-1).argmax())
+        if ratio[at] < WITHIN[0] or ratio[at] > WITHIN[1]:
+            how = "too much alike" if ratio[at] < 1 else "too far apart"
+            when = f"{scores.leads[at]:g} {scored.unit}"
+            news.append(f"Members are {how}: their spread is {ratio[at]:.2f} times their mean's error at {when}.")
+    return news
 
 
 def judged(model: Model, starts: Starts, x: Frame) -> StabilityReport:

@@ -5,6 +5,7 @@ OUT/forecast.npy       (start, member, time, C, H, W) float32, in the data's uni
 OUT/forecast.journal   which frames are there, a JSON object a line: rows, of starts and members, frames of each, and a
                        hash of each row's
 OUT/truth.npy          (start, time, C, H, W), of starts from the data, as many frames as it has
+OUT/forecast.nc, .zarr if asked for: all of it as xarray reads it (output.py)
 OUT/scores.json        by lead time, where the truth is known (evaluation.py)
 OUT/index.html         scores and pictures (page.py)
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +27,9 @@ from dualrate.data.source import reading
 from dualrate.drawing.drawer import Drawer, spread
 from dualrate.drawing.record import SamplingRecord, as_before, drawn_by, naming_progress
 from dualrate.forecasts.fields import Forecast
-from dualrate.forecasts.metadata import Coordinate, Description
-from dualrate.forecasts.netcdf import Labels, check_writable, write_fields, write_netcdf
+from dualrate.forecasts.file_checks import with_extra
+from dualrate.forecasts.metadata import Coordinate
+from dualrate.forecasts.netcdf import check_writable, write_dataset, write_fields
 from dualrate.forecasts.pictures import Axis, Shown, forecast_figure, write_animation
 from dualrate.forecasts.rollout import (
     Frame,
@@ -38,7 +40,7 @@ from dualrate.forecasts.rollout import (
     frame_shape,
     roll_out,
 )
-from dualrate.forecasts.starts import Starts, have_names
+from dualrate.forecasts.starts import Starts, lead_unit
 from dualrate.report.figures import png
 from dualrate.runs.train import FORECAST
 from dualrate.system.files import append_record, check_regular, naming, read_records, reserve, sync, whole, write_whole
@@ -46,16 +48,13 @@ from dualrate.system.progress import ImageProgress
 
 ARRAY, JOURNAL, TRUTH = "forecast.npy", "forecast.journal", "truth.npy"
 PICTURE, ANIMATION, PAGE = "forecast.png", "forecast.webp", "index.html"
-Format = Literal["npz", "netcdf"]
-ENDINGS: dict[Format, str] = {"npz": ".npz", "netcdf": ".nc"}
+Format = Literal["npz", "netcdf", "zarr"]
+ENDINGS: dict[Format, str] = {"npz": ".npz", "netcdf": ".nc", "zarr": ".zarr"}
 SCORES = "scores.json"
 OURS = (FORECAST, ARRAY, JOURNAL, TRUTH, SCORES, PICTURE, ANIMATION, PAGE, "forecast.npz", "forecast.nc")
-RESERVED = ("start", "member", "time", "channel")  # names of axes in forecast.nc
-PLACES = ("start_trajectory", "start_time_step")  # further coordinates of a start there
-DATES = ("start_date", "valid_time")  # of a start and of each frame
-EPOCH = "1970-01-01"  # dates count from it
 DIGITS = 16  # of sha256, in the journal
 SAVED_EVERY = 5.0  # seconds of work that a kill may lose
+DAYS = 96.0  # hours
 SHOWN_FRAMES, SHOWN_MEMBERS = 400, 3  # in pictures, at most
 
 
@@ -209,6 +208,7 @@ class ForecastWritten:
     truth:   (N, known, C, H, W), of starts from the data
     drawn:   frames that it drew, in so many seconds of networks and sampler
     burst:   members whose last frame is not finite
+    starts, forecast: what it is of
     """
 
     x: Frame
@@ -217,6 +217,15 @@ class ForecastWritten:
     seconds: float
     burst: int
     record: Record
+    starts: Starts
+    forecast: Forecast
+
+    @property
+    def dataset(self) -> Any:
+        """All of it as a dataset of xarray (output.py), whose frames are read when they are asked for."""
+        with with_extra():
+            from dualrate.forecasts.output import dataset_of
+        return dataset_of(self.x, self.truth, self.starts, self.record, self.forecast)
 
 
 def write_forecast(
@@ -269,21 +278,24 @@ def write_forecast(
             except KeyboardInterrupt:
                 array.save()
                 raise
-            seconds = time.perf_counter() - begun
+            seconds, drawn = time.perf_counter() - begun, int(array.done.sum()) - before
+            burst = sum(int((~np.isfinite(of_start[:, -1]).all((1, 2, 3))).sum()) for of_start in array.x)
+            forecast = forecast_of(drawer.model)
+            written = ForecastWritten(array.x, truth, drawn, seconds, burst, record, starts, forecast)
             if other is not None:
-                other.unlink(missing_ok=True)  # nothing says whether it is what was written
-                if format == "netcdf":
-                    _write_netcdf(other, array.x, truth, starts, record, forecast_of(drawer.model))
+                if other.is_file():
+                    other.unlink()  # nothing says whether it is what was written
+                if format != "npz":
+                    write_dataset(other, written.dataset, "lead_time")
                 else:
                     rows = array.x.reshape(-1, *array.x.shape[2:])
                     step = None if record.unit == "time steps" else record.lead_times[0]
                     write_fields(other, rows, record.variables, step)
             if pictures:
-                first = shown(array.x, truth, record, forecast_of(drawer.model))
+                first = shown(array.x, truth, record, forecast)
                 write_whole(out / PICTURE, png(forecast_figure(first)))
                 write_animation(first, out / ANIMATION)
-    burst = sum(int((~np.isfinite(of_start[:, -1]).all((1, 2, 3))).sum()) for of_start in array.x)
-    return ForecastWritten(array.x, truth, int(array.done.sum()) - before, seconds, burst, record)
+    return written
 
 
 def _truth(path: Path, starts: Starts, frame: Sequence[int]) -> Frame:
@@ -295,100 +307,6 @@ def _truth(path: Path, starts: Starts, frame: Sequence[int]) -> Frame:
             array[i] = starts.truth(i)
         array.flush()
     return np.load(path, mmap_mode="r")
-
-
-def _write_netcdf(
-    path: Path, x: Frame, truth: Frame | None, starts: Starts, record: Record, forecast: Forecast
-) -> None:
-    """Members over (start, member, time, space), a variable a channel where these have names, else over channel too.
-
-    time: lead times; start: its number, with trajectory and time step of its latest frame where it is from the data.
-    `NAME_truth` is what came, NaN where that is not known. A field of one dimension is over one axis alone. Axes,
-    coordinates, units and dates are as the data says them.
-    """
-    count, members, frames, channels, height, width = x.shape
-    sizes = (width,) if height == 1 else (height, width)
-    taken = {*RESERVED, *PLACES, *DATES}
-    axes = [axis.partition(" (")[0] for axis in forecast.axes]
-    if len({*axes} - taken) != len(sizes) or "/" in "".join(axes):
-        axes = ["y", "x"][-len(sizes) :]
-    points = {
-        each.name: Labels(
-            tuple(axes[i] for i in each.axes),
-            np.reshape(each.values, [sizes[i] for i in each.axes]),
-            each.description.attributes,
-        )
-        for each in (*forecast.metadata.coordinates, *starts.metadata.coordinates)
-        if each.fits(sizes) and each.name not in taken and "/" not in each.name
-    }
-    points = {name: each for name, each in points.items() if name not in axes or each.dimensions == (name,)}
-    taken |= {*axes, *points, *(f"{name}_truth" for name in record.variables)}
-    fit = all(name and name not in taken and "/" not in name for name in record.variables)
-    named = have_names(record.variables) and fit and len(set(record.variables)) == channels
-    space = dict(zip(axes, sizes, strict=True))
-    each = space if named else {"channel": channels, **space}
-    picked = {name: np.s_[..., i, :, :] for i, name in enumerate(record.variables)} if named else {"forecast": np.s_[:]}
-    described = forecast.metadata.variables or starts.metadata.variables or (Description(),) * channels
-    about = (
-        {name: description.attributes for name, description in zip(picked, described, strict=False)}
-        if named
-        else {"forecast": {}}
-    )
-    along = {"start": Labels(("start",), np.arange(count)), "member": Labels(("member",), np.arange(members))}
-    along |= _times(starts, record, forecast) | points
-    if not named:
-        along["channel"] = Labels(("channel",), np.arange(channels), {"long_name": ", ".join(record.variables)})
-    if starts.places is not None:
-        along |= {name: Labels(("start",), starts.places[:, i]) for i, name in enumerate(PLACES)}
-
-    def true_frames(part: Any, n: int) -> Frame:
-        assert truth is not None
-        padded = np.full((frames, *each.values()), np.nan, np.float32)
-        padded[: truth.shape[1]] = truth[n][part].reshape(-1, *each.values())
-        return padded
-
-    variables: dict[str, tuple[Sequence[str], Callable[[int], Frame], Mapping[str, str]]] = {}
-    for name, part in picked.items():
-        variables[name] = (
-            ("start", "member", "time", *each),
-            lambda n, part=part: x[n][part].reshape(members, frames, *each.values()),
-            about[name],
-        )
-        if truth is not None:
-            variables[f"{name}_truth"] = (
-                ("start", "time", *each),
-                lambda n, part=part: true_frames(part, n),
-                about[name],
-            )
-    write_netcdf(path, {"start": count, "member": members, "time": frames, **each}, along, variables)
-
-
-def _times(starts: Starts, record: Record, forecast: Forecast) -> dict[str, Labels]:
-    """Lead times; and of each start its date, and of each frame the time that it is of, where the data says that."""
-    lead, numbers = np.array(record.lead_times), starts.dates
-    says = {"long_name": f"lead time in {record.unit} of the data, from the latest frame of the start"}
-    of_data = starts.metadata.time if starts.places is not None else ""
-    if hours := "hours" in (forecast.metadata.time, of_data) and forecast.step is not None:
-        says |= {"units": "hours", "standard_name": "forecast_period"}
-    labels = {"time": Labels(("time",), lead, says)}
-    if numbers is None:
-        return labels
-    units = {"units": starts.metadata.time} if starts.metadata.time else {}
-    adds = forecast.step is not None
-    if numbers.dtype.kind == "M":
-        numbers, adds = (numbers - np.datetime64(EPOCH)) / np.timedelta64(1, "h"), hours
-        units = {"units": f"hours since {EPOCH}", "calendar": "proleptic_gregorian"}
-    elif numbers.dtype.kind == "O":  # dates of another calendar
-        first, adds = numbers[0], hours
-        units = {"units": f"hours since {first.isoformat(' ')}", "calendar": first.calendar}
-        numbers = np.array([(date - first).total_seconds() / 3600 for date in numbers])
-    elif numbers.dtype.kind == "m":
-        numbers, adds = numbers / np.timedelta64(1, "h"), hours
-    labels["start_date"] = Labels(("start",), numbers, {"standard_name": "forecast_reference_time", **units})
-    if adds:
-        valid = numbers[:, None] + lead
-        labels["valid_time"] = Labels(("start", "time"), valid, {"standard_name": "time", **units})
-    return labels
 
 
 def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast) -> Shown:
@@ -409,12 +327,25 @@ def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast) -> 
     if truth is not None:
         real = np.full_like(mean, np.nan)
         real[some < record.known] = truth[0, some[some < record.known], 0]
-    times = np.array(record.lead_times)[some]
-    name, lead = record.variables[0], "lead time" if record.unit == "time" else f"lead time in {record.unit}"
+    if (hidden := forecast.geometry.hidden) is not None:
+        unseen = hidden[0].T if turned else hidden[0]
+        for field in (members, mean, deviation, real):
+            if field is not None:
+                field[..., unseen] = np.nan
+    name, (factor, lead) = record.variables[0], lead_axis(record, forecast)
+    times = np.array(record.lead_times)[some] * factor
     name = f"variable {name}" if name.isdecimal() else name
     if forecast.metadata.variables and (units := forecast.metadata.variables[0].units):
         name = f"{name} [{units}]"
     return Shown(members, mean, deviation, real, times, name, lead, rows, columns)
+
+
+def lead_axis(record: Record, forecast: Forecast) -> tuple[float, str]:
+    """The factor by which lead times are shown, and their name with the unit: hours, from `DAYS` on days."""
+    unit = lead_unit(forecast) or ("" if record.unit == "time" else record.unit)
+    if unit == "hours" and record.lead_times[-1] >= DAYS:
+        return 1 / 24, "lead time in days"
+    return 1.0, f"lead time in {unit}" if unit else "lead time"
 
 
 def _axis(forecast: Forecast, number: int, space: Sequence[int]) -> Axis:

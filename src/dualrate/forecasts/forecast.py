@@ -17,7 +17,7 @@ from dualrate.config.ranges import Precision
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.model import Model
-from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, forecast_scores, judged
+from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, bad_news, forecast_scores, judged
 from dualrate.forecasts.folder import PAGE, SCORES, ForecastWritten, Format, write_forecast
 from dualrate.forecasts.page import forecast_page
 from dualrate.forecasts.rollout import Frame, forecast_of, with_stride
@@ -46,6 +46,12 @@ class ForecastResult:
     page: str
     written: ForecastWritten
 
+    @property
+    def dataset(self) -> Any:
+        """The ensemble and the truth as a dataset of xarray, as forecast.nc has it: in the order of the data's points,
+        with latitudes, longitudes, dates and units; frames are read when they are asked for."""
+        return self.written.dataset
+
     def plain(self) -> dict[str, Any]:
         """Counts, costs and the verdict, for a report."""
         record, written = self.written.record, self.written
@@ -62,6 +68,7 @@ class ForecastResult:
             "seconds_per_frame": written.seconds / written.drawn if written.drawn else None,
             "members_not_finite": written.burst,
             "precision": record.origin.precision,
+            "bad_news": " ".join(bad_news(self.scores, self.stability, written.burst)) or "none",
             "stability": self.stability.says,
         }
 

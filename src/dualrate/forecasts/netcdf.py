@@ -1,4 +1,4 @@
-"""Fields in NetCDF, zarr and GRIB, read through xarray, and what writes NetCDF and .npz.
+"""Fields in NetCDF, zarr and GRIB, read through xarray, and what writes them.
 
 FILE.nc, .nc4, .cdf   NetCDF 4, which is HDF5, and NetCDF 3
 FILE.zarr             a store of either format
@@ -7,9 +7,9 @@ FILE.grib, ...        where cfgrib is installed
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,11 @@ from dualrate.forecasts.file_checks import (
 from dualrate.forecasts.metadata import Description, Metadata
 from dualrate.forecasts.trajectories import FieldSource
 from dualrate.system.files import check_regular, naming, whole
+from dualrate.system.folders import new_folder
 
 NETCDF, GRIB = (".nc", ".nc4", ".cdf"), (".grib", ".grib1", ".grib2", ".grb", ".grb1", ".grb2")
 LABELLED = (*NETCDF, ".zarr", *GRIB)  # endings
+AT_A_TIME = 2**20  # numbers that are written at once, a chunk of a store
 
 
 def read_labelled(path: Path, names: Sequence[str] = (), levels: Sequence[float] = ()) -> FieldSource:
@@ -151,15 +153,15 @@ def _in_order(values: NDArray[Any]) -> bool:
 
 
 def check_writable(path: Path) -> None:
-    """Raises ValueError for a file that is there or has another ending than .npz and .nc, ModuleNotFoundError for
-    .nc without the extra."""
-    if path.suffix not in (".npz", ".nc"):
-        raise ValueError(f"{path} ends with {path.suffix!r}; expected .npz or .nc")
+    """Raises ValueError for a file that is there or has another ending than .npz, .nc and .zarr, ModuleNotFoundError
+    for the latter two without the extra."""
+    if path.suffix not in (".npz", ".nc", ".zarr"):
+        raise ValueError(f"{path} ends with {path.suffix!r}; expected .npz, .nc or .zarr")
     if path.exists():
         raise ValueError(f"{path} is there already: name a new file, or remove it")
-    if path.suffix == ".nc":
+    if path.suffix != ".npz":
         with with_extra():
-            import h5netcdf  # noqa: F401
+            import zarr  # noqa: F401
 
 
 def write_fields(
@@ -170,70 +172,109 @@ def write_fields(
     axes: Sequence[str] = (),
     metadata: Metadata | None = None,
 ) -> None:
-    """Write trajectories (S, T, C, H, W) as they are read here, whole or not at all: .npz or NetCDF (.nc).
+    """Write trajectories (S, T, C, H, W) as they are read here, whole or not at all: .npz, NetCDF (.nc) or zarr.
 
-    axes, metadata: as of `FieldSource`; of NetCDF alone
+    axes, metadata: as of `FieldSource`; of .npz neither
     Raises ValueError for another shape, and what `check_writable` raises.
     """
     if array.ndim != 5 or array.shape[2] != len(variables):
         raise ValueError(f"fields are {array.shape} with {len(variables)} variables; expected (S, T, C, H, W)")
     check_writable(path)
     along = "trajectory", "time", *([axis.partition(" (")[0] for axis in axes] or ("y", "x"))
-    if path.suffix == ".nc" and (taken := [name for name in variables if name in along or "/" in name]):
+    if path.suffix != ".npz" and (taken := [name for name in variables if name in along or "/" in name]):
         raise ValueError(f"no variable of NetCDF can be called {', '.join(taken)}: name it otherwise, or write .npz")
     if path.suffix == ".npz":
         with whole(path) as aside, aside.open("wb") as file:
             np.savez(file, fields=array, variables=np.array(variables), step=np.array(np.nan if step is None else step))
         return
-    sizes: dict[str, int] = dict(zip(along, (*array.shape[:2], *array.shape[3:]), strict=True))
+    import xarray
+
     metadata = metadata or Metadata()
     units = {"units": metadata.time} if metadata.time else {}
-    labels = {} if step is None else {"time": Labels(("time",), np.arange(array.shape[1]) * step, units)}
+    labels: dict[str, Any] = {} if step is None else {"time": ("time", np.arange(array.shape[1]) * step, units)}
+    sizes = dict(zip(along, (*array.shape[:2], *array.shape[3:]), strict=True))
     for each in metadata.coordinates:
-        dimensions = tuple(along[2 + i] for i in each.axes)
+        dimensions = [along[2 + i] for i in each.axes]
         values = np.reshape(each.values, [sizes[name] for name in dimensions])
-        labels[each.name] = Labels(dimensions, values, each.description.attributes)
+        labels[each.name] = dimensions, values, each.description.attributes
     described = metadata.variables or (Description(),) * len(variables)
     parts = {
-        name: (tuple(sizes), lambda n, i=i: array[n, :, i], description.attributes)
+        name: (along, array[:, :, i], description.attributes)
         for i, (name, description) in enumerate(zip(variables, described, strict=True))
     }
-    write_netcdf(path, sizes, labels, parts)
+    write_dataset(path, xarray.Dataset(parts, labels, {"Conventions": "CF-1.8"}), "time")
 
 
-@dataclass(frozen=True, eq=False)
-class Labels:
-    """Numbers along dimensions, a coordinate of NetCDF."""
+def write_dataset(path: Path, data: Any, time: str) -> None:
+    """Write a dataset of float32 variables as .nc or .zarr, whole or not at all, a few frames in memory at a time.
 
-    dimensions: tuple[str, ...]
-    values: NDArray[Any]
-    attributes: Mapping[str, str] = field(default_factory=dict)
-
-
-Part = Callable[[int], NDArray[Any]]  # number along the first dimension -> what a variable holds there
-
-
-def write_netcdf(
-    path: Path,
-    sizes: Mapping[str, int],
-    coordinates: Mapping[str, Labels],
-    variables: Mapping[str, tuple[Sequence[str], Part, Mapping[str, str]]],
-) -> None:
-    """Write float32 variables over named dimensions, part by part, whole or not at all.
-
-    sizes: of the dimensions; variables: by name, their dimensions, parts and attributes; coordinates: by name
+    time: the dimension of frames: what lies before it, such as members, is written one after the other
     """
-    import h5netcdf
+    from xarray.conventions import encode_cf_variable
 
-    with whole(path) as aside, h5netcdf.File(aside, "w", locking=False) as file:  # `whole` holds a lock of its own
-        file.dimensions, file.attrs["Conventions"] = dict(sizes), "CF-1.8"
+    coordinates = {str(name): encode_cf_variable(data[name].variable, name=name) for name in data.coords}
+    beside = [name for name in coordinates if name not in data.sizes]
+    with _new_file(path) as (file, create):
+        file.attrs.update(data.attrs)
         for name, labels in coordinates.items():
-            file.create_variable(name, labels.dimensions, data=labels.values).attrs.update(labels.attributes)
-        for name, (dims, part, attributes) in variables.items():
-            variable = file.create_variable(name, tuple(dims), np.dtype(np.float32))
-            variable.attrs.update(attributes)
-            beside = [other for other, labels in coordinates.items() if other not in sizes]
-            if beside := [other for other in beside if {*coordinates[other].dimensions} <= {*dims}]:
-                variable.attrs["coordinates"] = " ".join(beside)
-            for n in range(sizes[dims[0]]):
-                variable[n] = part(n)
+            attributes = {key: value for key, value in labels.attrs.items() if key != "_FillValue"}
+            create(file, name, labels.sizes, labels.dtype, attributes)[...] = labels.values
+        for name, variable in data.data_vars.items():
+            dims, at = variable.dims, variable.dims.index(time)
+            attributes = dict(variable.attrs)
+            if along := [each for each in beside if {*data[each].dims} <= {*dims}]:
+                attributes["coordinates"] = " ".join(along)
+            frames, *space = variable.shape[at:]
+            each = min(frames, max(1, AT_A_TIME // math.prod(space)))
+            chunks = *[1] * at, each, *space
+            written = create(file, str(name), variable.sizes, np.dtype(np.float32), attributes, chunks)
+            for place in np.ndindex(*variable.shape[:at]):
+                for first in range(0, frames, each):
+                    part = *place, slice(first, min(first + each, frames))
+                    written[part] = variable[part].values
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[tuple[Any, Callable[..., Any]]]:
+    """A file of NetCDF, or a store of zarr in the format that older readers know too, whole or not at all; and what
+    makes a variable in it."""
+    if path.suffix == ".nc":
+        import h5netcdf
+
+        with whole(path) as aside, h5netcdf.File(aside, "w", locking=False) as file:  # `whole` holds a lock of its own
+            yield file, _create_in_netcdf
+        return
+    import zarr
+
+    with new_folder(path, replace=True) as aside:
+        yield zarr.open_group(aside, mode="w", zarr_format=2), _create_in_zarr
+        zarr.consolidate_metadata(aside)
+
+
+Sizes = Mapping[Any, int]  # of dimensions, of a variable in their order
+
+
+def _create_in_netcdf(
+    file: Any, name: str, sizes: Sizes, dtype: Any, attributes: Mapping[str, Any], chunks: Any = None
+) -> Any:
+    """An empty variable. chunks: of frames, whose points may be missing; None: it is a coordinate"""
+    file.dimensions.update({dim: size for dim, size in sizes.items() if dim not in file.dimensions})
+    fill = None if chunks is None else np.float32(np.nan)
+    variable = file.create_variable(name, tuple(sizes), dtype, fillvalue=fill)
+    variable.attrs.update(attributes)
+    return variable
+
+
+def _create_in_zarr(
+    file: Any, name: str, sizes: Sizes, dtype: Any, attributes: Mapping[str, Any], chunks: Any = None
+) -> Any:
+    shape = tuple(sizes.values())
+    return file.create_array(
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=chunks or shape,
+        fill_value=None if chunks is None else np.float32(np.nan),
+        attributes={"_ARRAY_DIMENSIONS": list(sizes), **attributes},
+        config={"write_empty_chunks": True},  # one that is left out cannot be told from one that was never written
+    )

@@ -9,11 +9,14 @@ import torch
 from numpy.typing import NDArray
 
 from dualrate.forecasts.curves import Panel, curves_figure, spectra_figure
-from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, shown_leads
+from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, bad_news, shown_leads
 from dualrate.forecasts.fields import Forecast
-from dualrate.forecasts.folder import ForecastWritten, shown
+from dualrate.forecasts.folder import ForecastWritten, lead_axis, shown
 from dualrate.forecasts.pictures import forecast_figure
-from dualrate.forecasts.scores import STEADY, THRESHOLDS, WITHIN, ForecastScores, Score, Stability, power_spectrum
+from dualrate.forecasts.scores import THRESHOLDS, ForecastScores, Score
+from dualrate.forecasts.spectra import power_spectrum
+from dualrate.forecasts.stability import STEADY, WITHIN, Stability
+from dualrate.forecasts.starts import lead_unit
 from dualrate.report.figures import ranks_figure, svg
 from dualrate.report.html import page
 
@@ -25,30 +28,34 @@ def forecast_page(
 ) -> str:
     """The HTML page of a forecast. scored: None where no truth is known."""
     record = written.record
-    lead = "lead time" if record.unit == "time" else f"lead time in {record.unit}"
+    factor, lead = lead_axis(record, forecast)
+
+    def over_leads(leads: NDArray[np.float64], panels: list[Panel]) -> str:
+        return svg(curves_figure((leads * factor).tolist(), panels, lead))
+
     strip = forecast_figure(shown(written.x, written.truth, record, forecast))
     strip.set_facecolor("white")
+    hidden = ", or hidden by the mask" * bool(forecast.geometry.mask)
     scores, steady = None if scored is None else scored.by_name["forecast"], judged.stability
     return page(
         "forecast.html",
         title=f"Forecast by {record.model}",
+        worst=" ".join(bad_news(scored, judged, written.burst)) or _no_bad_news(scores, steady),
         headline=_headline(written, scores),
         notes=[] if scored is None else scored.notices,
         strip=svg(strip),
-        strip_caption=f"Variable {record.variables[0]}, over {lead}. Grey: not known.",
+        strip_caption=f"Variable {record.variables[0]}, over {lead}. Grey: not known{hidden}.",
         tables=[] if scored is None else scored.tables,
-        curves=""
-        if scored is None
-        else svg(curves_figure(scored.by_name["forecast"].leads.tolist(), _panels(scored), lead)),
+        curves="" if scored is None else over_leads(scored.by_name["forecast"].leads, _panels(scored)),
         spectra=svg(spectra_figure(_spectra(forecast, written, scores, judged.power))),
         ranks="" if scores is None or scores.members < 2 else svg(ranks_figure(_ranks(scores))),
         stability=f"{judged.says}.",
-        steady="" if steady is None else svg(curves_figure(steady.leads.tolist(), [_steady_panel(steady)], lead)),
+        steady="" if steady is None else over_leads(steady.leads, [_steady_panel(steady)]),
         steady_caption="Members over training data; of several variables the mean.",
         made_by={
             "starts": f"{record.starts}, {record.source}",
             "members": record.members,
-            "frames": f"{record.frames}, to {lead} {record.lead_times[-1]:g}",
+            "frames": f"{record.frames}, to {lead} {record.lead_times[-1] * factor:g}",
             "sampler": f"{record.sampler}, precision {record.origin.precision}",
             "weights": f"{record.path} at iteration {record.iteration}",
             "command": record.calls[-1]["command"],
@@ -57,14 +64,21 @@ def forecast_page(
     )
 
 
+def _no_bad_news(scores: ForecastScores | None, steady: Stability | None) -> str:
+    says = ["better than each forecast without a model at all lead times"] if scores is not None else []
+    says += ["members differ as much as they err"] * (scores is not None and scores.members > 1)
+    says += ["the roll-out is stable"] * (steady is not None)
+    return f"No bad news: {', '.join(says)}." if says else "Nothing is judged: neither the truth nor the data is there."
+
+
 def _headline(written: ForecastWritten, scores: ForecastScores | None) -> str:
     record = written.record
     what = f"{record.members} members of {record.starts} start(s), {record.frames} frames"
     if scores is None:
         return f"{what}. The truth is not known, so there are no scores."
-    until, unit = scores.until.value, "" if record.unit == "time" else " time steps"
+    until, unit = scores.until.value, lead_unit(written.forecast) or ("" if record.unit == "time" else record.unit)
     shares = [
-        f"{threshold} {'to the end' if np.isinf(time) else f'until {time:.3g}{unit}'}"
+        f"{threshold} {'to the end' if np.isinf(time) else f'until {time:.3g} {unit}'.rstrip()}"
         for threshold, time in zip(THRESHOLDS, until, strict=True)
     ]
     return (

@@ -9,22 +9,15 @@ With members X_1 .. X_M of one start at one lead time, their mean X, the truth y
     rate            mean |X_i(t) - X_i(t - 1)| / mean |y(t) - y(t - 1)|, |.| over the points of a field
     spectrum        mean over a band's wavenumbers k of |log(P_X(k) / P_y(k))|, P the mean power spectrum
     ranks           how many members lie below y: uniform on 0 .. M for a calibrated ensemble
+    brier           mean (p - o)^2 - p (1 - p) / (M - 1), p the share of X_i above a threshold, o whether y is (0 or 1);
+                    its integral over thresholds is the fair CRPS
     until           the lead at which the correlation first falls below 0.9 and 0.8
 
 Sources: Fortin et al. 2014 (spread and skill); Lippe et al. 2023, PDE-Refiner, arXiv 2308.05732 (time until the
-correlation falls); Kohl et al. 2023, arXiv 2309.01745 (rate of change); Ohana et al. 2024, The Well, arXiv 2412.00568
-(three bands that divide log wavenumber evenly). The Well takes the squared error of each band, which asks a field to be
-right point by point; the distance here asks its spectrum alone, as it stays a question where no point can be known.
+correlation falls); Kohl et al. 2023, arXiv 2309.01745 (rate of change); Ferro 2014 (fair Brier score).
 
-A roll-out is stable while members look like the data, where no point can be known. Of each lead time and channel
-`Stability` compares five numbers of members with those of training frames: the root mean square change from frame to
-frame, the variance about the training mean, and the power of the three bands. A ratio r of means is that of a stable
-ensemble within
-
-    [0.8 / (1 + c), 1.25 (1 + c)],   c = 3 s / (m sqrt(n))      m, s: mean and deviation over training frames
-
-c is what chance moves the mean of n independent frames by. n counts trajectories: starts of one trajectory, and members
-of one start, are alike at first, so that they are not independent.
+Means over points are weighted, by area and without those that a mask hides (`Geometry.weights`); ranks are too. Spectra
+are not: they see all points of the grid.
 
 Every score is a function of means over starts. An interval resamples groups of starts, such as those of a trajectory,
 which tell the same twice. The n groups are drawn as `distances` draws vectors, without the (n - 1) / n by which few
@@ -36,9 +29,8 @@ distribution and q the 97.5% quantile of Student's t with n - 1 degrees of freed
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from statistics import NormalDist
 
 import numpy as np
@@ -48,80 +40,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualrate.diffusion.random import Draws
+from dualrate.forecasts.spectra import BANDS, power_spectrum, spectrum_distance
 from dualrate.metrics.distances import LEVEL, resampling_weights
 from dualrate.metrics.ensembles import fair_crps, rank
 
 THRESHOLDS = (0.9, 0.8)  # of `until`
-WITHIN = (0.8, 1.25)  # of the training data, a stable ensemble
-DEVIATIONS = 3.0  # of chance, c
-BANDS = ("low", "middle", "high")
 GROUPS = 5  # of starts: the median lies within n values with probability 1 - 2^(1 - n), 0.94 of 5, 0.88 of 4
-POWER_FLOOR = 1e-8  # of the truth's strongest wavenumber: weaker ones, a ten-thousandth in amplitude, count as equal
-
-
-def persistence(past: Tensor, leads: int) -> Tensor:
-    """(N, 1, T, C, H, W), a view: the last frame of the past (N, P, C, H, W) at each of T = `leads` lead times."""
-    return past[:, -1:, None].expand(-1, -1, leads, -1, -1, -1)
-
-
-def climatology(frames: Tensor, starts: int, members: int, leads: int, seed: int) -> Iterator[Tensor]:
-    """(N, M, C, H, W) of each of T = `leads` lead times: random training frames (F, C, H, W), none twice in it.
-
-    For N = `starts` starts; take few at a time, each time with another seed.
-    Raises ValueError for more members than frames.
-    """
-    if members > len(frames):
-        raise ValueError(f"got {members} members from {len(frames)} frames; a climatology needs as many frames or more")
-    generator = torch.Generator().manual_seed(seed)
-    orders = torch.stack([torch.randperm(len(frames), generator=generator) for _ in range(starts)]).to(frames.device)
-    places = ((torch.arange(members) + members * lead) % len(frames) for lead in range(leads))
-    return (frames[orders[:, place]] for place in places)
-
-
-def power_spectrum(fields: Tensor) -> Tensor:
-    """(..., K): power by wavenumber 0 .. K - 1 of fields (..., H, W), those of a ring in sum: all add up to mean x^2.
-
-    Wavenumbers are waves along the longer side, sqrt(k_y^2 + k_x^2) rounded; points lie equally far apart in both
-    directions. H = 1 is a field in one dimension. Fields that are not periodic get the power of their edges as well.
-    """
-    height, width = fields.shape[-2:]
-    ring = _rings(height, width).to(fields.device)
-    twice = torch.full((width // 2 + 1,), 2.0, device=fields.device, dtype=fields.dtype)  # what the half leaves out
-    twice[0] = 1
-    if width % 2 == 0:
-        twice[-1] = 1
-    power = torch.fft.rfft2(fields).abs().square() * (twice / (height * width) ** 2)
-    spectrum = power.new_zeros(*fields.shape[:-2], int(ring.max()) + 1)
-    return spectrum.index_add_(-1, ring.flatten(), power.flatten(-2))
-
-
-def _rings(height: int, width: int) -> Tensor:
-    """(H, W // 2 + 1) int64: the wavenumber of each term of `rfft2`."""
-    y, x = torch.fft.fftfreq(height, dtype=torch.float64), torch.fft.rfftfreq(width, dtype=torch.float64)
-    return (max(height, width) * torch.hypot(y[:, None], x)).round().long()
-
-
-def _bands(wavenumbers: int, side: int) -> list[Tensor]:
-    """Masks (K,) of three bands from wavenumber 1 to the highest that a side resolves, `side // 2`, included."""
-    k, highest = torch.arange(wavenumbers), side // 2
-    edges = [highest ** (part / 3) for part in (0, 1, 2)] + [highest + 1]
-    return [(k >= low) & (k < high) for low, high in pairwise(edges)]
-
-
-def spectrum_distance(power: Tensor, truth: Tensor, side: int) -> Tensor:
-    """(..., 3): mean |log(power / truth)|, natural, over channels and the wavenumbers of the low, middle, high band.
-
-    power, truth: (..., C, K) of `power_spectrum`, means over fields; side: points along the longer side
-    NaN for a band without a wavenumber, on sides of fewer than 8 points.
-    """
-    floor = POWER_FLOOR * truth[..., 1:].amax(-1, keepdim=True) if truth.shape[-1] > 1 else 0
-    ratio = (power.clamp(min=floor) / truth.clamp(min=floor)).log().abs()
-    return torch.stack([ratio[..., band].flatten(-2).mean(-1) for band in _bands(truth.shape[-1], side)], -1)
+EVENTS = (0.1, 0.5, 0.9)  # of `brier`: above these quantiles of the training data at a point
 
 
 def correlation(x: Tensor, y: Tensor) -> Tensor:
     """The cosine (...) of the anomalies x and y, (..., C, H, W) both; 0 where one is zero or not finite."""
     return F.cosine_similarity(x.flatten(-3), y.flatten(-3), dim=-1, eps=0).nan_to_num(nan=0, posinf=0, neginf=0)
+
+
+def brier(members: Tensor, truth: Tensor, threshold: Tensor) -> Tensor:
+    """The fair Brier score (N, ...) of members (N, M, ...) and truth (N, ...) that lie above a threshold."""
+    share, above = (members > threshold).to(truth).mean(1), (truth > threshold).to(truth)
+    return (share - above).square() - share * (1 - share) / max(1, members.shape[1] - 1)
 
 
 def time_until(correlations: Tensor, leads: Tensor, threshold: float) -> Tensor:
@@ -135,95 +71,6 @@ def time_until(correlations: Tensor, leads: Tensor, threshold: float) -> Tensor:
     high, low = (curve.gather(1, index[:, None])[:, 0] for index in (after - 1, after))
     crossed = time[after - 1] + (high - threshold) / (high - low) * (time[after] - time[after - 1])
     return crossed.where(below.any(1), torch.inf)
-
-
-STEADY = ("rate of change", "variance", "low band", "middle band", "high band")
-FAINT = 1e-4  # of the variance: power of a band below it, a hundredth in amplitude, counts as equal
-
-
-def steady_numbers(now: Tensor, before: Tensor) -> Tensor:
-    """(..., C, 5) by `STEADY`, of anomalies (..., C, H, W) and those a frame before.
-
-    NaN for a band without a wavenumber, on sides of fewer than 8 points.
-    """
-    now, before = now.double(), before.double()
-    power, side = power_spectrum(now), max(now.shape[-2:])
-    bands = [
-        power[..., band].sum(-1) if band.any() else torch.full_like(power[..., 0], torch.nan)
-        for band in _bands(power.shape[-1], side)
-    ]
-    change, variance = ((field.square().mean((-2, -1))) for field in (now - before, now))
-    return torch.stack([change.sqrt(), variance, *bands], -1)
-
-
-@dataclass(frozen=True)
-class Stability:
-    """Whether members keep the look of the training data, as the module says.
-
-    leads:  (T,); channels: names of C; ratios: (T, C, 5) by `STEADY`, of members over training frames
-    bounds: (2, C, 5), least and most of a stable ensemble
-    from_start: whether the change from the start to the first frame is judged, which is NaN else: of a start that was
-        observed in part, or with noise, it tells nothing
-    """
-
-    leads: NDArray[np.float64]
-    channels: tuple[str, ...]
-    ratios: NDArray[np.float64]
-    bounds: NDArray[np.float64]
-    from_start: bool = True
-
-    @staticmethod
-    def of(
-        leads: Sequence[float],
-        channels: Sequence[str],
-        members: Tensor,
-        training: Tensor,
-        starts: int,
-        *,
-        from_start: bool = True,
-    ) -> Stability:
-        """Compare members with training data.
-
-        members: (T, C, 5) means over starts and members; training: (K, C, 5); starts: how many are independent
-        """
-        mean, deviation = training.mean(0), training.std(0, correction=min(1, len(training) - 1))
-        faint = FAINT * mean[:, 1:2]
-        expected = torch.cat([mean[:, :2], mean[:, 2:].clamp(min=faint)], 1)
-        observed = torch.cat([members[..., :2], members[..., 2:].clamp(min=faint)], -1)
-        chance = 1 + DEVIATIONS * deviation / (expected * math.sqrt(starts))
-        bounds = torch.stack([WITHIN[0] / chance, WITHIN[1] * chance])
-        ratios = (observed / expected).numpy()
-        if not from_start:
-            ratios[0, :, 0] = np.nan
-        return Stability(np.asarray(leads), tuple(channels), ratios, bounds.numpy(), from_start)
-
-    @property
-    def outside(self) -> NDArray[np.bool_]:
-        """(T, C, 5) bool: ratios out of bounds. A ratio that is not finite is; that of an empty band is not."""
-        low, high = self.bounds
-        outside = ~((self.ratios >= low) & (self.ratios <= high)) & ~np.isnan(self.bounds[0])
-        outside[0, :, 0] &= self.from_start
-        return outside
-
-    @property
-    def first(self) -> int | None:
-        """Index of the first lead time that is not stable."""
-        failed = self.outside.any((1, 2))
-        return int(failed.argmax()) if failed.any() else None
-
-    def __str__(self) -> str:
-        """A line that says whether the members are stable, or where they are not."""
-        what = "rate of change, variance and power in three bands of members"
-        within = f"within [{WITHIN[0]}, {WITHIN[1]}] of the training data's, and what chance adds"
-        if self.first is None:
-            return f"stable: from frame 1 to {len(self.leads)} {what} stay {within}"
-        channel, number = np.argwhere(self.outside[self.first])[0]
-        ratio, (low, high) = self.ratios[self.first, channel, number], self.bounds[:, channel, number]
-        begun = f"stable from frame 1 to {self.first}" if self.first else "not stable"
-        return (
-            f"{begun}: at frame {self.first + 1} (lead {self.leads[self.first]:g}) the {STEADY[number]} of "
-            f"{self.channels[channel]} is {ratio:.3g} times the training data's, outside [{low:.3g}, {high:.3g}]"
-        )
 
 
 @dataclass(frozen=True)
@@ -282,6 +129,7 @@ class ForecastScores:
     crps .. rate:       (T,) each, in the data's units or those of `scale`
     edges:              (T,) how many times their share the outermost ranks hold; 1 for a calibrated ensemble
     spectrum:           (T, 3) by band
+    brier:              (T, K) by threshold, those of `EVENTS` if there are some
     until, until_member: (2,) by `THRESHOLDS`, in units of the leads; inf: not within them
     ranks:              (T, M + 1) shares
     power, power_truth: (T, C, K) mean spectra of the members and of the truth, by wavenumber
@@ -300,6 +148,7 @@ class ForecastScores:
     rate: Score
     edges: Score
     spectrum: Score
+    brier: Score
     until: Score
     until_member: Score
     ranks: NDArray[np.float64]
@@ -311,21 +160,24 @@ class ForecastScores:
         scores = {name: value for name, value in vars(self).items() if isinstance(value, Score)}
         columns = {name: score for name, score in scores.items() if name not in _OTHERWISE}
         columns |= {f"spectrum_{band}": _column(self.spectrum, i) for i, band in enumerate(BANDS)}
-        return _rows("lead", self.leads.tolist(), columns)
+        events = EVENTS[: self.brier.value.shape[1]]
+        columns |= {f"brier_{100 * share:.0f}": _column(self.brier, i) for i, share in enumerate(events)}
+        return rows_of("lead", self.leads.tolist(), columns)
 
     def times(self) -> list[dict[str, float | None]]:
         """A row a threshold: until when the correlation lies above it; None: longer than all lead times."""
-        return _rows("threshold", THRESHOLDS, {"until": self.until, "until_member": self.until_member})
+        return rows_of("threshold", THRESHOLDS, {"until": self.until, "until_member": self.until_member})
 
 
-_OTHERWISE = "spectrum", "until", "until_member"  # scores by band and by threshold: all others are by lead
+_OTHERWISE = "spectrum", "brier", "until", "until_member"  # scores by band and by threshold: all others are by lead
 
 
 def _column(score: Score, index: int) -> Score:
     return Score(score.value[:, index], score.replicates[:, :, index], score.groups)
 
 
-def _rows(key: str, values: Sequence[float], columns: dict[str, Score]) -> list[dict[str, float | None]]:
+def rows_of(key: str, values: Sequence[float], columns: dict[str, Score]) -> list[dict[str, float | None]]:
+    """Rows for JSON, of each value of a key: columns of scores, with _low and _high."""
     parts = {name + end: part for name, score in columns.items() for end, part in _parts(score)}
     return [
         {key: value} | {name: float(part[i]) if math.isfinite(part[i]) else None for name, part in parts.items()}
@@ -344,13 +196,22 @@ class ForecastScorer:
     scale:       (C,) by which channels are divided, their standard deviations: what has different units adds up
     climatology: (C, H, W), or what broadcasts to it: the mean state that correlations are about, in the data's units
                  too. None: a field's own mean of each channel, as PDE-Refiner does
+    weights:     (C, H, W), or what broadcasts to it, of points in all means but spectra; of mean 1. None: all alike
+    thresholds:  (K, C, H, W), or what broadcasts to it, of `brier`, in the data's units
     seed:        orders members equal to the truth, by start, lead time and point: chunks change nothing
 
     Raises ValueError for other leads or scales.
     """
 
     def __init__(
-        self, leads: Sequence[float], *, scale: Tensor | None = None, climatology: Tensor | None = None, seed: int = 0
+        self,
+        leads: Sequence[float],
+        *,
+        scale: Tensor | None = None,
+        climatology: Tensor | None = None,
+        weights: Tensor | None = None,
+        thresholds: Tensor | None = None,
+        seed: int = 0,
     ) -> None:
         self._leads = torch.tensor(leads, dtype=torch.float64)
         if not len(leads) or self._leads[0] <= 0 or (self._leads.diff() <= 0).any():
@@ -359,6 +220,8 @@ class ForecastScorer:
             raise ValueError(f"got scales {scale.tolist()}; give one positive number for each channel")
         self._scale = torch.ones(1) if scale is None else scale.cpu()
         self._about = None if climatology is None else climatology.cpu()
+        self._weights = torch.ones(1, 1, 1).double() if weights is None else weights.cpu().double()
+        self._thresholds = torch.zeros(0, 1, 1, 1) if thresholds is None else thresholds.cpu()
         self._seed = seed
         self._rows: list[dict[str, Tensor]] = []  # of each chunk: (n, T, ...)
         self._shape: torch.Size | None = None  # (M, C, H, W)
@@ -457,33 +320,39 @@ class ForecastScorer:
 
         x: (n, M, C, H, W) members, y: (n, C, H, W) the truth, both divided by the scale; before: those a lead earlier
         """
-        (starts, count), mean = x.shape[:2], x.mean(1)
+        (starts, count), mean, weights = x.shape[:2], x.mean(1), self._weights
+        root, thresholds = weights.sqrt(), self._thresholds.double() / self._scale.double()[:, None, None]
         numbers = torch.arange(self._starts, self._starts + starts)
         ranked = rank(x, y, Draws(self._seed, numbers).uniform(f"rank {lead}", *y.shape[1:]))
-        outer = ((ranked == 0) | (ranked == count)).double().flatten(1).mean(1)
+        outer = ((ranked == 0) | (ranked == count)).double().mul(weights).flatten(1).mean(1)
         unknown = torch.full((starts,), torch.nan, dtype=torch.float64)
-        change, change_truth = (
-            (unknown, unknown) if before is None else (_norm(x - before[0], 2).mean(1), _norm(y - before[1], 1))
-        )
-        members, of_mean, of_truth = self._anomalies(x), self._anomalies(mean), self._anomalies(y)
+        change = change_truth = unknown
+        if before is not None:
+            change = _norm(root * (x - before[0]), 2).mean(1)
+            change_truth = _norm(root * (y - before[1]), 1)
+        members, of_mean, of_truth = (root * self._anomalies(fields) for fields in (x, mean, y))
         row = {
-            "crps": fair_crps(x, y),
-            "square": (mean - y).square().flatten(1).mean(1),
-            "square_member": (x - y[:, None]).square().flatten(1).mean(1),
-            "variance": x.var(1).flatten(1).mean(1) if count > 1 else unknown,
+            "crps": fair_crps(weights * x, weights * y),
+            "square": (weights * (mean - y).square()).flatten(1).mean(1),
+            "square_member": (weights * (x - y[:, None]).square()).flatten(1).mean(1),
+            "variance": (weights * x.var(1)).flatten(1).mean(1) if count > 1 else unknown,
             "correlation": correlation(of_mean, of_truth),
             "correlation_member": correlation(members, of_truth[:, None]).mean(1),
             "change": change,
             "change_truth": change_truth,
             "outer": outer,
+            "brier": torch.stack([(weights * brier(x, y, each)).flatten(1).mean(1) for each in thresholds], 1)
+            if len(thresholds)
+            else x.new_zeros(starts, 0),
             "power": power_spectrum(x).mean(1),
             "power_truth": power_spectrum(y),
         }
-        return row, torch.bincount(ranked.flatten(), minlength=count + 1).double()
+        of_points = weights.expand_as(ranked).flatten()
+        return row, torch.bincount(ranked.flatten(), of_points, minlength=count + 1)
 
     def _anomalies(self, fields: Tensor) -> Tensor:
         if self._about is None:
-            return fields - fields.mean((-2, -1), keepdim=True)
+            return fields - (self._weights * fields).mean((-2, -1), keepdim=True)
         return fields - self._about.double() / self._scale.double()[:, None, None]
 
 
@@ -524,4 +393,5 @@ def _from_means(mean: dict[str, Tensor], members: int, side: int) -> dict[str, T
         "rate": mean["change"] / mean["change_truth"],
         "edges": mean["outer"] * (members + 1) / 2,
         "spectrum": spectrum_distance(mean["power"], mean["power_truth"], side),
+        "brier": mean["brier"],
     }

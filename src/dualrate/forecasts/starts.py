@@ -19,7 +19,7 @@ from dualrate.diffusion.context import Shape
 from dualrate.drawing.drawer import spread
 from dualrate.experiment.model import Model
 from dualrate.forecasts.fields import Fields, Forecast
-from dualrate.forecasts.geometry import ordered
+from dualrate.forecasts.geometry import Order, ordered
 from dualrate.forecasts.metadata import SAME_AXIS, Metadata
 from dualrate.forecasts.rollout import Frame, forecast_of, frame_shape
 from dualrate.forecasts.sources import check_variable_names, find_fields, step_of
@@ -42,6 +42,7 @@ class Starts:
     places:   (N, 2) of starts from the data, trajectory of the test split and time step of the latest frame in it
     training: the fields that the model was trained on, where they were read
     dates:    (N,) times of the latest frames, where they are known; metadata: what the source says
+    order:    of points in the file that they are from; None: that of the training data
     """
 
     past: Frame
@@ -53,6 +54,7 @@ class Starts:
     training: Fields | None = None
     dates: NDArray[Any] | None = None
     metadata: Metadata = Metadata()
+    order: Order | None = None
 
     def __len__(self) -> int:
         return len(self.past)
@@ -162,9 +164,10 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
     observed = shapes[0][0], *forecast.shape(model.shape)[1:]
     if observed != shapes[0] and not forecast.difference:  # a difference is from a whole frame
         shapes.append(observed)
-    fields = (
-        _from_array(path, model, shapes) if path.suffix in (".npy", ".npz") else _from_fields(path, model, shapes, note)
-    )
+    if path.suffix in (".npy", ".npz"):
+        fields, order = _from_array(path, model, shapes), None
+    else:
+        fields, order = _from_fields(path, model, shapes, note)
     if fields.note:
         note(f"{path}: {fields.note}")
     _check_time(path, model.name, forecast, fields, note)
@@ -197,18 +200,20 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
         )
     whole = past if past.shape[2:] == shapes[0] else forecast.spread_out(past, shapes[0])
     dates = _dates(timing_of(trajectory).times for trajectory in fields.trajectories)
-    return Starts(whole, str(path), observed=True, dates=dates, metadata=fields.metadata)
+    return Starts(whole, str(path), observed=True, dates=dates, metadata=fields.metadata, order=order)
 
 
-def _from_fields(path: Path, model: Model, shapes: Sequence[Shape], note: Callable[[str], None]) -> FieldSource:
-    """Each trajectory of a source of fields, with the model's variables alone, where it has them all.
+def _from_fields(
+    path: Path, model: Model, shapes: Sequence[Shape], note: Callable[[str], None]
+) -> tuple[FieldSource, Order]:
+    """Each trajectory of a source of fields, with the model's variables alone, where it has them all; and its order.
 
     Raises ValueError for frames of another shape.
     """
     _, fields = find_fields(path)
-    forecast = forecast_of(model)
+    forecast, order = forecast_of(model), Order()
     if forecast.geometry.axes:
-        fields = ordered(fields)[0]
+        fields, order = ordered(fields)
     if {*forecast.variables} <= {*fields.variables}:
         if others := [name for name in fields.variables if name not in forecast.variables]:
             note(f"{path}: {some_of(others)} are left out, which {model.name} was not trained on")
@@ -218,7 +223,7 @@ def _from_fields(path: Path, model: Model, shapes: Sequence[Shape], note: Callab
     if wrong := [trajectory.shape for trajectory in fields.trajectories if trajectory.shape[1:] != expected]:
         forms = " or, as observed, ".join(f"(time, {', '.join(map(str, shape))})" for shape in shapes)
         raise ValueError(f"{path} holds (time, C, H, W) = {wrong[0]}, and {model.name} starts from {forms}")
-    return fields
+    return fields, order
 
 
 def _check_time(path: Path, name: str, forecast: Forecast, fields: FieldSource, note: Callable[[str], None]) -> None:
@@ -285,6 +290,12 @@ def _check_variables(
             f"{path} holds the variables {', '.join(names)}, and {name} was trained on "
             f"{', '.join(forecast.variables)}: bring them to that"
         )
+
+
+def lead_unit(forecast: Forecast, starts: Starts | None = None) -> str:
+    """The unit of lead times, of dates hours; empty where neither the run nor its data say it."""
+    of_data = starts.metadata.time if starts is not None and starts.places is not None else ""
+    return (forecast.metadata.time or of_data).partition(" since ")[0] if forecast.step is not None else ""
 
 
 def have_names(variables: tuple[str, ...]) -> bool:

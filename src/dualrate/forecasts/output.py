@@ -1,0 +1,159 @@
+"""A forecast as a dataset of xarray, whose frames are read when they are asked for; also of forecast.nc and .zarr.
+
+    NAME        (init_time, number, lead_time, space)  members, a variable a channel where these have names
+    NAME_truth  (init_time, lead_time, space)          what came; NaN where that is not known
+    init_time   of each start its latest frame: a date or number, or its number where the source says no times
+    number      of a member
+    lead_time   from the start to each frame; in hours, where the data has dates
+    valid_time  (init_time, lead_time), their sum
+
+Space is as in the file of the training data, or of the starts: its axes, their order, and where longitudes begin.
+Points that the mask hides are NaN. With dates, `decode_timedelta=True` reads lead times as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import xarray
+from numpy.typing import NDArray
+from xarray.backends.common import BackendArray
+from xarray.core.indexing import IndexingSupport, LazilyIndexedArray, explicit_indexing_adapter
+
+from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.geometry import Mask, Order
+from dualrate.forecasts.metadata import Coordinate, Description
+from dualrate.forecasts.rollout import Frame
+from dualrate.forecasts.starts import Starts, have_names, lead_unit
+
+START, MEMBER, LEAD, VALID = "init_time", "number", "lead_time", "valid_time"
+PLACES = ("start_trajectory", "start_time_step")  # of starts in held-out data
+RESERVED = (START, MEMBER, LEAD, VALID, "channel", *PLACES)
+OF_PLACES = {"latitude": "degrees_north", "longitude": "degrees_east"}
+EXACT = 1e-12  # what a turn round the circle rounds away
+
+
+class LazyFrames(BackendArray):
+    """Frames (..., T, space) of a variable, of an array (..., known, C, H, W); NaN after those that are known.
+
+    channel: None: all, as (..., T, C, space); space: points along each axis in the file's order
+    """
+
+    def __init__(
+        self, x: Frame, channel: int | None, frames: int, order: Order, hidden: Mask | None, space: Sequence[int]
+    ) -> None:
+        self.x, self.channel, self.order, self.hidden = x, channel, order, hidden
+        self.lead, self.dtype = x.ndim - 4, np.dtype(np.float32)
+        self.shape = (*x.shape[: self.lead], frames, *x.shape[-3:-2] * (channel is None), *space)
+
+    def __getitem__(self, key: Any) -> Any:
+        return explicit_indexing_adapter(key, self.shape, IndexingSupport.BASIC, self._read)
+
+    def _read(self, key: tuple[Any, ...]) -> NDArray[np.float32]:
+        first, times, rest = key[: self.lead], np.arange(self.shape[self.lead])[key[self.lead]], key[self.lead + 1 :]
+        channel, space = (rest[0], rest[1:]) if self.channel is None else (self.channel, rest)
+        after, length = 2 + isinstance(channel, slice), self.x.shape[self.lead]
+        part = np.take(self.x[first][..., channel, :, :], np.minimum(times, length - 1), -1 - after)
+        unknown = np.reshape(times >= length, (*times.shape, *[1] * after))
+        if self.hidden is not None:
+            unknown = unknown | self.hidden[channel]
+        part = self.order.restored(np.where(unknown, np.float32(np.nan), part))
+        return (part if len(space) == 2 else part[..., 0, :])[(..., *space)]
+
+
+def dataset_of(x: Frame, truth: Frame | None, starts: Starts, record: Any, forecast: Forecast) -> xarray.Dataset:
+    """The dataset of members (N, M, T, C, H, W) and what came, (N, known, C, H, W). record: the folder's, or as it"""
+    members, frames, channels, height, width = x.shape[1:]
+    order = forecast.geometry.order if starts.order is None else starts.order
+    grid = (width,) if height == 1 and len(forecast.axes) < 2 else (height, width)
+    space = grid[::-1] if order.swapped else grid
+    axes = [axis.partition(" (")[0] for axis in forecast.axes][:: -1 if order.swapped else 1]
+    if len({*axes} - {*RESERVED}) != len(space) or "/" in "".join(axes):
+        axes = ["y", "x"][-len(space) :]
+    points = {
+        each.name: (tuple(axes[i] for i in each.axes), np.reshape(each.values, [space[i] for i in each.axes]), says)
+        for point in (*forecast.metadata.coordinates, *starts.metadata.coordinates)
+        if point.fits(grid) and point.name not in RESERVED and "/" not in point.name
+        for each, says in [_restored(point, order, grid)]
+    }
+    points = {name: each for name, each in points.items() if name not in axes or each[0] == (name,)}
+    taken = {*RESERVED, *axes, *points, *(f"{name}_truth" for name in record.variables)}
+    named = have_names(record.variables) and len({*record.variables} - taken - {""}) == channels
+    named = named and not any("/" in name for name in record.variables)
+    described = forecast.metadata.variables or starts.metadata.variables or (Description(),) * channels
+    each: list[tuple[str, int | None, dict[str, str]]] = [("forecast", None, {})]
+    if named:
+        each = [
+            (name, i, about.attributes) for i, (name, about) in enumerate(zip(record.variables, described, strict=True))
+        ]
+    kinds = {"": (x, (START, MEMBER, LEAD))} | ({} if truth is None else {"_truth": (truth, (START, LEAD))})
+    variables = {}
+    for name, channel, attributes in each:
+        for ending, (array, dims) in kinds.items():
+            lazy = LazyFrames(array, channel, frames, order, forecast.geometry.hidden, space)
+            dims = (*dims, *["channel"] * (not named), *axes)
+            variables[name + ending] = xarray.Variable(dims, LazilyIndexedArray(lazy), attributes)
+    coordinates = _times(starts, record, forecast) | points
+    coordinates[MEMBER] = (MEMBER, np.arange(members), {"standard_name": "realization", "long_name": "member"})
+    if not named:
+        coordinates["channel"] = ("channel", np.arange(channels), {"long_name": ", ".join(record.variables)})
+    if starts.places is not None:
+        coordinates |= {name: (START, starts.places[:, i]) for i, name in enumerate(PLACES)}
+    about = {
+        "Conventions": "CF-1.8",
+        "title": f"Ensemble forecast by {record.model}",
+        "source": f"{record.model} at iteration {record.iteration}, from {record.source}",
+        "history": "\n".join(f"{call.get('date', '')} {call['command']}".strip() for call in record.calls),
+    }
+    return xarray.Dataset(variables, coordinates, about)
+
+
+def _restored(point: Coordinate, order: Order, grid: Sequence[int]) -> tuple[Coordinate, dict[str, str]]:
+    """A coordinate in the order of the file, and its attributes, with what its name or units mean."""
+    attributes = point.description.attributes
+    if point.place:
+        attributes = {"units": OF_PLACES[point.place], "standard_name": point.place} | attributes
+    if not point.axes or order == Order():
+        return point, attributes
+    values = np.reshape(point.values, [size if i in point.axes else 1 for i, size in enumerate(grid)])
+    values = order.restored(np.broadcast_to(values, (1, *grid)[-2:]))
+    if len(point.axes) == 2:
+        return replace(point, values=tuple(values.ravel().tolist())), attributes
+    (axis,) = point.axes
+    axis = len(grid) - 1 - axis if order.swapped else axis
+    line = values[:, 0] if len(grid) == 2 and axis == 0 else values[0]
+    if order.rolled and point.place == "longitude":
+        line = np.unwrap(line, period=360)
+        line = line - 360 * (line.max() > 360 + EXACT)
+        line = np.where(np.abs(line.round(10) - line) < EXACT, line.round(10), line)
+    return replace(point, axes=(axis,), values=tuple(line.tolist())), attributes
+
+
+def _times(starts: Starts, record: Any, forecast: Forecast) -> dict[str, Any]:
+    """Coordinates: lead times, and of each start and frame its time, where the data says that."""
+    lead, times = np.array(record.lead_times), starts.dates
+    unit = lead_unit(forecast, starts)
+    says = {
+        "standard_name": "forecast_period",
+        "long_name": "lead time" if forecast.step else "lead time in time steps",
+    }
+    coordinates: dict[str, Any] = {LEAD: (LEAD, lead, says | ({"units": unit} if unit else {}))}
+    if times is None:
+        return {START: (START, np.arange(len(starts)), {"long_name": "number of the start"})} | coordinates
+    about: dict[str, str] = {}
+    if times.dtype.kind == "m":
+        times, about = times / np.timedelta64(1, "h"), {"units": "hours"}
+    elif times.dtype.kind not in "MO" and starts.metadata.time:
+        about = {"units": starts.metadata.time}
+    standard = {"standard_name": "forecast_reference_time", "long_name": "time of the latest known frame"}
+    coordinates[START] = (START, times, standard | about)
+    if forecast.step is None or (times.dtype.kind in "MO" and unit != "hours"):
+        return coordinates
+    if times.dtype.kind in "MO":
+        hours = [timedelta(hours=hour) for hour in lead.tolist()]
+        lead = np.array(hours, "m8[ns]" if times.dtype.kind == "M" else object)
+    return coordinates | {VALID: ((START, LEAD), times[:, None] + lead, {"standard_name": "time"} | about)}
