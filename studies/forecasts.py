@@ -44,10 +44,10 @@ from dualrate.cli.distill import Student
 from dualrate.data.condition_rows import HeldOut
 from dualrate.drawing.drawer import spread
 from dualrate.experiment.data_config import DataConfig
+from dualrate.forecasts.baselines import persistence
 from dualrate.forecasts.netcdf import write_fields
 from dualrate.forecasts.recipe import Forecasting, OfFrames
 from dualrate.forecasts.rollout import costs, forecast_of, roll_out
-from dualrate.forecasts.scores import persistence
 from dualrate.forecasts.simulations import SIMULATIONS, Kolmogorov, KuramotoSivashinsky
 from dualrate.forecasts.simulations import System as Simulated
 from dualrate.forecasts.starts import held_out_starts
