@@ -203,6 +203,8 @@ def figure(rows: Sequence[Row]) -> Figure:
         log_axis(axes, "x")
         axes.set(xlabel="million multiply-adds a member", title=f"members of a start: {members}")
         axes.grid(alpha=0.3)
+    least = min(each[0] for each in scores.values())
+    panels[0].set_ylim(0.92 * least, 1.7 * least)  # what is far worse stands in the table
     panels[0].set_ylabel("fair CRPS")
     panels[1].legend(fontsize=7)
     return canvas
