@@ -60,8 +60,8 @@ def write_peers() -> None:
 
 
 WRITERS: tuple[Callable[[], None], ...] = (
-    write_settled, write_forecasts, write_peers, contest_page.page, decoders.page, on_gpu.page, lambda: conditions.page(NONE),
-    lambda: captions.page(NONE), lambda: sudoku.page(NONE),
+    write_settled, write_forecasts, write_peers, contest_page.page, decoders.page, on_gpu.page,
+    lambda: conditions.page(NONE), lambda: captions.page(NONE), lambda: sudoku.page(NONE),
     where.page,  # of what others write
 )  # fmt: skip
 
