@@ -41,7 +41,7 @@ def test_a_model_is_scored_as_its_images_are_measured(root):
     assert isinstance(evaluation.scores, Row)
     assert evaluation.scores.score == row.score
     assert (evaluation.plain["macs"], evaluation.plain["steps"]) == (drawer.cost.macs, 2)
-    assert "FD-noise" in str(evaluation)
+    assert "FD-noise" in str(evaluation) == repr(evaluation)
     assert "recall" in str(evaluation).splitlines()[-1]
     assert all(part in evaluation._repr_html_() for part in ("<table>", "FD-noise", "recall"))
 

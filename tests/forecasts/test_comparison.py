@@ -129,9 +129,18 @@ def test_results_print_and_show(here):
     assert "of persistence and" in shown
     assert "spread / skill" in shown
     assert "ms a forecast." in shown
+    assert repr(results) == shown  # as the last line of an interactive session
     assert "<table>" in results._repr_html_()
     assert "By lead time." in results.page
     assert not Path("report.html").exists()
+
+
+def test_progress_names_an_interval_where_there_is_one(here, capsys):
+    for starts, interval in ((4, False), (6, True)):
+        run(None, "ahead:2", count=starts, progress=None)
+        measured = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("1/1 ahead"))
+        assert ("[" in measured) is interval
+        assert "nan" not in measured
 
 
 def test_a_candidate_that_bursts_is_not_the_best(here, monkeypatch):

@@ -320,6 +320,9 @@ def test_masks_that_cannot_be(tmp_path: Path) -> None:
         experiment(source, mask="dry")
     with pytest.raises(ValueError, match=r"not finite.*--mask auto"):
         experiment(source)
+    alone = saved(sea(np.nan).drop_vars(["wet", "land"]), tmp_path / "alone.nc")
+    with pytest.raises(ValueError, match=r"it has none: give --mask auto or any$"):
+        experiment(alone, mask="dry")
     holes = sea(np.nan)
     holes.t.values[[5, 38], 0, 0] = np.nan  # observed at other times
     source = saved(holes, tmp_path / "holes.nc")

@@ -1,4 +1,4 @@
-"""Tiny pipelines of diffusers with random weights, called without texts: `PIPELINES[name]() -> (pipe, draw)`."""
+"""Tiny pipelines of diffusers with random weights, called without texts: `ROWS` or `UNETS[name]() -> (pipe, draw)`."""
 
 from __future__ import annotations
 

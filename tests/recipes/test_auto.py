@@ -128,6 +128,8 @@ def test_noise_is_interpolated_above_32_pixels():
         ("b/train.parquet", "train"),
         ("fashion-mnist", "fashion-mnist"),
         ("/", "images"),
+        ("era5/*.nc", "era5"),
+        ("era5/**/2000-0[1-4].nc", "era5"),
     ],
 )
 def test_a_run_is_named_after_its_source(source, name):

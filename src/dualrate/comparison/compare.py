@@ -47,6 +47,7 @@ from dualrate.drawing.measure import OutOfTime, until
 from dualrate.experiment.modality import conditions_named, maker_of
 from dualrate.experiment.model import Model
 from dualrate.report.figures import pareto_front
+from dualrate.report.table import with_interval
 from dualrate.runs.store import load
 from dualrate.sampling.cost import CallCost
 from dualrate.system.device import environment, pick_device
@@ -269,8 +270,8 @@ class Session:
                 continue
             score = measured.row.score
             self.progress.note(
-                f"{i + 1}/{len(candidates)} {candidate.key}: {score.metric} {score.value:.3f} "
-                f"[{score.low:.3f}, {score.high:.3f}] of {count} {nouns}"
+                f"{i + 1}/{len(candidates)} {candidate.key}: {score.metric} "
+                f"{with_interval(score.value, score.low, score.high, 3)} of {count} {nouns}"
             )
             rows.append(measured)
         self.progress.close()

@@ -91,7 +91,7 @@ class ComparisonResults:
         """The page, as HTML."""
         return compare_page(self)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """The table, what it says, and what is unfinished."""
         lines = [f"{as_text(front_table(self.finished, self.yardstick))}\n"] if self.finished else []
         return "\n".join([*lines, *(f"{sentence}\n" for sentence in says(self))]).rstrip()

@@ -277,9 +277,10 @@ def hidden_points(source: str, fields: FieldSource, mask: str) -> Mask:
         return never if mask == "auto" else ever
     name = mask.removeprefix("not:")
     if name not in fields.statics:
+        names, these = ", ".join(fields.statics) or "none", ", or one of these" * bool(fields.statics)
         raise ValueError(
-            f"{source} has no variable {name} over space alone to take as the mask; it has "
-            f"{', '.join(fields.statics) or 'none'}: give --mask auto or any, or one of these"
+            f"{source} has no variable {name} over space alone to take as the mask; it has {names}: "
+            f"give --mask auto or any{these}"
         )
     values = np.nan_to_num(fields.statics[name]())
     return np.broadcast_to((values == 0) ^ (mask != name), (channels, height, width)).copy()

@@ -25,6 +25,7 @@ All of it is a function of the data, the size and the rate, so the same command 
 
 from __future__ import annotations
 
+import glob
 import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -234,8 +235,10 @@ def network(tier: Tier, side: int, channels: int, num_classes: int) -> UViTConfi
 
 
 def name_of(source: str) -> str:
-    """A run's name for a source: the source's name, in the characters that a run's name may have."""
+    """A run's name for a source: its own or, of a pattern, its folder's, in the characters that one may have."""
     path = resolved(source)
+    while glob.has_magic(path.name) and not path.exists():
+        path = path.parent
     name = path.stem if path.suffix in (".npz", ".parquet", ".tar") else path.name
     return re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:60] or "images"
 

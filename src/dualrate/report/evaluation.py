@@ -23,7 +23,7 @@ class Evaluation:
     tables: tuple[Table, ...] = ()
     text: str = ""
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n\n".join(filter(None, (*map(as_text, self.tables), self.text)))
 
     def _repr_html_(self) -> str:
