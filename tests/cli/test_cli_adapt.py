@@ -117,7 +117,7 @@ def test_one_picture_is_enough(root, tmp_path, monkeypatch):
     few = ("--fit.iterations", 3, "--fit.precision", "float32")
     assert call(monkeypatch, "adapt", root / "base", "--images", place.parent, *few, "--out", out) == 0
     adapted = load(out)
-    assert adapted.serves.grid == (*SLOW, *FAST)
+    assert adapted.serves.grid == (*SLOW, *FAST, 0.0)
     layers = layers_of(adapted.networks["model"].net).values()
     assert all(any(layer.update(phase).any() for layer in layers) for phase in adapted.networks["model"].phases)
     with pytest.raises(ValueError, match="at least 2 are needed"):

@@ -85,3 +85,9 @@ def test_the_call_of_the_readme_runs(model, tmp_path, monkeypatch):
     names: dict[str, Any] = {}
     exec(compile(block.replace("members=16", "members=2").replace("), 4,", "), 2,"), "README.md", "exec"), names)
     assert names["result"].ensemble.shape[:3] == (2, 2, 6)
+
+
+def test_a_forecast_prints_in_a_screen_and_fields_are_no_pictures(model: dr.Model) -> None:
+    assert len(repr(dr.forecast(model, 2, **HOW)).splitlines()) < 40
+    with pytest.raises(ValueError, match="makes fields, not pictures: draw it by dualrate forecast"):
+        dr.sample(model, 2)

@@ -303,7 +303,7 @@ def test_what_is_no_source_of_fields(tmp_path: Path) -> None:
     (tmp_path / "broken.h5").write_bytes(b"no such thing")
     with pytest.raises(ValueError, match=r"broken\.h5 cannot be read as HDF5"):
         read_fields(tmp_path / "broken.h5", "train")
-    with pytest.raises(ValueError, match=r"expected \.npz or \.nc"):
+    with pytest.raises(ValueError, match=r"expected \.npz, \.nc or \.zarr"):
         write_fields(tmp_path / "made.txt", ARRAY, ("a", "b"))
     for names in (("a", "time"), ("a", "b/s")):
         with pytest.raises(ValueError, match=f"no variable of NetCDF can be called {names[1]}"):
@@ -354,7 +354,7 @@ def test_the_command_makes_a_file_of_fields(
     assert (told["fields"], told["step"]) == ("3x4x1x1x64", 1.0)
     made = read_fields(file, "train")
     np.testing.assert_array_equal(all_of(made), KuramotoSivashinsky().simulate(2, 4, 7))
-    for out, message in ((file, "is there already"), (tmp_path / "made.txt", "expected .npz or .nc")):
+    for out, message in ((file, "is there already"), (tmp_path / "made.txt", "expected .npz, .nc or .zarr")):
         assert call(monkeypatch, *command, "--out", out) == 2
         assert message in capsys.readouterr().err
 

@@ -63,7 +63,7 @@ def test_kept_rows_only_is_dropping_after_encoding():
     draws = Draws(0, data.sample)
     loss = method.loss(data, 0, draws).total
 
-    times, cond = method.times(draws), method.condition(data, draws)
+    times, cond = method.times(draws), method.given(data, draws)
     z_t, z_tau = method.pair(data.x, times.t, times.tau, draws)
     full = method.model.encode(z_tau, times.tau, cond)
     present = torch.zeros(len(data), dtype=torch.bool)
@@ -116,7 +116,7 @@ def test_encoder_loss_is_its_own_error_at_tau_as_a_share_of_all_rows():
     method, data = dual(encoder_weight=3.0), batch()
     draws = Draws(0, data.sample)
     loss = method.loss(data, 0, draws)
-    times, cond = method.times(draws), method.condition(data, draws)
+    times, cond = method.times(draws), method.given(data, draws)
     _, z_tau = method.pair(data.x, times.t, times.tau, draws)
     kept = times.heavy_rows
     x_hat = method.model.encode(z_tau[kept], times.tau[kept], cond[kept]).x_hat
@@ -138,7 +138,7 @@ def test_the_loss_depends_on_nothing_but_sample_numbers():
 def test_labels_are_dropped_to_the_null_class():
     method = dual(label_dropout=0.3)
     data = Batch(torch.zeros(20_000, 1, 1, 1), torch.zeros(20_000, dtype=torch.int64), torch.arange(20_000))
-    label = method.condition(data, Draws(0, data.sample)).label
+    label = method.given(data, Draws(0, data.sample)).label
     assert (label == 3).double().mean().item() == pytest.approx(0.3, abs=0.01)
 
 
@@ -208,7 +208,7 @@ def test_expected_gradient_is_zero_at_the_optimum():
         times = method.times(draws)
         z_t, _ = method.pair(data.x, times.t, times.tau, draws)
         with torch.no_grad():
-            x_hat = model.denoise(z_t, times.t, Context(), method.condition(data, draws))
+            x_hat = model.denoise(z_t, times.t, Context(), method.given(data, draws))
         return method.weighted_error(data.x, x_hat, times.t)
 
     slope = (per_row(1e-4) - per_row(-1e-4)) / 2e-4

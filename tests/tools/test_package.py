@@ -13,7 +13,8 @@ from tools.try_package import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[2]
 OF_AN_EXTRA = {
-    f"dualrate.{name}" for name in ("pipelines.export", "pipelines.hub", "pipelines.parts", "integrations.diffusers")
+    f"dualrate.{name}"
+    for name in ("forecasts.output", "pipelines.export", "pipelines.hub", "pipelines.parts", "integrations.diffusers")
 }
 WITHOUT = """
 import importlib, sys

@@ -30,6 +30,7 @@ from dualrate.diffusion.context import Reuse
 from dualrate.diffusion.plan import StepPlan, before
 from dualrate.drawing.calibration import read_table
 from dualrate.drawing.drawer import Drawer, Guidance
+from dualrate.experiment.modality import maker_of
 from dualrate.experiment.model import Model
 from dualrate.sampling.catalogue import ANCESTRAL, make_step, sampler_named
 from dualrate.sampling.grids import check_grid, grid_times
@@ -208,9 +209,10 @@ def sample(
     sampler:  a name of sampling/catalogue.py, or package.module:Class
     label:    one class for all images, its number or its name; None: class `seed mod classes`
     guidance: weight of classifier-free guidance; 1 is none
-    Raises ValueError for a plan that the model does not serve, and as `Drawer` and `sample_batches`.
+    Raises ValueError for a model of fields or a plan that it does not serve, and as `Drawer` and `sample_batches`.
     """
     choice = Choice(steps=steps, heavy=heavy, sampler=sampler)
+    _ = maker_of(model.experiment).files(model)  # refuses what makes no pictures
     drawer = choice.drawer(model, guidance=Guidance(guidance), label=label, batch_size=batch_size)
     return drawer.draw(range(seeds) if isinstance(seeds, int) else seeds, progress).images
 

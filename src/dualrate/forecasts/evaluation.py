@@ -38,7 +38,7 @@ WITHOUT_MODEL = {
 BY_NAME = ("forecast", *WITHOUT_MODEL)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ForecastReport:
     """Scores of a forecast by lead time.
 
@@ -92,7 +92,7 @@ class ForecastReport:
             "starts": self.source,
         }
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """The tables as text."""
         return "\n\n".join(map(as_text, self.tables))
 

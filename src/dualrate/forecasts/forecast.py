@@ -28,7 +28,7 @@ from dualrate.system.progress import ImageProgress
 AS_RECOMMENDED = Choice()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ForecastResult:
     """A forecast of N starts with M members and T frames, in the units of the data.
 
@@ -72,7 +72,7 @@ class ForecastResult:
             "stability": self.stability.says,
         }
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         record = self.written.record
         first = f"{record.members} members from {record.starts} starts, {record.frames} frames; {self.stability.says}"
         return first if self.scores is None else f"{first}\n\n{self.scores}"

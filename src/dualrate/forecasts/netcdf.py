@@ -161,6 +161,7 @@ def check_writable(path: Path) -> None:
         raise ValueError(f"{path} is there already: name a new file, or remove it")
     if path.suffix != ".npz":
         with with_extra():
+            import h5netcdf  # noqa: F401
             import zarr  # noqa: F401
 
 
