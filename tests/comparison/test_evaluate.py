@@ -74,3 +74,14 @@ def test_images_that_exist_are_scored_by_the_command(root, monkeypatch, capsys):
 def test_an_unknown_feature_net_is_refused_before_anything_is_drawn(root):
     with pytest.raises(ValueError, match="there is no feature net 'gone'"):
         dr.evaluate(dr.load(root / "run", device="cpu"), features="gone")
+
+
+@pytest.mark.parametrize("call", [dr.evaluate, dr.sample])
+def test_the_name_of_a_model_is_no_model(call):
+    with pytest.raises(TypeError, match=r"expected a model, got 'weights/mine': dr\.load"):
+        call("weights/mine", 8)
+
+
+def test_runs_are_compared_by_their_paths():
+    with pytest.raises(TypeError, match=r"by their paths, such as 'runs/mine:16/4', got 7"):
+        dr.compare([7])

@@ -114,6 +114,8 @@ def compare(
     if out is not None and as_path(out).suffix != ".html":
         raise ValueError(f"--out is an .html file, beside which .json is written, got {out}")
     features_named(features)  # a bad name is refused before the models are loaded
+    if strange := [run for run in requests if not isinstance(run, str)]:
+        raise TypeError(f"runs are compared by their paths, such as 'runs/mine:16/4', got {strange[0]!r}")
     parsed = [RunRequest.parse(text) for text in ([requests] if isinstance(requests, str) else requests)]
     if not parsed:
         raise ValueError("nothing to compare: name runs, e.g. dualrate compare weights/fashion-mnist-*")

@@ -212,9 +212,16 @@ def sample(
     Raises ValueError for a model of fields or a plan that it does not serve, and as `Drawer` and `sample_batches`.
     """
     choice = Choice(steps=steps, heavy=heavy, sampler=sampler)
+    check_loaded(model)
     _ = maker_of(model.experiment).files(model)  # refuses what makes no pictures
     drawer = choice.drawer(model, guidance=Guidance(guidance), label=label, batch_size=batch_size)
     return drawer.draw(range(seeds) if isinstance(seeds, int) else seeds, progress).images
+
+
+def check_loaded(value: object) -> None:
+    """Raise TypeError, with the way, for the name of a model in place of one."""
+    if isinstance(value, str | Path):
+        raise TypeError(f"expected a model, got {value!r}: dr.load(...) makes one of a run or its weights")
 
 
 def switches(model: Model) -> bool:
