@@ -76,6 +76,11 @@ def add_rows(out: Path, rows: Iterable[Row]) -> None:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
+def write_rows(out: Path, rows: Iterable[Row]) -> None:
+    """Writes OUT/rows.jsonl anew, whole or not at all."""
+    write_whole(out / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
 def keep(file: Path, rows: Sequence[Row]) -> None:
     """Writes the rows that a file (.json.xz) keeps."""
     write_whole(file, lzma.compress(json.dumps(rows, separators=(",", ":")).encode()))

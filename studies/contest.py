@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 
 import dualrate as dr
 from benchmarks.workloads import in_cpu_seconds, whole
@@ -43,10 +42,9 @@ from dualrate.networks.uvit import UViTConfig
 from dualrate.recipes.auto import distilled
 from dualrate.report.figures import pareto_front
 from dualrate.sampling.trajectory import sample_batches
-from dualrate.system.files import write_whole
 from dualrate.system.progress import Silent
-from studies.common import RESULTS, Row, add_rows, keep, kept, markdown, on_one_thread, rows_of
-from studies.forecasts import FRAMES, SHARED, SYSTEMS, System, by_lead, scored, starts_of
+from studies.common import RESULTS, Row, add_rows, keep, kept, markdown, on_one_thread, rows_of, write_rows
+from studies.forecasts import SHARED, SYSTEMS, System, by_lead, by_start, scored, starts_of
 
 BATCHES, RATES, HALFLIFE = (16, 8, 32, 64), (2e-3, 1e-3, 4e-3), 10_000
 SECONDS, SEARCHED, STARTS = 400, 100.0, 128  # of a training; of one of the search, and its starts
@@ -181,7 +179,7 @@ class Contest:
             if row["kind"] == "final" and "energy" not in row and (folder := self.folder(row)).is_dir():
                 rows[i] = row | scored(dr.load(str(folder)), self.system, row["steps"])
                 print(row["network"], row["method"], row["seed"], row["steps"], f"{mean(rows[i]):.4f}", flush=True)
-        write_whole(self.out / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(self.out, rows)
 
     def folder(self, row: Row) -> Path:
         """The run of a row."""
@@ -237,7 +235,7 @@ class Contest:
             ms = {str(count): round(float(np.median(seconds[(network, method), steps, count])), 4) for count in SHARED}
             num_steps = drawers[(network, method), steps, 1].plan.num_steps
             rows.append({"kind": "time", "network": network, "method": method, "steps": num_steps, "ms": ms})
-        write_whole(self.out / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(self.out, rows)
 
     def best(self, network: Network, method: Method, **values: Any) -> Setting:
         """The setting that the search prefers, of those with such values. Raises ValueError before it is done."""
@@ -321,11 +319,10 @@ def multilevel(models: Sequence[dr.Model], system: System, cell: Row, between: i
     batches = sample_batches(
         denoiser, drawer.step, denoiser.plan, model.shape, starts, batch_size=256, given=model.given, members=members
     )
-    x = torch.cat(list(batches)).unflatten(0, (len(starts), members)).double().unflatten(-3, (FRAMES, -1))
     one = dr.Choice(steps=1)
     costs = [one.drawer(model, precision="float32").expected_cost.macs / 1e6 for model in models]
     macs = sum(cost * calls for cost, calls in zip(costs, denoiser.calls, strict=True))
-    return {"macs": dict.fromkeys(map(str, SHARED), macs), **by_lead(x, truth)}
+    return {"macs": dict.fromkeys(map(str, SHARED), macs), **by_lead(by_start(batches, members), truth)}
 
 
 def broad(config: UViTConfig) -> UViTConfig:

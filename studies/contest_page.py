@@ -112,7 +112,7 @@ def score_table(rows: Sequence[Row]) -> str:
 
 
 def ratio_table(rows: Sequence[Row]) -> str:
-    """What rivals cost that score as well as two rates, over what these cost."""
+    """Ratios of the cost of rivals that score as well as two rates to what these cost."""
     scored = [*finals(rows), *levels(rows)]
     trainings, cost = by_plan(scored), costs(rows)
     scores = {name: resampled(scored, plan_of, values) for name, values in METRICS.items()}

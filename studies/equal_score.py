@@ -1,4 +1,4 @@
-"""What a plan saves at equal score, with an interval over what was scored and over trainings.
+"""Savings of a plan at equal score, with an interval over what was scored and over trainings.
 
 The rule is `dualrate compare`'s: between two plans of one curve (a network, what trained it, a sampler) the score is a
 straight line in logarithms; beyond its plans nothing is assumed. Where the cheapest plan of a curve is better already,
@@ -26,7 +26,7 @@ Scores = Mapping[Key, NDArray[np.float64]]  # (1 + R,): the score, then its repl
 
 
 class Ratio(NamedTuple):
-    """What rivals cost at a plan's score, over what the plan costs. inf: they never reach it.
+    """Cost of rivals at a plan's score over the plan's own. inf: they never reach it.
 
     low, high: its interval, no wider than the value where none is known
     at_most: whether the value is an upper bound
@@ -81,7 +81,7 @@ def at_equal_score(
     rivals: Sequence[Key],
     curve: Callable[[Any], object] = lambda key: key[:-1],
 ) -> Ratio:
-    """What the cheapest of the rivals costs that scores as well as a plan, over what the plan costs.
+    """Cost of the cheapest of the rivals that scores as well as a plan, over the plan's own.
 
     rivals: plans of curves; scores above 0, lower is better
     """

@@ -25,9 +25,8 @@ system in turn. A student has its teacher's networks, so its milliseconds are th
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -59,7 +58,7 @@ from dualrate.report.figures import log_axis, png
 from dualrate.report.table import with_interval
 from dualrate.system.files import write_whole
 from dualrate.system.progress import Silent
-from studies.common import RESULTS, Row, add_rows, keep, kept, markdown, place, rows_of
+from studies.common import RESULTS, Row, add_rows, keep, kept, markdown, place, rows_of, write_rows
 from studies.equal_score import resampled
 
 PAGE = RESULTS / "forecasts.md"
@@ -198,13 +197,16 @@ def scored(model: dr.Model, system: System, steps: int | None, *, between: int =
     members, (starts, truth) = system.members, starts_of(model, system, between)
     choice = dr.Choice() if steps is None else dr.Choice(steps=steps)
     drawer = choice.drawer(model, batch_size=256, members=members, precision="float32")
-    x = torch.cat(list(drawer.states(starts))).unflatten(0, (len(starts), members)).double()
-    x = x.unflatten(-3, (FRAMES, -1))
     return {
         "steps": drawer.plan.num_steps,
         "macs": {count: replace(drawer, members=count).expected_cost.macs / 1e6 for count in SHARED},
-        **by_lead(x, truth),
+        **by_lead(by_start(drawer.states(starts), members), truth),
     }
+
+
+def by_start(batches: Iterable[torch.Tensor], members: int) -> torch.Tensor:
+    """(N, M, F, C, H, W) float64, of batches of windows, whose members follow each other."""
+    return torch.cat(list(batches)).unflatten(0, (-1, members)).double().unflatten(-3, (FRAMES, -1))
 
 
 def starts_of(model: dr.Model, system: System, between: int) -> tuple[list[int], torch.Tensor]:
@@ -334,7 +336,7 @@ def times(system: System, out: Path) -> None:
         row["ms"] = {str(count): round(float(np.median(found[plan_of(row), count])), 4) for count in SHARED}
     keep(file, whole)
     if rows_of(out):
-        write_whole(out / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in whole))
+        write_rows(out, whole)
 
 
 def _made_by(plan: Plan) -> tuple[Rate, Method]:

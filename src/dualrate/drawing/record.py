@@ -40,7 +40,7 @@ class FolderRecord:
 
     file: ClassVar[str]
     content: ClassVar[str]
-    """What the folder holds, in an error."""
+    """Name of the folder's content, in an error."""
     whole: ClassVar[tuple[str, ...]]
     """Files that are written whole, so that a process that was killed may have left a part of one; or, of many such
     files, how their names end."""

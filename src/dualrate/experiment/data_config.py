@@ -33,10 +33,9 @@ class DataConfig(Ranged):
     labels in .npz, by default labels or arr_1."""
     augment: Augment = Augment()
     variables: tuple[str, ...] = ()
-    """Of fields: the variables that are read, by their names or those of their levels (t_850), in this order. Default:
-    all."""
+    """Variables of fields that are read, by names or those of their levels (t_850), in this order. Default: all."""
     levels: tuple[Annotated[float, Range(-1e12, 1e12)], ...] = ()
-    """Of fields: the levels that are read of variables that have some. Each is a channel. Default: all."""
+    """Levels of fields that are read, of variables that have some. Each is a channel. Default: all."""
 
     def at(self, source: str) -> DataConfig:
         """Copies this with another source; for latents, with their own size and labels, `augment` alone is kept."""

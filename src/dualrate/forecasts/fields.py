@@ -169,7 +169,7 @@ class Forecast(Condition, Ranged):
     metadata: Metadata = Metadata()
     """Units and coordinates, where the data says them."""
     geometry: Geometry = Geometry()
-    """Where points lie, how much each counts, and which are hidden."""
+    """Places of points, how much each counts, and which are hidden."""
 
     no_pictures = "starts from arrays, not pictures: dualrate forecast RUN --from FILE"
 
