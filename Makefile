@@ -30,10 +30,10 @@ test-forecasts test-pipelines test-texts: test-%: env-dev  ## the tests of this 
 	@$(BIN)/python -m pytest --numprocesses=$(or $(PROCESSES),2) --dist=worksteal tests/$*
 
 reproduce-train: env  ## train a model of docs/results/settled.md, e.g. MODEL=settle-dual-25 (two to three hours of a core; resumes)
-	@$(BIN)/python studies/train.py $(MODEL)
+	@$(BIN)/python -m studies.train $(MODEL)
 
 reproduce-report: env-dev  ## dual-rate against single networks, docs/results/settled.md (nine to twenty hours of a core; KEPT=1: from kept rows and times, seconds)
-	@$(BIN)/python studies/report.py settled-25 --compile --precision float32 $(if $(KEPT),--kept)
+	@$(BIN)/python -m studies.report settled-25 --compile --precision float32 $(if $(KEPT),--kept)
 
 benchmark: env-dev  ## ratios of speed and memory on one thread (five minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ratios

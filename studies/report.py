@@ -18,7 +18,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from common import (
+from dualrate.cli.console import reporter, working
+from dualrate.comparison.candidates import RunRequest, candidates_of
+from dualrate.comparison.compare import compare
+from dualrate.comparison.results import ComparisonResults, as_json, front_table
+from dualrate.comparison.rows import MeasuredCandidate, read_row
+from dualrate.config.ranges import Precision
+from dualrate.report.figures import pareto_figure, png
+from dualrate.report.table import Table
+from dualrate.system.device import pick_device
+from dualrate.system.files import write_whole
+from studies.common import (
     METRICS,
     PRETRAINED,
     RESULTS,
@@ -33,8 +43,8 @@ from common import (
     place,
     save,
 )
-from trainings import kept_file, plans_of, training
-from verdicts import (
+from studies.trainings import kept_file, plans_of, training
+from studies.verdicts import (
     as_savings,
     headline_table,
     pooled_results,
@@ -44,17 +54,6 @@ from verdicts import (
     verdict_table,
     verdicts,
 )
-
-from dualrate.cli.console import reporter, working
-from dualrate.comparison.candidates import RunRequest, candidates_of
-from dualrate.comparison.compare import compare
-from dualrate.comparison.results import ComparisonResults, as_json, front_table
-from dualrate.comparison.rows import MeasuredCandidate, read_row
-from dualrate.config.ranges import Precision
-from dualrate.report.figures import pareto_figure, png
-from dualrate.report.table import Table
-from dualrate.system.device import pick_device
-from dualrate.system.files import write_whole
 
 # Requests of `dualrate compare`
 

@@ -11,7 +11,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from common import ROOT
+from studies.common import ROOT
 
 ALIKE = ("heavy", "medium-45", "medium-25", "light", "light-10", "dual-45", "dual-25")  # in equal time
 RUNS = {f"settle-{name}": f"fashion-mnist-{name}" for name in ALIKE}

@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from saving import Point
 from scipy import stats
 
 from dualrate.comparison.candidates import Candidate
 from dualrate.comparison.rows import MeasuredCandidate
 from dualrate.metrics.distances import LEVEL, interval_of
 from dualrate.metrics.quality import QualityScore
+from studies.saving import Point
 
 LEAST_FREEDOM = 3  # degrees of freedom: with fewer Student's t is too wide to be of use
 COST = 1.0  # of points whose scores are pooled, whatever they cost

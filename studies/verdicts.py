@@ -11,13 +11,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 
-from saving import POWER, Point, Saving, ScoreRatio, front, saving, score_ratio, side
-from trainings import plans_of, point_of, pooled_rows
-
 from dualrate.comparison.results import ComparisonResults
 from dualrate.comparison.rows import MeasuredCandidate
 from dualrate.metrics.distances import LEVEL
 from dualrate.report.table import Table, compute_unit, shared_metrics, significant
+from studies.saving import POWER, Point, Saving, ScoreRatio, front, saving, score_ratio, side
+from studies.trainings import plans_of, point_of, pooled_rows
 
 TIMING = 1.1  # what two timings of one candidate may differ by
 CHEAPER, COSTLIER = "all metrics: cheaper", "all metrics: more expensive"  # what the metrics come to

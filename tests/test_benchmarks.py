@@ -16,15 +16,13 @@ import pytest
 import torch
 
 import dualrate as dr
+from benchmarks import ablation, child, peers, ratios, utilisation, workloads
+from benchmarks.interleave import Seconds, Spread, interleaved, quotient
 from dualrate.diffusion.prediction import x_loss_weight
 from dualrate.diffusion.schedule import Cosine
 from dualrate.recipes.fashion_mnist import FIT
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import ablation, child, peers, ratios, utilisation, workloads  # noqa: E402
-from benchmarks.interleave import Seconds, Spread, interleaved, quotient  # noqa: E402
 
 CPU = torch.device("cpu")
 

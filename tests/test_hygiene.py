@@ -372,3 +372,13 @@ def test_other_code_is_no_branch_on_the_kind(good: str) -> None:
 def test_kinds_are_the_classes_of_their_rooms() -> None:
     files = {"networks/a.py": "class One: ...\nclass Seen(Protocol): ...", "data/b.py": "class Other: ..."}
     assert kinds({name: ast.parse(source) for name, source in files.items()}) == {"One": "networks"}
+
+
+def test_no_module_is_found_by_a_second_name() -> None:
+    """pyproject.toml says where pytest looks: a folder more would hide folders of tests that are named like a module
+    in it.
+    """
+    files = [path for folder in ("tests", "studies", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+    changed = {str(path.relative_to(ROOT)) for path in files if "sys.path" in names_used(tree_of(path))}
+    scripts = {"tests/golden/golden.py", "tests/test_layers.py", "benchmarks/peers.py"}
+    assert changed <= scripts

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -13,18 +11,7 @@ from dualrate.cli.train import Train, parse_train
 from dualrate.comparison.candidates import RunRequest
 from dualrate.diffusion.schedule import Cosine
 from dualrate.sampling.grids import grid_times
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "studies"))
-
-import common
-import train
-
-# by its path: tests have a folder of its name
-SPEC = spec_from_file_location("studies_report", Path(common.__file__).with_name("report.py"))
-assert SPEC is not None
-assert SPEC.loader is not None
-report = sys.modules[SPEC.name] = module_from_spec(SPEC)
-SPEC.loader.exec_module(report)
+from studies import common, report, train
 
 
 @pytest.mark.parametrize("name", train.RUNS)

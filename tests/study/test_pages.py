@@ -16,8 +16,6 @@ import pytest
 
 pytest.importorskip("diffusers")  # of captions
 
-import common as common_of_report
-
 from benchmarks import peers
 from studies import captions, common, conditions, contest_page, decoders, forecasts, on_gpu, report, sudoku, where
 
@@ -25,7 +23,6 @@ DOCS = common.RESULTS.parent
 MODULES = (
     captions,
     common,
-    common_of_report,
     conditions,
     contest_page,
     decoders,
@@ -149,7 +146,7 @@ def test_a_kept_row_without_times_is_refused(monkeypatch: pytest.MonkeyPatch, tm
     known = json.loads((common.RESULTS / "settled-25.json").read_text())
     (tmp_path / "settled-25.json").write_text(json.dumps(known | {"front": known["front"][1:]}))
     monkeypatch.chdir(common.ROOT)
-    for module in (report, common_of_report):
+    for module in (report, common):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     with pytest.raises(ValueError, match=r"light-10 DPM-Solver.. 2M 5 has a row that is kept and no times: measure it"):
         report.kept_results("settled-25")

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 pytest.importorskip("diffusers")
-import captions as module
-from captions import Run, Size, Way, wilson
 from scipy.stats import binomtest
 
 from dualrate.pipelines import folder as diffusers_folder
 from dualrate.pipelines import text_encoders as text_folder
 from dualrate.pipelines.policies import Verified
+from studies import captions as module
+from studies.captions import Run, Size, Way, wilson
 from studies.shapes import ASPECTS, COLOURS, PLACES, SHAPES, captions, drawn, judged, read
 
 RNG = np.random.default_rng(0)

@@ -1,13 +1,10 @@
 """The contest of forecasts: a search that goes on where it was, and trainings by its choice, for equal time."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from dualrate.forecasts import recipe as forecast
 from dualrate.forecasts.simulations import KuramotoSivashinsky

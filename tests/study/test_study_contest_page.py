@@ -1,11 +1,6 @@
 """Tables of the contest, of rows made here."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from studies import contest_page
 from studies.contest import HALFLIFE

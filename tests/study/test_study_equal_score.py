@@ -1,13 +1,9 @@
 """Ratios at equal score: interpolated, bounded where no plan is worse, uncertain by cases and by trainings."""
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from studies.equal_score import Ratio, at_equal_score, resampled
 

@@ -1,12 +1,9 @@
 """Forecasts at two rates: every stage of a system runs."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from dualrate.forecasts import recipe as forecast
 from dualrate.forecasts.recipe import Forecasting

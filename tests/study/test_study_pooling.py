@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from comparison.test_results import finished
 from scipy import stats
-from trainings import pooled_rows
 
 from dualrate.comparison.rows import MeasuredCandidate
+from studies.trainings import pooled_rows
 
 METRIC = "FD-squares"
 

@@ -6,7 +6,8 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from saving import PRECISION, Point, cost_at, saving, score_ratio, side
+
+from studies.saving import PRECISION, Point, cost_at, saving, score_ratio, side
 
 CLOSE = pytest.approx
 

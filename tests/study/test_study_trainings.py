@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from saving import Point
 from scipy import stats
-from trainings import antithetic_normals, pooled, training_deviation
+
+from studies.saving import Point
+from studies.trainings import antithetic_normals, pooled, training_deviation
 
 COUNT = 4000
 

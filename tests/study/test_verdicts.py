@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import verdicts as module
 from comparison.test_results import findings, finished
-from saving import Saving
-from verdicts import (
+
+from dualrate.comparison.results import ComparisonResults
+from dualrate.comparison.rows import MeasuredCandidate
+from studies import verdicts as module
+from studies.saving import Saving
+from studies.verdicts import (
     CHEAPER,
     COSTLIER,
     OPEN,
@@ -22,9 +25,6 @@ from verdicts import (
     verdict_table,
     verdicts,
 )
-
-from dualrate.comparison.results import ComparisonResults
-from dualrate.comparison.rows import MeasuredCandidate
 
 SPREAD = np.linspace(-1, 1, 41)
 LAW = [finished("single", cost, 8 / cost, heavy=4, other=8 / cost) for cost in (1, 4)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +18,11 @@ from safetensors.torch import load_file
 import dualrate as dr
 from dualrate.data.condition_rows import Given
 from dualrate.recipes.tasks import task_named
+from tools.gpu import __main__ as runner
+from tools.gpu import cifar10, conditions, paper_curve, right_and_fast
+from tools.gpu.piece import Job, read
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from tools.gpu import __main__ as runner  # noqa: E402
-from tools.gpu import cifar10, conditions, paper_curve, right_and_fast  # noqa: E402
-from tools.gpu.piece import Job, read  # noqa: E402
 
 CPU = torch.device("cpu")
 

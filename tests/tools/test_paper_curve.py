@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -22,12 +21,10 @@ from dualrate.experiment.experiment import Start
 from dualrate.sampling.cost import call_cost, expected_costs
 from dualrate.training import checkpoint
 from dualrate.training.config import lr_at
+from tools.gpu import cifar10, judges, outcome, paper_curve, training
+from tools.gpu.piece import SECONDS, Job, read
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from tools.gpu import cifar10, judges, outcome, paper_curve, training  # noqa: E402
-from tools.gpu.piece import SECONDS, Job, read  # noqa: E402
 
 pytest.importorskip("efficientnet_lite_pytorch")
 CPU = torch.device("cpu")

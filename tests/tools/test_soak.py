@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+from tools.soak import Soak, Tally, files, timeless
 
-from tools.soak import Soak, Tally, files, timeless  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_what_a_clock_says_may_differ_and_nothing_else():
