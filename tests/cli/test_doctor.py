@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import sys
+import tomllib
 from collections import namedtuple
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from cli.command import call
 from dualrate.cli import doctor
 from dualrate.cli.doctor import Finding, ok, problem, warning
 
+ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 Usage = namedtuple("Usage", "total used free")
 
@@ -56,6 +60,32 @@ def test_what_an_extra_lacks_is_no_problem(monkeypatch):
     findings = list(doctor.check_wings())
     assert levels(findings) == ["ok"] * 3
     assert "pipelines: what needs diffusers is left out" in [finding.what for finding in findings]
+
+
+def test_the_extras_are_those_that_users_can_install():
+    """`dev` is of those who change the package: `make env-dev` installs it."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    names = {extra: tuple(re.match(r"[\w-]+", line)[0] for line in lines) for extra, lines in extras.items()}
+    assert {extra: packages for extra, (_, packages) in doctor.EXTRAS.items()} | {"dev": names["dev"]} == names
+
+
+def test_every_extra_that_is_not_installed_is_told_with_what_it_is_for(monkeypatch):
+    monkeypatch.setattr(doctor, "version", lambda name: "1")
+    (finding,) = doctor.check_extras()
+    assert finding == ok("extras: " + ", ".join(doctor.EXTRAS))
+
+    def none(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor, "version", lambda name: none(name) if name in ("transformers", "wandb") else "1")
+    first, *absent = doctor.check_extras()
+    assert not {"dinov2", "wandb"} & set(re.findall(r"\w+", first.what))
+    assert [finding.what.partition(":")[2] for finding in absent] == [" without wandb", " without transformers"]
+    assert "CLIP" in absent[1].what
+    assert absent[1].remedy.endswith("pip install 'dualrate[dinov2]'")
+    assert levels(absent) == ["ok", "ok"]
+    monkeypatch.setattr(doctor, "version", none)
+    assert next(doctor.check_extras()).what == "extras: none"
 
 
 def test_a_package_that_breaks_on_import_is_a_problem(monkeypatch):

