@@ -1,6 +1,7 @@
 """Options that act on some runs alone: what help shows, and what is refused."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,7 @@ def test_what_acts_on_a_run_is_what_its_experiment_takes(name):
 def test_every_option_of_a_kind_is_one_of_a_command():
     options = {f"{name} {option}" for name in OF_RUNS for option in COMMANDS[name]["options"]}
     options |= {option for name in OF_RUNS for option in COMMANDS[name]["options"]}
+    options |= {f"train {option}" for option in COMMANDS["train"]["options"]} | {"train --data.augment"}
     assert not {option for kind in KINDS for option in kind.options} - options
 
 
@@ -178,3 +180,51 @@ def test_help_for_a_run_needs_no_torch():
 def test_the_parser_asks_for_the_nearest_name_too(line, near):
     with pytest.raises(ValueError, match=rf"\(did you mean {near}\?\)"):
         cli.parsed(line.split())
+
+
+OF_DATA = {  # by recipe, of the data's options
+    "fashion-mnist-small": {"source", "size", "channels", "on-bad", "label", "augment.flip", "augment.translate"},
+    "fashion-mnist-tokens-dual": {"source", "size", "channels", "on-bad", "label", "augment.flip", "augment.translate"},
+    "auto": {"source", "size", "channels", "on-bad", "label", "augment.flip", "augment.translate"},
+    "text-tokens": {"source", "size"},
+    "ks-forecast": {"source", "variables", "levels"},
+}
+
+
+@pytest.mark.parametrize("recipe", OF_DATA)
+def test_help_for_a_recipe_shows_the_options_of_its_data(recipe, monkeypatch, capsys):
+    assert call(monkeypatch, "train", recipe, "--help-all") == 0
+    shown = capsys.readouterr().out
+    assert set(re.findall(r"^[│ ] --data\.([\w.-]+)", shown, re.MULTILINE)) == OF_DATA[recipe]
+    assert ("data.augment options" in shown) == ("augment.flip" in OF_DATA[recipe])
+
+
+@pytest.mark.parametrize(
+    ("line", "idle", "called"),
+    [
+        ("train fashion-mnist-small --data.levels 500", "--data.levels", "forecasts"),
+        ("train auto --data.source x --data.variables=t", "--data.variables", "forecasts"),
+        ("train text-tokens --data.on_bad skip", "--data.on-bad", "runs that make images"),
+        ("train ks-forecast --data.augment.no-flip", "--data.augment.no-flip", "runs that make images"),
+        ("train ks-forecast --data.source x --data.size 8", "--data.size", "runs that make images or texts"),
+        ("retrofit folder --name x --data.levels 500", "--data.levels", "forecasts"),
+    ],
+)
+def test_an_option_of_other_data_is_refused_before_they_are_read(line, idle, called, monkeypatch, capsys):
+    assert call(monkeypatch, *line.split()) == 2
+    says = f"{idle}: only for {called}, and {line.split()[1]} is none of these: drop {idle}"
+    assert capsys.readouterr().err.endswith(f"dualrate: {says}\n")
+
+
+def test_help_for_a_model_to_retrofit_is_of_images(monkeypatch, capsys):
+    assert call(monkeypatch, "retrofit", "a folder", "--help") == 0
+    shown = capsys.readouterr().out
+    assert "--data.label" in shown
+    assert "--data.variables" not in shown
+
+
+def test_what_a_foreign_recipe_makes_says_what_acts(monkeypatch, capsys):
+    """A recipe of another package is of an unknown kind until it has made its experiment."""
+    words = ("train", "dualrate.recipes.fashion_mnist:dual", "--data.variables", "t")
+    assert call(monkeypatch, *words) == 2
+    assert "--data.variables: only for forecasts" in capsys.readouterr().err

@@ -2,13 +2,14 @@
 
 Help leaves out what cannot act on a run, and a command that is given it refuses. What a run is, its experiment.json
 says, or the model_index.json of a folder of diffusers; of any other folder all options are shown, and none is refused.
+A run that is yet to be trained is what its recipe says.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,16 +62,23 @@ def _of_latents(run: Run) -> bool:
     return _type(run, "codec") not in ("", "NoCodec", *TOKENS) or _type(run, "condition") == "Latent"
 
 
+TRAINING = ("train", "retrofit", "adapt")  # commands that make a run; their options are those of train
+OF_IMAGES = "train --codec", *(f"train --data.{name}" for name in ("channels", "on-bad", "label", "augment"))
 SCORING = ("--features", "--reference", "--keep", "--details", "--equal-classes")
 COMPARING = ("--baselines", "--mixed", "--screen", "compare --workers", "evaluate --workers")
 KINDS = (
-    Runs("runs that make images", ("--npz", *SCORING), _of_images),
-    Runs("runs that make images or texts", COMPARING, lambda run: not _of_forecasts(run)),
+    Runs("runs that make images", ("--npz", *SCORING, *OF_IMAGES), _of_images),
+    Runs(
+        "runs that make images or texts",
+        (*COMPARING, "train --eval-every", "train --data.size"),
+        lambda run: not _of_forecasts(run),
+    ),
     Runs("runs with classes or prompts", ("--label", "--guidance", "--interval"), _of_classes),
     Runs("text-to-image runs", ("--prompt",), lambda run: _type(run, "condition") == "Prompts"),
     Runs("runs whose condition is a picture", ("--given",), lambda run: _type(run, "condition") not in NO_PICTURE),
     Runs("runs with a condition", ("--members",), _of_conditions),
     Runs("runs without a condition", ("--bound", "--variance"), lambda run: not _of_conditions(run)),
+    Runs("forecasts", ("train --data.variables", "train --data.levels"), _of_forecasts),
     Runs("forecasts trained with --window leads", ("--stride",), _of_leads),
     Runs("runs of latents", ("--codec", "--codec-sampler", "--codec-steps"), _of_latents),
     Runs("runs of Gaussian noise", ("--gamma", "--eta"), lambda run: _type(run, "codec") not in TOKENS),
@@ -83,6 +91,9 @@ USUAL: Mapping[str, Run] = {"forecast": {"condition": {"type": "Forecast"}}}  # 
 def runs_of(command: str, option: str) -> Runs | None:
     """The kind of runs on which an option acts; None: it acts on all."""
     option = re.sub("^--no-", "--", option)
+    if command in TRAINING:
+        option = re.sub("^--data.augment.*", "--data.augment", option)
+        return OF_OPTION.get(f"train {option}")
     if command not in OF_RUNS:
         return None
     return OF_OPTION.get(f"{command} {option}", OF_OPTION.get(option))
@@ -130,14 +141,18 @@ def _of_pipeline(index: dict[str, Any]) -> Run:
     return {"condition": {"type": "Prompts" if of_texts else ""}, "codec": {"type": "CodecFolder" if latents else ""}}
 
 
-def refusal(command: str, arguments: Sequence[str]) -> str | None:
-    """Says in one line which options cannot act on the runs of a command, and what to do; None: all of them can."""
+def refusal(command: str, arguments: Sequence[str], runs: Iterable[tuple[str, Run]] | None = None) -> str | None:
+    """Says in one line which options cannot act on the runs of a command, and what to do; None: all of them can.
+
+    runs: by default those among the arguments
+    """
     named = dict.fromkeys(option_name(word) for word in arguments if word.startswith("--"))
-    for folder, run in named_runs(command, arguments):
+    other = "" if command in TRAINING else ", or name such a run"
+    for folder, run in named_runs(command, arguments) if runs is None else runs:
         if command in USUAL and not _of_forecasts(run):  # so is the run
             continue
         for kind in dict.fromkeys(runs_of(command, option) for option in named):
             if kind is not None and not kind.includes(run):
                 idle = " and ".join(option for option in named if runs_of(command, option) is kind)
-                return f"{idle}: only for {kind.called}, and {folder} is none of these: drop {idle}, or name such a run"
+                return f"{idle}: only for {kind.called}, and {folder} is none of these: drop {idle}{other}"
     return None

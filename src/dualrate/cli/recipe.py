@@ -23,8 +23,10 @@ import tyro
 from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from dualrate.cli.acting import Run, acts, refusal
 from dualrate.config.imports import imported
 from dualrate.config.ranges import BatchSize, WorkerCount, as_path, described
+from dualrate.config.serial import to_plain
 from dualrate.system.terminal import did_you_mean
 
 RunDir = Annotated[Positional[Path], arg(metavar="RUN", help="Directory of a run, or of released weights.")]
@@ -52,6 +54,8 @@ HELP = ("-h", "--help", ALL)
 WIDTH = 100  # of help, at most; from 130 on tyro puts groups side by side
 WORDS = re.compile(r"\[.*\]")  # in tyro's messages, what was given
 GROUP = re.compile(r"(?:╭─)? ([\w.]+) options ")  # the upper edge of a group; without lines where they cannot be drawn
+
+OPTION = re.compile(r"[│ ] (--[\w.-]+)")  # its line; what it means is further in
 
 
 class NoPath(Exception):
@@ -85,13 +89,25 @@ def number_or_path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[object] 
     )
 
 
-def parse(kind: type[Any], arguments: list[str], prog: str, default: Any = None, *, with_rest: bool = False) -> Any:
+def parse(
+    kind: type[Any],
+    arguments: list[str],
+    prog: str,
+    default: Any = None,
+    *,
+    with_rest: bool = False,
+    run: Run | None = None,
+) -> Any:
     """The command that these arguments say. default: its options where the arguments do not name them.
 
-    with_rest: also return the arguments that are none of its options
+    with_rest: also return the arguments that are none of its options; run: that the command makes, to which help and
+    refusals keep
     Raises ValueError for a value that a dataclass refuses, in its own words; SystemExit after an error of other kinds,
     or after help.
     """
+    command, _, name = prog.removeprefix("dualrate ").partition(" ")
+    if run is not None and (says := refusal(command, arguments, [(name, run)])):
+        raise ValueError(says)
     errors, shown = io.StringIO(), io.StringIO()
     os.environ["COLUMNS"] = str(min(WIDTH, shutil.get_terminal_size().columns))  # of help: `_outer` drops lines
     try:
@@ -106,27 +122,36 @@ def parse(kind: type[Any], arguments: list[str], prog: str, default: Any = None,
                 return_unknown_args=with_rest,
             )
     except NoPath as error:
-        refusal = ValueError(str(error))
+        refused = ValueError(str(error))
     except SystemExit as stop:
-        refusal = _refusal(stop)
-        if refusal is None:
-            sys.stdout.write(shown.getvalue() if ALL in arguments else _outer(shown.getvalue()))
+        refused = _refusal(stop)
+        if refused is None:
+            idle = (lambda option: False) if run is None else (lambda option: not acts(command, option, run))
+            sys.stdout.write(_outer(shown.getvalue(), ALL in arguments, idle))
             sys.stderr.write(errors.getvalue())
             raise
-    raise refusal
+    raise refused
 
 
-def _outer(text: str) -> str:
-    """Help without the groups whose name has a dot; these are listed at the end."""
-    lines, left, inner = [], [], False
+def _outer(text: str, inner: bool = False, idle: Callable[[str], bool] = lambda option: False) -> str:
+    """Help without the groups whose name has a dot, which are listed at the end, unless `inner`, nor what is idle.
+
+    idle: whether an option, or the group of a name, cannot act
+    """
+    lines, left, without, within = [], [], False, False
     for line in text.splitlines(keepends=True):
         if group := GROUP.match(line):
-            inner = "." in group[1]
-            left += [".".join(group[1].split(".")[:2])] if inner else []
-        lines += [] if inner else [line]
-        inner = inner and bool(line.strip()) and not line.startswith("╰")
+            none = idle(f"--{group[1]}")
+            without = none or ("." in group[1] and not inner)
+            left += [".".join(group[1].split(".")[:2])] if without and not none else []
+        if option := OPTION.match(line):
+            within = idle(option[1])
+        elif not line.strip("│ \n") or line.startswith("╰"):
+            within = False
+        lines += [] if without or within else [line]
+        without = without and bool(line.strip()) and not line.startswith("╰")
     if not left:
-        return text
+        return "".join(lines)
     names = ", ".join(f"--{name}.*" for name in dict.fromkeys(left))
     return "".join(lines) + "\n" + textwrap.fill(f"More: {names}. {ALL} shows these too.", 100) + "\n"
 
@@ -177,8 +202,10 @@ def recipe_result(value: object, expected: type[Made], name: str) -> Made:
     return value
 
 
-def with_own_options(recipe: Recipe, arguments: list[str], command: str) -> tuple[Recipe, list[str]]:
+def with_own_options(recipe: Recipe, arguments: list[str], command: str, run: Run | None) -> tuple[Recipe, list[str]]:
     """A recipe, and the arguments without its own options: a recipe that is a dataclass has its fields as options.
+
+    run: as far as it is known before the recipe has made it
 
     --help alone shows these; beside other options it is left for `override`, which knows what the recipe made of them.
     """
@@ -188,7 +215,8 @@ def with_own_options(recipe: Recipe, arguments: list[str], command: str) -> tupl
     help_options = [option for option in options if option in HELP]
     settings = [option for option in options if option not in HELP]
     kind: type[Recipe] = type(recipe)
-    configured, rest = parse(kind, settings or help_options, f"dualrate {command} {name}", recipe, with_rest=True)
+    of, prog = settings or help_options, f"dualrate {command} {name}"
+    configured, rest = parse(kind, of, prog, recipe, with_rest=True, run=run)
     return configured, [name, *rest, *help_options]
 
 
@@ -201,4 +229,6 @@ def by_the_clock(options: list[str]) -> list[str]:
 
 def override(default: Command, arguments: list[str], command: str) -> Command:
     """The command with the options that follow the recipe's name."""
-    return parse(type(default), by_the_clock(arguments[1:]), f"dualrate {command} {arguments[0]}", default)
+    experiment = getattr(default, "experiment", None)
+    run = None if experiment is None else to_plain(experiment)
+    return parse(type(default), by_the_clock(arguments[1:]), f"dualrate {command} {arguments[0]}", default, run=run)

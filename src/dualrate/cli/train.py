@@ -57,6 +57,8 @@ FIRST = (  # of each family, what to begin with
     "imagenet512-latents",
     "imagenet-decoder",
 )
+NO_IMAGES = {name: {"condition": {"type": "Forecast"}} for name in forecasts.RECIPES}  # runs of recipes
+NO_IMAGES |= {"text-tokens": {"codec": {"type": "Characters"}}}
 LIST = "--list"
 
 
@@ -179,7 +181,8 @@ def parse_train(arguments: list[str]) -> Train | TrainStages:
         raise SystemExit(0 if name else 2)
     if name in STAGES:
         return override(TrainStages(STAGES[name]()), arguments, "train")
-    recipe, rest = with_own_options(recipe_named(name, RECIPES, "train"), arguments, "train")
+    run = NO_IMAGES.get(name, {} if name in RECIPES else None)
+    recipe, rest = with_own_options(recipe_named(name, RECIPES, "train"), arguments, "train", run)
     experiment = recipe_result(recipe(), Experiment, name)
     if "--method=consistency" in rest or ("--method", "consistency") in pairwise(rest):  # it has options of its own
         experiment = (imagenet.by_consistency if name in imagenet.ON_PIXELS else by_consistency)(experiment)
@@ -216,5 +219,5 @@ def _of_model(
             f"Example: dualrate {name} {like}"
         )
         raise SystemExit(0 if arguments[:1] and arguments[0] in HELP else 2)
-    recipe, rest = with_own_options(recipe, arguments, name)
+    recipe, rest = with_own_options(recipe, arguments, name, {})
     return override(kind(recipe(rest[0])), rest, name)
