@@ -92,6 +92,8 @@ def follow(words: list[str], monkeypatch) -> None:
             pass  # the environment is this one
         case [".venv/bin/python" | "python3", "-m", "pytest", *_]:
             pass  # these tests
+        case [".venv/bin/python" | "python3", "-m", module, *_]:
+            assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), shlex.join(words)
         case [".venv/bin/python" | "python3", script, *_]:
             assert (ROOT / script).is_file(), shlex.join(words)
         case _:
