@@ -27,6 +27,7 @@ import dualrate as dr
 from dualrate.cli import distill as cli_distill
 from dualrate.cli import main as cli
 from dualrate.cli import train as cli_train
+from dualrate.cli.acting import acts
 from dualrate.cli.compare import Compare
 from dualrate.cli.data import (
     CheckCodec,
@@ -138,7 +139,10 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.pipelines.classes.kind.PromptPart",
     "dualrate.forecasts.curves.Panel",
     "dualrate.report.table.Table",
-    *(f"dualrate.pipelines.caching.{name}" for name in ("Cache", "Method", "Features", "Tokens", "Levels")),
+    *(
+        f"dualrate.pipelines.caching.{name}"
+        for name in ("Cache", "CacheMethod", "Features", "CachedTokens", "CachedLevels")
+    ),
     "dualrate.comparison.rows.KeptRow",
     "dualrate.comparison.rows.Saving",
     "dualrate.comparison.compare.Session",
@@ -630,7 +634,8 @@ def options() -> Iterator[tuple[str, str, str, int]]:
     for command in TRIED:
         taken = numeric_options(COMMANDS[command]) if command in COMMANDS else ()
         for i, (kind, name, field, count) in enumerate(taken):
-            if i == 0 or (kind, field) not in seen:
+            idle = command.startswith("train") and not acts("train", name, {})  # of other data: refused by its name
+            if not idle and (i == 0 or (kind, field) not in seen):
                 yield command, name, field, count
             seen.add((kind, field))
 
