@@ -28,6 +28,7 @@ CODE = {
 REFUSALS = 10  # lines in 100 of code
 VAGUE = 3  # in 1,000 identifiers
 EVASIVE = 0  # docstrings
+TWICE = 4  # public names that two modules define, beside the roles on the list of tools/house.py
 LONGEST = 450  # lines of a file
 LONGER: dict[str, int] = {}  # lines of each now; no file joins them, and none of them grows
 
@@ -71,6 +72,14 @@ def test_docstrings_begin_with_an_action_or_a_value(house: dict) -> None:
     assert count <= EVASIVE, (
         f"{count} docstrings, of at most {EVASIVE}, begin with a word that evades: {house['evasive_docstrings']}. "
         "Begin with a verb (`Read the frames`) or with the noun that is returned"
+    )
+
+
+def test_a_public_name_means_one_thing(house: dict) -> None:
+    names = house["defined_twice"]
+    assert len(names) <= TWICE, (
+        f"{len(names)} public names, of at most {TWICE}, are defined in several modules: {names}. Rename the lesser, "
+        "or give a name that is a role in every module its reason in ROLES of tools/house.py"
     )
 
 

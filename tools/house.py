@@ -43,6 +43,13 @@ CARRIERS = ("system", "config", "codecs", "data", "metrics", "report", "recipes"
 VAGUE = frozenset(
     ["found", "made", "own", "one", "given", "kept", "held", "known", "asked", "told", "others", "there", "odd"]
 )
+ROLES = {  # public names that several modules may have: each says with its module's name what it is
+    "main": "runs the module",
+    "load": "reads what the module is of: a checkpoint, a network of features, a run",
+    **dict.fromkeys(("call", "encode", "negative", "prompt"), "a part of the network class that the module describes"),
+    **dict.fromkeys(("network", "dual", "distilled", "first", "base", "both"), "a recipe of the module's data"),
+    "Forecast": "the command is named after what it makes, as all are",
+}
 EVASIVE = ("Of", "Those", "What", "That")  # first words of docstrings that name neither an action nor a value
 
 
@@ -180,7 +187,7 @@ def refusals(tree: ast.Module) -> int:
 
 def dialect(sources: Iterable[str]) -> dict[str, object]:
     """Counts of words: vague names in 1,000, docstrings by a first word that evades, public names that are defined in
-    several modules, lines of refusals.
+    several modules and are no role, lines of refusals.
     """
     identifiers: Counter[str] = Counter()
     openings: Counter[str] = Counter()
@@ -201,7 +208,7 @@ def dialect(sources: Iterable[str]) -> dict[str, object]:
         "vague_in_1000": round(1000 * sum(vague.values()) / max(1, sum(identifiers.values())), 1),
         "vague": vague,
         "evasive_docstrings": {word: openings[word] for word in EVASIVE if openings[word]},
-        "defined_twice": {name: count for name, count in sorted(places.items()) if count > 1 and name != "main"},
+        "defined_twice": {name: count for name, count in sorted(places.items()) if count > 1 and name not in ROLES},
         "refusal_lines": raised,
     }
 

@@ -157,7 +157,7 @@ def test_texts_of_a_file_are_encoded_as_they_are_drawn(root, tmp_path, monkeypat
         given(torch.tensor([seed]))
     assert given.y._held.cache_info().currsize == 2
     assert torch.equal(pickle.loads(pickle.dumps(given))(torch.tensor([82])), given(torch.tensor([82])))
-    other = Given(prompts.Encoded([*texts[:-1], "else"], encoder_of(run.experiment), "cpu"))
+    other = Given(prompts.EncodedPrompts([*texts[:-1], "else"], encoder_of(run.experiment), "cpu"))
     assert model.identity not in (run.identity, run.with_given(other).identity)
 
 

@@ -19,7 +19,7 @@ from dualrate.methods.times import TimeSampler
 from dualrate.networks.concatenated import ConcatenatedConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import cifar10, fashion_mnist, imagenet
-from dualrate.recipes.published import as_published, costs
+from dualrate.recipes.published import as_published, listed_costs
 from dualrate.runs.store import read_experiment, write_experiment
 from dualrate.training.config import FitConfig
 
@@ -103,7 +103,7 @@ def test_costs_of_both_forms_are_printed():
     paper = as_published(SMALL)
     (_, theirs), (_, ours) = on_paper(paper), on_paper(SMALL)
     assert theirs.light - ours.light == 8 * 8 * 64 + 16 * 16 * 16
-    says = costs(paper, SMALL).splitlines()
+    says = listed_costs(paper, SMALL).splitlines()
     assert says[::2] == ["small-as-paper", "small"]
     assert all("a heavy call" in line and "a light call" in line for line in says[1::2])
 
@@ -113,7 +113,7 @@ def test_one_word_of_a_recipe_asks_for_it(capsys):
     experiment = parse_train(["cifar10-dual", "--as", "paper", "--fit.iterations", "9"]).experiment
     assert experiment == replace(as_published(cifar10.dual()), fit=experiment.fit)
     assert (experiment.name, experiment.fit.iterations) == ("cifar10-dual-as-paper", 9)
-    assert capsys.readouterr().err == costs(as_published(cifar10.dual()), cifar10.dual()) + "\n"
+    assert capsys.readouterr().err == listed_costs(as_published(cifar10.dual()), cifar10.dual()) + "\n"
     parse_train(["cifar10-dual"])
     assert capsys.readouterr().err == ""
 

@@ -22,7 +22,7 @@ from dualrate.experiment.experiment import Experiment, Stages, on_codec_of_data
 from dualrate.forecasts import recipe as forecasts
 from dualrate.pipelines.recipe import RetrofitRecipe
 from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents, imagenet
-from dualrate.recipes.published import as_published, costs
+from dualrate.recipes.published import as_published, listed_costs
 from dualrate.recipes.students import AdaptRecipe, by_consistency
 from dualrate.runs.train import in_stages
 from dualrate.system.device import pick_device
@@ -185,11 +185,11 @@ def parse_train(arguments: list[str]) -> Train | TrainStages:
     recipe, rest = with_own_options(recipe_named(name, RECIPES, "train"), arguments, "train", run)
     experiment = recipe_result(recipe(), Experiment, name)
     if "--method=consistency" in rest or ("--method", "consistency") in pairwise(rest):  # it has options of its own
-        experiment = (imagenet.by_consistency if name in imagenet.ON_PIXELS else by_consistency)(experiment)
+        experiment = (imagenet.pixels_by_consistency if name in imagenet.ON_PIXELS else by_consistency)(experiment)
     if "--as=paper" in rest or ("--as", "paper") in pairwise(rest):
         ours, experiment = experiment, as_published(experiment)
         if not is_launched():
-            print(costs(experiment, ours), file=sys.stderr)
+            print(listed_costs(experiment, ours), file=sys.stderr)
     return override(Train(experiment), rest, "train")
 
 

@@ -278,7 +278,7 @@ def pack(
 ) -> dict[Split, dict[str, Any]]:
     """Do the job for every missing shard of these splits, and write their labels; returns their parts of dataset.json.
 
-    row: as of `write_dataset`; shard_bytes: of a file at most, but for an image at least; what: goes with progress
+    row: as of `finish_dataset`; shard_bytes: of a file at most, but for an image at least; what: goes with progress
     Raises OSError, before hours of work, where the disk has no room.
     """
     size = _bytes_of(row)
@@ -319,7 +319,7 @@ def pack(
     return parts
 
 
-def write_dataset(folder: Path, row: Mapping[str, Any], splits: Mapping[Split, Any], **more: Any) -> dict[str, Any]:
+def finish_dataset(folder: Path, row: Mapping[str, Any], splits: Mapping[Split, Any], **more: Any) -> dict[str, Any]:
     """Write dataset.json, then the manifest, which finishes a folder; returns the content of dataset.json.
 
     row: shape, dtype and how many rows an image has

@@ -26,7 +26,7 @@ from typing import IO, Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dualrate.data.source import Content, Member, one_line
+from dualrate.data.source import Content, Member, short_message
 from dualrate.system.files import ABSENT, check_regular, naming, read_bytes
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
@@ -232,4 +232,4 @@ def image_or_fault(name: str, item: Content, options: Options) -> np.ndarray | s
     except (ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in ABSENT:
             raise
-        return one_line(error)
+        return short_message(error)

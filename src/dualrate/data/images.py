@@ -291,7 +291,7 @@ def _pack(
         part["rejected"] = len(rejects)
         part["notes"] = [f"skipped {summary(rejects)} of {raw.count} images"] if rejects else []
         part["notes"] += [raw.note] if raw.note else []
-    return packed.write_dataset(folder, row, splits, size=options.size, channels=shape[0])
+    return packed.finish_dataset(folder, row, splits, size=options.size, channels=shape[0])
 
 
 def _decode_shard(folder: Path, options: Options, shape: tuple[int, ...], shard: packed.Shard) -> None:

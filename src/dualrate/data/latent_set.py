@@ -174,7 +174,7 @@ def encode(
             for split, part in splits.items():
                 part["fingerprint"] = images[split].fingerprint
             by = {"folder": codec.folder, "fingerprint": codec.fingerprint}
-            packed.write_dataset(folder, row, splits, codec=by, images=how)
+            packed.finish_dataset(folder, row, splits, codec=by, images=how)
     return read_json(folder / packed.DATASET)
 
 

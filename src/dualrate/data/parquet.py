@@ -271,7 +271,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def rows_of(files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def table_rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Some columns, row by row, by their names; under ROW FILE[row]. Raises ValueError for one that a file lacks."""
     for file in files:
         present, first = columns_of(file), 0

@@ -274,7 +274,7 @@ def resolved(source: str | Path) -> Path:
         raise ValueError(f"the data source {str(source)!r} is no path ({error})") from error
 
 
-def read_text(path: Path) -> str:
+def read_utf8(path: Path) -> str:
     """The content of a UTF-8 file, without a byte-order mark, whose lines end with a line feed alone.
 
     Raises what `read_bytes` raises, and ValueError for a file that is no text.
@@ -294,7 +294,7 @@ def reading(path: Path | str, kind: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # decoders raise about ten kinds of exceptions
-        said = one_line(error)
+        said = short_message(error)
         if isinstance(error, OSError) and error.errno:
             if error.filename is not None:
                 raise
@@ -312,7 +312,7 @@ def _claimed(error: MemoryError) -> int:
     return 0 if dtype is None else math.prod(getattr(error, "shape", ())) * dtype.itemsize
 
 
-def one_line(error: Exception) -> str:
+def short_message(error: Exception) -> str:
     """The message of an exception, or else its type, in one line of bounded length."""
     said = " ".join(str(error).split()) or type(error).__name__
     return said if len(said) <= _MAX_MESSAGE else said[:_MAX_MESSAGE] + " ..."

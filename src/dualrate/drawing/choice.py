@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps
-from dualrate.data.source import read_text, reading
+from dualrate.data.source import read_utf8, reading
 from dualrate.denoisers.denoiser import abilities
 from dualrate.diffusion.brief import Brief
 from dualrate.diffusion.context import Reuse
@@ -187,7 +187,7 @@ class Choice(Brief, Ranged):
 def read_plan(path: Path) -> StepPlan:
     """A plan from a JSON file. Raises OSError if it cannot be read; ValueError, naming the file, if it is no plan."""
     with reading(path, "a plan"):
-        return StepPlan.from_json(read_text(path))
+        return StepPlan.from_json(read_utf8(path))
 
 
 def sample(

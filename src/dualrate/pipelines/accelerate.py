@@ -25,7 +25,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from dualrate.denoisers.feature_cache import ORDER, SHARES
 from dualrate.diffusion.prediction import Convention, Flow
 from dualrate.diffusion.schedule import RectifiedFlow, Schedule
-from dualrate.pipelines.caching import Cache, Did, Features, Levels, Method, Tokens, by_name
+from dualrate.pipelines.caching import Cache, CachedLevels, CachedTokens, CacheMethod, Did, Features, by_name
 from dualrate.pipelines.classes.catalogue import KINDS
 from dualrate.pipelines.policies import Fixed, Policy
 from dualrate.pipelines.schedulers import draws_noise, read_scheduler
@@ -156,14 +156,14 @@ def accelerate(
         classes = ", ".join(type(part).__name__ for part in parts.values()) or "no networks"
         got = source if classes == source else f"{source} with {classes}"
         raise ValueError(f"a pipeline with a {', '.join(KINDS)}, or that alone, is expected, got {got}")
-    methods: dict[str, Method] = {}
+    methods: dict[str, CacheMethod] = {}
     for name, net in networks.items():
         check_free(name, net)
         kind = KINDS[type(net).__name__]
         if method == "deep-cache":
-            methods[name] = Levels(net, kind, refresh, outer)
+            methods[name] = CachedLevels(net, kind, refresh, outer)
         elif method in SHARES:
-            methods[name] = Tokens(net, kind, refresh, method)
+            methods[name] = CachedTokens(net, kind, refresh, method)
         else:
             form = "taylor" if method == "taylor" else "polynomial"
             methods[name] = Features(net, kind, refresh, 0 if method == "fora" else order, form)
@@ -195,7 +195,7 @@ def check_free(name: str, net: Any) -> None:
             )
 
 
-def convention(scheduler: Any, method: Method) -> Convention | None:
+def convention(scheduler: Any, method: CacheMethod) -> Convention | None:
     """The convention of the scheduler's times; None where none is needed. Raises ValueError as `read_scheduler`."""
     if not method.timed:
         return None
@@ -210,7 +210,7 @@ def convention(scheduler: Any, method: Method) -> Convention | None:
 class _Network:
     """A network of the pipeline, its wrapper and its caches."""
 
-    def __init__(self, name: str, method: Method, pipe: Any) -> None:
+    def __init__(self, name: str, method: CacheMethod, pipe: Any) -> None:
         self.name, self.net, self.method, self.pipe = name, method.net, method, pipe
         self.samplings: deque[list[CallRecord]] = deque(maxlen=REMEMBERED)
         self.begun = self.branch = 0

@@ -94,7 +94,7 @@ class Cache:
 
 
 @dataclass
-class Method(ABC):
+class CacheMethod(ABC):
     """A way of calling a network with a cache.
 
     order: of the forecast; form: how it is made
@@ -149,7 +149,7 @@ class Method(ABC):
         return self.kind.rows
 
 
-class Features(Method):
+class Features(CacheMethod):
     """fora, taylor, polynomial. Held: what the blocks between those that are seen add to each stream, what a verified
     one adds, and for an age the step.
     """
@@ -261,7 +261,7 @@ class Features(Method):
         raise RuntimeError(f"{type(block).__name__} does not call its {self.rows.attention}")
 
 
-class Tokens(Method):
+class CachedTokens(CacheMethod):
     """toca, duca. Held: what `CutTokens` keeps, and the partial steps since each token was made."""
 
     def __init__(self, net: Any, kind: NetworkSpec, policy: Policy, name: str) -> None:
@@ -306,7 +306,7 @@ class Tokens(Method):
 class _OneCall(NamedTuple):
     """A call in the place of a `CutNetwork`."""
 
-    method: Method
+    method: CacheMethod
     run: Run
 
     @property
@@ -321,7 +321,7 @@ class _OneCall(NamedTuple):
         return self.run(self.method.copied(self.blocks, lambda named: named[HIDDEN] + added))
 
 
-class Levels(Method):
+class CachedLevels(CacheMethod):
     """deep-cache. Held: the input of the last `outer` layers."""
 
     def __init__(self, net: Any, kind: NetworkSpec, policy: Policy, outer: int) -> None:

@@ -37,7 +37,7 @@ def texts_of(prompt: Any, negative: object, copies: int) -> Any:
     return prompt if copies == 1 else [text for text in texts for _ in range(copies)]
 
 
-def count_of(batch_size: int | None, **arguments: object) -> int:
+def sample_count(batch_size: int | None, **arguments: object) -> int:
     """How many images are meant: the batch size, and the length of each argument that is a list.
 
     Raises ValueError where they disagree.

@@ -34,7 +34,7 @@ from dualrate.data.source import (
     Split,
     names_of,
     printable,
-    read_text,
+    read_utf8,
     reading,
     resolved,
     silent,
@@ -229,12 +229,12 @@ def _table(files: list[Path]) -> _Table:
     file = files[0]
     if file.suffix == ".parquet":
         try:
-            from dualrate.data.parquet import columns_of, rows_of
+            from dualrate.data.parquet import columns_of, table_rows
         except ModuleNotFoundError as error:
             raise ValueError(f"pyarrow reads {file}: pip install 'dualrate[parquet]'") from error
         columns = columns_of(file)
         usable, barred = ([name for name in columns if columns[name] == usable] for usable in (True, False))
-        return _Table(file, [ROW, *usable], partial(rows_of, files), barred)
+        return _Table(file, [ROW, *usable], partial(table_rows, files), barred)
     if file.suffix == ".jsonl":
         return _Table(file, [*dict.fromkeys(key for row in _of_json(file) for key in row)], lambda _: _of_json(file))
     if file.suffix not in SEPARATORS:
@@ -372,6 +372,6 @@ def _beside(folder: Path, images: Images) -> tuple[Callable[[], Pairs], bool, st
 
     def rows() -> Pairs:
         for number in sorted(files):
-            yield images.names[number], read_text(files[number]).strip()
+            yield images.names[number], read_utf8(files[number]).strip()
 
     return rows, True, skipped(strangers, f"text file(s) of no image in {folder.name}")

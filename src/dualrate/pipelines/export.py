@@ -46,7 +46,7 @@ from dualrate.drawing.drawer import UNGUIDED, Guidance
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.model import Model
 from dualrate.pipelines.autoencoder import Autoencoder
-from dualrate.pipelines.call import OUTPUTS, SEEN, changes_by, count_of, each, next_seed, sampled, texts_of
+from dualrate.pipelines.call import OUTPUTS, SEEN, changes_by, each, next_seed, sample_count, sampled, texts_of
 from dualrate.pipelines.condition import Prompts
 from dualrate.pipelines.folder import class_names_of
 from dualrate.pipelines.parts import Checked, DualRateNetwork, DualRateScheduler, check_sealed, experiment_in, seal
@@ -327,7 +327,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         choice = how.asked(num_inference_steps, num_heavy, plan)
         drawer = choice.drawer(model, guidance=how.guided(guidance_scale), precision="float32")
         sources = torch.default_generator if generator is None else generator
-        count = count_of(batch_size, class_labels=labels, prompt=prompt, generator=sources, latents=latents)
+        count = sample_count(batch_size, class_labels=labels, prompt=prompt, generator=sources, latents=latents)
         numbers = None if labels is None else [model.class_number(label) for label in each(labels, count)]
         seeds = [next_seed(source) for source in each(sources, count)]
         numbers = drawer.labels(seeds) if numbers is None else numbers

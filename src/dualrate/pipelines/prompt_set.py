@@ -40,7 +40,7 @@ ENCODING = "encoding prompts"  # the message of progress
 AT_A_TIME, HELD = 16, 16  # texts that are encoded together; so many times these are held
 
 
-class Encoded:
+class EncodedPrompts:
     """Prompts of texts as one array that is only read: (N, 1, 1, D), indexed by numbers, encoded when asked for.
 
     A prompt is the same whichever are asked for with it: texts are encoded AT_A_TIME, in their order. The latest
@@ -51,9 +51,9 @@ class Encoded:
         self._made_of, self.shape = (texts, encoder, device), (len(texts), 1, 1, encoder.size)
         self._held = lru_cache(maxsize=HELD)(self._encode)
 
-    def __reduce__(self) -> tuple[type[Encoded], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[type[EncodedPrompts], tuple[Any, ...]]:
         texts, encoder, device = self._made_of
-        return Encoded, (texts, encoder, torch.device(device).type)  # a worker has a GPU of its own
+        return EncodedPrompts, (texts, encoder, torch.device(device).type)  # a worker has a GPU of its own
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -221,7 +221,7 @@ def encode_prompts(
             with whole(place / EMPTY) as aside, aside.open("wb") as file:
                 np.save(file, encoder.empty(device)[0].float().cpu().numpy(), allow_pickle=False)
             empty = hashlib.sha256(read_bytes(place / EMPTY)).hexdigest()
-            packed.write_dataset(place, row, splits, encoder=encoder.fingerprint, empty=empty)
+            packed.finish_dataset(place, row, splits, encoder=encoder.fingerprint, empty=empty)
     return read_json(place / packed.DATASET)
 
 

@@ -36,7 +36,7 @@ from dualrate.codecs.codec import CodecFolder, NoCodec
 from dualrate.config.ranges import Channels, Range, Ranged, Side
 from dualrate.data.condition_rows import Given
 from dualrate.data.conditions import Conditioning, Unconditional
-from dualrate.data.source import read_text
+from dualrate.data.source import read_utf8
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.context import Shape
 from dualrate.diffusion.prediction import x_from_v
@@ -52,7 +52,7 @@ from dualrate.pipelines.classes.kind import BLOCKS
 from dualrate.pipelines.condition import Prompts
 from dualrate.pipelines.foreign import GUIDED, Adopted, ForeignConfig, adopted
 from dualrate.pipelines.network import ForeignNetwork
-from dualrate.pipelines.prompt_set import Encoded
+from dualrate.pipelines.prompt_set import EncodedPrompts
 from dualrate.pipelines.text_encoders import TextFolder, encoders_fingerprint
 from dualrate.training.config import FitConfig
 
@@ -375,10 +375,10 @@ def prompts_of(experiment: Experiment, named: str, device: torch.device | str) -
         raise ValueError(
             f"{named} {what}: a prompt is a text, a .txt file with one a line, or a folder of encoded ones"
         )
-    texts = read_text(Path(named)).splitlines() if is_file else [named]
+    texts = read_utf8(Path(named)).splitlines() if is_file else [named]
     if not any(texts):
         raise ValueError(f"{named or 'the prompt'} has no text: give one, or a file with one a line")
-    prompts = Encoded(texts, encoder_of(experiment), device)
+    prompts = EncodedPrompts(texts, encoder_of(experiment), device)
     _ = prompts[np.zeros(1, np.int64)]  # refused before anything is drawn
     return Given(prompts, texts)
 

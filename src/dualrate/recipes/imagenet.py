@@ -146,7 +146,7 @@ def distilled(size: Size = 64) -> Students:
     return Students(f"imagenet{size}", network(size, "light"), _within_memory(DISTILLING, size))
 
 
-def by_consistency(experiment: Experiment) -> Experiment:
+def pixels_by_consistency(experiment: Experiment) -> Experiment:
     """An experiment of these, trained for consistency from data instead."""
     experiment = students.by_consistency(experiment)
     assert isinstance(experiment.method, ConsistencyConfig)

@@ -39,6 +39,6 @@ def as_published(experiment: Experiment) -> Experiment:
     )
 
 
-def costs(*forms: Experiment) -> str:
+def listed_costs(*forms: Experiment) -> str:
     """Lines with name, parameters and multiply-adds of each experiment."""
     return "\n".join(f"{form.name}\n{networks_line(*on_paper(form))}" for form in forms)

@@ -80,7 +80,7 @@ def read_text(source: str | Path, split: Split, length: int = PIECE) -> ImageSet
         path = resolved(source)
         if not path.exists():
             raise FileNotFoundError(f"there is no text {path}: name a {ENDING} file, or {PYTHON_DOCS}")
-        name, text = path.name, files.read_text(path)
+        name, text = path.name, files.read_utf8(path)
     if len(text) < LEAST * length:
         raise ValueError(
             f"{name} has {len(text)} characters; pieces of {length} want {LEAST * length} or more: name a longer text, "

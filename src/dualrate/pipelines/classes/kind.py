@@ -228,7 +228,9 @@ CONTROL = "controlnet_block_samples"
 PAIRED = Rows(streams=(TEXT, HIDDEN), embedded="temb", attention="attn")  # blocks of a text's tokens and an image's
 
 
-def masked(width: Callable[[Config], int], mask: str = MASK) -> Callable[[Config, int, Shape], tuple[PromptPart, ...]]:
+def masked_prompt(
+    width: Callable[[Config], int], mask: str = MASK
+) -> Callable[[Config, int, Shape], tuple[PromptPart, ...]]:
     """The `prompt` of a class that takes the tokens of a text, of this width, and a mask of them."""
     return lambda config, tokens, shape: (
         PromptPart(TEXT, (tokens, width(config))),

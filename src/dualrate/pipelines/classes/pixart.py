@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from dualrate.pipelines.classes.kind import MASK, TEXT, NetworkSpec, Rows, TextInputs, masked
+from dualrate.pipelines.classes.kind import MASK, TEXT, NetworkSpec, Rows, TextInputs, masked_prompt
 
 MOST = {"PixArtAlphaPipeline": 120}  # tokens; of others as many as there may be
 
@@ -32,7 +32,7 @@ def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> TextInputs:
 
 KIND = NetworkSpec(
     call,
-    prompt=masked(lambda config: config.get("caption_channels") or config["cross_attention_dim"]),
+    prompt=masked_prompt(lambda config: config.get("caption_channels") or config["cross_attention_dim"]),
     tokens=300,
     encode=encode,
     rows=Rows(embedded="timestep"),

@@ -29,7 +29,7 @@ def negative(pipeline: Any, text: str | None, tokens: int) -> kind.TextInputs:
 
 KIND = kind.NetworkSpec(
     call,
-    prompt=kind.masked(lambda config: config.get("joint_attention_dim", 3584), MASK),
+    prompt=kind.masked_prompt(lambda config: config.get("joint_attention_dim", 3584), MASK),
     encode=encode,
     negative=negative,
     settings={

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from dualrate.pipelines.classes.kind import CONTROL, MASK, TEXT, NetworkSpec, Rows, TextInputs, by_text, masked
+from dualrate.pipelines.classes.kind import CONTROL, MASK, TEXT, NetworkSpec, Rows, TextInputs, by_text, masked_prompt
 
 INSTRUCTION = "complex_human_instruction"  # that the pipeline puts before a text, unless told otherwise
 
@@ -31,7 +31,7 @@ def _encoded(pipeline: Any, texts: Sequence[str], tokens: int, instruction: Sequ
 
 KIND = NetworkSpec(
     by_text,
-    prompt=masked(lambda config: config.get("caption_channels", 2304)),
+    prompt=masked_prompt(lambda config: config.get("caption_channels", 2304)),
     tokens=300,
     encode=encode,
     negative=negative,
