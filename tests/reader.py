@@ -47,7 +47,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def words_of(text: str) -> list[list[str]]:
-    """Those of every line; one that ends in a backslash goes on."""
+    """List the words of every line; one that ends in a backslash goes on."""
     lines = text.replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 

@@ -69,7 +69,7 @@ def full_name(node: ast.AST, bound: dict[str, str]) -> str | None:
 
 
 def _first(alias: ast.alias) -> str:
-    """What the name of an `import` stands for: without `as`, the package alone."""
+    """Return what the name of an `import` stands for: without `as`, the package alone."""
     return alias.name if alias.asname else alias.name.split(".")[0]
 
 

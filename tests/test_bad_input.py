@@ -1,4 +1,4 @@
-"""What a user may do wrong around a training run: places, names, changed options, odd data, planted files."""
+"""Mistakes of users around a training run: places, names, changed options, odd data, planted files."""
 
 import os
 import pickle

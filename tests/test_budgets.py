@@ -6,12 +6,15 @@ makes things smaller it is lowered, so that what was won stays won.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from reading import tree_of
 
-from tools.house import lines, modules, survey
+from tools.house import EVASIVE as EVASIVES
+from tools.house import first_words, lines, modules, survey
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,7 +37,7 @@ LONGER: dict[str, int] = {}  # lines of each now; no file joins them, and none o
 
 
 def above(counts: Mapping[str, float], limits: Mapping[str, float], limit: float = 0) -> dict[str, str]:
-    """What is above its limit, or above `limit` if it has none."""
+    """Return what is above its limit, or above `limit` if it has none."""
     return {
         name: f"{count} of {limits.get(name, limit)}"
         for name, count in counts.items()
@@ -73,6 +76,11 @@ def test_docstrings_begin_with_an_action_or_a_value(house: dict) -> None:
         f"{count} docstrings, of at most {EVASIVE}, begin with a word that evades: {house['evasive_docstrings']}. "
         "Begin with a verb (`Read the frames`) or with the noun that is returned"
     )
+
+
+def test_docstrings_of_tests_begin_so_too() -> None:
+    counts = sum((first_words(tree_of(path)) for path in sorted((ROOT / "tests").rglob("*.py"))), Counter())
+    assert not {word: counts[word] for word in EVASIVES if counts[word]}, "begin with a verb, or with a noun"
 
 
 def test_a_public_name_means_one_thing(house: dict) -> None:

@@ -75,7 +75,7 @@ def test_ticks_of_a_processor_count_waiting_for_disks_as_idle_and_guests_once():
 
 
 def idle(monkeypatch, tmp_path, shares: list[float], quota: str = "max 100000") -> int:
-    """What is found where each processor is idle for such a share of the time, in a container of this quota."""
+    """Count processors where each is idle for such a share of the time, in a container of this quota."""
 
     class Stat:
         reads = 0
@@ -216,7 +216,7 @@ FEWEST = {"*": 0, "?": 0, "+": 1}
 
 
 def listed(folder: Path) -> dict[str, dict]:
-    """What options.json holds, of the parser itself. folder: an empty one."""
+    """Return what options.json holds, of the parser itself. folder: an empty one."""
     images = folder / "images.npz"
     np.savez(images, images=np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8))
     auto = ("auto", "--data.source", str(images))
@@ -261,7 +261,7 @@ def recipes(name: str, names: list[str], forms: list[tuple[str, ...]]) -> dict:
 
 
 def told(name: str) -> dict:
-    """What a command that wants another word says without it, and its exit code."""
+    """Return what a command that wants another word says without it, and its exit code."""
     with contextlib.redirect_stdout(io.StringIO()) as text, pytest.raises(SystemExit) as stop:
         cli_main.parsed(name.split())
     return {"usage": text.getvalue(), "bare": stop.value.code}
@@ -325,7 +325,7 @@ def actions(kind, default) -> list:
 
 
 def shape_of(value: object) -> object:
-    """What options depend on: the classes of a configuration, not its numbers."""
+    """Return what options depend on: the classes of a configuration, not its numbers."""
     if is_dataclass(value):
         return type(value), [(field.name, shape_of(getattr(value, field.name))) for field in fields(value)]
     return [shape_of(one) for one in value] if isinstance(value, (tuple, list)) else None

@@ -1,4 +1,4 @@
-"""What the source may not contain, whatever it computes: unsafe loading, method names in the trainer, local paths."""
+"""Things that no source may contain, whatever it computes: unsafe loading, method names in the trainer, local paths."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ IF_DUAL_RATE = re.compile(r"^(?:is_)?dual$|dual_rate|single_rate|^is_(?:student|
 
 @pytest.fixture(scope="module")
 def trees() -> dict[str, ast.Module]:
-    """Of all files; test_layers.py, which comes next, looks at them too."""
+    """Parse all files; test_layers.py, which comes next, looks at them too."""
     return {name: tree_of(path) for name, path in (FILES | BESIDE).items()}
 
 
 def unsafe(tree: ast.Module) -> list[str]:
-    """What in this source can run code from data."""
+    """List what in this source can run code from data."""
     found = [
         name
         for name in sorted(names_used(tree))

@@ -114,7 +114,7 @@ def imports_of(module: str) -> set[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def trees() -> Iterator[dict[str, ast.Module]]:
-    """Of all modules; gone after these tests."""
+    """Parse all modules; gone after these tests."""
     yield {module: tree_of(path) for module, path in MODULES.items()}
     forget()
 
@@ -125,7 +125,7 @@ def bound(trees: dict[str, ast.Module]) -> dict[str, dict[str, str]]:
 
 
 def own(targets: set[str]) -> set[str]:
-    """Those of our modules."""
+    """Return those of our modules."""
     return {name for name in targets if name.split(".")[0] in ("dualrate", "dualrate_command")}
 
 
@@ -168,7 +168,7 @@ def unconfined(module: str, targets: set[str]) -> list[str]:
 
 
 def hidden(tree: ast.AST) -> list[str]:
-    """What in this source finds modules at run time."""
+    """List what in this source finds modules at run time."""
     used = {name for name in names_used(tree) if not name.startswith(HARMLESS)}
     return sorted(name for name in used if name in FINDERS or name.split(".")[0] in FINDERS)
 

@@ -117,7 +117,7 @@ def test_an_option_that_is_gone_is_missed():
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".md"], ids=lambda page: page.stem)
 def test_commands_on_a_page_have_their_options(page):
-    """Those of its blocks, and within its lines."""
+    """Commands of its blocks, and within its lines."""
     text = page.read_text().replace("\\\n", " ")
     refused = []
     for line in re.findall(r"\bdualrate ((?:[a-z]+ )[^`|#\n]*)", text):

@@ -191,7 +191,7 @@ def test_models_go_on_as_experiments_and_drawn_images_as_data(models, tmp_path):
 
 @contextmanager
 def torch_defaults(dtype: torch.dtype = torch.float32, device: str | None = None):
-    """Of the caller's. Without a GPU whatever is made on `cuda:0` fails."""
+    """Set the caller's defaults. Without a GPU whatever is made on `cuda:0` fails."""
     torch.set_default_dtype(dtype)
     torch.set_default_device(device)
     try:
@@ -219,7 +219,7 @@ def plain(root):
 
 
 def done(root: Path, name: str) -> list[Any]:
-    """What training, loading, drawing and exporting come to."""
+    """Return what training, loading, drawing and exporting come to."""
     made = experiment(root, "two", sample_every=1)
     out = root / f"under {name}"
     dr.train(made, out, progress=Silent())

@@ -48,7 +48,7 @@ def test_released_weights_stay_below_30_mb() -> None:
 
 
 def cells_of(line: str) -> list[str]:
-    """Of a line of a table."""
+    """Return the cells of a line of a table."""
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 

@@ -1,4 +1,4 @@
-"""What the tests make trouble with does no more harm than they ask for."""
+"""Tools with which the tests make trouble do no more harm than they are to."""
 
 import subprocess
 import sys

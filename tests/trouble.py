@@ -89,7 +89,7 @@ def is_alive(process: int) -> bool:
 
 
 def children(process: int) -> list[int]:
-    """Of its main thread, in the order in which they were started."""
+    """List those of its main thread, in the order in which they were started."""
     return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 

@@ -62,7 +62,7 @@ def test_only_the_adapters_are_trained(root):
 
 
 def test_without_phases_it_is_the_model_on_the_grid(root):
-    """What the base draws on these times, by DDIM."""
+    """Draws of the base on these times, by DDIM."""
     times = load(root / "0").serves.grid
     base = dr.Choice(times=times, sampler="ddim").drawer(load(root / "base"), precision="float32").draw([0, 1]).images
     found = dr.Choice().drawer(load(root / "0"), precision="float32").draw([0, 1]).images

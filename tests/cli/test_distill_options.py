@@ -66,7 +66,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def before(root, tmp_path, monkeypatch):
-    """What `dualrate distill` with some options passes first to a function, in whose place it ends."""
+    """Return the first argument that `dualrate distill` with some options passes to a function, and end there."""
     monkeypatch.chdir(root)
     monkeypatch.setitem(cli_distill.RECIPES, "fashion-mnist", lambda: RECIPE)
 
@@ -238,7 +238,7 @@ def test_a_dual_rate_consistency_student_has_the_networks_of_a_dual_rate_one(stu
 
 
 def begun(root) -> Start:
-    """What a run that begins here gives its method."""
+    """Return the arguments that a run which begins here gives its method."""
     return Start(
         True, torch.device("cpu"), False, lambda run: load(root / run), lambda i: pytest.fail("no data"), print
     )

@@ -77,7 +77,7 @@ def test_a_run_of_pairs_trains_resumes_and_is_drawn_from(here, monkeypatch, caps
 
 
 def test_members_are_scored_where_no_features_can_be(here, monkeypatch, capsys):
-    """Of a few images without labels."""
+    """A few images have no labels."""
     assert folders(monkeypatch, 1, "run") == 0
     capsys.readouterr()
     assert call(monkeypatch, "evaluate", "run", "--members", 2, "--num", 3, "--steps", 2, "--json") == 0

@@ -173,7 +173,7 @@ def test_the_front_is_measured_on_other_seeds_than_the_screening(here):
 
 @pytest.mark.parametrize("equal", [False, True])
 def test_both_commands_draw_classes_by_their_shares_in_the_data_or_equally_often(here, monkeypatch, capsys, equal):
-    """Of a data set with 52 images of one class and 12 of the other, of which a tenth is held out."""
+    """The data set has 52 images of one class and 12 of the other, of which a tenth is held out."""
     content = dict(np.load("images.npz"))
     np.savez("images.npz", **content | {"labels": (np.arange(64) > 51).astype(np.int64)})
     ones = int((dr.load_images("images.npz", split="train").labels == 1).sum())
@@ -476,7 +476,7 @@ def test_another_run_makes_the_first_steps(here, monkeypatch):
 
 
 def baselines(*texts: str) -> tuple[list[RunRequest], list[str]]:
-    """What --baselines adds to these requests, and what is said of it."""
+    """Return the requests that --baselines adds to these, and what is said of them."""
     requests, notes = [RunRequest.parse(text) for text in texts], Notes()
     return baselines_of(requests, {one.run: load(one.run) for one in requests}, progress=notes), notes.lines
 

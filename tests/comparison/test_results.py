@@ -1,4 +1,4 @@
-"""What a comparison says of made-up measurements: savings in closed form, merged trainings, the page, kept rows."""
+"""Results of a comparison of made-up measurements: savings in closed form, merged trainings, the page, kept rows."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What a comparison that is short of time measures: fewer images, and the useful first."""
+"""Measurements of a comparison that is short of time: fewer images, and the useful first."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ def candidate(run: str, steps: int, *, named: bool = False) -> Candidate:
 
 
 def test_the_useful_first():
-    """What is named, in its order by turns; then the networks by turns, the main plan of each, which comes first."""
+    """Names first, in their order by turns; then the networks by turns, the main plan of each, which comes first."""
     every = [candidate("a", steps) for steps in (8, 4, 16)] + [candidate("b", 8), candidate("b", 2, named=True)]
     made = useful_first(every)
     assert [(one.network, one.plan.num_steps) for one in made] == [("b", 2), ("a", 8), ("b", 8), ("a", 4), ("a", 16)]

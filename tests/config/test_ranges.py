@@ -398,7 +398,7 @@ def set_to(value: Any, hint: Any) -> Any:
 
 
 def outcome(example: Any, field: str, value: Any) -> tuple[Any, str]:
-    """What the field then is, and the error."""
+    """Return the value of the field then, and the error."""
     try:
         return getattr(replace(example, **{field: value}), field), ""
     except ValueError as error:
@@ -564,7 +564,7 @@ REQUIRED |= {"plan": ["run", "--budget", "1x"]}
 
 
 def helps(page: str) -> dict[str, str]:
-    """What a help page in one column says of every option, without its default."""
+    """Return what a help page in one column says of every option, without its default."""
     found, name = {}, ""
     for line in page.splitlines():
         if option := re.match(r"[│ ] (--?[a-z][^ ,]*|RUN|\[NAME=\S+)(.*)", line):
@@ -629,7 +629,7 @@ def numeric_options(value: Any, prefix: str = "--") -> Iterator[tuple[type, str,
 
 
 def options() -> Iterator[tuple[str, str, str, int]]:
-    """Of every command its first numeric option, and all fields of classes that no command before it takes."""
+    """List the first numeric option of every command, and all fields of classes that no command before it takes."""
     seen: set[tuple[type, str]] = set()
     for command in TRIED:
         taken = numeric_options(COMMANDS[command]) if command in COMMANDS else ()

@@ -1,4 +1,4 @@
-"""What every Step and Denoiser promises. Steps and denoisers are tested by being in their catalogues."""
+"""Promises of every Step and Denoiser. Steps and denoisers are tested by being in their catalogues."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -192,7 +192,7 @@ def test_every_denoiser_and_every_named_one_is_tested_here():
 
 
 def conditions(draws: Draws, denoiser: dr.Denoiser) -> Cond:
-    """Of some rows: a class, and a latent for decoders."""
+    """Return the conditions of some rows: a class, and a latent for decoders."""
     of_latents = isinstance(denoiser, (Conditional, DualRateConditional, BothRates))
     return Cond(draws.row % 3, draws.normal("z_0", *LATENT).double() if of_latents else None)
 

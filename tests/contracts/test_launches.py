@@ -59,7 +59,7 @@ def test_a_condition_is_made_without_a_wait():
 
 
 def test_an_iteration(tmp_path, monkeypatch):
-    """What six iterations have more than three."""
+    """Six iterations are compared with three."""
     monkeypatch.setattr(loop, "_queues", lambda device: True)
     found = []
     for iterations in (3, 6):

@@ -1,4 +1,4 @@
-"""What every training method, and every configuration of one, promises. Methods are tested as configurations make them.
+"""Promises of every training method, and of every configuration of one. Methods are tested as configurations make them.
 
 Losses are in double precision. No network has dropout, whose numbers are the trainer's to repeat.
 """
@@ -176,7 +176,7 @@ every_name = pytest.mark.parametrize("name", CASES)
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_batches_make_a_preconditioner() -> Iterator[None]:
-    """Of the instant version; 64 of them take most of the time that it takes to prepare."""
+    """The instant version takes them; 64 take most of the time that it takes to prepare."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moment_matching, "PRECONDITIONING", 2)
         yield
@@ -259,7 +259,7 @@ def method_of(experiment: dr.Experiment) -> Method:
 
 @cache
 def shared_method_of(name: str) -> Method:
-    """Of a case, for tests that leave a method as they found it: making one takes longer than its losses."""
+    """Return the method of a case, for tests that leave it as it was: making one takes longer than its losses."""
     return method_of(CASES[name])
 
 
@@ -273,7 +273,7 @@ def phases_of(method: Method) -> dict[str, tuple[int, Phase]]:
 
 
 def losses(method: Method, batch: Batch) -> dict[str, torch.Tensor]:
-    """Of every phase, and their logs, without gradient."""
+    """Return the losses of every phase, and their logs, without gradient."""
     found = {}
     for name, (iteration, phase) in phases_of(method).items():
         loss = phase.loss(batch, iteration, Draws(0, batch.sample))
@@ -393,7 +393,7 @@ def test_its_denoiser_samples_finite_images_by_its_networks_current_weights(expe
 
 @pytest.mark.parametrize("name", ["denoising", "denoising, dual"])
 def test_a_method_lowers_its_loss(name):
-    """Of denoising: a student's loss has a meaning in its gradient only."""
+    """Methods of denoising alone: a student's loss has a meaning in its gradient only."""
     learner = method_of(CASES[name])
     x = torch.linspace(-1, 1, 64, dtype=torch.float64).view(1, 1, 8, 8).expand(8, -1, -1, -1)
     data = Batch(x, torch.zeros(8, dtype=torch.int64), torch.arange(8))

@@ -82,7 +82,7 @@ def png(pixels: np.ndarray, orientation: int = 1) -> bytes:
 
 @pytest.mark.parametrize("factor", [2, 3, 4, 8])
 def test_a_smaller_image_is_pil_s(factor: int) -> None:
-    """Of line art, too, which overshoots the range of a pixel: that is cut off after each of two passes."""
+    """Line art, too, which overshoots the range of a pixel: that is cut off after each of two passes."""
     squares = np.random.default_rng(0).integers(0, 2, (4, 6, 6, 3), np.uint8) * np.uint8(255)
     lines = squares.repeat(4, 1).repeat(4, 2)
     for array in (*PIXELS[:2].transpose(0, 2, 3, 1), *lines):
@@ -417,7 +417,7 @@ def test_a_model_of_conditions_has_no_bound() -> None:
 
 
 class Means:
-    """What a feature net would see: the mean of each image."""
+    """Feature net whose feature is the mean of each image."""
 
     identity = metric = "means"
     dim = usual_count = 1
@@ -458,7 +458,7 @@ def test_what_is_kept_is_of_the_conditions_that_it_was_drawn_of() -> None:
 
 
 def test_a_measurement_draws_every_member_once() -> None:
-    """Of ten seeds, which are five conditions: all members of the first five, member 0 of the others."""
+    """Ten seeds are five conditions: all members of the first five, member 0 of the others."""
     own = drawer(members=3)
     metered = Metered(own.model.denoiser)
     own = replace(own, model=replace(own.model, denoiser=metered))

@@ -224,7 +224,7 @@ def test_the_size_in_a_webp_header_is_the_picture_s(options) -> None:
 
 
 def peak_memory(*, reset: bool = False) -> float:
-    """Of this process in MB, on Linux; `reset` starts anew from what it has now."""
+    """Return the peak of this process in MB, on Linux; `reset` starts anew from what it has now."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))

@@ -97,7 +97,7 @@ def test_train_is_a_class_unless_all_folders_are_splits(tmp_path: Path, load: Lo
 
 
 def notes(load: Load, source: Path, **options: Any) -> list[str]:
-    """What is said of a source that is not used, each once."""
+    """List what is said of a source that is not used, each once."""
     said: dict[str, None] = {}
     for split in ("train", "test"):
         load(source, split, progress=lambda done, total, message: said.setdefault(message), **options)

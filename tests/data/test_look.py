@@ -1,4 +1,4 @@
-"""What a look at a source tells before anything is decoded."""
+"""Looks at a source, before anything is decoded."""
 
 from __future__ import annotations
 

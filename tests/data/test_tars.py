@@ -68,7 +68,7 @@ def contents(raw: Raw) -> list[bytes]:
 
 
 def classes(source: Path) -> dict[str, str]:
-    """Of every image that can be used, by its name."""
+    """Return the class of every image that can be used, by its name."""
     found = {}
     for split in SPLITS:
         raw = raw_of(source, split)

@@ -98,7 +98,7 @@ def test_guidance_asks_for_both_branches_of_every_image():
 
 
 def test_a_light_decoder_without_the_heavy_network_is_a_decoder_by_itself():
-    """What a retrofit begins with: the light network and its maps are those of a single-rate decoder."""
+    """A retrofit begins with this: the light network and its maps are those of a single-rate decoder."""
     light, two = single(LIGHT), dual()
     two.encoder.light.load_state_dict(light.network.latent.state_dict())
     two.light.load_state_dict(light.network.net.state_dict())

@@ -1,4 +1,4 @@
-"""What is known of a denoiser before it is called: its labels, and where its networks are."""
+"""Properties of a denoiser before it is called: its labels, and where its networks are."""
 
 import gc
 import weakref

@@ -60,7 +60,7 @@ def test_refreshed_at_every_step_it_is_the_network_itself(split, step):
 
 
 def test_kept_features_at_their_own_state_change_nothing():
-    """What runs between refreshes, given the features of the very same state, is the whole network."""
+    """Between refreshes, given the features of the very same state, the whole network runs."""
     z, t, cond = one_call()
     with torch.no_grad():
         context = shared().encode(z, t, cond)

@@ -77,7 +77,7 @@ def test_partial_steps_are_each_block_s_attention_and_the_others_mlps_as_they_we
 
 @pytest.mark.parametrize(("share", "tokens"), [(0.05, 1), (0.3, 1), (0.4, 2), (0.6, 2), (0.7, 3), (0.9, 4)])
 def test_a_share_of_the_tokens_is_the_nearest_whole_number_of_them(share, tokens):
-    """Of 4: 1.2 and 2.4 go down, 1.6 and 2.8 up; one at least."""
+    """Shares of 4: 1.2 and 2.4 go down, 1.6 and 2.8 up; one at least."""
     one, (z, cond) = cache(share), start()
     with torch.no_grad():
         context = one.renew(z, at(0.5), one.encode(z, at(0.6), cond).aged(), cond)
@@ -139,7 +139,7 @@ def test_by_attention_the_greatest_of_four_neighbours_goes_first():
 
 @pytest.mark.parametrize(("other", "first"), [(0.89, 15), (0.91, 1)])
 def test_going_first_is_eight_tenths_more_than_the_score(other, first):
-    """Of 0.5 that is 0.9."""
+    """The score of 0.5 becomes 0.9."""
     score = torch.full((4, 4), 0.01)
     score[0, 0], score[0, 1], score[3, 3] = 1.0, other, 0.5
     assert choose(score.view(1, 16), torch.zeros(1, 16), at(0.5), 2, "attention").tolist() == [[0, first]]

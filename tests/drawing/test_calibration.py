@@ -91,7 +91,7 @@ def test_of_an_exact_denoiser_both_are_the_posterior_covariance():
 
 
 class OfGiven(Field):
-    """Of a field around what is given."""
+    """Field around what is given."""
 
     def encode(self, z, t, cond):
         return Context((cond.given,))

@@ -1,4 +1,4 @@
-"""What workers draw and measure is bit for bit what one process does, whoever dies meanwhile."""
+"""Draws and measurements of workers: bit for bit what one process does, whoever dies meanwhile."""
 
 import os
 import pickle

@@ -184,7 +184,7 @@ def test_costs_of_calls_add_up_to_the_counted_plan(run):
 
 @pytest.fixture
 def ageing(monkeypatch) -> Errors:
-    """What the command will find: contexts get worse with age, and none is worst."""
+    """Errors that the command finds: contexts get worse with age, and none is worst."""
     steps = 8
     errors = np.array([[1 + (i - j) if j <= i else np.inf for j in range(steps)] + [99.0] for i in range(steps)])
     t = StepPlan.uniform(steps).t

@@ -317,7 +317,7 @@ def test_what_a_killed_process_left_is_removed(model, artist, tmp_path):
 
 
 def test_precision_auto_is_that_of_the_images_that_are_there(model, tmp_path, monkeypatch):
-    """What pays is measured in milliseconds, and may come out otherwise the next time."""
+    """Milliseconds decide what pays, and may come out otherwise the next time."""
     monkeypatch.setattr("dualrate.networks.blocks.pays", lambda device: True)
     assert written(model, tmp_path, range(5, 9), precision="auto").precision == "bfloat16"
     monkeypatch.setattr("dualrate.networks.blocks.pays", lambda device: False)

@@ -1,4 +1,4 @@
-"""What the methods' configurations refuse, and what they make of an experiment."""
+"""Configurations of methods: what they refuse, and what they make of an experiment."""
 
 from dataclasses import dataclass, replace
 

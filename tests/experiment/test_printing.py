@@ -1,4 +1,4 @@
-"""What people hold prints in a few lines, says what matters, and in a notebook shows the calls of its plan."""
+"""Objects that people hold print in a few lines what matters, and in a notebook show the calls of their plan."""
 
 import re
 from dataclasses import replace

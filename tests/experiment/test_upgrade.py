@@ -106,7 +106,7 @@ def test_a_forecast_of_before_lead_times_is_resumed(networks: OneConditional | T
 
 
 def test_a_run_whose_networks_could_not_tell_the_window_s_clock_is_refused() -> None:
-    """Of one frame the clock is as it was, and such a run is resumed."""
+    """The clock of one frame is as it was, and such a run is resumed."""
     for frames in (1, 2):
         nets = OneConditional(replace(NET, image_channels=frames), (1, 8, 8))
         run = dr.Experiment(

@@ -223,7 +223,7 @@ def test_the_worst_news_comes_first_in_plain_words(autoregression):
 
 
 def test_a_page_shows_scores_pictures_and_stability(autoregression, tmp_path, monkeypatch):
-    """Of starts whose truth is not known, members beside the training data: its figures are as those before."""
+    """Starts have no known truth: members beside the training data: its figures are as those before."""
     model, _, _ = autoregression
     drawer = Choice(steps=2).drawer(model, members=2)
     held = held_out_starts(model, 2, 2)

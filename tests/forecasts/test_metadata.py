@@ -1,4 +1,4 @@
-"""What sources say of units and coordinates, read from every kind of file; and whether two of them say the same."""
+"""Units and coordinates that sources name, read from every kind of file; and whether two of them say the same."""
 
 from __future__ import annotations
 

@@ -397,7 +397,7 @@ def test_pictures_show_the_first_start(model, tmp_path, monkeypatch):
 
 
 def test_rolling_diffusion_makes_a_frame_at_a_time_and_goes_on(source, tmp_path):
-    """What `methods.rolling.roll` yields, the same bits from a frame on; a heavy call a start, then one a member."""
+    """States of `methods.rolling.roll` have the same bits from a frame on; a heavy call a start, then one a member."""
     plain = experiment_of(source, Forecast(past=2, frames=3, noise=0.1))
     rolling = {"process": Rolling(frames=3), "method": RollingConfig(GivenTimes())}
     model = load(saved_random(replace(plain, **rolling), tmp_path / "rolling"))

@@ -25,7 +25,7 @@ def normals(*shape: int) -> Tensor:
 def scored(
     members: Tensor, truth: Tensor, *, leads=None, start=None, groups=None, resamples=100, chunk=1000, **how
 ) -> ForecastScores:
-    """Of members (N, M, T, C, H, W) and truth (N, T, C, H, W)."""
+    """Score members (N, M, T, C, H, W) by the truth (N, T, C, H, W)."""
     scorer = ForecastScorer(leads or range(1, truth.shape[1] + 1), **how)
     for i in range(0, len(truth), chunk):
         frames = zip(members[i : i + chunk].unbind(2), truth[i : i + chunk].unbind(1), strict=True)
@@ -205,7 +205,7 @@ def test_a_spectrum_of_the_same_law_is_near_and_its_interval_about_it() -> None:
 
 
 def test_the_interval_of_a_spectrum_is_about_what_was_measured_and_not_about_what_chance_adds_again() -> None:
-    """Of few starts a resample is as far again from the sample as that is from the law."""
+    """A resample of few starts is as far again from the sample as that is from the law."""
     spectrum = scored(normals(20, 1, 1, 1, 1, 64), normals(20, 1, 1, 1, 64), resamples=400).spectrum
     high, resampled = spectrum.value[0, 2], spectrum.replicates[:, 0, 2]
     assert 0 < resampled.min() < 0.9 * high

@@ -103,7 +103,7 @@ def test_rossby_haurwitz_waves_move_at_their_angular_speed(degree: int, rotation
 
 
 def test_energy_and_enstrophy_drift_by_less_than_a_millionth_a_day_without_friction() -> None:
-    """Of steps of half an hour, at the speeds of the stirred flow; it is that of steps in time alone, which falls with
+    """Steps are of half an hour, at the speeds of the stirred flow; it is that of steps in time alone, which falls with
     the fourth power of dt or faster."""
     modes = states(FREE, 12)
 
@@ -158,7 +158,7 @@ def test_the_stirring_has_its_size_in_the_middle_latitudes() -> None:
 
 
 def test_the_stirring_is_forgotten_at_the_rate_of_its_memory() -> None:
-    """Of air that comes to rest at once, the vorticity is what a step stirs."""
+    """The air comes to rest at once: the vorticity is what a step stirs."""
 
     class AtRest(Barotropic):
         def stepper(self, dt: float) -> Callable[[Tensor], Tensor]:

@@ -116,7 +116,7 @@ def test_complex_starts_and_names_of_other_numbers_are_refused(model, tmp_path):
 
 
 def test_only_the_steps_that_a_start_takes_are_checked(model, tmp_path):
-    """Of PDEArena's files each trajectory has its own; a forecast starts from the last three time steps."""
+    """Each trajectory has a file of its own in PDEArena's; a forecast starts from the last three time steps."""
     task = replace(model.experiment.condition, step=1.0)
     model = replace(model, experiment=replace(model.experiment, condition=task))
     even = np.arange(7.0)
@@ -299,7 +299,7 @@ def test_what_was_observed_gets_no_more_noise(source, tmp_path, rolling):
 @pytest.mark.parametrize("frames", [1, 2])
 @pytest.mark.parametrize("rolling", [False, True])
 def test_frames_that_were_observed_get_no_noise_as_long_as_they_are_in_the_past(source, tmp_path, rolling, frames):
-    """Of three past frames two are left after one was made: the first channels of what the second window is given."""
+    """Two of three past frames are left after one was made: the first channels of what the second window is given."""
     model = model_of(source, tmp_path / "run", past=3, frames=frames, noise=0.5)
     if rolling:
         experiment = replace(model.experiment, method=RollingConfig(), process=Rolling(frames=frames))

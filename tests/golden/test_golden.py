@@ -1,4 +1,4 @@
-"""What was made before the house was rebuilt still loads, resumes and draws the same (tests/golden/golden.py)."""
+"""Files made before the house was rebuilt: each still loads, resumes and draws the same (tests/golden/golden.py)."""
 
 from __future__ import annotations
 

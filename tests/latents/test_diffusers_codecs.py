@@ -99,7 +99,7 @@ def test_an_image_is_a_video_of_one_frame(kind: str, x: Tensor) -> None:
     ],
 )
 def test_sides_and_colours_of_what_is_published(name: str, config: dict, factor: int, colours: int) -> None:
-    """Of Stable Diffusion, DC-AE f32, Wan 2.1 and Wan 2.2, by what their configurations hold."""
+    """Sides of Stable Diffusion, DC-AE f32, Wan 2.1 and Wan 2.2, by what their configurations hold."""
     assert (RULES[name].factor(config), RULES[name].colours(config)) == (factor, colours)
 
 

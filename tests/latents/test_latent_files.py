@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_refused(root: Path, tmp_path: Path) -> None:
 
 
 def test_another_sampler_or_number_of_steps_is_another_codec_of_the_same_latents(root: Path) -> None:
-    """Of the run that trained the codec, and of a decoder's run."""
+    """The run that trained the codec, and a decoder's run."""
     for name, own in (("first", ("dpm++2m", 3)), ("decoder", ("sde-dpm++2m:0.1", 16))):
         plain, same = read_codec(root / name), read_codec(root / name, "cpu", *own)
         asked = {how: read_codec(root / name, "cpu", *how) for how in ((None, 2), ("ddim", None), ("ddim", 2))}

@@ -46,7 +46,7 @@ class Known(nn.Module):
 
 
 def consistency(function, steps: int, total: int, process: GaussianProcess = PROCESS, **more) -> Consistency:
-    """Of a student that is a function, and T = `total` throughout."""
+    """Return the method of a student that is a function, with T = `total` throughout."""
     student = Known(function)
     networks = nn.ModuleDict({"model": student})
     return Consistency(networks, student, process, steps, teacher_steps=TeacherSteps(total, total), **more)
@@ -217,7 +217,7 @@ def test_the_pseudo_huber_loss_is_a_norm_of_small_c_and_a_square_of_large_ones()
 
 
 def test_from_data_and_from_a_teacher_the_expected_target_is_the_same():
-    """Of a student linear in z, given z_t: over x of the posterior, here its mean plus and minus one deviation."""
+    """The student is linear in z, given z_t: over x of the posterior, here its mean plus and minus one deviation."""
     teacher = OracleDenoiser(gaussian(C, 4), PROCESS)
     method, batch = consistency(lambda z, t, label: (0.2 + t)[:, None] * z, 4, 64), data(256)
     t, s, b = method.times(0, Draws(0, batch.sample))

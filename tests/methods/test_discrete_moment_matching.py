@@ -80,7 +80,7 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
 
 
 def test_at_the_auxiliary_s_optimum_the_values_are_those_of_the_two_methods():
-    """Of L(x, theta) - L(x, phi) - L(theta, phi): half the squared gap, and three divergences in its place."""
+    """Value of L(x, theta) - L(x, phi) - L(theta, phi): half the squared gap, and three divergences in its place."""
     middle = (P + THETA) / 2
 
     def value(score) -> Tensor:

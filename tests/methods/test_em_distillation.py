@@ -38,7 +38,7 @@ class Generator(Scale):
 
 
 def distillation(langevin: Langevin, theta: float = THETA, teacher: float = C0, **changes) -> EMDistillation:
-    """Of one Gaussian, with an auxiliary that knows the student's; teacher: the standard deviation of its samples."""
+    """Return the method of a Gaussian, its auxiliary knowing the student's; teacher: the deviation of its samples."""
     student = Generator(theta)
     roles = {
         "networks": nn.ModuleDict({"model": student}),
@@ -242,7 +242,7 @@ def test_the_auxiliary_s_loss_is_the_weighted_mean_of_its_errors(dimensions):
 
 @pytest.mark.parametrize("ratio", [0.7, 1.0, 1.5])
 def test_logs_say_whether_the_auxiliary_keeps_up(ratio):
-    """Of an auxiliary a x_t and a teacher b x_t: E (a - b) x_t (theta z - a x_t) = (a - b) (alpha theta^2 - a v_p)."""
+    """Auxiliary a x_t and teacher b x_t: E (a - b) x_t (theta z - a x_t) = (a - b) (alpha theta^2 - a v_p)."""
     a, b, t = ratio * ALPHA * THETA**2 / V_P, ALPHA * C0**2 / (ALPHA**2 * C0**2 + SIGMA**2), T.item()
     auxiliary = Scale(a)
     method = distillation(

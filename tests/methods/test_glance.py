@@ -43,7 +43,7 @@ def no_draw(step: int, draw: int) -> Tensor:
 
 
 def test_the_times_are_those_that_were_published() -> None:
-    """Of FLUX, whose shift is e^1.15; in thousandths, as the authors' code lists them."""
+    """Times of FLUX, whose shift is e^1.15; in thousandths, as the authors' code lists them."""
     slow, fast = (1000.00, 986.98, 973.20, 958.61, 943.12), (926.65, 825.70, 677.99, 441.20, 60.55)
     schedule = RectifiedFlow(shift=math.exp(1.15))
     for times, published in ((SLOW, slow), (FAST, fast)):

@@ -157,7 +157,7 @@ def test_the_student_descends_a_quarter_of_the_squared_gap():
     k, w = constants()[4], WEIGHT
 
     def slope(a: float) -> Tensor:
-        """Of the regression of x~ = a z_t on z_s, in this batch."""
+        """Return the slope of the regression of x~ = a z_t on z_s, in this batch."""
         return (a * states.z_t * z_s).sum() / z_s.square().sum()
 
     def objective(a: float) -> float:

@@ -112,7 +112,7 @@ def regression(features: bool) -> Regression:
 
 
 def test_where_all_is_noise_x_hat_is_the_regression_s() -> None:
-    """Of networks as they begin, whose v is 0."""
+    """Networks are as they begin, with a v of 0."""
     denoiser = Residual(regression(True), UViT(LIGHT).double(), PROCESS, 0.25)
     z, t, cond = normals(2, 1, 8, 8), shared_time(1.0), Cond(None, normals(2, *GIVEN))
     with torch.no_grad():

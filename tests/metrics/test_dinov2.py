@@ -223,7 +223,7 @@ def cache(monkeypatch, tmp_path):
 
 
 def evaluate(monkeypatch, capsys, *options) -> str:
-    """What `dualrate evaluate --features dinov2` prints of the light network, with squares as the data set."""
+    """Return what `dualrate evaluate --features dinov2` prints of the light network, with squares as the data set."""
     splits = (two_classes(size=28), two_classes(60, seed=1, size=28, split="test"))
     monkeypatch.setattr(runs_evaluator, "splits_of", lambda data, progress: splits)
     monkeypatch.setattr(pretrained, "load_dinov2", lambda device: small())

@@ -26,7 +26,7 @@ from metrics.squares import two_classes
 
 
 def prepared(images: torch.Tensor) -> torch.Tensor:
-    """What the net takes."""
+    """Return the input that the net takes."""
     return (resized(images, SIZE) - MEAN) / STD
 
 

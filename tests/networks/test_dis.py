@@ -35,7 +35,7 @@ Z = torch.randn(3, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().man
 
 
 def macs(config: DiSConfig) -> int:
-    """Of an image."""
+    """Count the multiply-adds of an image."""
     d, states, half = config.channels, config.states, config.blocks // 2
     n = math.prod(config.sides(0))
     m, rank, heads = n + config.extras, -(-d // 16), 2 * d // config.head_dim
@@ -164,7 +164,7 @@ def test_cost_and_size_by_hand(config: DiSConfig) -> None:
     [("S/2", 29.1, 7.17), ("B/2", 121.2, 29.7), ("M/2", 231.4, 58.4), ("L/2", 407.2, 102.7), ("H/2", 900.0, 228.4)],
 )
 def test_published_sizes(name: str, millions: float, giga: float) -> None:
-    """Of H/2 900 million parameters are reported (by arXiv 2410.11081), met within 1%; others are counted here."""
+    """H/2 is reported to have 900 million parameters (by arXiv 2410.11081), met within 1%; others are counted here."""
     config = dis(name)
     assert sum(map(math.prod, layout(config).values())) / 1e6 == pytest.approx(millions, rel=0.01)
     assert macs(config) / 1e9 == pytest.approx(giga, rel=0.01)

@@ -41,7 +41,7 @@ class Counting(TorchDispatchMode):
 
 
 def called(denoiser: dr.Denoiser) -> tuple[list[torch.Tensor], Counter[str]]:
-    """What a heavy and a light call give under autocast, and how often each operator ran."""
+    """Return what a heavy and a light call give under autocast, and how often each operator ran."""
     z = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     t, cond = torch.full((2,), 0.5, dtype=torch.float64), Cond(torch.tensor([0, 2]))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), Counting() as counting:

@@ -90,7 +90,7 @@ def qwen_image() -> nn.Module:
 
 
 def texts(net: nn.Module, rows: int = TEXTS, seed: int = 2) -> dict[str, torch.Tensor]:
-    """What encoders might have made of texts, of `TOKENS` tokens."""
+    """Return what encoders might make of texts, of `TOKENS` tokens."""
     kind, generator = kind_of(type(net).__name__, net.config), torch.Generator().manual_seed(seed)
     made = {}
     for part in layout_of(kind, net.config, TOKENS, 8).parts:

@@ -58,7 +58,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z
 
 
 class Sit(nn.Module):
-    """Of a class that is not known."""
+    """Network of a class that is not known."""
 
     def __init__(self):
         super().__init__()

@@ -49,7 +49,7 @@ def steps(handle, did="full", branch=0):
 
 
 def counted(draw):
-    """What is drawn, and the multiply-adds of all that runs."""
+    """Return the draws, and the multiply-adds of all that runs."""
     drawn = []
     return drawn, macs_of(lambda: drawn.append(draw()))
 
@@ -560,7 +560,7 @@ def test_a_forecast_that_is_refused_has_its_price(policy):
 
 
 def macs_of_block(pipe, block):
-    """Of one run of a block, in a plain call of its network."""
+    """Count the multiply-adds of a run of a block, in a plain call of its network."""
     given = []
     hook = block.register_forward_pre_hook(lambda module, *call: given.append(call), with_kwargs=True)
     with torch.no_grad():

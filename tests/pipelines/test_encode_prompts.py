@@ -49,7 +49,7 @@ def root(tmp_path_factory):
 
 
 def of_images(found: Captions, tmp_path) -> dict[str, list[str]]:
-    """Of each split, in the order of its images."""
+    """Return the texts of each split, in the order of its images."""
     found.write(tmp_path / "captions")
     content = (tmp_path / "captions").read_bytes()
     return {split: [json.loads(content[p:].split(b"\n")[0]) for p in found.places[split]] for split in SPLITS}

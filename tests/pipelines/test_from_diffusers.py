@@ -178,7 +178,7 @@ def test_a_wrong_direction_of_time_is_found(wrong):
 
 
 class Ends(nn.Module):
-    """Of a state x_hat is `late` times it where its time is 1 and `early` times it where that is 0, of u = eps - x."""
+    """Network whose x_hat of a state is `late` times it at time 1 and `early` times it at 0, of u = eps - x."""
 
     def __init__(self, late: float, early: float) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ RIGHT = Rows(("joint_transformer_blocks",), (TEXT, HIDDEN), "temb", "attn")
 
 
 def aura() -> torch.nn.Module:
-    """Of no class that is known: blocks of two streams, then blocks of one, whose tokens are text and image."""
+    """Return a network of no known class: blocks of two streams, then blocks of one, of tokens of text and image."""
     sizes = {"sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "pos_embed_max_size": 16}
     blocks = {"num_mmdit_layers": 3, "num_single_dit_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2}
     net = diffusers.AuraFlowTransformer2DModel(**sizes | blocks, joint_attention_dim=12, caption_projection_dim=16)

@@ -41,7 +41,7 @@ def exported(root):  # noqa: F811
 
 @pytest.fixture
 def pipe(exported, tmp_path, monkeypatch):
-    """Of a folder that may be changed."""
+    """Return the pipeline of a folder that may be changed."""
     encoders(monkeypatch)
     return DualRatePipeline.from_pretrained(shutil.copytree(exported, tmp_path / "pipe"))
 

@@ -339,7 +339,7 @@ def test_texts_are_encoded_by_the_pipeline_in_the_words_of_its_class(monkeypatch
 
 
 class Asked(Exception):
-    """Of an `encode_prompt`, whose arguments it has."""
+    """Call of an `encode_prompt`, whose arguments it has."""
 
 
 CALLED = {name: MODELS[name] for name in ("SD3", "PixArt", "Sana", "Flux", "Qwen-Image")}

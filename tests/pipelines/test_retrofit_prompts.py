@@ -316,7 +316,7 @@ def judge(tmp_path) -> FeatureNet:
 
 
 class Words:
-    """Of images and texts, in the place of CLIP: means of parts of an image, and a text's length."""
+    """Model of images and texts, in the place of CLIP: means of parts of an image, and a text's length."""
 
     identity, metric, dim, usual_count = "words", "CLIP score", 3, 2
 

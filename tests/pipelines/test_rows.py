@@ -1,4 +1,4 @@
-"""What whoever adds a network class is told where its rows of blocks are not described."""
+"""Messages to whoever adds a network class where its rows of blocks are not described."""
 
 import pytest
 

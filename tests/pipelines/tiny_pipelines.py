@@ -64,7 +64,7 @@ def _drawing(pipe, **given):
 
 
 def _masked(pipe, side: int):
-    """Of a text and of none, 6 tokens each, all of them there."""
+    """Return the mask of a text and of none, 6 tokens each, all of them there."""
     mask = torch.ones(1, 6)
     return _drawing(
         pipe,

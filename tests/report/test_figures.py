@@ -84,7 +84,7 @@ def test_points_say_their_plan_and_the_floor_is_a_dashed_line():
 
 
 def test_ranks_are_drawn_over_their_share():
-    """Of two members, and of three that are calibrated."""
+    """Two members, and three that are calibrated."""
     figure = ranks_figure({"two": (0.5, 0.3, 0.2), "three": (0.25, 0.25, 0.25, 0.25)})
     first, second, _ = figure.axes[0].lines
     np.testing.assert_allclose(np.asarray(first.get_xydata()), [[0, 1.5], [0.5, 0.9], [1, 0.6]])

@@ -39,7 +39,7 @@ def test_an_npz_without_labels_has_images_alone(tmp_path):
 
 
 def test_a_file_that_cannot_be_finished_is_not_there_and_what_was_there_stays(tmp_path, monkeypatch):
-    """Of the npz and of the grid, which are written in pieces; the error names the file."""
+    """Both the npz and the grid are written in pieces; the error names the file."""
 
     def broken():
         yield from constant_images(1)[:5]
@@ -93,7 +93,7 @@ def test_pngs_are_read_again_by_the_data_source_as_they_were_written(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_value_k_of_255_becomes_the_pixel_k(dtype):
-    """Of data in [0, 1]: x = 2 k / 255 - 1, give or take rounding, which truncation would not survive."""
+    """Data are in [0, 1]: x = 2 k / 255 - 1, give or take rounding, which truncation would not survive."""
     k = torch.arange(256)
     x = 2 * (k.to(dtype) / 255) - 1
     for rounding in (-1e-6, 0, 1e-6):

@@ -116,7 +116,7 @@ def test_networks_are_drawn_from_the_seed_alone():
 
 
 def told(path) -> list[str]:
-    """What a command says that reads these weights."""
+    """Return what a command says that reads these weights."""
     notes: list[str] = []
     load(path, note=notes.append)
     return notes

@@ -1,4 +1,4 @@
-"""What a page may ask of a model is what the model serves, whatever its kind."""
+"""Requests of a page are those that the model serves, whatever its kind."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What the page's server promises to whoever asks it, page or program."""
+"""Promises of the page's server to whoever asks it, page or program."""
 
 import base64
 import io

@@ -112,7 +112,7 @@ def test_numbers_and_figures_are_written(regenerated: Path) -> None:
 
 
 def tables_of_studies() -> Iterator[tuple[Callable[[list[common.Row]], object], list[common.Row]]]:
-    """What makes tables, and its kept rows."""
+    """List what makes tables, with its kept rows."""
     for system in forecasts.SYSTEMS.values():
         if (file := common.RESULTS / f"{system.page}.json.xz").exists():
             yield partial(forecasts.tables, system), common.kept_in(file)

@@ -1,4 +1,4 @@
-"""What samples of a condition cost at equal CRPS, from rows whose answer is known."""
+"""Costs of samples of a condition at equal CRPS, from rows whose answer is known."""
 
 from studies.conditions import ratio_table, scored_table
 

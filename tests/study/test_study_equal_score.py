@@ -59,7 +59,7 @@ def test_cases_are_drawn_anew_together_for_all_plans():
 
 
 def test_trainings_widen_an_interval_by_the_error_of_their_mean():
-    """Of scores that differ by training alone: the variance of replicates is that of a mean of n, s^2 / n."""
+    """Scores differ by training alone: the variance of replicates is that of a mean of n, s^2 / n."""
     trainings = np.random.default_rng(1).normal(size=6)
     scores = scores_of([row("large", 2, np.full(4, value), seed) for seed, value in enumerate(trainings)])
     replicates = scores["large", "diffusion", 2][1:]

@@ -87,7 +87,7 @@ def test_the_interval_holds_the_noise_of_both_sides():
 
 
 def test_a_replicate_of_the_rivals_is_the_least_of_theirs():
-    """Of two rivals as good as each other, apart in their noise s: the least of two is s / sqrt(pi) lower in the mean,
+    """Two rivals are as good as each other, apart in their noise s: the least of two is s / sqrt(pi) lower in the mean,
     and has the variance s^2 (1 - 1 / pi)."""
     noise = 0.03 * np.random.default_rng(2).standard_normal((2, 40_000))
     curves = [[replace(p, curve=name) for p in power_law([1, 4, 16, 64])] for name in ("one", "other")]
@@ -113,7 +113,7 @@ def test_the_interval_of_the_own_noise_alone(sign, level):
 
 
 def test_replicates_of_all_points_are_paired():
-    """What all scores share, as the noise of the same seeds, is no uncertainty of their ratio."""
+    """Noise that all scores share, as that of the same seeds, is no uncertainty of their ratio."""
     shared = np.exp(0.2 * np.random.default_rng(0).normal(size=50))
     rivals = [point(1, 4.0, 4 * shared), point(4, 1.0, shared)]
     found = saving(point(1, 2.0, 2 * shared), rivals)
@@ -229,7 +229,7 @@ def test_replicates_that_do_not_match_are_refused():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_side_of_a_ratio_is_that_of_the_interval(seed):
-    """Of several curves whose noise is apart."""
+    """Several curves have noise apart."""
     (own,) = noisy([point(2.0, 8 * 5.0**-0.7)], 0.05, seed=seed)
     curves = [replace(p, curve=name) for name in "abc" for p in power_law([1, 4, 16])]
     rivals = noisy(curves, 0.05, seed=10 + seed)
@@ -287,7 +287,7 @@ def test_intervals_cover_what_they_say():
 
 
 def test_replicates_end_at_a_thousandth_of_the_score():
-    """Those of a score near zero may lie below it."""
+    """Replicates of a score near zero may lie below it."""
     found = Point("p", 1, 2.0, np.array([-1.0, 0.0, 1e-3, 2.0])).log_replicates
     np.testing.assert_allclose(found, np.log([2e-3, 2e-3, 2e-3, 2.0]))
 

@@ -1,4 +1,4 @@
-"""What several metrics come to, of made-up measurements: where they agree and where they do not."""
+"""Verdicts of several metrics, of made-up measurements: where they agree and where they do not."""
 
 import math
 from dataclasses import replace
@@ -93,7 +93,7 @@ def test_tables_have_a_line_or_a_column_a_metric():
     [(3.0, 2.1, 2), (2.1, 3.0, 2), (-3.0, 2.1, 2), (2.1, 2.1, 0), (2.3, 1.9, 1), (1.9, 1.9, 0), (0.0, 0.0, 0)],
 )
 def test_significant_together_is_decided_at_stricter_levels_one_by_one(first, second, expected):
-    """Of two ratios, this many standard deviations from 1: one has to be 2.24 away, the other then 1.96."""
+    """Two ratios, this many standard deviations from 1: one has to be 2.24 away, the other then 1.96."""
     scores = [8 * math.exp(-0.1 * away) for away in (first, second)]  # the baselines have 8 there
     noise = np.exp(0.1 * SPREAD / SPREAD.std(ddof=1))
     one = finished("dual", 1, scores[0], other=scores[1])
@@ -102,7 +102,7 @@ def test_significant_together_is_decided_at_stricter_levels_one_by_one(first, se
 
 
 def test_significant_together_has_the_noise_of_training_of_its_level(monkeypatch):
-    """Of several trainings replicates are made anew: here noisier at stricter levels than at the usual one."""
+    """Replicates of several trainings are made anew: here noisier at stricter levels than at the usual one."""
     results, levels = seen(4.0, 4.0), []
     assert significant_together(results, verdicts(results)) == 2
 
@@ -120,6 +120,6 @@ def test_significant_together_has_the_noise_of_training_of_its_level(monkeypatch
 
 
 def test_a_timing_that_is_out_of_order_moves_no_curve():
-    """What rises stays, and what falls is pooled."""
+    """Timings that rise stay, and those that fall are pooled."""
     assert rising([1.0, 2.0, 4.0]) == pytest.approx([1, 2, 4])
     assert rising([1.0, 4.0, 1.0]) == pytest.approx([1, 2, 2])

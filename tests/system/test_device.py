@@ -128,7 +128,7 @@ def test_other_errors_are_none():
 
 @pytest.fixture
 def graphs(monkeypatch, tmp_path) -> list[torch.fx.GraphModule]:
-    """What is compiled: all of torch's way but for the last step, which takes minutes."""
+    """List what is compiled: all of torch's way but for the last step, which takes minutes."""
     found: list[torch.fx.GraphModule] = []
 
     def keep(graph: torch.fx.GraphModule, inputs: object) -> object:
@@ -154,7 +154,7 @@ def test_calls_are_compiled_once_for_every_size_of_a_batch(graphs, tmp_path):
 
 
 def test_equal_blocks_share_what_is_compiled_in_training_whatever_their_rows(graphs):
-    """Of networks of two widths, whose blocks are called with more rows and with fewer, and computed again."""
+    """Networks have two widths; their blocks are called with more rows and with fewer, and computed again."""
     levels = ((Level("conv", width, 2), Level("transformer", width, 2)) for width in (16, 32))
     networks = [UViT(UViTConfig(8, 1, of, 3, embedding=16, head_dim=16)) for of in levels]
     eager = copy.deepcopy(networks)

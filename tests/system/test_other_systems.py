@@ -1,4 +1,4 @@
-"""What macOS or Windows lacks is not needed: this tries it on the system that is here, without those parts."""
+"""Parts that macOS or Windows lacks are not needed: tried on the system that is here, without them."""
 
 import errno
 import os

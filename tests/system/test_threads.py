@@ -10,7 +10,7 @@ from dualrate.runs.train import resume_threads
 
 @pytest.fixture(autouse=True)
 def number():
-    """Of threads before the test, and after it."""
+    """Keep the number of threads of before the test after it."""
     threads = torch.get_num_threads()
     yield threads
     torch.set_num_threads(threads)

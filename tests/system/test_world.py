@@ -1,4 +1,4 @@
-"""What a process knows of the others, where no group is needed to say it; the rest is in training/test_together.py."""
+"""Knowledge of the other processes that needs no group; the rest is in training/test_together.py."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the theory tests share: schedules, mixtures, float64 random numbers, exact variances of samplers."""
+"""Parts that the theory tests share: schedules, mixtures, float64 random numbers, exact variances of samplers."""
 
 from collections.abc import Iterator
 
@@ -74,6 +74,6 @@ def uniform_log_snr(steps: int, low: float = -15.0, high: float = 15.0, heavy: i
 
 
 def plan_cost(denoiser, step, plan, shape, *, label=None, wrap=lambda inner: inner, given=None):
-    """What one image costs, by one call of each kind that is counted."""
+    """Return the cost of an image, by one call of each kind that is counted."""
     calls = call_cost(denoiser, step.process.state_shape(shape), label, given=given)
     return expected_costs(calls, denoiser.reuse, step, plan, shape, label=label, wrap=wrap)[-1]

@@ -82,7 +82,7 @@ def samples(data: GaussianMixture, step: dr.Step, plan: dr.StepPlan) -> Tensor:
 
 
 def distances(data: GaussianMixture, measure: Callable[[Tensor], float]) -> dict[str, list[float]]:
-    """Of each sampler, at each number of calls."""
+    """Return the distances of each sampler, at each number of calls."""
     return {
         name: [
             min(

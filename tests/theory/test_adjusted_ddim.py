@@ -63,7 +63,7 @@ def test_few_steps_come_nearer_to_the_variance_of_a_gaussian(steps):
 
 
 def posterior_variance(c):
-    """Of x ~ N(0, c) given z_t."""
+    """Return the variance of x ~ N(0, c) given z_t."""
     return lambda log_snr: c / (1 + c * torch.exp(log_snr))
 
 

@@ -1,4 +1,4 @@
-"""What a solver's steps are off by: against the solvers themselves, and of one Gaussian in closed form."""
+"""Errors of a solver's steps: against the solvers themselves, and of one Gaussian in closed form."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def off(h: float, length: float, used: float) -> float:
 
 @pytest.mark.parametrize("h", [-1.0, 0.2, 1.5])
 def test_steps_are_off_by_taylor_s_terms(h):
-    """Of 2M with the package's own extrapolation; what is left falls with the step."""
+    """Steps of 2M with the package's own extrapolation; what is left falls with the step."""
     for length, least in ((0.02, 0.05), (0.002, 0.005)):
         first = off(h, length, x_hat(h))
         assert first == pytest.approx(-length / 2 * slope(h), rel=3 * length)

@@ -118,7 +118,7 @@ def test_pairs_lie_on_one_path(process, leading):
 
 
 def test_a_token_is_masked_again_to_an_earlier_state():
-    """What z_tau shows of masked tokens z_t shows too: a context of z_tau holds no information that z_t lacks."""
+    """Masked tokens that z_tau shows z_t shows too: a context of z_tau holds no information that z_t lacks."""
     x = one_hot(torch.arange(3).repeat(50, 2), V)
     n = len(x)
     t, tau = uniforms(3, 2, n).sort(dim=0).values

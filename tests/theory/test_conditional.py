@@ -252,7 +252,7 @@ class ByLabel(Exact):
 @pytest.mark.parametrize("members", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("active", [True, False])
 def test_guidance_of_members_is_of_the_conditions_and_labels_of_each(active: bool, members: int) -> None:
-    """Of conditions, labels and weight the exact x_hat of each sample is x_null + w (x_label - x_null), one by one."""
+    """The exact x_hat of each sample is x_null + w (x_label - x_null), one by one."""
     label, t = torch.tensor([1, 2]).repeat_interleave(members), torch.tensor(0.6, dtype=torch.float64)
     noise_level = float(PROCESS.sigma(t) / PROCESS.alpha(t))
     interval = (0.0, noise_level * (1.1 if active else 0.9))

@@ -57,7 +57,7 @@ NO_TABLE = [name for name, sampler in SAMPLERS.items() if sampler.of_table is No
 @pytest.mark.parametrize("heavy", [2, 5])
 @pytest.mark.parametrize("name", NO_TABLE)
 def test_expected_costs_are_those_of_the_calls_without_making_them(name, heavy):
-    """Of every sampler, also guided in an interval; with and without an encoder that answers itself."""
+    """Every sampler, also guided in an interval; with and without an encoder that answers itself."""
     plan, step = dr.StepPlan.late(5, heavy), SAMPLERS[name].build(PROCESS, {}, None, None)
     if heavy < 5 and not step.markovian:
         pytest.skip("reuses no context")

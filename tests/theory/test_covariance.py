@@ -292,7 +292,7 @@ def test_differences_take_over_where_an_operation_has_no_forward_rule():
 
 
 def test_the_difference_that_takes_over_is_short():
-    """Of x_hat = z^3 over a length l: 3 z^2 + 3 z l + l^2, l = 0.05 sigma_t."""
+    """The difference of x_hat = z^3 over a length l: 3 z^2 + 3 z l + l^2, l = 0.05 sigma_t."""
 
     def denoise(z, t):
         if torch.autograd.forward_ad.unpack_dual(z).tangent is not None:

@@ -22,7 +22,7 @@ every_inner = pytest.mark.parametrize("inner", PROCESSES.values(), ids=PROCESSES
 
 
 def normal_planes(z: torch.Tensor) -> torch.Tensor:
-    """Those of states, after what they should be is checked."""
+    """Return the planes of states, after what they should be is checked."""
     planes = z[:, 4:]
     assert planes.shape == (len(z), PLANES, 1, 2)
     flat = planes.flatten(1)

@@ -32,7 +32,7 @@ def last_variance(kind, process, grid: str, steps: int = 64) -> float:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_what_is_drawn_has_the_variance_of_noisy_latents(kind):
-    """Of data smaller than the noise left in them x_hat would have a third of it, and of the last call's a fifth."""
+    """For data smaller than the noise left in them x_hat would have a third of it, and of the last call's a fifth."""
     assert last_variance(kind, NoisyEnd(SCHEDULE), "log-snr") == pytest.approx(CLEAN * C + NOISE, rel=0.2)
 
 

@@ -130,7 +130,7 @@ def test_3m_is_exact_where_x_hat_is_a_parabola(power):
 
 
 def pair_law_error(step, steps: int, c: float) -> float:
-    """Of the variances of all states and the covariances of all states an eighth of the way apart, exactly."""
+    """Return the error of the variances of all states and of their covariances an eighth of the way apart, exactly."""
     plan, every = uniform_log_snr(steps, -15, 6), steps // 8
     states = torch.stack([state.z for state in sources(OracleDenoiser(gaussian(c), PROCESS), step, plan)][::every])
     made = (states @ states.mT if states.ndim == 2 else states.flatten(1) @ states.flatten(1).T).tril()

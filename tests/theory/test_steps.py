@@ -89,7 +89,7 @@ def test_many_steps_with_less_noise_give_the_exact_variance(eta):
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 0.9, 1.0])
 def test_any_eta_keeps_the_marginals_of_a_point(eta):
-    """What DDIM's family is made for: z_s given x is N(alpha_s x, sigma_s^2), however noise is shared with z_t."""
+    """DDIM's family is made for this: z_s given x is N(alpha_s x, sigma_s^2), however noise is shared with z_t."""
     plan = StepPlan.uniform(5)
     marginal = PROCESS.sigma(torch.tensor(plan.t, dtype=torch.float64)) ** 2
     point = variances(Ancestral(PROCESS, eta=eta), plan, 0.0)

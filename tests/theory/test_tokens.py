@@ -203,7 +203,7 @@ class Late:
         return Context((z,), tau=t)
 
     def denoise(self, z, t, context, cond):
-        """Of what z_tau or z_t shows: where z_tau is of another path they contradict, and nothing is possible."""
+        """Denoise what z_tau or z_t shows: where z_tau is of another path they contradict, and nothing is possible."""
         joint = self.joint.likelihood(z, t + torch.zeros(len(z))) * self.joint.weights
         joint = joint * (self.joint.likelihood(context.features[0], t + torch.zeros(len(z))) > 0)
         return torch.einsum("bk,kvhl->bvhl", joint / joint.sum(1, keepdim=True), self.joint.x)

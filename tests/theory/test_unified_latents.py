@@ -136,7 +136,7 @@ def told(log_snr: float) -> float:
 
 
 def test_the_whole_loss_is_the_bound_of_a_linear_gaussian_model():
-    """What z_0 tells of x, and what x_t tells besides, from its noisiest state to its cleanest; of 2 pixels each."""
+    """Information that z_0 holds of x, and x_t besides, from its noisiest state to its cleanest; of 2 pixels each."""
     _, total, logs = loss_of()
     assert total.item() == pytest.approx((CAPACITY + told(HIGH) - told(LOW)) / 2, rel=1e-3)
     assert logs["bits"] == pytest.approx(CAPACITY / math.log(2) / 2, rel=1e-3)

@@ -70,7 +70,7 @@ class Joint:
 
 
 def table(process: CategoricalProcess, *rows: list[float]) -> Joint:
-    """Of two tokens, with the mask added where the process has one."""
+    """Return the table of two tokens, with the mask added where the process has one."""
     data = torch.tensor(rows, dtype=torch.float64)
     return Joint(torch.nn.functional.pad(data, (0, 1, 0, 1)) if process is MASKED else data, process)
 

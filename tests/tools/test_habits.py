@@ -1,4 +1,4 @@
-"""What contributors meet first: the workflow, pre-commit and the targets of make agree with the rest."""
+"""Things that contributors meet first: the workflow, pre-commit and the targets of make agree with the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users install: nothing of an extra is needed, and the wheel has all of it."""
+"""Things that users install: nothing of an extra is needed, and the wheel has all of it."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def costs(job: Job, plan: str):
-    """Of an image under the ancestral sampler."""
+    """Return the costs of an image under the ancestral sampler."""
     drawing = paper_curve.Drawing("ancestral", plan)
     experiment = paper_curve.experiment(job, drawing.parts[0], 1e-3)
     denoiser = experiment.build()[1]
@@ -102,7 +102,7 @@ def test_heavy_calls_are_even_and_the_first_is_at_1(real: Job, sampler: str) -> 
 
 
 def test_contexts_are_trained_on_the_paper_s_grid(real: Job) -> None:
-    """Of H calls between 4 and 32 the first is at 1, and half of the images have no context."""
+    """The first of H calls between 4 and 32 is at 1, and half of the images have no context."""
     times = paper_curve.experiment(real, "pair", 1e-3).method.times
     rows = torch.arange(4096)
     t, tau, with_context = times(Draws(0, rows, rows))
@@ -219,7 +219,7 @@ def test_a_smoke_run_scores_everything(job: Job, monkeypatch: pytest.MonkeyPatch
 
 
 class Killed(BaseException):
-    """What a kill does to a process, here without ending it."""
+    """Stand-in for a kill, which does not end the process."""
 
 
 @pytest.mark.usefixtures("few")

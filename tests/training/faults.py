@@ -86,7 +86,7 @@ def hang() -> None:
 
 
 def hang_aloud(file: Path) -> None:
-    """What the process says from then on goes to a file."""
+    """Write what the process says from then on to a file."""
     os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), 2)
     hang()
 

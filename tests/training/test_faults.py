@@ -1,4 +1,4 @@
-"""What a run survives: death at any moment, a full disk, signals, a second process. Real processes, really killed."""
+"""Troubles that a run survives: death at any moment, a full disk, signals, a second process. They are really killed."""
 
 import os
 import random
