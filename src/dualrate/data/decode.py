@@ -26,8 +26,8 @@ from typing import IO, Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dualrate.data.source import Content, Member, short_message
-from dualrate.system.files import ABSENT, check_regular, naming, read_bytes
+from dualrate.data.source import Content, Member
+from dualrate.system.files import ABSENT, check_regular, naming, read_bytes, shown
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 50_000_000
@@ -232,4 +232,4 @@ def image_or_fault(name: str, item: Content, options: Options) -> np.ndarray | s
     except (ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in ABSENT:
             raise
-        return short_message(error)
+        return shown(error) or type(error).__name__

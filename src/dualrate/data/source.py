@@ -29,7 +29,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from dualrate.config.ranges import as_path
-from dualrate.system.files import MEMORY, check_regular, naming, read_bytes
+from dualrate.system.files import MEMORY, check_regular, naming, read_bytes, shown
 from dualrate.system.folders import some_of
 
 Split = Literal["train", "test"]
@@ -262,9 +262,6 @@ def check_label_range(labels: np.ndarray, classes: int, name: str) -> None:
         )
 
 
-_MAX_MESSAGE = 500  # characters of what a decoder says
-
-
 def resolved(source: str | Path) -> Path:
     """The place that a source names. Raises ValueError for one that is empty or no path."""
     place = as_path(source, "the data source")
@@ -294,7 +291,7 @@ def reading(path: Path | str, kind: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # decoders raise about ten kinds of exceptions
-        said = short_message(error)
+        said = shown(error) or type(error).__name__
         if isinstance(error, OSError) and error.errno:
             if error.filename is not None:
                 raise
@@ -310,12 +307,6 @@ def _claimed(error: MemoryError) -> int:
     """The bytes that numpy was to allocate; 0 where another lacked memory."""
     dtype = getattr(error, "dtype", None)
     return 0 if dtype is None else math.prod(getattr(error, "shape", ())) * dtype.itemsize
-
-
-def short_message(error: Exception) -> str:
-    """The message of an exception, or else its type, in one line of bounded length."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    return said if len(said) <= _MAX_MESSAGE else said[:_MAX_MESSAGE] + " ..."
 
 
 def printable(name: str) -> str:

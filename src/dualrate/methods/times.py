@@ -28,11 +28,6 @@ from dualrate.diffusion.context import Batch
 from dualrate.diffusion.random import Draws
 
 
-def rows_with_context(draws: Draws, dropout: float) -> Tensor:
-    """(K,): the rows of the batch that keep their context."""
-    return torch.nonzero(radical_inverse(draws.row) >= dropout).flatten()
-
-
 def radical_inverse(row: Tensor) -> Tensor:
     """(B,) float64 in [0, 1): the binary digits of sample numbers, the lowest 32, mirrored at the point.
 
@@ -111,7 +106,8 @@ class TimeSampler(TimeSource, Ranged):
             raise ValueError(f"first is the least time of a first heavy call, then the largest, got {self.first}")
 
     def __call__(self, draws: Draws) -> BatchTimes:
-        t, heavy, heavy_rows = stratified_uniform(draws), self._num_heavy(draws), rows_with_context(draws, self.dropout)
+        t, heavy = stratified_uniform(draws), self._num_heavy(draws)
+        heavy_rows = torch.nonzero(radical_inverse(draws.row) >= self.dropout).flatten()  # that keep their context
         if self.phase is not None:
             return BatchTimes(t, torch.maximum(torch.ceil(t * heavy) / heavy, t), heavy_rows)
         if self.first is None:

@@ -304,7 +304,7 @@ class _Hooks:
             self.progress.note(f"iteration {iteration}: {metric} {value:.3f}")
 
 
-def from_dataset(dataset: Dataset[Any], name: str = "dataset") -> ImageSet:
+def from_dataset(dataset: Dataset[Any]) -> ImageSet:
     """The images of a map-style `torch.utils.data.Dataset`, read once and kept in memory as 8-bit pixels.
 
     An item is an image or a pair (image, label). Images are tensors or arrays of one shape (C, H, W), C = 1 or 3, of
@@ -323,22 +323,22 @@ def from_dataset(dataset: Dataset[Any], name: str = "dataset") -> ImageSet:
         if x is None or not shaped or not (x.dtype == torch.uint8 or (x.is_floating_point() and (x.abs() <= 1).all())):
             got = type(image).__name__ if x is None else f"{x.dtype} {tuple(x.shape)}"
             expected = tuple(pixels[0].shape) if pixels else "(C, H, W), C = 1 or 3"
-            raise ValueError(f"item {i} of {name} is {got}; expected {expected} of uint8 or of floats in [-1, 1]")
+            raise ValueError(f"item {i} of dataset is {got}; expected {expected} of uint8 or of floats in [-1, 1]")
         lowest = min(lowest, -1.0 if x.dtype == torch.uint8 else float(x.min()))
         pixels.append(x if x.dtype == torch.uint8 else to_uint8(x))
         if label is not None:
             try:
                 labels.append(index(label))
             except TypeError as error:
-                raise ValueError(f"item {i} of {name} has the label {label!r}; expected a whole number") from error
+                raise ValueError(f"item {i} of dataset has the label {label!r}; expected a whole number") from error
     if not pixels:
-        raise ValueError(f"{name} is empty")
+        raise ValueError("dataset is empty")
     if labels and len(labels) < len(pixels):
-        raise ValueError(f"{len(labels)} of the {len(pixels)} images of {name} have labels; expected all or none")
+        raise ValueError(f"{len(labels)} of the {len(pixels)} images of dataset have labels; expected all or none")
     if lowest == 0:
-        raise ValueError(f"{name} has no value below 0, as images in [0, 1]; give 2 * x - 1, or uint8")
+        raise ValueError("dataset has no value below 0, as images in [0, 1]; give 2 * x - 1, or uint8")
     names = tuple(map(str, range(max(labels) + 1))) if labels else ()
-    return ImageSet(torch.stack(pixels).numpy(), np.array(labels, np.int64) if labels else None, names, name)
+    return ImageSet(torch.stack(pixels).numpy(), np.array(labels, np.int64) if labels else None, names, "dataset")
 
 
 def resume_threads(run: Path) -> None:
