@@ -200,8 +200,8 @@ def _figures(results: ComparisonResults) -> list[tuple[str, str]]:
 
 
 def headline(results: ComparisonResults) -> str:
-    """Says the results in plain words: the best dual-rate plan and the best baseline, which scores are told apart, and
-    what baselines need for its score in FLOPs and in time; without both sides, the best of all.
+    """Says the results in plain words: whether two rates pay, the best dual-rate plan and the best baseline, whether
+    their scores are told apart, and which takes less time; without both sides, the best of all.
     """
     start, baselines = "So far: " if results.unfinished else "", [measured.row for measured in results.baselines]
     if not results.scored:
@@ -217,10 +217,10 @@ def headline(results: ComparisonResults) -> str:
         return f"{start}The best is {words}."
     other = min(baselines, key=lambda baseline: baseline.score.value)
     sentences = [
-        f"{start}The best dual-rate plan is {words}.",
+        f"{start}{_verdict(saving(best, results.baselines), row, baselines, noun)}",
+        f"The best plan of two rates is {words}.",
         f"The best baseline is {name(other)}: {scored(other.score)} at {_costs(other)}.",
         f"{_told_apart(score, other.score, noun)}.",
-        _compute(saving(best, results.baselines), row, baselines),
     ]
     as_good = [baseline for baseline in baselines if baseline.score.low <= score.high]
     if fastest := min(as_good, key=lambda baseline: baseline.seconds_per_image, default=None):
@@ -251,19 +251,41 @@ def _told_apart(score: QualityScore, other: QualityScore, noun: str) -> str:
     return f"Dual-rate has the {'better' if score.value < other.value else 'worse'} score"
 
 
-def _compute(flops_saving: Saving | None, row: Row, baselines: Sequence[Row]) -> str:
-    """Says how many FLOPs baselines need for the row's score."""
+def _verdict(flops_saving: Saving | None, row: Row, baselines: Sequence[Row], noun: str) -> str:
+    """Says whether two rates pay, by the FLOPs that baselines need for the row's score."""
     if flops_saving is None:
         least = min(baseline.macs for baseline in baselines) / row.macs
         if all(baseline.score.value < row.score.value for baseline in baselines):
-            return f"Every baseline has a better score, the cheapest for {least:.2f} times its FLOPs."
-        return "No baseline with as few FLOPs was measured, so nothing is known of what it saves."
-    if math.isinf(flops_saving.ratio):
-        return "No baseline reaches this score."
-    which = "which is cheaper is not distinguishable"
-    if flops_saving.low > 1 or flops_saving.high < 1:
-        which = f"in FLOPs {'dual-rate' if flops_saving.low > 1 else 'the baseline'} is cheaper"
-    return f"The cheapest baseline needs {flops_saving} times its FLOPs for the same score: {which}."
+            return (
+                f"Two rates do not pay here: every baseline is better, the cheapest at {least:.2f} times their FLOPs."
+            )
+        return "Whether two rates pay is open: no baseline with as few FLOPs was measured."
+    ratio, low, high = flops_saving.ratio, flops_saving.low, flops_saving.high
+    measured = f"{row.score.fingerprint.count:,} {noun}s"
+    if low > 1 or (math.isnan(low) and math.isinf(ratio)):
+        never = math.isinf(ratio)
+        needs = "no baseline reaches their score" if never else f"baselines need {significant(ratio)} times their FLOPs"
+        return f"Two rates pay here: {needs}{'' if never else ' for the same score'}{_in_brackets(low, high)}."
+    if high < 1:
+        costs = f"they need {significant(1 / ratio)} times the FLOPs of the cheapest baseline for the same score"
+        return f"Two rates do not pay here: {costs}{_in_brackets(1 / high, 1 / low if low else math.inf)}."
+    bounds = _bounds(low, high)
+    known = f": for the same score baselines need {bounds} times their FLOPs (95%)" if bounds else ""
+    return f"Whether two rates pay cannot be told with {measured}{known}."
+
+
+def _bounds(low: float, high: float) -> str:
+    """An interval in words; nothing where it says nothing. Its ends may be 0, infinite or NaN."""
+    if low > 0 and high < math.inf:
+        return f"{significant(low)} to {significant(high)}"
+    if 0 < low < math.inf:
+        return f"at least {significant(low)}"
+    return f"at most {significant(high)}" if high < math.inf else ""
+
+
+def _in_brackets(low: float, high: float) -> str:
+    bounds = _bounds(low, high)
+    return f" (95%: {bounds})" if bounds else ""
 
 
 def _costs(row: Row) -> str:
