@@ -200,12 +200,17 @@ def _figures(results: ComparisonResults) -> list[tuple[str, str]]:
 
 
 def headline(results: ComparisonResults) -> str:
-    """Says the results in plain words: whether two rates pay, the best dual-rate plan and the best baseline, whether
-    their scores are told apart, and which takes less time; without both sides, the best of all.
+    """Says the results in plain words: `verdict`."""
+    return " ".join(verdict(results))
+
+
+def verdict(results: ComparisonResults) -> list[str]:
+    """Sentences: whether two rates pay, the best dual-rate plan and the best baseline, whether their scores are told
+    apart, and which takes less time; without both sides, the best of all.
     """
     start, baselines = "So far: " if results.unfinished else "", [measured.row for measured in results.baselines]
     if not results.scored:
-        return f"{start}No score is finite."
+        return [f"{start}No score is finite."]
     best = min(results.dual_rate or results.scored, key=lambda measured: measured.row.score.value)
     row, score, noun = best.row, best.row.score, results.yardstick.noun
     real = "" if math.isnan(score.floor) else f", real {noun}s have {significant(score.floor)}"
@@ -214,10 +219,10 @@ def headline(results: ComparisonResults) -> str:
     better = f"{score.metric} {scored(score)} ({score.better} is better{real})"
     words = f"{name(row)}: {better} at {_costs(row)} {with_article(noun)}"
     if not 0 < len(baselines) < len(results.scored):
-        return f"{start}The best is {words}."
+        return [f"{start}The best is {words}."]
     other = min(baselines, key=lambda baseline: baseline.score.value)
     sentences = [
-        f"{start}{_verdict(saving(best, results.baselines), row, baselines, noun)}",
+        f"{start}{_pays(saving(best, results.baselines), row, baselines, noun)}",
         f"The best plan of two rates is {words}.",
         f"The best baseline is {name(other)}: {scored(other.score)} at {_costs(other)}.",
         f"{_told_apart(score, other.score, noun)}.",
@@ -231,7 +236,7 @@ def headline(results: ComparisonResults) -> str:
             if share < 1
             else "In time no baseline of such a score is cheaper."
         )
-    return " ".join(sentences)
+    return sentences
 
 
 def _in_words(row: Row, *, with_sampler: bool) -> str:
@@ -251,7 +256,7 @@ def _told_apart(score: QualityScore, other: QualityScore, noun: str) -> str:
     return f"Dual-rate has the {'better' if score.value < other.value else 'worse'} score"
 
 
-def _verdict(flops_saving: Saving | None, row: Row, baselines: Sequence[Row], noun: str) -> str:
+def _pays(flops_saving: Saving | None, row: Row, baselines: Sequence[Row], noun: str) -> str:
     """Says whether two rates pay, by the FLOPs that baselines need for the row's score."""
     if flops_saving is None:
         least = min(baseline.macs for baseline in baselines) / row.macs
