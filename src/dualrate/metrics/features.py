@@ -1,10 +1,10 @@
 """Networks whose features a Frechet distance is measured in, and the small ones that are trained here.
 
 A `FeatureNet` is a small classifier of a data set's own labels, or, of images without labels, of the quarter turns by
-which they were turned (Gidaris, Singh, Komodakis, arXiv 1803.07728); its penultimate layer gives the features. Inception's
-features are made for photographs of 299 x 299; on small images a classifier of the same data set sees more. Distances
-in its features are called FD-<name>, never FID: they compare only with distances in the same weights (`identity`).
-Features are computed on the CPU in float32 from uint8 images, so a score depends on no accelerator.
+which they were turned (Gidaris, Singh, Komodakis, arXiv 1803.07728); its penultimate layer gives the features.
+Inception's features are made for photographs of 299 x 299; on small images a classifier of the same data set sees more.
+Distances in its features are called FD-<name>, never FID: they compare only with distances in the same weights
+(`identity`). Features are computed on the CPU in float32 from uint8 images, so a score depends on no accelerator.
 
 An architecture is a dataclass that builds its network, and a feature net's file names its class. The three
 architectures share little, so one of them may see what another overlooks. A new one is a subclass here.

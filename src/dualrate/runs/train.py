@@ -268,7 +268,8 @@ class _Hooks:
 
     def about(self, rows: int, processes: int) -> list[str]:
         """Lines on the training, for people. rows: of a batch in this process"""
-        experiment, config = self.model.experiment, self.model.experiment.fit
+        model, config = self.model, self.model.experiment.fit
+        experiment = model.experiment
         what = f"iterations of {config.batch_size} {experiment.noun}s"
         if config.iterations is None:
             what = f"as many {what} as {config.limit:g} s of training allow"
@@ -276,8 +277,12 @@ class _Hooks:
             limit = "" if config.limit is None else f", or as many as {config.limit:g} s of training allow"
             what = f"{config.iterations} {what}{limit}"
         with torch.random.fork_rng([]):  # dropout draws numbers
-            known = facts(self.model)
+            known = facts(model)
         lines = [f"{experiment.name}: {what}, in {self.out}", f"{known['networks']}; {known['cost']}"]
+        if experiment.networks.ages:
+            lines.append(
+                "loss: the light network's; context_loss: its part with a context; encoder_loss: the heavy one's"
+            )
         return lines + [f"{processes} processes, {rows} images of a batch in the first"] * (processes > 1)
 
     def started(self, begun: int) -> None:
