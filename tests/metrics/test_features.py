@@ -236,16 +236,16 @@ def test_without_classes_a_net_tells_how_an_image_is_turned():
     )
     assert far > 10 * near
     squares = two_classes()
-    assert train_feature_net(replace(squares, labels=np.zeros_like(squares.labels)), None, epochs=1).card.task == "turns"
+    of_one_class = replace(squares, labels=np.zeros_like(squares.labels))
+    assert train_feature_net(of_one_class, None, epochs=1).card.task == "turns"
 
 
 def test_images_that_look_alike_from_all_sides_give_no_metric():
     rng = np.random.default_rng(0)
-    train, test = (
-        ImageSet(rng.integers(0, 256, (count, 1, 12, 12), dtype=np.uint8), None, (), "noise/train") for count in (200, 80)
-    )
+    noise = (rng.integers(0, 256, (count, 1, 12, 12), dtype=np.uint8) for count in (200, 80))
+    train, test = (ImageSet(images, None, (), "noise/train") for images in noise)
     net = train_feature_net(train, test, epochs=2)
-    with pytest.raises(ValueError, match="a guess has 0.25"):
+    with pytest.raises(ValueError, match=r"a guess has 0\.25"):
         net.card.check_accuracy()
 
 
