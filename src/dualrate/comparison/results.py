@@ -5,6 +5,8 @@ The page is report/templates/compare.html.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -33,6 +35,7 @@ from dualrate.report.table import (
 )
 
 COLUMNS = 10  # of a grid of samples
+FIGURES = "flops", "seconds"  # names of the files of the first figures
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +102,7 @@ class ComparisonResults:
     def _repr_html_(self) -> str:
         """The table and the first figure, for a notebook."""
         front = [front_table(self.finished, self.yardstick)] if self.finished else []
-        return page("tables.html", says=says(self), tables=front, figures=_figures(self)[:1], text="")
+        return page("tables.html", says=says(self), tables=front, figures=figures(self)[:1], text="")
 
 
 def as_records(results: ComparisonResults) -> list[dict[str, object]]:
@@ -126,6 +129,18 @@ def as_records(results: ComparisonResults) -> list[dict[str, object]]:
             line |= {"precision": shares.precision, "recall": shares.recall}
         lines.append({name: None if value != value else value for name, value in line.items()})
     return lines
+
+
+def as_csv(results: ComparisonResults) -> str:
+    """Numbers and words of `as_records` for spreadsheets, a line each."""
+    nested, text = (dict, list), io.StringIO()
+    records = [
+        {name: value for name, value in line.items() if not isinstance(value, nested)} for line in as_records(results)
+    ]
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for line in records for name in line)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
 
 
 def as_json(results: ComparisonResults) -> str:
@@ -181,7 +196,7 @@ def compare_page(results: ComparisonResults) -> str:
         headline=first,
         notes=notes,
         front=front_table(finished, results.yardstick) if finished else None,
-        figures=_figures(results),
+        figures=figures(results),
         samples=samples,
         plans=svg(plan_figure(plans)) if plans else "",
         screening=table([each.row for each in results.screened], noun=noun) if results.screened else None,
@@ -190,13 +205,13 @@ def compare_page(results: ComparisonResults) -> str:
     )
 
 
-def _figures(results: ComparisonResults) -> list[tuple[str, str]]:
+def figures(results: ComparisonResults) -> list[tuple[str, str]]:
     """Figures of the page as SVG, each with its caption."""
-    rows, figures = [measured.row for measured in results.scored], results.yardstick.figures(results.scored)
+    rows, drawn = [measured.row for measured in results.scored], results.yardstick.figures(results.scored)
     for cost, axis in [("seconds", "measured time"), ("flops", "FLOPs")] if rows else []:
         caption = f"Score against {axis}. Each point has its N/H; faint points are worse than others of their network."
-        figures.insert(0, (pareto_figure(rows, cost, results.yardstick.noun), caption))
-    return [(svg(figure), caption) for figure, caption in figures]
+        drawn.insert(0, (pareto_figure(rows, cost, results.yardstick.noun), caption))
+    return [(svg(figure), caption) for figure, caption in drawn]
 
 
 def headline(results: ComparisonResults) -> str:
@@ -205,7 +220,7 @@ def headline(results: ComparisonResults) -> str:
 
 
 def verdict(results: ComparisonResults) -> list[str]:
-    """Sentences: whether two rates pay, the best dual-rate plan and the best baseline, whether their scores are told
+    """Sentences: whether two rates pay, the best plans of both sides, whether their scores are told
     apart, and which takes less time; without both sides, the best of all.
     """
     start, baselines = "So far: " if results.unfinished else "", [measured.row for measured in results.baselines]
