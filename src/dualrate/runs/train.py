@@ -48,7 +48,7 @@ from dualrate.sampling.catalogue import ANCESTRAL, make_step
 from dualrate.sampling.trajectory import sample_batches
 from dualrate.system.device import keep_compiled, own_defaults, peak_memory, pick_device
 from dualrate.system.folders import check_link, some_of
-from dualrate.system.progress import PlainReporter, Reporter, Silent
+from dualrate.system.progress import Reporter, Silent, reporter_here
 from dualrate.training import checkpoint
 from dualrate.training.config import FitResult
 from dualrate.training.distributed import Share, World, device_of_process
@@ -145,7 +145,7 @@ def train(
     check_start(experiment, out, score_every)
     if images is None and not experiment.data.source:
         raise ValueError(f"{experiment.name} names no images to train on: give --data.source FOLDER (or a file)")
-    progress = progress or (PlainReporter() if world.leads else Silent())
+    progress = progress or (reporter_here() if world.leads else Silent())
     device = device_of_process(pick_device(None)) if device is None else pick_device(device)
     gc.collect()  # networks and data of a training before, in a notebook, which refer to each other
     with world.leader_first():
