@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -105,7 +106,8 @@ class Bar(PlainReporter):
 
     def __init__(self) -> None:
         super().__init__(seconds=0)
-        from tqdm.auto import tqdm
+        with warnings.catch_warnings(action="ignore"):  # where ipywidgets are missing the bar is text
+            from tqdm.auto import tqdm
 
         self._make, self._bar = tqdm, None
 
