@@ -234,7 +234,7 @@ HELD_BY = {  # what happens: the tests
         "metrics/test_efficientnet.py::test_other_weights_are_refused_unopened",
     ],
     "images without labels, and a feature network is needed": [
-        "drawing/test_evaluator.py::test_images_without_labels_are_refused_with_the_ways_out_before_anything_is_announced"
+        "drawing/test_evaluator.py::test_images_without_labels_get_a_net_that_tells_how_they_are_turned"
     ],
     "a feature network that hardly beats a guess": [
         "drawing/test_evaluator.py::test_a_net_that_hardly_knows_its_classes_is_refused"

@@ -39,10 +39,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     saved_random(Experiment("dual", TwoNetworks(NET, NET), PAIR, FitConfig(1), data), tmp_path / "weights/dual")
     fit = FitConfig(6, batch_size=8, log_every=2, precision="float32")
     monkeypatch.setattr(
-        fashion_mnist, "small", lambda seconds: Experiment("small", TwoNetworks(NET, NET), PAIR, fit, data)
+        fashion_mnist,
+        "first",
+        lambda seconds: Experiment("first", OneNetwork(NET), DenoisingConfig(SingleTime()), fit, data),
     )
-    monkeypatch.setattr(demo, "PLANS", (("two", "dual", "4/2"), ("one", "heavy", "3"), ("gone", "nowhere", "2")))
-    monkeypatch.setattr(demo, "TRAINED_HERE", "4/2")
+    monkeypatch.setattr(demo, "IMAGES", (("two", "dual", "4/2"), ("one", "heavy", "3"), ("gone", "nowhere", "2")))
     monkeypatch.setattr(comparison, "compare", partial(comparison.compare, features=tmp_path / "net"))
     monkeypatch.setattr(comparison, "BATCH", 2)
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
@@ -55,15 +56,16 @@ def test_what_is_there_is_measured_beside_the_model_that_it_trained(place, monke
     said = capsys.readouterr()
     assert said.out.strip().endswith("demo/report.html")
     assert "weights not found, so not measured: nowhere" in said.err
-    rows = json.loads((place / "demo/report.json").read_text())["front"]
+    assert "not measured: kuramoto-sivashinsky-dual, kuramoto-sivashinsky-large" in said.err
+    rows = json.loads((place / "demo/images.json").read_text())["front"]
     assert {(row["network"], row["num_steps"], row["num_heavy"]) for row in rows} == {
         ("two", 4, 2),
         ("one", 3, 3),
-        ("trained here", 4, 2),
     }
     page = (place / "demo/report.html").read_text()
     assert page.count("<img") == 3
-    assert "The best dual-rate plan is" in page
+    assert "The best plan of two rates is" in page
+    assert "Trained here, in 2 minutes" in page
     features = {file: file.stat().st_mtime_ns for file in (place / "demo").rglob("*.safetensors")}
     assert call(monkeypatch, "demo", "--count", "40") == 0
     assert all(file.stat().st_mtime_ns == at for file, at in features.items())

@@ -34,7 +34,7 @@ def train(monkeypatch, *options) -> int:
 
 
 def test_one_line_trains_and_says_what_it_chose_before_it_starts(here, monkeypatch, capsys):
-    assert train(monkeypatch, "--data.source", "photos", *QUICK) == 0
+    assert train(monkeypatch, "--data.source", "photos", "--rate", "dual", *QUICK) == 0
     told = capsys.readouterr().err
     chosen, cost = told.index("each becomes 32 x 32, in colour"), told.index("million MACs")
     assert chosen < cost < told.index("finished at iteration 2")
@@ -47,7 +47,7 @@ def test_the_same_line_resumes(here, monkeypatch, capsys):
     for iterations in (1, 2):
         assert train(monkeypatch, "--data.source", "pets", "--fit.batch-size", 4, "--fit.iterations", iterations) == 0
     assert "resuming at iteration 1" in capsys.readouterr().err
-    assert load(here / "runs" / "pets-tiny-dual").shape == (1, 48, 48)
+    assert load(here / "runs" / "pets-tiny-single").shape == (1, 48, 48)
 
 
 def test_every_other_option_overrides_what_was_chosen(here, monkeypatch):
@@ -59,13 +59,12 @@ def test_every_other_option_overrides_what_was_chosen(here, monkeypatch):
 
 
 def test_labels_that_are_not_wanted_are_left_aside(here, monkeypatch):
-    no_classes = ["--networks.encoder.num-classes", 0, "--networks.light.num-classes", 0]
-    assert train(monkeypatch, "--data.source", "pets", *no_classes, *QUICK) == 0
-    assert load(here / "runs" / "pets-tiny-dual").num_classes == 0
+    assert train(monkeypatch, "--data.source", "pets", "--networks.model.num-classes", 0, *QUICK) == 0
+    assert load(here / "runs" / "pets-tiny-single").num_classes == 0
 
 
 def test_a_student_has_a_light_network_in_proportion_and_its_teacher_s_name(here, monkeypatch):
-    assert train(monkeypatch, "--data.source", "pets", "--rate", "single", *QUICK) == 0
+    assert train(monkeypatch, "--data.source", "pets", *QUICK) == 0
     teacher = here / "runs" / "pets-tiny-single"
     options = ["--teacher", teacher, "--pretraining", 1, *QUICK]
     assert call(monkeypatch, "distill", "auto", *options) == 0
@@ -104,5 +103,5 @@ def test_help_tells_its_own_options_and_with_a_source_all_with_what_was_chosen(h
     assert train(monkeypatch, "--data.source", "pets", "--help") == 0
     all_of_them = capsys.readouterr().out
     assert "--fit.iterations" in all_of_them
-    assert "(default: pets-tiny-dual)" in all_of_them
+    assert "(default: pets-tiny-single)" in all_of_them
     assert not (here / "runs").exists()

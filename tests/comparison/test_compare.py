@@ -1,5 +1,6 @@
 """A comparison from end to end on tiny runs: entries, resuming, time that runs out, and what the page says."""
 
+import csv
 import json
 import os
 import shutil
@@ -126,7 +127,7 @@ def test_usual_plans_on_one_page(here, pages, monkeypatch):
     page = (here / "report.html").read_text()
     assert page.count("<path") > 9
     assert "http" not in page.replace("http://www.w3.org", "")
-    assert "best dual-rate plan" in page
+    assert "Two rates" in page
     made = json.loads((here / "report.json").read_text())
     assert len(made["front"]) == len(findings.finished)
     assert len(made["screening"]) == len(findings.screened)
@@ -184,6 +185,9 @@ def test_both_commands_draw_classes_by_their_shares_in_the_data_or_equally_often
     said = " ".join(capsys.readouterr().out.split())
     assert note in said
     assert json.loads(Path("report.json").read_text())["headline"] in said
+    with Path("report.csv").open() as lines:
+        assert {row["num_steps"] for row in csv.DictReader(lines)} == {"3", "4"}
+    assert all(Path(f"report.{cost}.svg").read_text().startswith("<svg") for cost in ("flops", "seconds"))
     rows = json.loads(Path("report.json").read_text())["front"]
     assert [row["fingerprint"]["labels"] for row in rows] == [rule] * 2
     assert call(monkeypatch, "evaluate", "dual", "--steps", 4, "--heavy", 2, "--num", 40, "--json", *words) == 0

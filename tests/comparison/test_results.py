@@ -19,7 +19,7 @@ from dualrate.comparison.results import (
     headline,
     reusing_plans,
 )
-from dualrate.comparison.rows import MeasuredCandidate, cost_at, saving
+from dualrate.comparison.rows import MeasuredCandidate, Saving, cost_at, saving
 from dualrate.diffusion.plan import StepPlan
 from dualrate.metrics.ensembles import EnsembleScores
 
@@ -126,26 +126,46 @@ def test_without_baselines_nothing_is_saved():
 @pytest.mark.parametrize(
     ("cost", "score", "said"),
     [
-        (1, 4.0, "baseline needs 2.00 [2.00, 2.00] times its FLOPs for the same score: in FLOPs dual-rate is cheaper."),
-        (4, 4.0, "needs 0.50 [0.50, 0.50] times its FLOPs for the same score: in FLOPs the baseline is cheaper."),
+        (1, 4.0, "Two rates pay here: baselines need 2.00 times their FLOPs for the same score (95%: 2.00 to 2.00)."),
+        (4, 4.0, "not pay here: they need 2.00 times the FLOPs of the cheapest baseline for the same score (95%: 2.00"),
         (1, 1.0, "The best baseline is single in 4 steps: 2.00 [1.90, 2.10] at 8.00 GFLOPs and 4000 ms."),
-        (1, 1.0, "Dual-rate has the better score. No baseline reaches this score."),
-        (2, 9.0, "Dual-rate has the worse score. Every baseline has a better score, the cheapest for 0.50 times its"),
+        (1, 1.0, "Two rates pay here: no baseline reaches their score. The best plan"),
+        (2, 9.0, "not pay here: every baseline is better, the cheapest at 0.50 times their FLOPs. The best"),
+        (2, 9.0, "Dual-rate has the worse score."),
     ],
 )
 def test_the_headline_says_what_is_saved(cost, score, said):
-    found = headline(findings([finished("dual", cost, score)], BASELINES))
-    assert found.startswith("The best dual-rate plan is dual in 4 steps, 2 of them heavy: FD-squares")
-    assert said in found
+    text = headline(findings([finished("dual", cost, score)], BASELINES))
+    assert text.startswith("Two rates")
+    assert "The best plan of two rates is dual in 4 steps, 2 of them heavy: FD-squares" in text
+    assert said in text
     assert headline(findings([], BASELINES)).startswith("The best is single in 4 steps: FD-squares 2.00")
+
+
+@pytest.mark.parametrize(
+    ("saved", "said"),
+    [
+        (Saving(1.5, 0.8, 2.0), "told with 1,000 images: for the same score baselines need 0.800 to 2.00 times"),
+        (Saving(1.5, 0.8, math.inf), "need at least 0.800 times their FLOPs (95%)."),
+        (Saving(0.9, 0.0, 1.5, at_most=True), "need at most 1.50 times their FLOPs (95%)."),
+        (Saving(0.9, 0.0, math.inf, at_most=True), "cannot be told with 1,000 images."),
+        (Saving(2.0, math.nan, math.nan), "cannot be told with 1,000 images."),
+        (Saving(0.5, 0.0, 0.8, at_most=True), "of the cheapest baseline for the same score (95%: at least 1.25)."),
+        (Saving(math.inf, 3.8, math.inf), "Two rates pay here: no baseline reaches their score (95%: at least 3.80)."),
+        (Saving(math.inf, math.inf, math.inf), "Two rates pay here: no baseline reaches their score."),
+        (Saving(2.0, 1.5, math.inf), "baselines need 2.00 times their FLOPs for the same score (95%: at least 1.50)."),
+    ],
+)  # fmt: skip
+def test_the_verdict_is_in_words(saved, said, monkeypatch):
+    monkeypatch.setattr("dualrate.comparison.results.saving", lambda *of: saved)
+    assert said in headline(findings([finished("dual", 1, 4.0)], BASELINES))
 
 
 def test_the_headline_names_samplers_where_they_differ():
     other = finished("dual", 1, 4.0)
     other = replace(other, row=replace(other.row, sampler="DDIM"))
-    assert headline(findings([other], BASELINES)).startswith(
-        "The best dual-rate plan is dual in 4 steps, 2 of them heavy, by DDIM: FD-squares"
-    )
+    said = "The best plan of two rates is dual in 4 steps, 2 of them heavy, by DDIM: FD-squares"
+    assert said in headline(findings([other], BASELINES))
 
 
 def test_the_headline_has_the_time_of_both_sides():
@@ -161,7 +181,7 @@ def test_scores_whose_intervals_overlap_are_not_distinguishable_in_words():
     """On the page, in JSON, in the headline; intervals of 2.3 +- 0.5, 2.0 +- 0.1 and 8.0 +- 0.1."""
     results = findings([finished("dual", 2, 2.3, half=0.5, spread=1.0)], BASELINES)
     assert "not distinguishable: their intervals, of 1,000 images each, overlap" in headline(results)
-    assert "times its FLOPs for the same score: which is cheaper is not distinguishable" in headline(results)
+    assert "Whether two rates pay cannot be told with 1,000 images" in headline(results)
     said = "Not distinguishable from the best score, single ancestral 4, since intervals overlap: dual ancestral 4/2."
     assert said in compare_page(results)
     made = json.loads(as_json(results))
@@ -189,7 +209,7 @@ def test_without_intervals_scores_are_not_told_apart():
     results = findings([bare("dual", 1, 4.0, 2)], [bare("single", cost, 8 / cost, 4) for cost in (1, 4)])
     assert str(results.finished[0].saving) == "2.00"
     assert "Whether these two scores differ is open: 1,000 images give no intervals." in headline(results)
-    assert "which is cheaper is not distinguishable" in headline(results)
+    assert "Whether two rates pay cannot be told with 1,000 images." in headline(results)
     (line, *_) = json.loads(as_json(results))["front"]
     assert (line["saving_ratio"], line["saving_low"], line["low"]) == (2.0, None, None)
 
@@ -206,7 +226,7 @@ def test_results_print_and_show():
     results = findings([finished("dual", 1, 4.0)], BASELINES, "3 of 9 were not measured.")
     assert headline(results) in str(results)
     assert str(results).endswith("3 of 9 were not measured. The same command continues.")
-    assert all(part in results._repr_html_() for part in ("<table>", "<svg", "So far: The best dual-rate"))
+    assert all(part in results._repr_html_() for part in ("<table>", "<svg", "So far: Two rates pay"))
     assert results.page == compare_page(results)
 
 
@@ -241,7 +261,7 @@ def test_a_curve_is_of_plans_of_one_rate():
 
 def test_what_is_unfinished_is_said_first():
     shown = compare_page(findings([finished("dual", 1, 4.0)], BASELINES, "3 of 9 were not measured."))
-    assert "So far: The best dual-rate" in shown
+    assert "So far: Two rates pay" in shown
     assert "3 of 9 were not measured. The same command continues." in shown
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dualrate.cli.demo import PLANS
+from dualrate.cli.demo import IMAGES
 from dualrate.comparison.candidates import DUAL_PLANS, LADDER, Candidate
 from dualrate.comparison.compare import Session, useful_first
 from dualrate.comparison.yardstick import Yardstick
@@ -41,9 +41,9 @@ def test_the_main_plan_of_every_network_comes_first():
     """The pair's of the demo, and single networks of about its cost."""
     assert DUAL_PLANS[0] == (16, 4)
     assert LADDER[0] == 8
-    names = [name for name, _, _ in PLANS]
-    assert (PLANS[0][2], len({*names[:3]})) == ("16/4", 3)
-    measured = useful_first([candidate(model, int(plan.split("/")[0]), named=True) for _, model, plan in PLANS])
-    networks = len({model for _, model, _ in PLANS})
+    names = [name for name, _, _ in IMAGES]
+    assert (IMAGES[0][2], len({*names[:3]})) == ("16/4", 3)
+    measured = useful_first([candidate(model, int(plan.split("/")[0]), named=True) for _, model, plan in IMAGES])
+    networks = len({model for _, model, _ in IMAGES})
     assert len({one.network for one in measured[:networks]}) == networks
     assert (measured[0].network, measured[0].plan.num_steps) == ("fashion-mnist-dual-45", 16)

@@ -125,13 +125,15 @@ def test_the_accuracy_of_a_net_stands_beside_its_distances(data, tmp_path, monke
     assert any("the classifier of squares has accuracy" in note for note in notes.notes)
 
 
-def test_images_without_labels_are_refused_with_the_ways_out_before_anything_is_announced(tmp_path, monkeypatch):
+def test_images_without_labels_get_a_net_that_tells_how_they_are_turned(tmp_path, monkeypatch):
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
-    np.savez(tmp_path / "bare.npz", images=two_classes(80).images)
+    images = two_classes(80).images.copy()
+    images[:, :, :4] = 255
+    np.savez(tmp_path / "bare.npz", images=images)
     notes, bare = Notes(), DataConfig(str(tmp_path / "bare.npz"))
-    with pytest.raises(ValueError, match=r"a folder per class, or .*--features DIRECTORY.*dinov2"):
-        evaluator(bare, features=None, progress=notes)
-    assert not [note for note in notes.notes if "training" in note]
+    judge = evaluator(bare, features=None, progress=notes)
+    assert judge.metric == "FD-bare-turns"
+    assert any("no classes, to tell how an image is turned" in note for note in notes.notes)
     train_feature_net(two_classes(seed=8), None, seed=7, epochs=1).save(tmp_path / "own")
     assert evaluator(bare, features=tmp_path / "own", progress=notes).held_out is not None
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dualrate.forecasts import recipe
 from dualrate.recipes import auto
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
@@ -35,7 +36,16 @@ def test_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     width, height = Image.open("samples.png").size
     assert width > 8 * 16
     assert height > 3 * 16
-    assert Path("runs/photos-tiny-dual/experiment.json").exists()
+    assert Path("runs/photos-tiny-single/experiment.json").exists()
+
+
+def test_own_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    tier = replace(recipe.TIERS["mini"], channels=(8, 8), blocks=(1, 1), embedding=16)
+    monkeypatch.setitem(recipe.TIERS, "mini", tier)
+    _run("forecast_your_fields", ITERATIONS=2, MEMBERS=3)
+    assert Image.open("plume.png").width > 300
 
 
 def test_retrofit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

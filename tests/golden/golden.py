@@ -142,7 +142,7 @@ def experiments() -> dict[str, dr.Experiment]:
     table["consistency"] = students.by_consistency(RECIPES["fashion-mnist-dual-25"]())
     data = dr.DataConfig("photos.npz")
     for name, auto in {
-        "auto": Auto(data, "tiny"),
+        "auto": Auto(data, "tiny", "dual"),
         "auto-super-resolution": Auto(data, "tiny", "both", "super-resolution:2"),
         "auto-inpainting": Auto(data, "tiny", "dual", "inpainting:8", "residual"),
         "auto-colour": Auto(data, "tiny", "light", "colour", "crps"),

@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from trouble import unreadable
 
-from dualrate.system.progress import PlainReporter, duration
+from dualrate.system.progress import PlainReporter, duration, reporter_here
 from dualrate.training.log import MetricsFile, RunningMeans, logged
 
 
@@ -159,3 +159,38 @@ def test_a_logger_that_is_not_installed_names_its_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"wandb is not installed .*: pip install 'dualrate\[wandb\]'"):
         logged("wandb", Shown(), tmp_path, {}, every=5)
+
+
+def test_a_bar_shows_what_is_done_in_a_notebook(monkeypatch):
+    bars = []
+
+    class Shown:
+        def __init__(self, initial: int, total: int) -> None:
+            self.n, self.total, self.said, self.open = initial, total, {}, True
+            bars.append(self)
+
+        def set_postfix(self, said: dict[str, str], refresh: bool) -> None:
+            self.said = said
+
+        def update(self, more: int) -> None:
+            self.n += more
+
+        def close(self) -> None:
+            self.open = False
+
+    monkeypatch.setitem(sys.modules, "tqdm.auto", SimpleNamespace(tqdm=Shown))
+    monkeypatch.setitem(sys.modules, "tqdm", SimpleNamespace(auto=sys.modules["tqdm.auto"]))
+    assert type(reporter_here()) is PlainReporter
+    kernel = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=1))
+    monkeypatch.setitem(sys.modules, "IPython", kernel)
+    bar = reporter_here()
+    for iteration in (5, 6, 9):
+        bar.update(iteration, 12, {"images": 8.0 * iteration, "model/loss": 1 / iteration})
+    (shown,) = bars
+    assert (shown.n, shown.total, shown.said) == (9, 12, {"model/loss": "0.1111"})
+    bar.close()
+    bar.update(1, 3, {"images": 1})
+    assert [each.open for each in bars] == [False, True]
+    monkeypatch.delitem(sys.modules, "tqdm.auto")
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert type(reporter_here()) is PlainReporter

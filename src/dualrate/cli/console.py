@@ -80,6 +80,9 @@ def data_progress(progress: Reporter, work: str | None = None) -> DataProgress:
     return update
 
 
+ENOUGH = 100_000  # samples of a training, below which its pictures say little
+
+
 def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter) -> None:
     """Note how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again."""
     why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
@@ -91,6 +94,8 @@ def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter)
     nothing = "nothing is left to do: " if idle else ""
     spent = f"at iteration {result.iteration} after {result.seconds:.0f} s of training"
     progress.note(f"{nothing}{why} {spent}: {out}{more}")
+    if 0 < (samples := result.iteration * fit.batch_size) < ENOUGH:
+        progress.note(f"too early to judge: the networks saw {samples:,} samples, and {ENOUGH:,} are few")
     if result.stopped == "signal":
         raise SystemExit(75)
 

@@ -1,34 +1,71 @@
-"""`dualrate demo`: dual-rate diffusion at work in minutes."""
+"""`dualrate demo`: an ensemble forecast, images and a training, in minutes, on one page."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dualrate.cli.console import command_line, reporter
 from dualrate.config.ranges import Images, Minutes, Ranged
 
-PLANS = (  # each network's main plan first, which are measured before all others: dual-rate, single ones of its cost
-    ("dual-rate", "fashion-mnist-dual-45", "16/4"),
+if TYPE_CHECKING:
+    from dualrate.comparison.results import ComparisonResults
+    from dualrate.report.table import Table
+    from dualrate.system.progress import Reporter
+
+Plan = tuple[str, str, str]  # a name, a directory of weights, a plan
+FORECASTS: tuple[Plan, ...] = (  # the pair, then single networks at its score and at its cost
+    ("pair", "kuramoto-sivashinsky-dual", "4"),
+    ("large", "kuramoto-sivashinsky-large", "16"),
+    ("large", "kuramoto-sivashinsky-large", "4"),
+    ("large", "kuramoto-sivashinsky-large", "2"),
+    ("pair", "kuramoto-sivashinsky-dual", "8"),
+)
+IMAGES: tuple[Plan, ...] = (  # each network's main plan first, which are measured before all others
+    ("pair", "fashion-mnist-dual-45", "16/4"),
     ("small", "fashion-mnist-medium-25", "16"),
     ("medium", "fashion-mnist-medium-45", "9"),
-    ("dual-rate", "fashion-mnist-dual-45", "8/2"),
+    ("pair", "fashion-mnist-dual-45", "8/2"),
     ("small", "fashion-mnist-medium-25", "8"),
-    ("dual-rate", "fashion-mnist-dual-45", "32/8"),
-    ("heavy", "fashion-mnist-heavy-annealed", "8"),
+    ("pair", "fashion-mnist-dual-45", "32/8"),
+    ("large", "fashion-mnist-heavy-annealed", "8"),
     ("light", "fashion-mnist-light", "11"),
 )
-TRAINED_HERE = "32/8"  # plan of the small model
-MEASURING = 4  # minutes at most: a slow or busy machine measures fewer plans, and the same command continues
+MEMBERS, STARTS = 16, 256  # of the forecasts
+MEASURING = 4  # minutes of images at most: a slow or busy machine measures fewer plans, and the same command continues
+PICTURES, ROW = 40, 10  # of the model that is trained here
+IDEA = (
+    "A diffusion model makes a sample in many steps, and calls a large network in each. A pair of networks can share "
+    "that work: a heavy one is called now and then, a light one at every step. Here is where that pays, and where not."
+)
+EXPECTED = (
+    "After two minutes of a quiet core clothes are recognisable, and some are torn or shapeless. The networks above "
+    "trained for two hours."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page. drawings: SVG and caption; gallery: pixels and caption; details: a page."""
+
+    title: str
+    lead: str
+    text: Sequence[str] = ()
+    drawings: Sequence[tuple[str, str]] = ()
+    gallery: Sequence[tuple[Any, str]] = ()
+    table: Table | None = None
+    details: str = ""
 
 
 @dataclass(frozen=True)
 class Demo(Ranged):
-    """Dual-rate diffusion at work: train a small model for two minutes, then measure it and the released ones."""
+    """Two rates at work: an ensemble forecast, images beside single networks, and a training of two minutes."""
 
     out: Path = Path("demo")
-    """Directory for the page, report.html, and the small model's run. The same command continues there."""
+    """Directory for the page, report.html, and the trained model's run. The same command continues there."""
     weights: Path = Path("weights")
     """Directory of the released weights; those that are missing are left out."""
     minutes: Minutes = 2
@@ -37,28 +74,147 @@ class Demo(Ranged):
     """Images per plan."""
 
     def run(self) -> None:
+        from dualrate.report.html import page
+        from dualrate.system.files import write_whole
+
+        progress = reporter()
+        sections = [*self._forecasts(progress), *self._images(progress), self._training(progress)]
+        write_whole(self.out / "report.html", page("demo.html", title="dualrate at work", idea=IDEA, sections=sections))
+        for section in sections:
+            print(f"{section.title}. {section.lead}\n")
+        print(self.out / "report.html")
+
+    def _requests(self, plans: Sequence[Plan], progress: Reporter) -> list[str]:
+        """What `compare` is asked for, of the weights that are there."""
+        from dualrate.runs.store import EXPERIMENT
+
+        present = {name for _, name, _ in plans if (self.weights / name / EXPERIMENT).is_file()}
+        if missing := sorted({name for _, name, _ in plans} - present):
+            progress.note(f"weights not found, so not measured: {', '.join(missing)}")
+        return [f"{name}={self.weights / model}:{plan}" for name, model, plan in plans if model in present]
+
+    def _forecasts(self, progress: Reporter) -> list[Section]:
+        """An ensemble by two rates beside single networks, and a picture of its first start."""
         from dualrate.comparison.compare import compare
-        from dualrate.comparison.results import headline
+        from dualrate.comparison.results import verdict
+        from dualrate.drawing.choice import Choice
+        from dualrate.forecasts.folder import shown
+        from dualrate.forecasts.forecast import forecast
+        from dualrate.forecasts.pictures import lines_figure
+        from dualrate.forecasts.rollout import forecast_of
+        from dualrate.report.figures import svg
+        from dualrate.runs.store import load
+
+        requests = self._requests(FORECASTS, progress)
+        if not requests:
+            return []
+        results = compare(
+            requests, self.out / "forecasts.html", members=MEMBERS, count=STARTS, progress=progress,
+            command=command_line(),
+        )  # fmt: skip
+        first, *rest = verdict(results)
+        _, name, steps = FORECASTS[0]
+        model = load(self.weights / name, note=progress.note)
+        frames = forecast_of(model).frames
+        drawn = forecast(model, 1, frames=frames, members=MEMBERS, choice=Choice(steps=int(steps)), note=progress.note)
+        figure = lines_figure(shown(drawn.ensemble, drawn.truth, drawn.written.record, forecast_of(model), MEMBERS))
+        return [
+            Section(
+                "A forecast with many members",
+                first,
+                [
+                    " ".join(rest),
+                    "A chaotic wave. Its past is known at every fourth point, with noise, so the future is open: the "
+                    "members show what can come. The pair reads the past once, with its heavy network, and draws all "
+                    "members with the light one. CRPS is how far the members are from the truth: less is better.",
+                ],
+                [
+                    (
+                        svg(figure),
+                        f"{MEMBERS} members by two rates, and what came, from the first start that was held out.",
+                    )
+                ],
+                table=short_table(results),
+                details="forecasts.html",
+            )
+        ]
+
+    def _images(self, progress: Reporter) -> list[Section]:
+        """Images by two rates beside single networks."""
+        from dualrate.comparison.compare import compare
+        from dualrate.comparison.results import COLUMNS, verdict
+        from dualrate.report.image_grid import image_grid
+
+        requests = self._requests(IMAGES, progress)
+        if not requests:
+            return []
+        results = compare(
+            requests, self.out / "images.html", minutes=MEASURING, screen=self.count, count=self.count,
+            progress=progress, command=command_line(),
+        )  # fmt: skip
+        first, *rest = verdict(results)
+        both = results.dual_rate, results.baselines
+        sides = [min(side, key=lambda measured: measured.row.score.value) for side in both if side]
+        return [
+            Section(
+                "Images",
+                first,
+                [
+                    " ".join(rest),
+                    "Small pictures of clothes. The pair runs its heavy network at some of the steps, and the light "
+                    "one at all. FD is the distance between drawn and real images: less is better.",
+                    *results.unfinished,
+                ],
+                gallery=[(image_grid(side.images, COLUMNS), f"{side.row.network} in {side.row.num_steps} steps")
+                         for side in sides if len(side.images)],
+                table=short_table(results),
+                details="images.html",
+            )
+        ]  # fmt: skip
+
+    def _training(self, progress: Reporter) -> Section:
+        """A training of some minutes, and what it draws. Raises KeyboardInterrupt where it was interrupted."""
+        from dualrate.drawing.choice import sample
         from dualrate.drawing.evaluators import messages
         from dualrate.recipes import fashion_mnist
-        from dualrate.runs.store import EXPERIMENT
+        from dualrate.report.image_grid import image_grid
+        from dualrate.runs.store import load
         from dualrate.runs.train import train
 
-        progress, run, page = reporter(), self.out / "run", self.out / "report.html"
-        progress.note(f"training a small dual-rate model for {self.minutes:g} minutes in {run}")
+        run = self.out / "run"
+        progress.note(f"training a small network for {self.minutes:g} minutes in {run}")
         with closing(progress):
             trained = train(
-                fashion_mnist.small(60 * self.minutes), run, progress=progress, decoding=messages(progress.note)
+                fashion_mnist.first(60 * self.minutes), run, progress=progress, decoding=messages(progress.note)
             )
         if trained.stopped == "signal":
             raise KeyboardInterrupt(f"training interrupted and saved in {run}; the same command continues it")
-        present = {name for _, name, _ in PLANS if (self.weights / name / EXPERIMENT).is_file()}
-        if missing := sorted({name for _, name, _ in PLANS} - present):
-            progress.note(f"weights not found, so not measured: {', '.join(missing)}")
-        requests = [f"{name}={self.weights / model}:{plan}" for name, model, plan in PLANS if model in present]
-        requests.append(f"trained here={run}:{TRAINED_HERE}")
-        comparison = compare(
-            requests, page, minutes=MEASURING, screen=self.count, count=self.count, progress=progress,
-            command=command_line(),
-        )  # fmt: skip
-        print(headline(comparison), page, sep="\n\n")
+        images = sample(load(run), PICTURES, steps=16)
+        return Section(
+            f"Trained here, in {self.minutes:g} minutes",
+            "A small network, trained from nothing. Each column is a kind of clothes.",
+            [EXPECTED],
+            gallery=[(image_grid(images, ROW), f"{PICTURES} images in 16 steps, one network at every step")],
+        )
+
+
+def short_table(results: ComparisonResults) -> Table:
+    """The columns that need no explanation, the best score first."""
+    from dualrate.report.table import Table, scored, significant, with_article
+
+    rows = sorted((measured.row for measured in results.scored), key=lambda row: row.score.value)
+    noun = results.yardstick.noun
+    header = (
+        "network",
+        "steps",
+        "of them heavy",
+        rows[0].score.metric,
+        "million multiply-adds",
+        f"ms {with_article(noun)}",
+    )
+    cells = tuple(
+        (row.network, str(row.num_steps), str(row.num_heavy), scored(row.score), significant(row.macs / 1e6),
+         significant(1000 * row.seconds_per_image))
+        for row in rows
+    )  # fmt: skip
+    return Table(header, cells, ("Brackets: 95% intervals.",), texts=1)

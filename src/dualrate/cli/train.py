@@ -45,7 +45,7 @@ DESCRIBED: dict[str, str] = {
 FIRST = (  # of each family, what to begin with
     "auto",
     "forecast",
-    "fashion-mnist-small",
+    "fashion-mnist-first",
     "fashion-mnist-dual-45",
     "fashion-mnist-latents",
     "fashion-mnist-decoder",

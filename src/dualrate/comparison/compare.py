@@ -35,7 +35,7 @@ from typing import Any, TypeVar
 import torch
 
 from dualrate.comparison.candidates import Candidate, RunRequest, baselines_of, candidates_of, check_requests
-from dualrate.comparison.results import ComparisonResults, as_json, compare_page
+from dualrate.comparison.results import FIGURES, ComparisonResults, as_csv, as_json, compare_page, figures
 from dualrate.comparison.rows import MeasuredCandidate, keep_row, read_row
 from dualrate.comparison.yardstick import SCREEN_SEED, Terms, Yardstick
 from dualrate.config.ranges import GuidanceWeight, Images, Members, Minutes, Precision, WorkerCount, as_path
@@ -208,6 +208,10 @@ class Session:
     def write(self, results: ComparisonResults) -> None:
         """Write the page and its JSON."""
         write_whole(self.page.with_suffix(".json"), as_json(results))
+        if results.finished:
+            write_whole(self.page.with_suffix(".csv"), as_csv(results))
+        for name, (figure, _) in zip(FIGURES, figures(results), strict=False):
+            write_whole(self.page.with_suffix(f".{name}.svg"), figure)
         write_whole(self.page, compare_page(results))
 
     def drawer(self, candidate: Candidate) -> Drawer:

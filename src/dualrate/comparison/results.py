@@ -5,6 +5,8 @@ The page is report/templates/compare.html.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -33,6 +35,7 @@ from dualrate.report.table import (
 )
 
 COLUMNS = 10  # of a grid of samples
+FIGURES = "flops", "seconds"  # names of the files of the first figures
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +102,7 @@ class ComparisonResults:
     def _repr_html_(self) -> str:
         """The table and the first figure, for a notebook."""
         front = [front_table(self.finished, self.yardstick)] if self.finished else []
-        return page("tables.html", says=says(self), tables=front, figures=_figures(self)[:1], text="")
+        return page("tables.html", says=says(self), tables=front, figures=figures(self)[:1], text="")
 
 
 def as_records(results: ComparisonResults) -> list[dict[str, object]]:
@@ -126,6 +129,18 @@ def as_records(results: ComparisonResults) -> list[dict[str, object]]:
             line |= {"precision": shares.precision, "recall": shares.recall}
         lines.append({name: None if value != value else value for name, value in line.items()})
     return lines
+
+
+def as_csv(results: ComparisonResults) -> str:
+    """Numbers and words of `as_records` for spreadsheets, a line each."""
+    nested, text = (dict, list), io.StringIO()
+    records = [
+        {name: value for name, value in line.items() if not isinstance(value, nested)} for line in as_records(results)
+    ]
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for line in records for name in line)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
 
 
 def as_json(results: ComparisonResults) -> str:
@@ -181,7 +196,7 @@ def compare_page(results: ComparisonResults) -> str:
         headline=first,
         notes=notes,
         front=front_table(finished, results.yardstick) if finished else None,
-        figures=_figures(results),
+        figures=figures(results),
         samples=samples,
         plans=svg(plan_figure(plans)) if plans else "",
         screening=table([each.row for each in results.screened], noun=noun) if results.screened else None,
@@ -190,22 +205,27 @@ def compare_page(results: ComparisonResults) -> str:
     )
 
 
-def _figures(results: ComparisonResults) -> list[tuple[str, str]]:
+def figures(results: ComparisonResults) -> list[tuple[str, str]]:
     """Figures of the page as SVG, each with its caption."""
-    rows, figures = [measured.row for measured in results.scored], results.yardstick.figures(results.scored)
+    rows, drawn = [measured.row for measured in results.scored], results.yardstick.figures(results.scored)
     for cost, axis in [("seconds", "measured time"), ("flops", "FLOPs")] if rows else []:
         caption = f"Score against {axis}. Each point has its N/H; faint points are worse than others of their network."
-        figures.insert(0, (pareto_figure(rows, cost, results.yardstick.noun), caption))
-    return [(svg(figure), caption) for figure, caption in figures]
+        drawn.insert(0, (pareto_figure(rows, cost, results.yardstick.noun), caption))
+    return [(svg(figure), caption) for figure, caption in drawn]
 
 
 def headline(results: ComparisonResults) -> str:
-    """Says the results in plain words: the best dual-rate plan and the best baseline, which scores are told apart, and
-    what baselines need for its score in FLOPs and in time; without both sides, the best of all.
+    """Says the results in plain words: `verdict`."""
+    return " ".join(verdict(results))
+
+
+def verdict(results: ComparisonResults) -> list[str]:
+    """Sentences: whether two rates pay, the best plans of both sides, whether their scores are told
+    apart, and which takes less time; without both sides, the best of all.
     """
     start, baselines = "So far: " if results.unfinished else "", [measured.row for measured in results.baselines]
     if not results.scored:
-        return f"{start}No score is finite."
+        return [f"{start}No score is finite."]
     best = min(results.dual_rate or results.scored, key=lambda measured: measured.row.score.value)
     row, score, noun = best.row, best.row.score, results.yardstick.noun
     real = "" if math.isnan(score.floor) else f", real {noun}s have {significant(score.floor)}"
@@ -214,13 +234,13 @@ def headline(results: ComparisonResults) -> str:
     better = f"{score.metric} {scored(score)} ({score.better} is better{real})"
     words = f"{name(row)}: {better} at {_costs(row)} {with_article(noun)}"
     if not 0 < len(baselines) < len(results.scored):
-        return f"{start}The best is {words}."
+        return [f"{start}The best is {words}."]
     other = min(baselines, key=lambda baseline: baseline.score.value)
     sentences = [
-        f"{start}The best dual-rate plan is {words}.",
+        f"{start}{_pays(saving(best, results.baselines), row, baselines, noun)}",
+        f"The best plan of two rates is {words}.",
         f"The best baseline is {name(other)}: {scored(other.score)} at {_costs(other)}.",
         f"{_told_apart(score, other.score, noun)}.",
-        _compute(saving(best, results.baselines), row, baselines),
     ]
     as_good = [baseline for baseline in baselines if baseline.score.low <= score.high]
     if fastest := min(as_good, key=lambda baseline: baseline.seconds_per_image, default=None):
@@ -231,7 +251,7 @@ def headline(results: ComparisonResults) -> str:
             if share < 1
             else "In time no baseline of such a score is cheaper."
         )
-    return " ".join(sentences)
+    return sentences
 
 
 def _in_words(row: Row, *, with_sampler: bool) -> str:
@@ -251,19 +271,41 @@ def _told_apart(score: QualityScore, other: QualityScore, noun: str) -> str:
     return f"Dual-rate has the {'better' if score.value < other.value else 'worse'} score"
 
 
-def _compute(flops_saving: Saving | None, row: Row, baselines: Sequence[Row]) -> str:
-    """Says how many FLOPs baselines need for the row's score."""
+def _pays(flops_saving: Saving | None, row: Row, baselines: Sequence[Row], noun: str) -> str:
+    """Says whether two rates pay, by the FLOPs that baselines need for the row's score."""
     if flops_saving is None:
         least = min(baseline.macs for baseline in baselines) / row.macs
         if all(baseline.score.value < row.score.value for baseline in baselines):
-            return f"Every baseline has a better score, the cheapest for {least:.2f} times its FLOPs."
-        return "No baseline with as few FLOPs was measured, so nothing is known of what it saves."
-    if math.isinf(flops_saving.ratio):
-        return "No baseline reaches this score."
-    which = "which is cheaper is not distinguishable"
-    if flops_saving.low > 1 or flops_saving.high < 1:
-        which = f"in FLOPs {'dual-rate' if flops_saving.low > 1 else 'the baseline'} is cheaper"
-    return f"The cheapest baseline needs {flops_saving} times its FLOPs for the same score: {which}."
+            return (
+                f"Two rates do not pay here: every baseline is better, the cheapest at {least:.2f} times their FLOPs."
+            )
+        return "Whether two rates pay is open: no baseline with as few FLOPs was measured."
+    ratio, low, high = flops_saving.ratio, flops_saving.low, flops_saving.high
+    measured = f"{row.score.fingerprint.count:,} {noun}s"
+    if low > 1 or (math.isnan(low) and math.isinf(ratio)):
+        never = math.isinf(ratio)
+        needs = "no baseline reaches their score" if never else f"baselines need {significant(ratio)} times their FLOPs"
+        return f"Two rates pay here: {needs}{'' if never else ' for the same score'}{_in_brackets(low, high)}."
+    if high < 1:
+        costs = f"they need {significant(1 / ratio)} times the FLOPs of the cheapest baseline for the same score"
+        return f"Two rates do not pay here: {costs}{_in_brackets(1 / high, 1 / low if low else math.inf)}."
+    bounds = _bounds(low, high)
+    known = f": for the same score baselines need {bounds} times their FLOPs (95%)" if bounds else ""
+    return f"Whether two rates pay cannot be told with {measured}{known}."
+
+
+def _bounds(low: float, high: float) -> str:
+    """An interval in words; nothing where it says nothing. Its ends may be 0, infinite or NaN."""
+    if low > 0 and high < math.inf:
+        return f"{significant(low)} to {significant(high)}"
+    if 0 < low < math.inf:
+        return f"at least {significant(low)}"
+    return f"at most {significant(high)}" if high < math.inf else ""
+
+
+def _in_brackets(low: float, high: float) -> str:
+    bounds = _bounds(low, high)
+    return f" (95%: {bounds})" if bounds else ""
 
 
 def _costs(row: Row) -> str:

@@ -95,7 +95,7 @@ def evaluator(
     reference: statistics (see `load_reference`) that take the place of the training images'; then there is no floor,
                since the file does not say which images it is of, and with `features` named `data` need not be here
     device:    as of `pick_device`, of pretrained nets, whose features of these images are kept in the user's cache
-    Raises ValueError for features or a reference with a text, for data that cannot train a feature net, a net that is
+    Raises ValueError for features or a reference with a text, for images that are not square, a net that is
     damaged, that knows its classes badly (`Card.check_accuracy`) or takes other images, or a reference that is not of
     its features; OSError for a missing one; what `pretrained.load` raises.
     """
@@ -162,7 +162,8 @@ def _feature_net(train: ImageSet, test: ImageSet, *, progress: Reporter) -> Feat
     place = shipped(train.fingerprint) or cache_dir() / "features" / train.fingerprint[:16]
     if not (place / CARD).exists():
         check_trainable(train)
-        progress.note(f"training a feature net on {train.name}, once; it is kept in {place}")
+        by = "" if train.num_classes > 1 else ", which has no classes, to tell how an image is turned"
+        progress.note(f"training a feature net on {train.name}{by}, once; it is kept in {place}")
         train_feature_net(train, test, progress=training_progress(progress, feature_nets.BATCH_SIZE)).save(place)
         progress.close()  # the next progress is counted anew
     return FeatureNet.load(place)

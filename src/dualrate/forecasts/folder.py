@@ -309,8 +309,9 @@ def _truth(path: Path, starts: Starts, frame: Sequence[int]) -> Frame:
     return np.load(path, mmap_mode="r")
 
 
-def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast) -> Shown:
-    """The first variable of the first start, for pictures. North is up, where an axis is one of latitudes."""
+def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast, members: int = SHOWN_MEMBERS) -> Shown:
+    """The first variable of the first start, for pictures: its first members. North is up, where an axis is one of
+    latitudes."""
     space = x.shape[5:] if x.shape[4] == 1 else x.shape[4:]
     rows, columns = ([_axis(forecast, i, space) for i in range(len(space))] * 2)[-2:]
     turned = len(space) == 2 and (columns.place, rows.place) in (("latitude", ""), ("latitude", "longitude"))
@@ -318,8 +319,8 @@ def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast) -> 
         x, truth = np.swapaxes(x, -2, -1), None if truth is None else np.swapaxes(truth, -2, -1)
         rows, columns = columns, rows
     some = spread(min(record.frames, SHOWN_FRAMES), record.frames)
-    members = np.stack([x[0, member, some, 0] for member in range(min(len(x[0]), SHOWN_MEMBERS))])
-    mean, deviation = np.empty_like(members[0]), np.empty_like(members[0])
+    drawn = np.stack([x[0, member, some, 0] for member in range(min(len(x[0]), members))])
+    mean, deviation = np.empty_like(drawn[0]), np.empty_like(drawn[0])
     for i, frame in enumerate(some):
         ensemble = x[0, :, frame, 0].astype(np.float64)
         mean[i], deviation[i] = ensemble.mean(0), ensemble.std(0, ddof=min(1, len(ensemble) - 1))
@@ -329,7 +330,7 @@ def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast) -> 
         real[some < record.known] = truth[0, some[some < record.known], 0]
     if (hidden := forecast.geometry.hidden) is not None:
         unseen = hidden[0].T if turned else hidden[0]
-        for field in (members, mean, deviation, real):
+        for field in (drawn, mean, deviation, real):
             if field is not None:
                 field[..., unseen] = np.nan
     name, (factor, lead) = record.variables[0], lead_axis(record, forecast)
@@ -337,7 +338,7 @@ def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast) -> 
     name = f"variable {name}" if name.isdecimal() else name
     if forecast.metadata.variables and (units := forecast.metadata.variables[0].units):
         name = f"{name} [{units}]"
-    return Shown(members, mean, deviation, real, times, name, lead, rows, columns)
+    return Shown(drawn, mean, deviation, real, times, name, lead, rows, columns)
 
 
 def lead_axis(record: Record, forecast: Forecast) -> tuple[float, str]:

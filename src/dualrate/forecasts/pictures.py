@@ -21,7 +21,7 @@ from PIL import Image
 from dualrate.report.figures import PALETTE, literal
 from dualrate.system.files import whole
 
-MAPS = 6  # lead times of a picture of maps
+MAPS, LINES = 6, 3  # lead times of a picture of maps, of one of lines
 MOVING, MILLISECONDS = 100, 80  # frames of an animation, at most; each is shown so long
 COLOURS, SPREAD_COLOURS, UNKNOWN = "RdBu_r", "viridis", "0.85"
 Array = NDArray[np.floating]
@@ -96,6 +96,22 @@ def forecast_figure(shown: Shown) -> Figure:
             panels["spread"] = shown.spread, SPREAD_COLOURS, Normalize(0, most)
     maps = shown.mean.shape[1] > 1
     return _maps(shown, panels) if maps else _space_and_time(shown, panels)
+
+
+def lines_figure(shown: Shown) -> Figure:
+    """Members of a field of one dimension as lines over space, with their mean and the truth, at some lead times."""
+    times = shown.some(LINES)
+    figure = Figure(figsize=(3.6 * len(times) + 1, 3), layout="constrained")
+    for axes, time in zip(figure.subplots(1, len(times), squeeze=False, sharey=True).flat, times, strict=True):
+        axes.plot(shown.members[:, time, 0].T, color=PALETTE[0], alpha=0.35, linewidth=0.9)
+        axes.plot(shown.mean[time, 0], color=PALETTE[0], linewidth=2, label="mean")
+        if shown.truth is not None:
+            axes.plot(shown.truth[time, 0], color="0.5", linewidth=2, linestyle=(0, (4, 2)), label="truth")
+        axes.set_title(f"{shown.lead} {shown.times[time]:g}", fontsize=11)
+        axes.set_xlabel("point")
+    figure.axes[0].set_ylabel(shown.variable)
+    figure.axes[0].legend(frameon=False)
+    return figure
 
 
 Panels = dict[str, tuple[Array, str, Normalize]]

@@ -1,9 +1,10 @@
 """Networks whose features a Frechet distance is measured in, and the small ones that are trained here.
 
-A `FeatureNet` is a small classifier of a data set's own labels; its penultimate layer gives the features. Inception's
-features are made for photographs of 299 x 299; on small images a classifier of the same data set sees more. Distances
-in its features are called FD-<name>, never FID: they compare only with distances in the same weights (`identity`).
-Features are computed on the CPU in float32 from uint8 images, so a score depends on no accelerator.
+A `FeatureNet` is a small classifier of a data set's own labels, or, of images without labels, of the quarter turns by
+which they were turned (Gidaris, Singh, Komodakis, arXiv 1803.07728); its penultimate layer gives the features.
+Inception's features are made for photographs of 299 x 299; on small images a classifier of the same data set sees more.
+Distances in its features are called FD-<name>, never FID: they compare only with distances in the same weights
+(`identity`). Features are computed on the CPU in float32 from uint8 images, so a score depends on no accelerator.
 
 An architecture is a dataclass that builds its network, and a feature net's file names its class. The three
 architectures share little, so one of them may see what another overlooks. A new one is a subclass here.
@@ -19,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -224,6 +225,7 @@ WEIGHTS, CARD = f"{NAME}.safetensors", f"{NAME}.json"
 BATCH_SIZE = 256
 EPOCHS, ITERATIONS = 10, 100  # of a training, at least: ten epochs of a few hundred images teach little
 MAX_SHIFT = 1  # pixel, each way: the only augmentation
+TURNS = 4  # quarter turns, the classes of images without labels
 
 
 @dataclass(frozen=True)
@@ -235,6 +237,7 @@ class Card(NetworkCard):
               without a test set
     seed, epochs: of the training
     classes:  that have training images; None: all of the architecture's
+    task:     what it tells apart: labels, or the quarter turns of images without labels
     """
 
     architecture: Architecture
@@ -243,6 +246,7 @@ class Card(NetworkCard):
     seed: Seed
     epochs: Iterations
     classes: Classes | None = None
+    task: Literal["classes", "turns"] = "classes"
 
     @property
     def chance(self) -> float:
@@ -255,6 +259,7 @@ class Card(NetworkCard):
         if self.accuracy is None:
             return ""
         what = f"the classifier of {self.name} has accuracy {self.accuracy:.3g} on held-out images"
+        what += ", of how they are turned" * (self.task == "turns")
         return f"{what}, a guess {self.chance:.2g}"
 
     def check_accuracy(self) -> None:
@@ -264,7 +269,7 @@ class Card(NetworkCard):
             raise ValueError(
                 f"the feature net of {self.name} has accuracy {self.accuracy:.2f} on held-out images (a mean over "
                 f"classes; a guess has {self.chance:.2f}), and at least {least:.2f} is expected: distances in its "
-                "features mean little. Give more images of each class, or another net (--features efficientnet, "
+                "features mean little. Give more images, or another net (--features efficientnet, "
                 "inception, dinov2 or the DIRECTORY of one that was trained longer)"
             )
 
@@ -303,17 +308,20 @@ def train_feature_net(
     name: str = "",
     progress: TrainingProgress | None = None,
 ) -> FeatureNet:
-    """Train a classifier of the images' labels in float32, with shifts of up to 1 pixel.
+    """Train a classifier of the images' labels in float32, with shifts of up to 1 pixel; without two classes, of the
+    quarter turns by which images are turned.
 
     epochs: EPOCHS, or as many as make ITERATIONS, if not given
     kind: of architecture
-    name: scores are called FD-<name>; that of the images if empty
+    name: scores are called FD-<name>; that of the images if empty, with -turns where these are what it tells apart
     The seed determines the weights bit for bit on one kind of machine at one number of threads. ValueError for images
-    without labels, of fewer than 2 classes, or that are not square.
+    that are not square, and for a test set without the labels that the training images have.
     """
     check_trainable(images)
+    turns = images.labels is None or len(np.unique(images.labels)) < 2
     channels, height, _ = images.images.shape[1:]
-    architecture, generator = kind(channels, height, images.num_classes), torch.Generator().manual_seed(seed)
+    classes = TURNS if turns else images.num_classes
+    architecture, generator = kind(channels, height, classes), torch.Generator().manual_seed(seed)
     module = architecture.build()
     for part in module.modules():  # so that the global random state has no part in it
         if isinstance(part, nn.Conv2d | nn.Linear):
@@ -325,32 +333,38 @@ def train_feature_net(
 
     def loss_of(iteration: int) -> Tensor:
         batch = batches.batch(iteration)
-        assert batch.label is not None  # for the type checker: `check_trainable` refuses images without labels
-        return F.cross_entropy(module(batch.x.contiguous(memory_format=torch.channels_last)), batch.label)
+        x, label = turned(batch.x) if turns or batch.label is None else (batch.x, batch.label)
+        return F.cross_entropy(module(x.contiguous(memory_format=torch.channels_last)), label)
 
     iterations = max(1, round(epochs * len(images) / batches.batch_size))
     fit_module(module, loss_of, iterations, rate=architecture.learning_rate, progress=progress)
-    identity, name = hashlib.sha256(weight_bytes(module)).hexdigest(), name or images.name.removesuffix("/train")
-    classes = len(np.unique(images.labels)) if images.labels is not None else None
-    net = FeatureNet(Card(name, identity, architecture, images.fingerprint, None, seed, epochs, classes), module)
+    identity = hashlib.sha256(weight_bytes(module)).hexdigest()
+    name = name or images.name.removesuffix("/train") + "-turns" * turns
+    present = TURNS if turns or images.labels is None else len(np.unique(images.labels))
+    card = Card(
+        name, identity, architecture, images.fingerprint, None, seed, epochs, present, "turns" if turns else "classes"
+    )
+    net = FeatureNet(card, module)
     if test is None:
         return net
-    if test.labels is None:
+    pixels, labels = test.images, test.labels
+    if turns:
+        pixels, labels = (part.numpy() for part in turned(torch.as_tensor(np.asarray(test.images[:]))))
+    if labels is None:
         raise ValueError(f"{test.name!r} has no labels to test the feature net on: give none, or a labelled test set")
-    right = module.classify(net.features(test.images)).argmax(1).numpy() == test.labels
-    accuracy = np.mean([right[test.labels == label].mean() for label in np.unique(test.labels)]).item()
+    right = module.classify(net.features(pixels)).argmax(1).numpy() == labels
+    accuracy = np.mean([right[labels == label].mean() for label in np.unique(labels)]).item()
     return replace(net, card=replace(net.card, accuracy=accuracy))
 
 
+def turned(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (B, C, S, S), each turned by as many quarters as its place says, and that number, (B,) int64."""
+    quarters = torch.arange(len(x), device=x.device) % TURNS
+    return torch.stack([torch.rot90(image, int(k), (1, 2)) for image, k in zip(x, quarters, strict=True)]), quarters
+
+
 def check_trainable(images: ImageSet) -> None:
-    """Raises ValueError for images without labels, of fewer than 2 classes, or that are not square."""
-    labels, (height, width) = images.labels, images.images.shape[2:]
-    if labels is None or len(np.unique(labels)) < 2:
-        raise ValueError(
-            f"{images.name!r} has {'no labels' if labels is None else 'one class'}, and the feature net is a "
-            "classifier: sort the images into a folder per class, or give the feature net of a data set with labels "
-            "and images of this size (--features DIRECTORY); evaluate also takes --features efficientnet, inception or "
-            "dinov2"
-        )
+    """Raises ValueError for images that are not square."""
+    height, width = images.images.shape[2:]
     if height != width:
         raise ValueError(f"{images.name!r} has images of {height} x {width}; the feature net takes square ones: crop")

@@ -109,10 +109,11 @@ class Auto:
     data: DataConfig = DataConfig(source="")
     size: Size = "small"
     """Size of the networks. tiny: minutes on a laptop. small: about an hour of a CPU core. base: for a GPU."""
-    rate: Rate = "dual"
-    """dual: a heavy network now and then (with a --task once), and a light one at every step. single: the heavy one at
-    every step. With a --task also medium, light: one smaller network at every step; both: a heavy network once, another
-    now and then, and a light one at every step."""
+    rate: Rate | None = None
+    """single: one network at every step; the default without a --task, where it is better on small images. dual: a
+    heavy network now and then (with a --task once, by default), and a light one at every step. With a --task also
+    medium, light: one smaller network at every step; both: a heavy network once, another now and then, and a light one
+    at every step."""
     task: str | None = None
     """The condition that images are made from: super-resolution:4, inpainting:16 (the side of the hole), colour, or
     pairs:SOURCE, the image of the same name in another folder, or in another column (FILE.parquet#COLUMN). Default:
@@ -128,6 +129,11 @@ class Auto:
         if self.task is not None:
             task_named(self.task)
 
+    @property
+    def chosen_rate(self) -> Rate:
+        """The rate, or its default."""
+        return self.rate or ("dual" if self.task else "single")
+
     def __call__(self, progress: Reporter | None = None) -> Experiment:
         """The experiment for these images. Raises what `look_at` and `experiment` raise, and ValueError for no source.
 
@@ -142,10 +148,11 @@ class Auto:
             if self.task is not None:
                 raise ValueError(f"a --task needs images, and {self.data.source} holds latents: name the images")
             return replace(
-                _of_shape(latents.shape, latents.num_classes, self.data, self.size, self.rate), codec=latents.codec
+                _of_shape(latents.shape, latents.num_classes, self.data, self.size, self.chosen_rate),
+                codec=latents.codec,
             )
         look = look_at(self.data.source, self.data.label)
-        chosen = experiment(look, self.data, self.size, "single" if self.task else self.rate)
+        chosen = experiment(look, self.data, self.size, "single" if self.task else self.chosen_rate)
         if self.task is not None:
             chosen = self._of_task(chosen, task_named(self.task).fitted(look, chosen.shape))
         progress.note(account(look, self.data, chosen))
@@ -162,10 +169,10 @@ class Auto:
                 f"networks of images of {height} x {width} do not take super-resolution:{task.factor}: give another "
                 f"--data.size, or a factor of {', '.join(map(str, factors))}"
             )
-        networks, method = conditional_networks(task, single.shape, heavy, self.rate, self.trained_by)
+        networks, method = conditional_networks(task, single.shape, heavy, self.chosen_rate, self.trained_by)
         kind, _, of = str(self.task).partition(":")
         what = f"{kind}-{name_of(of)[:20]}" if of else kind
-        parts = (name_of(self.data.source)[:30], what, self.size, self.rate, self.trained_by)
+        parts = (name_of(self.data.source)[:30], what, self.size, self.chosen_rate, self.trained_by)
         name = "-".join(parts[: 4 if self.trained_by == "diffusion" else 5])
         return replace(single, name=name, networks=networks, method=method, condition=task)
 
@@ -255,8 +262,8 @@ def account(look: Look, requested: DataConfig, chosen: Experiment) -> str:
     of = "" if condition is None else f"\neach is made of a condition of {' x '.join(map(str, condition))} (C, H, W)"
     return (
         f"{look.name}: {look.count} images, {classes}{shorts}\n"
-        f"each becomes {made_of.size} x {made_of.size}, {colour}: the square in its middle, resized (--data.size)\n"
-        f"mirrored in training: {mirrored} (--data.augment.flip){of}"
+        f"each becomes {made_of.size} x {made_of.size}, {colour}: the square in its middle, resized (data.size)\n"
+        f"mirrored in training: {mirrored} (data.augment.flip){of}"
     )
 
 

@@ -122,7 +122,7 @@ class FashionMnistFlat(Ranged):
 
 
 def small(seconds: float = 120) -> Experiment:
-    """A dual-rate model for a first look: its samples are clothes after 20 seconds of one CPU core, better after 120.
+    """A dual-rate model: its samples are clothes after 20 seconds of one CPU core, better after 120.
 
     Small networks make many small updates, whose number counts most at this length.
     """
@@ -133,10 +133,18 @@ def small(seconds: float = 120) -> Experiment:
     return Experiment("fashion-mnist-small", networks, DenoisingConfig(TimeSampler(heavy=(4, 32))), fit)
 
 
-def first_look() -> Experiment:
+def small_with_advice() -> Experiment:
     """`small`, with a word on what is better."""
-    PlainReporter().note(f"{BETTER_ALONE}: dualrate train fashion-mnist-light --fit.max-seconds 120")
+    PlainReporter().note(f"{BETTER_ALONE}: dualrate train fashion-mnist-first")
     return small()
+
+
+def first(seconds: float = 120) -> Experiment:
+    """One network for a first look: its samples are clothes after a minute of one CPU core."""
+    optim = OptimConfig(lr=3e-3, warmup=100)
+    clock = {"iterations": None, "max_seconds": seconds}
+    fit = replace(FIT, batch_size=32, optim=optim, ema_halflife=5000, log_every=10, **clock)
+    return Experiment("fashion-mnist-first", OneNetwork(network(48, 128, 3)), DenoisingConfig(), fit)
 
 
 def early_exit() -> Experiment:
@@ -152,7 +160,8 @@ def distilled() -> StudentRecipe:
 
 
 RECIPES = {
-    "fashion-mnist-small": ("two small networks, for a first look: two minutes", first_look),
+    "fashion-mnist-first": ("one network, for a first look: two minutes", first),
+    "fashion-mnist-small": ("two small networks: two minutes", small_with_advice),
     **{f"fashion-mnist-{name}": (f"one network: {name}", partial(single, name)) for name in NETWORKS},
     **{f"fashion-mnist-{name}": (f"two networks: {' and '.join(PAIRS[name])}", partial(dual, name)) for name in PAIRS},
     "fashion-mnist-flat": ("a DiT or a DiS, at one rate or two", FashionMnistFlat()),

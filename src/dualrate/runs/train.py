@@ -48,7 +48,7 @@ from dualrate.sampling.catalogue import ANCESTRAL, make_step
 from dualrate.sampling.trajectory import sample_batches
 from dualrate.system.device import keep_compiled, own_defaults, peak_memory, pick_device
 from dualrate.system.folders import check_link, some_of
-from dualrate.system.progress import PlainReporter, Reporter, Silent
+from dualrate.system.progress import Reporter, Silent, reporter_here
 from dualrate.training import checkpoint
 from dualrate.training.config import FitResult
 from dualrate.training.distributed import Share, World, device_of_process
@@ -145,7 +145,7 @@ def train(
     check_start(experiment, out, score_every)
     if images is None and not experiment.data.source:
         raise ValueError(f"{experiment.name} names no images to train on: give --data.source FOLDER (or a file)")
-    progress = progress or (PlainReporter() if world.leads else Silent())
+    progress = progress or (reporter_here() if world.leads else Silent())
     device = device_of_process(pick_device(None)) if device is None else pick_device(device)
     gc.collect()  # networks and data of a training before, in a notebook, which refer to each other
     with world.leader_first():
@@ -268,7 +268,8 @@ class _Hooks:
 
     def about(self, rows: int, processes: int) -> list[str]:
         """Lines on the training, for people. rows: of a batch in this process"""
-        experiment, config = self.model.experiment, self.model.experiment.fit
+        model, config = self.model, self.model.experiment.fit
+        experiment = model.experiment
         what = f"iterations of {config.batch_size} {experiment.noun}s"
         if config.iterations is None:
             what = f"as many {what} as {config.limit:g} s of training allow"
@@ -276,8 +277,12 @@ class _Hooks:
             limit = "" if config.limit is None else f", or as many as {config.limit:g} s of training allow"
             what = f"{config.iterations} {what}{limit}"
         with torch.random.fork_rng([]):  # dropout draws numbers
-            known = facts(self.model)
+            known = facts(model)
         lines = [f"{experiment.name}: {what}, in {self.out}", f"{known['networks']}; {known['cost']}"]
+        if experiment.networks.ages:
+            lines.append(
+                "loss: the light network's; context_loss: its part with a context; encoder_loss: the heavy one's"
+            )
         return lines + [f"{processes} processes, {rows} images of a batch in the first"] * (processes > 1)
 
     def started(self, begun: int) -> None:

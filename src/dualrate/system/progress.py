@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -98,6 +99,39 @@ class Silent(PlainReporter):
 
     def note(self, text: str) -> None:
         pass
+
+
+class Bar(PlainReporter):
+    """A bar of tqdm, as notebooks show it, beside the notes."""
+
+    def __init__(self) -> None:
+        super().__init__(seconds=0)
+        with warnings.catch_warnings(action="ignore"):  # where ipywidgets are missing the bar is text
+            from tqdm.auto import tqdm
+
+        self._make, self._bar = tqdm, None
+
+    def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
+        if self._bar is None:
+            self._bar = self._make(initial=iteration, total=total)
+        self._bar.total = total
+        if losses := {name: f"{value:.4g}" for name, value in logs.items() if name.endswith(SHOWN)}:
+            self._bar.set_postfix(losses, refresh=False)
+        self._bar.update(iteration - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None
+
+
+def reporter_here() -> Reporter:
+    """A bar in a notebook that has tqdm, lines elsewhere."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if hasattr(shell, "kernel"):
+        with suppress(ImportError):
+            return Bar()
+    return PlainReporter()
 
 
 def duration(seconds: float) -> str:
