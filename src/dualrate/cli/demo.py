@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from dualrate.system.progress import Reporter
 
 Plan = tuple[str, str, str]  # a name, a directory of weights, a plan
-FORECASTS: tuple[Plan, ...] = (  # the pair, then single networks at its score and at its cost
-    ("pair", "kuramoto-sivashinsky-dual", "4"),
-    ("large", "kuramoto-sivashinsky-large", "16"),
-    ("large", "kuramoto-sivashinsky-large", "4"),
-    ("large", "kuramoto-sivashinsky-large", "2"),
-    ("pair", "kuramoto-sivashinsky-dual", "8"),
-)
+FORECASTS: tuple[Plan, ...] = tuple(  # the pair, then single networks at its score and at its cost
+    (name, f"kuramoto-sivashinsky-{weights}", steps)
+    for name, weights, steps in (
+        ("pair", "dual", "4"), ("large", "large", "8"), ("large", "large", "16"), ("large", "large", "4"),
+        ("pair", "dual", "8"), ("large", "large", "2"), ("pair", "dual", "2"),
+    )
+)  # fmt: skip
 IMAGES: tuple[Plan, ...] = (  # each network's main plan first, which are measured before all others
     ("pair", "fashion-mnist-dual-45", "16/4"),
     ("small", "fashion-mnist-medium-25", "16"),
@@ -191,7 +191,7 @@ class Demo(Ranged):
             raise KeyboardInterrupt(f"training interrupted and saved in {run}; the same command continues it")
         images = sample(load(run), PICTURES, steps=16)
         return Section(
-            f"Trained here, in {self.minutes:g} minutes",
+            f"Trained here, in {self.minutes:g} minute{'s' * (self.minutes != 1)}",
             "A small network, trained from nothing. Each column is a kind of clothes.",
             [EXPECTED],
             gallery=[(image_grid(images, ROW), f"{PICTURES} images in 16 steps, one network at every step")],
