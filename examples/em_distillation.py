@@ -141,12 +141,12 @@ def auxiliary_loss(generator, auxiliary, t: Tensor, z: Tensor, eps: Tensor) -> T
 
 
 def train(steps: int, iterations: int, batch: int = 256) -> nn.Module:
-    """The auxiliary in even iterations, the generator, with L = `steps`, in odd ones."""
+    """The auxiliary in even iterations, the generator, with L = `steps`, in odd ones, at a lower rate."""
     generator, auxiliary = Generator(), Auxiliary()
-    optimisers = [torch.optim.Adam(network.parameters(), lr=2e-3) for network in (auxiliary, generator)]
+    optimisers = [torch.optim.Adam(network.parameters()) for network in (auxiliary, generator)]
     for i in range(iterations):
         optimiser = optimisers[i % 2]
-        optimiser.param_groups[0]["lr"] = 2e-3 * (1 - i / iterations)
+        optimiser.param_groups[0]["lr"] = (5e-4 if i % 2 else 2e-3) * (1 - i / iterations)
         t = LEAST + (LARGEST - LEAST) * (torch.arange(batch)[:, None] + torch.rand(batch, 1)) / batch
         z, eps, *chain = torch.randn(2 + 2 * steps, batch, 2)
         if i % 2:
