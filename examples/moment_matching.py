@@ -111,14 +111,12 @@ def student_loss(x_student: Tensor, g_phi: Tensor, g_theta: Tensor, s: Tensor) -
 
 
 def train(steps: int, iterations: int, batch: int = 256) -> nn.Module:
-    """The auxiliary in even iterations, the student in odd ones."""
+    """The auxiliary in even iterations, the student in odd ones, at a lower rate."""
     student, auxiliary = FromTeacher(), FromTeacher()
-    optimisers = [
-        torch.optim.Adam(network.parameters(), lr=1e-3, betas=(0.0, 0.99)) for network in (auxiliary, student)
-    ]
+    optimisers = [torch.optim.Adam(network.parameters(), betas=(0.0, 0.99)) for network in (auxiliary, student)]
     for i in range(iterations):
         optimiser = optimisers[i % 2]
-        optimiser.param_groups[0]["lr"] = 1e-3 * (1 - i / iterations)
+        optimiser.param_groups[0]["lr"] = (5e-4 if i % 2 else 2e-3) * (1 - i / iterations)
         x, (t, s) = draw_data(batch), draw_times(batch, steps)
         x_student, z_s = student_states(student, x, t, s, (torch.randn_like(x), torch.randn_like(x)))
         g_phi, g_theta = auxiliary(z_s, s), teacher(z_s, s)

@@ -337,10 +337,10 @@ def test_each_is_one_short_file_that_runs(name: str, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("name", "figure", "least", "most"),
     [
-        ("moment_matching", "student in 2 steps", -0.01, 0.05),
-        ("multistep_consistency", "student in 2 steps", 0.0, 0.05),
+        ("moment_matching", "student in 2 steps", -0.01, 0.08),
+        ("multistep_consistency", "student in 2 steps", 0.0, 0.2),
         ("em_distillation", "generator", -0.01, 0.05),
-        ("discrete_moment_matching", "student in 1 step", 0.0, 0.1),
+        ("discrete_moment_matching", "student in 1 step", 0.0, 0.2),
         ("unified_latents", "cosine of the latent's axis and the long one", 0.99, 1.0),
         ("rolling_diffusion", "Rolling Diffusion, correlation", 0.7, 0.85),
         ("covariance_aware_step", "aware, steps 1", 0.0, 0.1),
