@@ -1,6 +1,6 @@
 """Multistep consistency models (Heek, Hoogeboom, Salimans 2024, arXiv 2403.06807) in one file of plain PyTorch.
 
-    python examples/multistep_consistency.py           # ten seconds: two steps that go where a thousand of DDIM go
+    python examples/multistep_consistency.py           # ten seconds: two steps, thrice as near to where a thousand lead
 
 Time is cut into S segments. In each, f(z_t, t) is the x_hat with which one step of DDIM goes where the ODE of the
 teacher goes, to the segment's lower border b: so S steps sample. It is learned from neighbours t and s = t - 1 / T:
