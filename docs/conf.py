@@ -32,7 +32,7 @@ CONTENTS = {  # of a page: captions, and what stands under each in the side bar
         ],
         "Reference": ["docs/commands", "docs/api", "docs/equations", "docs/faults", "docs/design"],
         "What was measured": ["docs/results"],
-        "Project": ["CONTRIBUTING", "SECURITY", "CHANGELOG", "dev/LOG", "dev/queue"],
+        "Project": ["CONTRIBUTING", "AGENTS", "SECURITY", "CHANGELOG", "dev/LOG", "dev/queue"],
     },
     "docs/results": {"": ["docs/results/*", "weights/*/README", "src/dualrate/metrics/nets/*/README"]},
 }  # fmt: skip
@@ -91,6 +91,33 @@ def with_front_door(app, error: Exception | None) -> None:
     """The address of the folder itself leads to the README."""
     if error is None and app.builder.format == "html":
         (Path(app.outdir) / "index.html").write_text('<meta http-equiv="refresh" content="0; url=README.html">\n')
+
+
+def with_contents_for_models(app, error: Exception | None) -> None:
+    """llms.txt (llmstxt.org): what the package is, and every page with its first sentence."""
+    if error is None and app.builder.format == "html":
+        (Path(app.outdir) / "llms.txt").write_text(contents_for_models())
+
+
+def contents_for_models() -> str:
+    """Of the pages in `CONTENTS`, by caption."""
+    title, summary = title_and_sentence("README")
+    lines = [f"# {title}", "", f"> {summary}"]
+    for caption, pages in CONTENTS["README"].items():
+        rows = ((page, *title_and_sentence(page)) for page in pages)
+        lines += ["", f"## {caption}", "", *(f"- [{title}]({page}.html): {sentence}" for page, title, sentence in rows)]
+    return "\n".join(lines) + "\n"
+
+
+MARKS = re.MULTILINE | re.DOTALL
+
+
+def title_and_sentence(page: str) -> tuple[str, str]:
+    """The heading of a page, and the first sentence below it, without marks."""
+    text = re.sub(r"^```.*?^```\n|!?\[([^]]*)\]\([^)]*\)|[*`]", r"\1", (ROOT / f"{page}.md").read_text(), flags=MARKS)
+    heading, *paragraphs = text.split("\n\n")
+    first = next(" ".join(part.split()) for part in paragraphs if part[:1].isalpha())
+    return heading.removeprefix("# "), first.split(". ")[0].rstrip(".:") + "."
 
 
 # The reference of the public names
@@ -178,6 +205,7 @@ def setup(app) -> None:
         ("source-read", with_reference),
         ("doctree-read", without_folders),
         ("build-finished", with_front_door),
+        ("build-finished", with_contents_for_models),
         ("autodoc-process-docstring", as_rst),
         ("autodoc-process-signature", brief),
         ("autodoc-skip-member", of_a_default),

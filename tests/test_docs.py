@@ -35,7 +35,7 @@ from dualrate.training.config import FitConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *(ROOT / name for name in ("README.md", "AGENTS.md", "CONTRIBUTING.md", "SECURITY.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "src" / "dualrate").glob("*/README.md")),
     ROOT / "src" / "dualrate" / "README.md",
@@ -119,7 +119,7 @@ RUN = {
     "docs/pipeline.md", "docs/plan.md", "docs/retrofit.md", "docs/serving.md", "docs/start.md",
     "docs/unified-latents.md", "docs/worse.md", "src/dualrate/forecasts/README.md",
 }  # fmt: skip
-READ = {"docs/design.md", "docs/scaling.md"}  # signatures; many GPUs
+READ = {"AGENTS.md", "docs/design.md", "docs/scaling.md"}  # commands of other pages; signatures; many GPUs
 
 
 def test_every_block_of_code_is_run_or_marked():
@@ -238,9 +238,9 @@ def test_every_block_of_a_page_runs_in_turn(page, place, monkeypatch):
     follow_page(ROOT / f"docs/{page}.md", monkeypatch)
 
 
-@pytest.mark.parametrize(("page", "least"), [("docs/scaling.md", 11), ("docs/worse.md", 6)])
+@pytest.mark.parametrize(("page", "least"), [("AGENTS.md", 10), ("docs/scaling.md", 11), ("docs/worse.md", 6)])
 def test_every_command_of_a_long_page_is_one(page, least, tmp_path, monkeypatch):
-    """Read, and not run: for many GPUs; for half a minute (the slow tests run them)."""
+    """Read, and not run: those of other pages; for many GPUs; for half a minute (the slow tests run them)."""
     monkeypatch.chdir(tmp_path)
     own_images(tmp_path)
     found = [words[words.index("dualrate") + 1 :] for words in commands(ROOT / page) if "dualrate" in words]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import runpy
 from pathlib import Path
+
+import pytest
 
 import dualrate
 
@@ -34,6 +37,17 @@ def test_every_page_stands_in_the_contents_once() -> None:
     assert len(found) == len(set(found))
     assert pages - set(found) == {ROOT / f"{SETTINGS['root_doc']}.md"}
     assert not [entry for entry in listed if not list(ROOT.glob(f"{entry}.md"))]
+
+
+def test_the_contents_for_models_have_every_page_with_a_sentence() -> None:
+    pytest.importorskip("sphinx")
+    text = runpy.run_path(str(ROOT / "docs/conf.py"))["contents_for_models"]()
+    assert text.startswith("# dualrate\n\n> Sample diffusion models with two networks: ")
+    lines = re.findall(r"^- \[([^]]+)\]\((.+)\.html\): (.+)$", text, re.MULTILINE)
+    assert [page for _, page, _ in lines] == [page for part in SETTINGS["CONTENTS"]["README"].values() for page in part]
+    for title, page, sentence in lines:
+        assert title == (ROOT / f"{page}.md").read_text().split("\n")[0].removeprefix("# ").replace("`", "")
+        assert re.fullmatch(r"[A-Z][^`*\n]{10,199}\.|import dualrate as dr .*\.|dualrate .*\.", sentence), page
 
 
 def test_every_public_name_has_an_example() -> None:

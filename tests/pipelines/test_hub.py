@@ -1,8 +1,13 @@
 """`dualrate export --to diffusers`: the folder, its card, where it may be written, and that only a push is a push."""
 
+import base64
 import json
 import os
 import sys
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 from unittest.mock import create_autospec
 
 import pytest
@@ -11,7 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
 pytest.importorskip("diffusers")
 
 from cli.command import call
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard, constants
 from runs.made import TWO, saved
 
 import dualrate as dr
@@ -158,6 +163,73 @@ def test_the_command_writes_and_pushes_to_a_stand_in(run, scored, tmp_path, monk
     assert api.upload_folder.call_args.kwargs["folder_path"] == tmp_path / "pipe"
     assert 'from_pretrained("somebody/two")' in (tmp_path / "pipe" / "README.md").read_text()
     assert "pushed: https://hub/commit" in capsys.readouterr().err
+
+
+class StandIn(BaseHTTPRequestHandler):
+    """A Hub that has what a push asks for, and no more. Files come with the commit, and are written to `folder`."""
+
+    folder: Path
+    calls: list[tuple[str, object]]
+
+    def do_POST(self) -> None:
+        lines = self.rfile.read(int(self.headers["Content-Length"])).decode().splitlines()
+        asked, *operations = map(json.loads, lines)
+        self.calls.append((self.path, asked))
+        address = f"http://{self.headers['Host']}/somebody/two"
+        if self.headers["Authorization"] != "Bearer stand-in":
+            self.send_error(401)
+        elif self.path == "/api/repos/create":
+            self.answer({"url": address})
+        elif self.path == "/api/validate-yaml":
+            self.answer({"errors": [], "warnings": []})
+        elif self.path == "/api/models/somebody/two/preupload/main":
+            how = {"uploadMode": "regular", "shouldIgnore": False}
+            self.answer({"files": [{"path": file["path"], **how} for file in asked["files"]]})
+        elif self.path == "/api/models/somebody/two/commit/main":
+            for operation in operations:
+                file = self.folder / operation["value"]["path"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(base64.b64decode(operation["value"]["content"]))
+            self.answer({"commitUrl": f"{address}/commit/{'0' * 40}", "commitOid": "0" * 40})
+        else:
+            self.send_error(404)
+
+    def answer(self, value: object) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+def test_the_library_of_the_hub_pushes_to_a_server_what_loads_again(run, tmp_path, monkeypatch, capsys):
+    """By the library's own requests, to this machine."""
+    handler = type("Handler", (StandIn,), {"folder": tmp_path / "hub", "calls": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(hub, "HfApi", partial(HfApi, endpoint=address, token="stand-in"))
+    options = ["--steps", 4, "--heavy", 2, "--license", "mit", "--push-to-hub", "somebody/two"]
+    try:
+        assert call(monkeypatch, "export", run, "--to", "diffusers", tmp_path / "pipe", *options) == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert f"pushed: {address}/somebody/two" in capsys.readouterr().err
+    asked = dict(handler.calls)
+    repository = asked["/api/repos/create"].items()
+    assert ("visibility", "private") in repository or ("private", True) in repository
+    assert asked["/api/models/somebody/two/commit/main"]["value"]["summary"] == "pipe, by dualrate export"
+    sent, kept = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "hub", tmp_path / "pipe")
+    )
+    assert sent == kept
+    assert DualRatePipeline.from_pretrained(tmp_path / "hub").scheduler.choice.plan.num_steps == 4
 
 
 @pytest.mark.parametrize(
