@@ -126,6 +126,8 @@ def wrapped(h: Tensor, edges: tuple[int, int]) -> Tensor:
     The result is in the memory format of h.
     """
     (a, b), (*many, height, width) = edges, h.shape
+    if b and not a:  # of one row, with one operation in place of three, half the time of padding
+        return torch.cat((h[..., -b:], h, h[..., :b]), -1)
     last = h.is_contiguous(memory_format=torch.channels_last)
     form = torch.channels_last if last else torch.contiguous_format
     wide = torch.empty((*many, height + 2 * a, width + 2 * b), dtype=h.dtype, device=h.device, memory_format=form)
