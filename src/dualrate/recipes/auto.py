@@ -10,8 +10,8 @@ Side     the median short side of the images, rounded down to one of `SIDES`, wh
 Patches  of 1, 2 or 4 pixels: the smallest that leave the finest level at most `Tier.finest` positions a side.
 Levels   each halves the one before, down to the middle, of transformer blocks. Levels above are convolutional; those of
          base at 16 x 16 or less are transformer blocks.
-Light    `UViTConfig.lighter`: three quarters of the convolutions' widths, and one convolution block in the middle; a third
-         of the multiply-adds at most, so that at large sides its finest level has fewer blocks, and its middle more.
+Light    `UViTConfig.lighter`: three quarters of the convolutions' widths, and one convolution block in the middle. It
+         makes a third of the multiply-adds at most: so at large sides its finest level has a block less.
 Widths   a level holds what it is given: at least as many channels as a patch has numbers.
 Latents  (dualrate data encode) are taken unchanged: the networks have their side and channels.
 Colours  grey if every image that was looked at is, else three channels.
