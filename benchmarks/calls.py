@@ -3,7 +3,7 @@
 torus      a light call that pads by torch over one that pads by `blocks.wrapped`
 precision  samplings in the precision that "auto" takes over those in the other one
 labels     the check of a draw's labels over a light call of one image
-files      2 steps of 100 images with a PNG each over the same images drawn
+files      2 steps of 1000 images with a PNG each over the same images drawn
 loop       samplers of this package over those of diffusers, 16 steps of a network that does nothing
 share      the speed-up of a light call over a heavy one, over the ratio of their multiply-adds: of the shipped
            pairs, and of what `train auto` makes, with random weights
@@ -34,6 +34,7 @@ from dualrate.drawing.samples import write_samples
 from dualrate.experiment.model import Model
 from dualrate.networks.blocks import PeriodicConv2d, in_bfloat16
 from dualrate.recipes.auto import experiment
+from dualrate.sampling.solvers import DPMSolver2M
 from dualrate.system.device import environment, keep_freed_memory
 
 CPU = torch.device("cpu")
@@ -96,14 +97,14 @@ def labels(seconds: float) -> Iterator[Figure]:
 
 
 def files(seconds: float) -> Iterator[Figure]:
-    drawer, seeds = dr.Choice(steps=2).drawer(shipped("light-10")), range(100)
+    drawer, seeds = dr.Choice(steps=2).drawer(shipped("light-10")), range(1000)
 
     def written() -> None:
         with tempfile.TemporaryDirectory() as out:
             write_samples(drawer, seeds, out)
 
     yield Figure(
-        "100 images in 2 steps as files over drawn", over(written, lambda: drawer.draw(seeds), seconds), "1.2 at most"
+        "1000 images in 2 steps as files over drawn", over(written, lambda: drawer.draw(seeds), seconds), "1.2 at most"
     )
 
 
@@ -127,7 +128,7 @@ def loop(seconds: float) -> Iterator[Figure]:
     steps: dict[str, tuple[Any, Any]] = {
         "DDPM": (dr.Ancestral(process), DDPMScheduler),
         "DDIM": (dr.DDIM(process), DDIMScheduler),
-        "DPM-Solver++ 2M": (dr.DPMSolver2M(process), DPMSolverMultistepScheduler),
+        "DPM-Solver++ 2M": (DPMSolver2M(process), DPMSolverMultistepScheduler),
     }
     for (name, (step, kind)), count in ((pair, count) for pair in steps.items() for count in (1, 64)):
         seeds = range(count)
@@ -171,7 +172,7 @@ def shipped(name: str) -> Model:
 
 def of_auto(side: int) -> Model:
     """What `train auto --size tiny` makes for colour images of this side, with random weights."""
-    look = Look("colour", Raw(iter(()), 1, None, ()))
+    look = Look("colour", Raw([], 1, None, ()))
     made = experiment(look, dr.DataConfig(source="colour", size=side, channels=3), "tiny")
     networks, denoiser = made.build()
     return Model("auto", made, networks.eval().requires_grad_(False), denoiser, 0, "")

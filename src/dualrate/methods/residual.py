@@ -60,7 +60,7 @@ class Regression(nn.Module):
         assert v is not None  # of a head
         parts = [self.light(y), self.mean(-v.detach().to(y.dtype))]
         if self.projections is not None:
-            parts.append(tuple(project(level) for project, level in of_last(self.projections, levels)))
+            parts.append(tuple(project(level) for project, level in of_last(list(self.projections), levels)))
         return tuple(torch.stack(level).sum(0) for level in zip(*parts, strict=True)), v
 
 

@@ -351,6 +351,29 @@ class NoiseEmbedding(nn.Module):
         return self.mlp(torch.cat((torch.sin(angle), torch.cos(angle)), dim=-1))
 
 
+def class_of(label: Tensor | None, log_snr: Tensor, num_classes: int) -> Tensor:
+    """(B,): the labels; without any, the null class of every row."""
+    return torch.full(log_snr.shape, num_classes, device=log_snr.device) if label is None else label
+
+
+class Embedding(nn.Module):
+    """(log_snr, label) -> (B, E). The label after the last is the null class."""
+
+    null = True
+
+    def __init__(self, embedding: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.noise = NoiseEmbedding(embedding)
+        self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
+
+    def forward(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
+        emb = self.noise(log_snr)
+        if self.label is None:
+            return emb
+        return emb + self.label(class_of(label, log_snr, self.num_classes))
+
+
 @contextmanager
 def frozen(*modules: nn.Module, but: Iterable[nn.Parameter] = ()) -> Iterator[None]:
     """Within the block no parameter of `modules` requires a gradient; afterwards each is as before.

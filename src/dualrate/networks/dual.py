@@ -36,7 +36,8 @@ from dualrate.diffusion.prediction import v_from_x, x_from_v
 from dualrate.networks.blocks import LinearInFloat32, NoiseEmbedding
 from dualrate.networks.body import BodyConfig
 
-First, Second = TypeVar("First"), TypeVar("Second")
+First = TypeVar("First")
+Second = TypeVar("Second")
 Features = tuple[Tensor, ...]  # of a context, as the light network takes them
 
 
@@ -89,7 +90,7 @@ class ContextEncoder(nn.Module):
     ) -> tuple[Features, Tensor | None]:
         """z: (B, C, H, W); log_snr: (B,). Features: (B, light C_i, H_i, W_i), finest level first."""
         levels, v = self.net.features(z, log_snr, label, added)
-        projected = [project(level) for project, level in of_last(self.projections, levels)]
+        projected = [project(level) for project, level in of_last(list(self.projections), levels)]
         if v is not None and self.pixels is not None:
             projected[0] = projected[0] + self.pixels(self.x_hat(z, v.to(z.dtype), log_snr))
         return tuple(projected), v

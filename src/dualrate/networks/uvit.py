@@ -30,8 +30,8 @@ from dualrate.diffusion.context import Shape
 from dualrate.networks.blocks import (
     ChannelNorm,
     ConvBlock,
+    Embedding,
     InFloat32,
-    NoiseEmbedding,
     TransformerBlock,
     add_shared,
     attend,
@@ -212,29 +212,6 @@ class Blocks(nn.Module):
         for block in list(self.blocks)[begin:end]:
             h = block(h, emb)
         return h
-
-
-def class_of(label: Tensor | None, log_snr: Tensor, num_classes: int) -> Tensor:
-    """(B,): the labels; without any, the null class of every row."""
-    return torch.full(log_snr.shape, num_classes, device=log_snr.device) if label is None else label
-
-
-class Embedding(nn.Module):
-    """(log_snr, label) -> (B, E). The label after the last is the null class."""
-
-    null = True
-
-    def __init__(self, embedding: int, num_classes: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.noise = NoiseEmbedding(embedding)
-        self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
-
-    def forward(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
-        emb = self.noise(log_snr)
-        if self.label is None:
-            return emb
-        return emb + self.label(class_of(label, log_snr, self.num_classes))
 
 
 class Head(InFloat32, nn.Sequential):
