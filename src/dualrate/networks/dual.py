@@ -1,9 +1,9 @@
 """The two networks of Dual-Rate Diffusion (arXiv 2605.18190): a context encoder and a light denoiser.
 
-The encoder is a U-ViT, or another network of `body.py`, whose last activation of *every* level is projected (1x1, no
+The encoder is a U-ViT, or another network of `body.py`, whose last activation of every level is projected (1x1, no
 bias) to the light network's widths, once per heavy call. The light network is one of the same levels, narrower and
-shallower; each projected feature is added where its level begins. Its embedding has both noise levels,
-emb = noise(log_snr_t) + noise(log_snr_tau) + label.
+shallower, or of the last of them, by a larger patch; each projected feature is added where its level begins. Its
+embedding has both noise levels, emb = noise(log_snr_t) + noise(log_snr_tau) + label.
 
 The paper's public description concatenates a feature e and the light network's own activations h, W [h; e] = W_h h +
 W_e e (`concatenated.py`), where this adds, h + P e: its reported costs have room for P alone.
