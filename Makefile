@@ -35,8 +35,9 @@ reproduce-train: env  ## train a model of docs/results/settled.md, e.g. MODEL=se
 reproduce-report: env-dev  ## dual-rate against single networks, docs/results/settled.md (nine to twenty hours of a core; KEPT=1: from kept rows and times, seconds)
 	@$(BIN)/python -m studies.report settled-25 --compile --precision float32 $(if $(KEPT),--kept)
 
-benchmark: env-dev  ## ratios of speed and memory on one thread (five minutes)
+benchmark: env-dev  ## ratios of speed and memory on one thread, and their aims (ten minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ratios
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.calls
 
 docs: env-docs  ## the documentation as a site in build/site; a warning is an error, a link that leads nowhere too
 	@$(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet -c docs . build/site

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import dualrate as dr
-from benchmarks import ablation, child, peers, ratios, utilisation, workloads
+from benchmarks import ablation, calls, child, peers, ratios, utilisation, workloads
 from benchmarks.interleave import Seconds, Spread, interleaved, quotient
 from dualrate.diffusion.prediction import x_loss_weight
 from dualrate.diffusion.schedule import Cosine
@@ -275,3 +275,26 @@ def test_peers_are_trained_drawn_and_scored_and_then_kept(tmp_path: Path) -> Non
     assert single["macs"] / unet["macs"] == pytest.approx(1, abs=0.3)
     assert set(unet["losses"]) == set(map(str, peers.RATES))
     assert unet["losses"][str(unet["found"]["lr"])] == min(unet["losses"].values())
+
+
+PARTS = [pytest.param(part, marks=[pytest.mark.slow] * (part == "loop")) for part in calls.PARTS]  # imports diffusers
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_ratio_stands_beside_its_aim(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of small models, each call once."""
+    monkeypatch.setattr(calls, "over", lambda top, bottom, seconds, scale=1.0: (top(), bottom()) and Spread(2, 1, 3))
+    monkeypatch.setattr(calls, "shipped", lambda name: model(DUAL))
+    monkeypatch.setattr(calls, "of_auto", lambda side: model(DUAL))
+    head, _, *lines = calls.table([part], 0.0)
+    for line in lines:
+        assert line.count("|") == head.count("|")
+        assert "2.000 [1.000, 3.000] |" in line
+        assert line.endswith((" at least |", " at most |"))
+    assert lines or part == "loop"
+
+
+def test_what_auto_makes_is_measured_at_its_side() -> None:
+    made = calls.of_auto(32)
+    assert made.shape == (3, 32, 32)
+    assert made.call_cost.heavy > 3 * made.call_cost.light

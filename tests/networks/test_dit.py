@@ -12,7 +12,8 @@ import dualrate as dr
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.prediction import v_from_eps, x_from_v
 from dualrate.diffusion.schedule import Betas, Cosine
-from dualrate.experiment.network_configs import NetworksConfig
+from dualrate.experiment.network_configs import NetworksConfig, ThreeConditional, TwoConditional
+from dualrate.methods.residual import ResidualNetworks
 from dualrate.networks.dit import DiT, DiTConfig, dit
 from dualrate.networks.dual import disconnect
 from dualrate.sampling.cost import macs_of
@@ -20,6 +21,7 @@ from dualrate.system.progress import Silent
 
 NET = DiTConfig(8, 4, channels=16, blocks=2, num_classes=5, head_dim=8, learned_sigma=True)
 FLAT = dr.UViTConfig(8, 4, (dr.Level("conv", 8, 1),), 5, patch=2, embedding=16)
+TWO_LEVELS = replace(FLAT, levels=FLAT.levels * 2)
 PROCESS = dr.GaussianProcess(Cosine())
 LOG_SNR, LABEL = torch.tensor([-3.0, 0.5, 4.0]).double(), torch.tensor([0, 4, 5])
 
@@ -206,6 +208,8 @@ PAIRS = {
     "no head": dr.TwoNetworks(replace(NET, head=False), NET.lighter()),
     "DiT, U-ViT": dr.TwoNetworks(NET, FLAT),
     "U-ViT, DiT": dr.TwoNetworks(FLAT, NET),
+    "U-ViT of two levels, DiT of its last": dr.TwoNetworks(TWO_LEVELS, replace(NET, patch=4)),
+    "no head, last level": dr.TwoNetworks(replace(TWO_LEVELS, head=False), replace(FLAT, patch=4)),
 }
 
 
@@ -232,10 +236,34 @@ def test_either_network_of_a_pair_may_be_a_dit(networks):
 
 
 def test_networks_that_do_not_fit_are_refused_with_what_differs():
-    with pytest.raises(ValueError, match="patch 2 and 4"):
-        dr.TwoNetworks(NET, replace(NET, patch=4))
-    with pytest.raises(ValueError, match="num_levels 1 and 2"):
-        dr.TwoNetworks(NET, replace(FLAT, levels=FLAT.levels * 2))
+    for encoder, light in ((NET, replace(NET, patch=4)), (NET, TWO_LEVELS), (TWO_LEVELS, FLAT)):
+        with pytest.raises(ValueError, match=r"levels of a light network .* of 4 x 4.* got"):
+            dr.TwoNetworks(encoder, light)
+
+
+GIVEN = 1, 4, 4
+SHORTER = TWO_LEVELS, replace(FLAT, patch=4), GIVEN
+
+
+@pytest.mark.parametrize("networks", [TwoConditional(*SHORTER), ResidualNetworks(*SHORTER)])
+def test_a_light_network_of_a_condition_may_begin_at_the_second_level(networks):
+    """What the heavy network's first level adds to no feature reaches it through the second."""
+    built, denoiser = networks.build(PROCESS)
+    randomised(built).double()
+    z, t = start().requires_grad_(), torch.tensor(0.4).double()
+    context = denoiser.encode(z, t, dr.Cond(LABEL, z.new_ones(3, *GIVEN)))
+    x_hat = denoiser.denoise(z, t, context, dr.Cond(LABEL))
+    assert x_hat.shape == z.shape
+    assert context.features[0].shape == (3, 8, 2, 2)
+    x_hat.square().sum().backward()
+    stem = built["encoder"].net.net.stem.weight.grad
+    assert stem is None or torch.isfinite(stem).all()
+    assert built["encoder"].net.net.shrink[0].weight.grad.abs().min() > 0
+
+
+def test_both_rates_need_as_many_levels():
+    with pytest.raises(ValueError, match="num_levels 2 and 1"):
+        ThreeConditional(TWO_LEVELS, *SHORTER)
 
 
 @pytest.mark.parametrize("networks", [dr.OneNetwork(NET), *PAIRS.values()], ids=["one", *PAIRS])

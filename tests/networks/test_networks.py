@@ -139,8 +139,9 @@ def test_sides_that_do_not_divide_are_refused():
         ({"image_channels": 1}, r"got shape \(3, 16, 16\) and \(1, 16, 16\)$"),
         ({"periodic": True}, "got periodic False and True$"),
         ({"num_classes": 3}, "got num_classes 4 and 3$"),
-        ({"num_classes": 0, "patch": 1}, "got num_classes 4 and 0, patch 2 and 1$"),
-        ({"levels": config().levels[1:]}, "got num_levels 3 and 2$"),
+        ({"num_classes": 0, "periodic": True}, "got num_classes 4 and 0, periodic False and True$"),
+        ({"patch": 1}, "of 8 x 8, 4 x 4, 2 x 2 positions, or the last of them, got 16 x 16, 8 x 8, 4 x 4: change"),
+        ({"levels": config().levels[1:]}, "got 8 x 8, 4 x 4: change its patch or its levels$"),
     ],
 )
 def test_encoder_and_light_must_see_the_same_images_and_classes(light, differs):

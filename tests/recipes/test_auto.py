@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import cifar10, fashion_mnist
-from dualrate.recipes.auto import SIDES, TIERS, account, experiment, name_of, network
-from dualrate.sampling.cost import call_cost
+from dualrate.recipes.auto import SIDES, TIERS, account, experiment, name_of, network, rates
+from dualrate.recipes.tasks import reduced
+from dualrate.sampling.cost import call_cost, macs_of
 
 DATA = DataConfig("photos")
 
@@ -142,6 +144,9 @@ def test_what_was_chosen_is_said():
     assert "3 images, 2 classes, short sides of 36 to 40 pixels" in told
     assert "each becomes 32 x 32, in colour" in told
     assert "mirrored in training: none" in told
+    heavy, light = experiment(mixed, asked).networks.configs.values()
+    assert f"{heavy.macs / light.macs:.1f} times the multiply-adds" in rates(experiment(mixed, asked))
+    assert rates(experiment(mixed, asked, rate="single")) == "one network at every step"
 
 
 def test_small_at_28_is_the_heavy_network_of_fashion_mnist():
@@ -151,6 +156,27 @@ def test_small_at_28_is_the_heavy_network_of_fashion_mnist():
 def macs(config: UViTConfig) -> int:
     made = Experiment("x", OneNetwork(config), DenoisingConfig(), TIERS["tiny"].fit)
     return call_cost(made.build()[1], made.shape, None).light
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", TIERS)
+@pytest.mark.parametrize("side", SIDES)
+def test_a_light_network_is_light_at_every_side(size, side, channels):
+    """Of an unconditional pair and of a task."""
+    heavy = network(TIERS[size], side, channels, 0)
+    for light in (heavy.lighter(), reduced(heavy, "light")):
+        assert heavy.macs >= 3 * light.macs
+        TwoNetworks(heavy, light)  # refuses what does not fit
+
+
+@pytest.mark.parametrize(("side", "size"), [(32, "tiny"), (64, "small"), (128, "tiny"), (256, "tiny")])
+def test_multiply_adds_of_a_configuration_are_those_that_are_counted(side, size):
+    heavy = network(TIERS[size], side, 3, 0)
+    for config in (heavy, heavy.lighter(), replace(heavy, head=False)):
+        with torch.device("meta"):
+            inputs = torch.empty(1, 3, side, side), torch.empty(1), None
+            counted = macs_of(partial(config.network().features, *inputs))
+        assert config.macs == pytest.approx(counted, rel=0.02)
 
 
 @pytest.mark.parametrize(

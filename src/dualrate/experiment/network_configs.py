@@ -19,7 +19,7 @@ from dualrate.diffusion.context import Shape
 from dualrate.diffusion.process import Process
 from dualrate.networks.body import BodyConfig
 from dualrate.networks.conditional import ConditionalBody, ConditionEncoder, ConditionReader, of_frames
-from dualrate.networks.dual import ContextEncoder, LightBody, check_pair, disconnect
+from dualrate.networks.dual import ContextEncoder, LightBody, check_pair, disconnect, require_same_fields
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer, check_tokens
 
 Light = TypeVar("Light")
@@ -340,6 +340,7 @@ class ThreeConditional(PackageNetworks, Ranged):
         super().__post_init__()
         for heavy in (self.reader, self.encoder):
             check_pair(heavy, self.light)
+        require_same_fields(self.encoder, self.light, "num_levels")  # each gets as many features of the condition
 
     @property
     def ages(self) -> bool:

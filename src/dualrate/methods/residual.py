@@ -34,7 +34,7 @@ from dualrate.methods.denoising import Denoising
 from dualrate.methods.times import GivenTimes
 from dualrate.networks.body import BodyConfig
 from dualrate.networks.conditional import ConditionalBody, ConditionMaps
-from dualrate.networks.dual import check_pair, projections
+from dualrate.networks.dual import check_pair, of_last, projections
 
 
 class Regression(nn.Module):
@@ -60,7 +60,7 @@ class Regression(nn.Module):
         assert v is not None  # of a head
         parts = [self.light(y), self.mean(-v.detach().to(y.dtype))]
         if self.projections is not None:
-            parts.append(tuple(project(level) for project, level in zip(self.projections, levels, strict=True)))
+            parts.append(tuple(project(level) for project, level in of_last(list(self.projections), levels)))
         return tuple(torch.stack(level).sum(0) for level in zip(*parts, strict=True)), v
 
 

@@ -126,6 +126,8 @@ def wrapped(h: Tensor, edges: tuple[int, int]) -> Tensor:
     The result is in the memory format of h.
     """
     (a, b), (*many, height, width) = edges, h.shape
+    if b and not a:  # of one row, with one operation in place of three, half the time of padding
+        return torch.cat((h[..., -b:], h, h[..., :b]), -1)
     last = h.is_contiguous(memory_format=torch.channels_last)
     form = torch.channels_last if last else torch.contiguous_format
     wide = torch.empty((*many, height + 2 * a, width + 2 * b), dtype=h.dtype, device=h.device, memory_format=form)
@@ -347,6 +349,29 @@ class NoiseEmbedding(nn.Module):
     def forward(self, log_snr: Tensor) -> Tensor:
         angle = log_snr[:, None] * self.frequency
         return self.mlp(torch.cat((torch.sin(angle), torch.cos(angle)), dim=-1))
+
+
+def class_of(label: Tensor | None, log_snr: Tensor, num_classes: int) -> Tensor:
+    """(B,): the labels; without any, the null class of every row."""
+    return torch.full(log_snr.shape, num_classes, device=log_snr.device) if label is None else label
+
+
+class Embedding(nn.Module):
+    """(log_snr, label) -> (B, E). The label after the last is the null class."""
+
+    null = True
+
+    def __init__(self, embedding: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.noise = NoiseEmbedding(embedding)
+        self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
+
+    def forward(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
+        emb = self.noise(log_snr)
+        if self.label is None:
+            return emb
+        return emb + self.label(class_of(label, log_snr, self.num_classes))
 
 
 @contextmanager

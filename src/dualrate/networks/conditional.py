@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from dualrate.diffusion.context import Shape
 from dualrate.networks.blocks import NoiseEmbedding, TransformerBlock
 from dualrate.networks.body import BodyConfig
-from dualrate.networks.dual import check_pair, projections
+from dualrate.networks.dual import check_pair, of_last, projections
 
 
 def _ratio(sides: tuple[int, int], of: tuple[int, int]) -> tuple[int, int] | None:
@@ -204,4 +204,5 @@ def sums_at_levels(
     maps: nn.Module, projections: nn.ModuleList, y: Tensor, levels: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
     """For each level of a network, the map of y plus the projection of a heavy network's level."""
-    return tuple(mapped + project(level) for mapped, project, level in zip(maps(y), projections, levels, strict=True))
+    pairs = of_last(tuple(zip(maps(y), projections, strict=True)), levels)
+    return tuple(mapped + project(level) for (mapped, project), level in pairs)

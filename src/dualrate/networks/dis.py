@@ -35,10 +35,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualrate.config.ranges import BelowOne, Range
-from dualrate.networks.blocks import Block, InFloat32, LinearInFloat32, no_autocast
+from dualrate.networks.blocks import Block, InFloat32, LinearInFloat32, class_of, no_autocast
 from dualrate.networks.dit import PATCHES, Flat, FlatConfig, head, published
 from dualrate.networks.scan import mixing, selective_scan
-from dualrate.networks.uvit import class_of
 
 EXPAND, WIDTH, AROUND = 2, 4, 7  # inner channels over outer; tokens of a convolution, before and around
 STEPS = 1e-3, 0.1  # of dt at first, spread evenly in its logarithm

@@ -40,13 +40,13 @@ from dualrate.networks.blocks import (
     LinearInFloat32,
     add_shared,
     attend,
+    class_of,
     layer_norm,
     modulated,
     require_shape,
     zero_init,
 )
 from dualrate.networks.body import BodyConfig
-from dualrate.networks.uvit import class_of
 
 CONVENTIONS: dict[str, Convention] = {"dit": Discrete(Betas()), "sit": SIT, "repa": REPA}
 FREQUENCIES, EPS = 128, 1e-6

@@ -1,9 +1,9 @@
 """The two networks of Dual-Rate Diffusion (arXiv 2605.18190): a context encoder and a light denoiser.
 
-The encoder is a U-ViT, or another network of `body.py`, whose last activation of *every* level is projected (1x1, no
+The encoder is a U-ViT, or another network of `body.py`, whose last activation of every level is projected (1x1, no
 bias) to the light network's widths, once per heavy call. The light network is one of the same levels, narrower and
-shallower; each projected feature is added where its level begins. Its embedding has both noise levels,
-emb = noise(log_snr_t) + noise(log_snr_tau) + label.
+shallower, or of the last of them, by a larger patch; each projected feature is added where its level begins. Its
+embedding has both noise levels, emb = noise(log_snr_t) + noise(log_snr_tau) + label.
 
 The paper's public description concatenates a feature e and the light network's own activations h, W [h; e] = W_h h +
 W_e e (`concatenated.py`), where this adds, h + P e: its reported costs have room for P alone.
@@ -27,8 +27,8 @@ multiply-adds), not stated in it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -36,12 +36,24 @@ from dualrate.diffusion.prediction import v_from_x, x_from_v
 from dualrate.networks.blocks import LinearInFloat32, NoiseEmbedding
 from dualrate.networks.body import BodyConfig
 
+First = TypeVar("First")
+Second = TypeVar("Second")
 Features = tuple[Tensor, ...]  # of a context, as the light network takes them
 
 
 def check_pair(encoder: BodyConfig, light: BodyConfig) -> None:
-    """Raise ValueError, with the differences, unless the encoder's features fit the light network."""
-    require_same_fields(encoder, light, "shape", "num_classes", "patch", "num_levels", "periodic", "across")
+    """Raise ValueError, with the differences, unless the encoder's features fit the light network.
+
+    It has the encoder's levels, or the last of them, by a larger patch.
+    """
+    require_same_fields(encoder, light, "shape", "num_classes", "periodic", "across")
+    levels = [[config.sides(i) for i in range(config.num_levels)] for config in (encoder, light)]
+    if levels[0][-light.num_levels :] != levels[1]:
+        heavy, small = (", ".join("{} x {}".format(*sides) for sides in positions) for positions in levels)
+        raise ValueError(
+            f"the levels of a light network are those of its encoder, of {heavy} positions, or the last of them, got "
+            f"{small}: change its patch or its levels"
+        )
 
 
 def require_same_fields(encoder: object, light: object, *names: str) -> None:
@@ -70,7 +82,7 @@ class ContextEncoder(nn.Module):
         self.projections = projections(config, light)
         self.pixels = None
         if config.head:
-            patch = config.along(config.patch)
+            patch = light.along(light.patch)
             self.pixels = nn.Conv2d(config.image_channels, light.widths[0], patch, stride=patch, bias=False)
 
     def forward(
@@ -78,15 +90,20 @@ class ContextEncoder(nn.Module):
     ) -> tuple[Features, Tensor | None]:
         """z: (B, C, H, W); log_snr: (B,). Features: (B, light C_i, H_i, W_i), finest level first."""
         levels, v = self.net.features(z, log_snr, label, added)
-        projected = [project(level) for project, level in zip(self.projections, levels, strict=True)]
+        projected = [project(level) for project, level in of_last(list(self.projections), levels)]
         if v is not None and self.pixels is not None:
             projected[0] = projected[0] + self.pixels(self.x_hat(z, v.to(z.dtype), log_snr))
         return tuple(projected), v
 
 
 def projections(config: BodyConfig, light: BodyConfig) -> nn.ModuleList:
-    """1x1 convolutions without bias from each level of the heavy network to the same level of the light one."""
-    return nn.ModuleList(nn.Conv2d(*pair, 1, bias=False) for pair in zip(config.widths, light.widths, strict=True))
+    """1x1 convolutions without bias to each level of the light network, from that of the heavy one."""
+    return nn.ModuleList(nn.Conv2d(source, out, 1, bias=False) for out, source in of_last(light.widths, config.widths))
+
+
+def of_last(light: Sequence[First], heavy: Sequence[Second]) -> Iterator[tuple[First, Second]]:
+    """Pairs of what belongs to the levels of a light network, and to the last levels of a heavy one."""
+    return zip(light, heavy[-len(light) :], strict=True)
 
 
 class LightNetwork(nn.Module, ABC):

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.config.ranges import BelowOne, Channels, Classes, Range, Ranged, Side
-from dualrate.networks.blocks import ChannelNorm, NoiseEmbedding, TransformerBlock, unpatchified, zero_init
+from dualrate.networks.blocks import ChannelNorm, Embedding, NoiseEmbedding, TransformerBlock, unpatchified, zero_init
 from dualrate.networks.dual import Features, LightNetwork, require_same_fields
-from dualrate.networks.uvit import Embedding, Head
+from dualrate.networks.uvit import Head
 
 SPREAD = 0.02  # of vectors of categories and positions at the start
 

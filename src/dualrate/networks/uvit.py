@@ -30,8 +30,8 @@ from dualrate.diffusion.context import Shape
 from dualrate.networks.blocks import (
     ChannelNorm,
     ConvBlock,
+    Embedding,
     InFloat32,
-    NoiseEmbedding,
     TransformerBlock,
     add_shared,
     attend,
@@ -47,6 +47,7 @@ from dualrate.networks.blocks import (
 )
 from dualrate.networks.body import BodyConfig
 
+LIGHT = 3  # times the multiply-adds of a light network are its heavy one's, at least: with less two rates save nothing
 Skips = list[tuple[Tensor, Tensor]]  # (before, after) of the module docstring, finest level first
 
 
@@ -131,16 +132,41 @@ class UViTConfig(BodyConfig):
         assert isinstance(network, UViT)
         return network.middle.blocks
 
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of a call for an image, but for those of the embedding."""
+        taps, grids = math.prod(self.along(3)), [math.prod(self.sides(i)) for i in range(self.num_levels)]
+        ends = (taps if self.patch == 1 else 1) + taps * self.head  # stem and head
+        total = ends * self.numbers * self.widths[0] * grids[0]
+        total += sum(2 * fine * coarse * n for (fine, coarse), n in zip(pairwise(self.widths), grids[1:], strict=True))
+        for i, (level, n) in enumerate(zip(self.levels, grids, strict=True)):
+            conv = level.kind == "conv"
+            block = 2 * taps * level.channels**2 * n if conv else transformer_macs(level.channels, n)
+            total += block * level.blocks * (2 if i + 1 < self.num_levels else 1)
+        return total
+
+    @property
+    def numbers(self) -> int:
+        """Numbers of a patch."""
+        return self.image_channels * math.prod(self.along(self.patch))
+
     def lighter(self) -> UViTConfig:
         """Half of its transformers' channels and of its middle's blocks, three quarters of its convolutions' channels.
 
         Below other levels, a middle of transformer blocks becomes one convolution block of as many multiply-adds, which
         takes fewer seconds (docs/results/bodies.md). The finest level keeps at least one channel for every number of a
-        patch, for all that the network sees passes through it.
+        patch, for all that the network sees passes through it. Where that leaves more than a part in `LIGHT` of the
+        multiply-adds, it has a block less, and the middle those of all blocks.
         """
+        light = self._lighter(fewer=0)
+        return light if len(self.levels) == 1 or LIGHT * light.macs <= self.macs else self._lighter(fewer=1)
+
+    def _lighter(self, fewer: int) -> UViTConfig:
+        """A light network with so many blocks fewer at the finest level."""
         finest, *coarser = self.levels
-        lighter = [_lighter(finest, self.patch**2 * self.image_channels), *(_lighter(level) for level in coarser)]
-        middle = lighter[-1] = replace(lighter[-1], blocks=max(1, self.levels[-1].blocks // 2))
+        lighter = [_lighter(finest, self.numbers), *(_lighter(level) for level in coarser)]
+        lighter[0] = replace(lighter[0], blocks=max(0, finest.blocks - fewer))
+        middle = lighter[-1] = replace(lighter[-1], blocks=max(1, self.levels[-1].blocks // (1 if fewer else 2)))
         if coarser and middle.kind == "transformer":
             tokens, taps = math.prod(self.sides(len(coarser))), math.prod(self.along(3))
             squares = middle.blocks * transformer_macs(middle.channels, tokens) / (2 * taps * tokens)  # of channels
@@ -186,29 +212,6 @@ class Blocks(nn.Module):
         for block in list(self.blocks)[begin:end]:
             h = block(h, emb)
         return h
-
-
-def class_of(label: Tensor | None, log_snr: Tensor, num_classes: int) -> Tensor:
-    """(B,): the labels; without any, the null class of every row."""
-    return torch.full(log_snr.shape, num_classes, device=log_snr.device) if label is None else label
-
-
-class Embedding(nn.Module):
-    """(log_snr, label) -> (B, E). The label after the last is the null class."""
-
-    null = True
-
-    def __init__(self, embedding: int, num_classes: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.noise = NoiseEmbedding(embedding)
-        self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
-
-    def forward(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
-        emb = self.noise(log_snr)
-        if self.label is None:
-            return emb
-        return emb + self.label(class_of(label, log_snr, self.num_classes))
 
 
 class Head(InFloat32, nn.Sequential):

@@ -10,7 +10,8 @@ Side     the median short side of the images, rounded down to one of `SIDES`, wh
 Patches  of 1, 2 or 4 pixels: the smallest that leave the finest level at most `Tier.finest` positions a side.
 Levels   each halves the one before, down to the middle, of transformer blocks. Levels above are convolutional; those of
          base at 16 x 16 or less are transformer blocks.
-Light    `UViTConfig.lighter`: three quarters of the convolutions' widths, and one convolution block in the middle.
+Light    `UViTConfig.lighter`: three quarters of the convolutions' widths, and one convolution block in the middle. It
+         makes a third of the multiply-adds at most: so at large sides its finest level has a block less.
 Widths   a level holds what it is given: at least as many channels as a patch has numbers.
 Latents  (dualrate data encode) are taken unchanged: the networks have their side and channels.
 Colours  grey if every image that was looked at is, else three channels.
@@ -147,15 +148,14 @@ class Auto:
             progress.note(f"{latents.name}: {len(latents)} images as latents of {latents.shape} (C, H, W)")
             if self.task is not None:
                 raise ValueError(f"a --task needs images, and {self.data.source} holds latents: name the images")
-            return replace(
-                _of_shape(latents.shape, latents.num_classes, self.data, self.size, self.chosen_rate),
-                codec=latents.codec,
-            )
+            chosen = _of_shape(latents.shape, latents.num_classes, self.data, self.size, self.chosen_rate)
+            progress.note(rates(chosen))
+            return replace(chosen, codec=latents.codec)
         look = look_at(self.data.source, self.data.label)
         chosen = experiment(look, self.data, self.size, "single" if self.task else self.chosen_rate)
         if self.task is not None:
             chosen = self._of_task(chosen, task_named(self.task).fitted(look, chosen.shape))
-        progress.note(account(look, self.data, chosen))
+        progress.note(f"{account(look, self.data, chosen)}\n{rates(chosen)}")
         if self.task is None and chosen.networks.ages:
             progress.note(f"{BETTER_ALONE}: --rate single")
         return chosen
@@ -265,6 +265,15 @@ def account(look: Look, requested: DataConfig, chosen: Experiment) -> str:
         f"each becomes {made_of.size} x {made_of.size}, {colour}: the square in its middle, resized (data.size)\n"
         f"mirrored in training: {mirrored} (data.augment.flip){of}"
     )
+
+
+def rates(chosen: Experiment) -> str:
+    """How much lighter the light network is, for people; or that there is one network."""
+    networks = chosen.networks.configs
+    if not {"encoder", "light"} <= networks.keys():
+        return "one network at every step"
+    ratio = networks["encoder"].macs / networks["light"].macs
+    return f"a call of the heavy network costs {ratio:.1f} times the multiply-adds of one of the light network"
 
 
 def distilled() -> StudentRecipe:

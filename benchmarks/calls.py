@@ -1,0 +1,208 @@
+"""Ratios of what was made faster, each beside its aim, and the shares of pairs; `make benchmark` prints them.
+
+torus      a light call that pads by torch over one that pads by `blocks.wrapped`
+precision  samplings in the precision that "auto" takes over those in the other one
+labels     the check of a draw's labels over a light call of one image
+files      2 steps of 1000 images with a PNG each over the same images drawn
+loop       samplers of this package over those of diffusers, 16 steps of a network that does nothing
+share      the speed-up of a light call over a heavy one, over the ratio of their multiply-adds: of the shipped
+           pairs, and of what `train auto` makes, with random weights
+
+python -m benchmarks.calls [--only share ...] [--seconds 5]    as a table in Markdown, with the machine below it
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+import dualrate as dr
+from benchmarks import child, workloads
+from benchmarks.interleave import Spread, interleaved, quotient
+from dualrate.data.images import Look
+from dualrate.data.source import Raw
+from dualrate.denoisers.denoiser import Plain, check_labels
+from dualrate.diffusion.schedule import Cosine
+from dualrate.drawing.samples import write_samples
+from dualrate.experiment.model import Model
+from dualrate.networks.blocks import PeriodicConv2d, in_bfloat16
+from dualrate.recipes.auto import experiment
+from dualrate.sampling.solvers import DPMSolver2M
+from dualrate.system.device import environment, keep_freed_memory
+
+CPU = torch.device("cpu")
+PAIRS = ("dual-25", "dual-45")
+LEVELS = (dr.Level("conv", 24, 1), dr.Level("conv", 24, 1), dr.Level("conv", 64, 1))
+PERIODIC = {
+    "32 x 32": dr.UViTConfig(32, 3, LEVELS, patch=2, embedding=128, periodic=True),
+    "a line of 64": dr.UViTConfig(64, 3, LEVELS, embedding=128, periodic=True, height=1),
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A ratio of CPU seconds, in words what it should be, and for a share the ratio of multiply-adds."""
+
+    name: str
+    ratio: Spread
+    aim: str
+    macs: str = ""
+
+
+Work = Callable[[], object]
+
+
+def over(top: Work, bottom: Work, seconds: float, scale: float = 1.0) -> Spread:
+    return quotient(interleaved({"top": top, "bottom": bottom}, CPU, seconds=seconds), "top", "bottom", scale)["cpu"]
+
+
+def torus(seconds: float) -> Iterator[Figure]:
+    for (name, config), count in ((pair, count) for pair in PERIODIC.items() for count in (1, 16, 64)):
+        net, z, log_snr = config.network(), torch.zeros(count, *config.shape), torch.zeros(count)
+        call = torch.no_grad()(lambda net=net, z=z, log_snr=log_snr: net(z, log_snr, None))
+
+        def by_torch(call: Work = call) -> None:
+            with patch.object(PeriodicConv2d, "forward", nn.Conv2d.forward):
+                call()
+
+        yield Figure(f"torch's padding, {name}, batch {count}", over(by_torch, call, seconds), "1 at least")
+
+
+def precision(seconds: float) -> Iterator[Figure]:
+    model = shipped(PAIRS[1])
+    for count in (1, 8, 64):
+        auto = in_bfloat16("auto", CPU, (count, *model.shape))
+        taken, other = (
+            workloads.sampling(model, dr.StepPlan.uniform(8, 2), count, bfloat16) for bfloat16 in (auto, not auto)
+        )
+        name = f"{'bfloat16' if auto else 'float32'} over the other, batch {count}"
+        yield Figure(name, over(taken, other, seconds), "1 at most")
+
+
+def labels(seconds: float) -> Iterator[Figure]:
+    model = shipped(PAIRS[1])
+    light = workloads.a_call_each(model, 1, bfloat16=False)["light"]
+    yield Figure(
+        "labels of a draw over a light call",
+        over(lambda: check_labels(model.denoiser, [0]), light, seconds),
+        "0.05 at most",
+    )
+
+
+def files(seconds: float) -> Iterator[Figure]:
+    drawer, seeds = dr.Choice(steps=2).drawer(shipped("light-10")), range(1000)
+
+    def written() -> None:
+        with tempfile.TemporaryDirectory() as out:
+            write_samples(drawer, seeds, out)
+
+    yield Figure(
+        "1000 images in 2 steps as files over drawn", over(written, lambda: drawer.draw(seeds), seconds), "1.2 at most"
+    )
+
+
+class Nothing(nn.Module):
+    """A network that returns 0."""
+
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
+        return torch.zeros_like(z)
+
+
+def loop(seconds: float) -> Iterator[Figure]:
+    """None where diffusers is not installed."""
+    try:
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+        from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+    except ImportError:
+        return
+    process, shape, plan = dr.GaussianProcess(Cosine()), (1, 28, 28), dr.StepPlan.uniform(16)
+    denoiser, net = Plain(Nothing(), process), Nothing()
+    steps: dict[str, tuple[Any, Any]] = {
+        "DDPM": (dr.Ancestral(process), DDPMScheduler),
+        "DDIM": (dr.DDIM(process), DDIMScheduler),
+        "DPM-Solver++ 2M": (DPMSolver2M(process), DPMSolverMultistepScheduler),
+    }
+    for (name, (step, kind)), count in ((pair, count) for pair in steps.items() for count in (1, 64)):
+        seeds = range(count)
+        how = {"batch_size": count, "device": CPU}
+
+        def ours(step: Any = step, seeds: range = seeds, how: Any = how) -> None:
+            list(dr.sample_batches(denoiser, step, plan, shape, seeds, **how))
+
+        @torch.no_grad()
+        def theirs(kind: Any = kind, count: int = count) -> None:
+            scheduler = kind(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+            scheduler.set_timesteps(16)
+            z, chance = torch.randn(count, *shape), torch.Generator()
+            more = {} if kind is DPMSolverMultistepScheduler else {"generator": chance}
+            for t in scheduler.timesteps:
+                z = scheduler.step(net(z, t, None), t, z, **more).prev_sample
+
+        yield Figure(f"the loop over diffusers', {name}, batch {count}", over(ours, theirs, seconds), "1 at most")
+
+
+def share(seconds: float) -> Iterator[Figure]:
+    pairs = {name: shipped(name) for name in PAIRS}
+    pairs |= {f"auto tiny, {side} x {side}": of_auto(side) for side in (32, 64, 128)}
+    for (name, model), count in ((pair, count) for pair in pairs.items() for count in (1, 64)):
+        bfloat16 = in_bfloat16("auto", CPU, (count, *model.shape))
+        calls, cost = workloads.a_call_each(model, count, bfloat16), model.call_cost
+        promised = cost.heavy / cost.light
+        ratio = over(calls["heavy"], calls["light"], seconds, 1 / promised)
+        numbers = "bfloat16" if bfloat16 else "float32"
+        yield Figure(
+            f"share of {name}, batch {count}, {numbers}",
+            ratio,
+            f"{0.8 if count == 1 else 0.9} at least",
+            f"{promised:.2f}",
+        )
+
+
+def shipped(name: str) -> Model:
+    return dr.load(child.ROOT / f"weights/fashion-mnist-{name}", device=CPU)
+
+
+def of_auto(side: int) -> Model:
+    """What `train auto --size tiny` makes for colour images of this side, with random weights."""
+    look = Look("colour", Raw([], 1, None, ()))
+    made = experiment(look, dr.DataConfig(source="colour", size=side, channels=3), "tiny")
+    networks, denoiser = made.build()
+    return Model("auto", made, networks.eval().requires_grad_(False), denoiser, 0, "")
+
+
+PARTS: dict[str, Callable[[float], Iterator[Figure]]] = {
+    part.__name__: part for part in (torus, precision, labels, files, loop, share)
+}
+
+
+def table(only: list[str], seconds: float) -> Iterator[str]:
+    """Lines in Markdown."""
+    yield "| | ratio of multiply-adds | ratio of seconds | aim |"
+    yield "| --- | ---: | ---: | ---: |"
+    for name in only:
+        for figure in PARTS[name](seconds):
+            yield f"| {figure.name} | {figure.macs} | {figure.ratio} | {figure.aim} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--seconds", type=float, default=5, help="at least, for each ratio")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    for line in table(options.only, options.seconds):
+        print(line, flush=True)
+    print("\n" + ", ".join(environment(CPU).values()))
+
+
+if __name__ == "__main__":
+    main()
