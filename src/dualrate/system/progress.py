@@ -128,7 +128,7 @@ class Bar(PlainReporter):
 def reporter_here() -> Reporter:
     """A bar in a notebook that has tqdm, lines elsewhere."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    if hasattr(shell, "kernel"):
+    if getattr(shell, "kernel", None) is not None:
         with suppress(ImportError):
             return Bar()
     return PlainReporter()
