@@ -508,9 +508,9 @@ def train_and_score(options: argparse.Namespace) -> None:
 
 
 def page(out: Path) -> str:
-    """The rows as a table: means over seeds, and all their intervals together."""
+    """The rows as a table, but of ablations: means over seeds, and all their intervals together."""
     rows = [json.loads(line) for line in (out / ROWS).read_text().splitlines()]
-    rows = [row for row in rows if row["what"] == "row"]
+    rows = [row for row in rows if row["what"] == "row" and ": " not in row["name"]]
     head = ("contender", "seconds", "seeds", *(f"FD-{net}" for net in NETS), "ms an image", "million MACs a call")
     lines = [" | ".join(head), " | ".join(["---"] * len(head))]
     keys = [tuple(row.get(part) for part in ("name", "options", "seconds", "images")) for row in rows]
