@@ -52,7 +52,7 @@ def scored_table(records: Sequence[Record]) -> str:
             not any(one.macs <= row.macs and one.scores[metric].value < score.value for one in single)
             for metric, score in row.scores.items()
         ]
-        if row in single and sum(on_front) > len(on_front) / 2 or row not in single and row.num_steps in (4, 6):
+        if (row in single and sum(on_front) > len(on_front) / 2) or (row not in single and row.num_steps in (4, 6)):
             cells = [row.network, row.num_steps, significant(row.flops / 1e9)]
             lines.append([*cells, *map(scored, row.scores.values())])
     return markdown(["decoder", "steps", "GFLOPs", *rows[0].scores], lines, texts=1)

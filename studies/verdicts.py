@@ -101,9 +101,7 @@ def verdicts(results: ComparisonResults) -> list[Verdict]:
 
 def savings_of(one: MeasuredCandidate, baselines: Sequence[MeasuredCandidate], metric: str) -> Savings:
     """Against these baselines, by one metric."""
-    return tuple(
-        saving(point_of(one, metric, costs.of(one)), _points(baselines, metric, costs)) for costs in COSTS
-    )
+    return tuple(saving(point_of(one, metric, costs.of(one)), _points(baselines, metric, costs)) for costs in COSTS)
 
 
 def _points(baselines: Sequence[MeasuredCandidate], metric: str, costs: Costs) -> list[Point]:
