@@ -267,7 +267,7 @@ def test_every_command_runs_on_networks_of_full_size(page, place, monkeypatch):
         follow(words, monkeypatch)
 
 
-@pytest.mark.parametrize("page", ["settled", "captions", "decoders", "conditions", "bodies"])
+@pytest.mark.parametrize("page", ["settled", "captions"])
 def test_what_an_answer_quotes_stands_in_a_table(page: str) -> None:
     """Values with intervals: a table that is measured anew leaves none of them behind in a sentence."""
     pages = [ROOT / "README.md", ROOT / "docs/results.md", *(ROOT / "docs/results").glob("*.md")]
