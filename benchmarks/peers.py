@@ -508,11 +508,10 @@ def train_and_score(options: argparse.Namespace) -> None:
 
 
 def page(out: Path) -> str:
-    """The rows as a table: means over seeds, and all their intervals together."""
+    """The rows as a table, but of ablations: means over seeds, and all their intervals together."""
     rows = [json.loads(line) for line in (out / ROWS).read_text().splitlines()]
-    rows = [row for row in rows if row["what"] == "row"]
-    head = ("contender", "seconds", "seeds", *(f"FD-{net}" for net in NETS), "sampler", "ms an image")
-    head += ("images a CPU second", "million MACs a call", "lines", "learning rate", "CPU seconds of search")
+    rows = [row for row in rows if row["what"] == "row" and ": " not in row["name"]]
+    head = ("contender", "seconds", "seeds", *(f"FD-{net}" for net in NETS), "ms an image", "million MACs a call")
     lines = [" | ".join(head), " | ".join(["---"] * len(head))]
     keys = [tuple(row.get(part) for part in ("name", "options", "seconds", "images")) for row in rows]
     groups = [[row for row, other in zip(rows, keys, strict=True) if other == key] for key in dict.fromkeys(keys)]
@@ -520,12 +519,9 @@ def page(out: Path) -> str:
     for group in groups:
         first, scores = group[0], np.array([row["scores"] for row in group])  # (seeds, networks, 3)
         middle, low, high = scores[..., 0].mean(0), scores[..., 1].min(0), scores[..., 2].max(0)
-        speed = np.mean([row["seen"] / row["training_seconds"] for row in group])
         cells = [first["name"], f"{first['seconds']:g}", len(group)]
-        cells += [f"{value:.1f} [{a:.1f}, {b:.1f}]" for value, a, b in zip(middle, low, high, strict=True)]
-        cells += [", ".join(sorted({row["sampler"] for row in group})), f"{np.mean([row['ms'] for row in group]):.1f}"]
-        cells += [f"{speed:.0f}", f"{first['macs'] / 1e6:.1f}", first["lines"]]
-        cells += [first["found"]["lr"], f"{first['search_seconds']:.0f}"] if "found" in first else ["its own", 0]
+        cells += [f"{value:.0f} [{a:.0f}, {b:.0f}]" for value, a, b in zip(middle, low, high, strict=True)]
+        cells += [f"{np.mean([row['ms'] for row in group]):.1f}", f"{first['macs'] / 1e6:.1f}"]
         lines.append(" | ".join(map(str, cells)))
     floors = {(row["images"], *row["floor"]) for row in rows}
     real = [

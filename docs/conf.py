@@ -32,7 +32,7 @@ CONTENTS = {  # of a page: captions, and what stands under each in the side bar
         ],
         "Reference": ["docs/commands", "docs/api", "docs/equations", "docs/faults", "docs/design"],
         "What was measured": ["docs/results"],
-        "Project": ["CONTRIBUTING", "AGENTS", "SECURITY", "CHANGELOG", "dev/LOG", "dev/queue"],
+        "Project": ["CONTRIBUTING", "AGENTS", "SECURITY", "CHANGELOG"],
     },
     "docs/results": {"": ["docs/results/*", "weights/*/README", "src/dualrate/metrics/nets/*/README"]},
 }  # fmt: skip
@@ -42,7 +42,7 @@ project = "dualrate"
 copyright = author = "the dualrate authors"
 version = release = dualrate.__version__
 root_doc = "README"
-include_patterns = ["*.md", "docs/**.md", "dev/*.md", "weights/*/README.md", "src/dualrate/metrics/nets/*/README.md"]
+include_patterns = ["*.md", "docs/**.md", "weights/*/README.md", "src/dualrate/metrics/nets/*/README.md"]
 exclude_patterns = [".venv", ".git", "build", "demo", "dist", "out", "runs"]
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 

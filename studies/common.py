@@ -128,4 +128,4 @@ def as_markdown(made: Table) -> str:
         textwrap.fill(note, LINE, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
         for note in made.notes
     ]
-    return "\n".join([markdown(made.header, made.cells), *notes])
+    return "\n".join([markdown(made.header, made.cells, made.texts), *notes])

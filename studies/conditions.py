@@ -17,7 +17,6 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -45,7 +44,7 @@ MODELS: tuple[tuple[Rate, TrainedBy], ...] = (
     ("single", "diffusion"), ("medium", "diffusion"), ("medium", "crps"), ("dual", "corrdiff"), ("dual", "residual"),
 )  # fmt: skip
 STEPS, SHARED, CONDITIONS, SHOWN, REFERENCE = (2, 4, 8), (1, 16), 256, 4, 10_000
-PAIRS = ("dual", "crps"), ("dual", "diffusion")  # what all else is compared with
+PAIRS = ("dual", "crps"), ("dual", "diffusion")  # what single networks are compared with
 DRAWN = 4  # conditions of a picture
 
 
@@ -113,54 +112,49 @@ def named(rate: str, trained_by: str) -> tuple[str, str]:
 
 
 def scored_table(rows: Sequence[Row]) -> str:
-    """Of one task: scores of each plan, the best first, means over trainings; intervals are over conditions."""
-    own = by_plan(rows)
-    by = {name: resampled(rows, plan_of, partial(score_of, name=name)) for name in ("crps", "energy", "psnr")}
-
-    def shown(values: NDArray[np.float64], digits: int) -> str:
-        return with_interval(values[0], *np.quantile(values[1:], (0.025, 0.975)), places=digits)
-
-    head = ["network", "trained by", "steps", "million multiply-adds a sample, of 1", "of 16", "ms, of 1", "of 16"]
-    head += ["CRPS", "energy score", "PSNR of mean, dB", "spread / skill"]
-    head += [*(f"FD-EfficientNet-{net}" for net in NETS), "images trained on"]
+    """Of one task: scores of each network in its most steps, the best first, means over trainings."""
+    own, scores = most_steps(rows), resampled(rows, plan_of, score_of)
+    head = ["network", "million multiply-adds a sample, of 1", "of 16", "CRPS"]
+    head += [*(f"FD-EfficientNet-{net}" for net in NETS), "thousand images trained on"]
     lines: list[list[object]] = []
-    for key, crps in sorted(by["crps"].items(), key=lambda one: one[1][0]):
-        cells = [*named(*key[:2]), key[2], *(f"{mean(own[key], 'macs', count):.1f}" for count in SHARED)]
-        cells += [*(f"{mean(own[key], 'ms', count):.2f}" for count in SHARED), shown(crps, 4)]
-        cells += [shown(by["energy"][key], 4), shown(by["psnr"][key], 2)]
-        cells += [f"{np.mean([row['spread_skill'] for row in own[key]]):.2f}"]
+    for key in sorted(own, key=lambda key: scores[key][0]):
+        crps = with_interval(scores[key][0], *np.quantile(scores[key][1:], (0.025, 0.975)), places=4)
+        cells = [", ".join(named(*key[:2])), *(f"{mean(own[key], 'macs', count):.1f}" for count in SHARED), crps]
         distances = np.array([row["distances"] for row in own[key]])  # (seeds, networks, 3)
         ends = zip(distances[..., 0].mean(0), distances[..., 1].min(0), distances[..., 2].max(0), strict=True)
         cells += [with_interval(*each, places=0) for each in ends]
-        lines.append([*cells, round(np.mean([row["seen"] for row in own[key]]))])
+        lines.append([*cells, round(np.mean([row["seen"] for row in own[key]]) / 1000)])
     floor = ", ".join(f"{value:.0f}" for value in rows[0]["floor"])
     seeds = {row["seed"] for row in rows}
     below = f"Distances of {SHOWN * CONDITIONS} training images: {floor}. Trainings of each network: {len(seeds)}."
-    return f"{markdown(head, lines)}\n{below}\n"
+    return f"{markdown(head, lines, texts=1)}\n{below}\n"
 
 
 def ratio_table(rows: Sequence[Row]) -> str:
-    """Of one task: what others cost that score as well as the pair, over what it costs."""
-    own, scores = by_plan(rows), resampled(rows, plan_of, score_of)
-    pairs = [key for key in own if key[:2] in PAIRS and key[2] in (1, STEPS[-1])]
-    ways = list(product(pairs, (("macs", "multiply-adds"), ("ms", "seconds")), SHARED))
-    heads = [f"two rates in {key[2]}: {of}, of {count}" for key, (_, of), count in ways]
-    others = {"the best single network": [key for key in own if key[0] != "dual"]}
-    for rate, trained_by in MODELS:
-        keys = [key for key in own if key[:2] == (rate, trained_by)]
-        if keys and (rate, trained_by) not in PAIRS:
-            others[", ".join(named(rate, trained_by))] = keys
-    costs = {(of, count): {key: mean(own[key], of, count) for key in own} for of in ("macs", "ms") for count in SHARED}
-    lines = [
-        [name, *(at_equal_score(scores, costs[of, count], pair, keys) for pair, (of, _), count in ways)]
-        for name, keys in others.items()
-    ]
-    return markdown(["against", *heads], lines, texts=1)
+    """What single networks cost that score as well as the pair, over what it costs."""
+    lines: list[list[object]] = []
+    for task, of_task in by_task(rows).items():
+        own, scores = by_plan(of_task), resampled(of_task, plan_of, score_of)
+        costs = {count: {key: mean(own[key], "macs", count) for key in own} for count in SHARED}
+        single = [key for key in own if key[0] != "dual"]
+        light = [key for key in single if key[:2] == ("light", "diffusion")]
+        rivals = {"the best single network": single, "the light one by diffusion": light}
+        pairs = [key for key in most_steps(of_task) if key[:2] in PAIRS]
+        for name, keys in rivals.items():
+            ratios = (at_equal_score(scores, costs[count], pair, keys) for pair, count in product(pairs, SHARED))
+            lines.append([task, name, *ratios])
+    heads = [f"two rates {way}, of {count}" for way, count in product(("in one call", "by diffusion"), SHARED)]
+    return markdown(["task", "against", *heads], lines)
 
 
-def score_of(row: Row, name: str = "crps") -> NDArray[np.float64]:
+def score_of(row: Row) -> NDArray[np.float64]:
     """(conditions,)"""
-    return np.mean(row[name], 1)
+    return np.mean(row["crps"], 1)
+
+
+def most_steps(rows: Sequence[Row]) -> dict[Plan, list[Row]]:
+    """The rows by plan, of each network the plan of the most steps alone."""
+    return {key: own for key, own in by_plan(rows).items() if key[2] in (1, STEPS[-1])}
 
 
 def by_plan(rows: Sequence[Row]) -> dict[Plan, list[Row]]:
@@ -195,14 +189,19 @@ def picture(out: Path, task: str) -> None:
     )
 
 
+def by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """In the order of TASKS, by their names."""
+    names = {task.partition(":")[0]: [row for row in rows if row["task"] == task] for task in TASKS}
+    return {name: own for name, own in names.items() if own}
+
+
 def page(out: Path) -> None:
     rows, wanted = kept(RESULTS / "conditions.json.xz", out), RESULTS / "conditions.md"
-    for task in dict.fromkeys(row["task"] for row in rows):
-        own, name = [row for row in rows if row["task"] == task], task.partition(":")[0]
-        for table, what in ((scored_table, "scores"), (ratio_table, "ratios")):
-            place(f"{name} {what}", table(own), wanted)
-        if folder_of(out, task, "single", "diffusion", 0).is_dir():
-            picture(out, task)
+    place("ratios", ratio_table(rows), wanted)
+    for name, own in by_task(rows).items():
+        place(f"{name} scores", scored_table(own), wanted)
+        if folder_of(out, name, "single", "diffusion", 0).is_dir():
+            picture(out, name)
 
 
 def main() -> None:

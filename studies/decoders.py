@@ -14,7 +14,7 @@ from typing import Any
 from dualrate.metrics.quality import QualityScore
 from dualrate.metrics.store import Fingerprint
 from dualrate.report.figures import pareto_figure, png
-from dualrate.report.table import EACH, Row, scored, significant
+from dualrate.report.table import Row, scored, significant
 from dualrate.system.files import write_whole
 from studies.common import RESULTS, markdown, place
 from studies.saving import Saving
@@ -42,39 +42,41 @@ def row_of(one: Record) -> Row:
     )
 
 
-def front_table(records: Sequence[Record]) -> str:
-    """The lowest cost first."""
+def scored_table(records: Sequence[Record]) -> str:
+    """Pairs in 4 and 6 steps, and the single decoders that no other single one beats by most metrics; by cost."""
+    rows = sorted(map(row_of, records), key=lambda row: row.macs)
+    single = [row for row in rows if row.num_heavy == row.num_steps]
     lines = []
-    for one, row in sorted(((one, row_of(one)) for one in records), key=lambda pair: (pair[1].macs, str(pair[1]))):
-        heavy = EACH if row.num_heavy == row.num_steps else row.num_heavy
-        cells: list[object] = [row.network, row.sampler, row.num_steps, heavy, significant(row.flops / 1e9)]
-        cells += [significant(1000 * one[name]) for name in ("seconds_per_image", "seconds_alone")]
-        cells += [row.batch_size, round(one["peak_bytes"] / 1e6), *map(scored, row.scores.values())]
-        cells += [f"{1000 * one['kernel']:.2f} +- {1000 * one['kernel_standard_error']:.2f}"]
-        cells += [f"{one[name]:.3f}" for name in ("precision", "recall")]
-        lines.append([*cells, f"{one['psnr']:.2f} +- {one['psnr_standard_error']:.2f}"])
-    head = ["network", "sampler", "N", "H", "GFLOPs", "ms", "ms alone", "batch", "MB", *row_of(records[0]).scores]
-    return markdown([*head, "KD x 1000", "precision", "recall", "PSNR, dB"], lines)
+    for row in rows:
+        on_front = [
+            not any(one.macs <= row.macs and one.scores[metric].value < score.value for one in single)
+            for metric, score in row.scores.items()
+        ]
+        if (row in single and sum(on_front) > len(on_front) / 2) or (row not in single and row.num_steps in (4, 6)):
+            cells = [row.network, row.num_steps, significant(row.flops / 1e9)]
+            lines.append([*cells, *map(scored, row.scores.values())])
+    return markdown(["decoder", "steps", "GFLOPs", *rows[0].scores], lines, texts=1)
 
 
 def savings_table(savings: Sequence[Record]) -> str:
-    """A line for each plan and metric."""
+    """Three lines for each plan whose score a single decoder reaches by some metric, and a column a metric."""
     lines = []
     for one in savings:
-        for metric, judged in one["judges"].items():
-            lines.append([one["network"], one["sampler"], one["plan"], metric, *(ratio(judged[of]) for of in COSTS)])
-    return markdown(["network", "sampler", "plan", "metric", *COSTS], lines, texts=4)
+        judged = {of: [ratio(by[of]) for by in one["judges"].values()] for of in COSTS}
+        if any(math.isfinite(found.ratio) for found in judged["FLOPs"]):
+            lines += [[f"{one['network']} {one['plan']}", of, *ratios] for of, ratios in judged.items()]
+    return markdown(["plan", "ratio of", *savings[0]["judges"]], lines)
 
 
 def ratio(one: Record) -> Saving:
     value, low, high = (math.inf if one[part] == "never" else one[part] for part in ("ratio", "low", "high"))
-    return Saving(value, low, high, one["at_most"], math.nan)
+    return Saving(value, low, high, one["at_most"])
 
 
 def page() -> None:
     known = json.loads((RESULTS / "decoders.json").read_text())
     place("decoders savings", savings_table(known["savings"]), RESULTS / "decoders.md")
-    place("decoders front", front_table(known["front"]), RESULTS / "decoders.md")
+    place("decoders scores", scored_table(known["front"]), RESULTS / "decoders.md")
     rows = sorted(map(row_of, known["front"]), key=lambda row: row.macs)
     write_whole(RESULTS / "decoders-flops.png", png(pareto_figure(rows, "flops")))
 

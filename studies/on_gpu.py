@@ -19,15 +19,6 @@ COMPARED = {
     "resume": "the same, stopped half-way and resumed",
 }
 NETWORKS = {"imagenet-64": "ImageNet 64 x 64", "cifar10": "CIFAR-10", "fashion-mnist": "Fashion-MNIST"}
-MODELS = {
-    "dual": "two rates",
-    "light": "light network alone",
-    "medium": "medium",
-    "large": "large",
-    "corrdiff": "CorrDiff",
-    "one call, dual": "two rates in one call, by CRPS",
-    "one call, large": "large in one call, by CRPS",
-}
 
 
 def agreement(rows: Rows) -> str:
@@ -56,29 +47,9 @@ def calls(rows: Rows) -> str:
     return markdown([*head, "light over heavy: time, multiply-adds"], lines, texts=1)
 
 
-def conditions(rows: Rows) -> str:
-    """Of one task: each model's plan of the lowest CRPS."""
-    lines = []
-    for name in (one for one in MODELS if one in rows):
-        best = min(rows[name]["plans"], key=lambda plan: plan["crps"])
-        cells = [MODELS[name], round(rows[name]["seen"] / 1000), best["steps"]]
-        for of, scale in (("macs", 1e-6), ("ms", 1e3)):
-            cells.append(", ".join(dict.fromkeys(f"{scale * best[of][count]:.0f}" for count in ("1", "16"))))
-        scores = zip((best["crps"], best["energy"]), best["errors"], strict=False)
-        cells += [f"{score:.4f} ({error:.4f})" for score, error in scores]
-        lines.append([*cells, f"{best['spread_skill']:.2f}"])
-    both = "a sample, alone and of 16"
-    head = ("model", "images seen, thousands", "steps", f"million multiply-adds {both}", f"microseconds {both}")
-    return markdown([*head, "CRPS", "energy score", "spread / skill"], lines, texts=1)
-
-
 def page() -> None:
-    right, seconds = (
-        json.loads((RESULTS / "gpu" / f"{name}.json").read_text()) for name in ("right_and_fast", "conditions-20s")
-    )
-    tables = {"agreement": agreement(right["rows"]), "calls": calls(right["rows"])}
-    tables |= {task: conditions(seconds[task]) for task in ("inpainting", "super-resolution")}
-    for name, table in tables.items():
+    rows = json.loads((RESULTS / "gpu" / "right_and_fast.json").read_text())["rows"]
+    for name, table in {"agreement": agreement(rows), "calls": calls(rows)}.items():
         place(f"gpu {name}", table, RESULTS / "gpu.md")
 
 

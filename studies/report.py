@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -21,7 +19,7 @@ from typing import Any, get_args
 from dualrate.cli.console import reporter, working
 from dualrate.comparison.candidates import RunRequest, candidates_of
 from dualrate.comparison.compare import compare
-from dualrate.comparison.results import ComparisonResults, as_json, front_table
+from dualrate.comparison.results import ComparisonResults, as_json
 from dualrate.comparison.rows import MeasuredCandidate, read_row
 from dualrate.config.ranges import Precision
 from dualrate.report.figures import pareto_figure, png
@@ -43,14 +41,11 @@ from studies.common import (
     place,
     save,
 )
-from studies.trainings import kept_file, plans_of, training
+from studies.trainings import kept_file, training
 from studies.verdicts import (
     as_savings,
     headline_table,
     pooled_results,
-    savings_table,
-    scores_table,
-    trainings_table,
     verdict_table,
     verdicts,
 )
@@ -106,8 +101,7 @@ REQUESTS = [
 
 # The report
 
-KINDS = ("verdicts", "savings", "front", "trainings", "headline", "scores")  # of tables on a page
-FIRST = ROOT / "docs/results.md"  # where the table "headline" stands, too
+FIRST = ROOT / "docs/results.md"  # where the table "headline" stands
 
 
 @dataclass(frozen=True)
@@ -135,29 +129,9 @@ REPORTS = {
 }
 
 
-def front(results: ComparisonResults) -> Table:
-    """Of pooled scores, without savings, which other tables have by every metric; with what was measured where."""
-    made, rows = front_table(pooled_results(results).finished), [one.ran_on for one in results.measured]
-    machines = Counter(row.partition(",")[0] for row in rows)
-    trainings = {plan[0].row.network: len(plan) for plan in plans_of(results.measured)}
-    days = [day for row in rows for day in re.findall(r"\bdate (\S+)", row)]
-    notes = (
-        f"ms, ms alone: {', '.join(f'{name} {value}' for name, value in results.environment.items())}",
-        f"scores: {', '.join(f'{count} of {len(rows)} rows on {name}' for name, count in sorted(machines.items()))}, "
-        f"{min(days)} to {max(days)}",
-        f"trainings: {', '.join(f'{count} of {name}' for name, count in trainings.items())}; KD, precision, recall: of "
-        "the first alone",
-    )
-    return replace(made, notes=(*made.notes, *notes))
-
-
 TABLES: Mapping[str, Callable[[ComparisonResults], Table]] = {  # by the kind between a page's markers
     "verdicts": verdict_table,
-    "savings": savings_table,
-    "front": front,
-    "trainings": trainings_table,
     "headline": headline_table,
-    "scores": scores_table,
 }
 
 
@@ -204,8 +178,8 @@ def write(name: str, results: ComparisonResults) -> None:
     page = RESULTS / REPORTS[name].page
     save(RESULTS / f"{name}.json", numbers(results))
     write_whole(RESULTS / f"{name}-flops.png", figure(results))
-    for kind in KINDS:
-        made = as_markdown(TABLES[kind](results)) + "\n"
+    for kind, table in TABLES.items():
+        made = as_markdown(table(results)) + "\n"
         for where in pages_with(f"{name} {kind}", [page, FIRST]):
             place(f"{name} {kind}", made, where)
 
@@ -219,7 +193,7 @@ def main() -> None:
     parser.add_argument("--kept", action="store_true", help="take the rows that are kept, and their times")
     options = parser.parse_args()
     name, report, device = options.name, REPORTS[options.name], pick_device(None)
-    for kind in KINDS:  # before the work
+    for kind in TABLES:  # before the work
         pages_with(f"{name} {kind}", [RESULTS / report.page, FIRST])
     if device.type == "cpu":
         on_one_thread()

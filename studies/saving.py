@@ -33,7 +33,6 @@ from dualrate.report.figures import pareto_front
 
 RESOLUTION = 0.01  # of the costs at which an interval is looked for, in log cost
 PRECISION = 1e-4  # of its ends
-POWER = 0.8
 FLOOR = 1e-3  # of a replicate, in scores
 
 
@@ -74,15 +73,12 @@ class Saving:
                the first plan of a curve is better, so that a cheaper one, had it been measured, could do
     at_most:   whether what reaches the score is the first plan of a curve, or the cheapest baseline, and is better: the
                ratio is then an upper bound
-    to_tell:   times as much as was measured tells it from 1, with probability POWER, if the scores are the true ones:
-               images, or trainings of as many images where the noise is of both; NaN where no baseline is as cheap
     """
 
     ratio: float
     low: float
     high: float
     at_most: bool
-    to_tell: float
 
     def __str__(self) -> str:
         low, high = (f"{value:.2f}" if math.isfinite(value) else "never" for value in (self.low, self.high))
@@ -105,32 +101,7 @@ def saving(point: Point, baselines: Sequence[Point], *, level: float = LEVEL) ->
         low=0.0 if at_most else min(low, paid) / point.cost,
         high=max(high, paid) / point.cost,
         at_most=at_most,
-        to_tell=contest.gap(point.cost).to_tell(z) if point.cost >= costs[0] else math.nan,
     )
-
-
-@dataclass(frozen=True)
-class ScoreRatio:
-    """The baselines' least score at a point's cost over its own, and its interval: above 1 the point is better."""
-
-    ratio: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.ratio:.2f} [{self.low:.2f}, {self.high:.2f}]" if math.isfinite(self.ratio) else "none as cheap"
-
-
-def score_ratio(point: Point, baselines: Sequence[Point], *, level: float = LEVEL) -> ScoreRatio:
-    """exp D(1), with the interval that decides whether the `saving` leaves out 1; NaN where no baseline is as cheap.
-
-    Raises ValueError as `saving`.
-    """
-    contest, z = _Contest.of(point, baselines), _quantile(level)
-    if point.cost < min(baseline.cost for baseline in baselines):
-        return ScoreRatio(math.nan, math.nan, math.nan)
-    gap = contest.gap(point.cost)
-    return ScoreRatio(math.exp(gap.value), math.exp(gap.low(z)), math.exp(gap.high(z)))
 
 
 def _ends(contest: _Contest, costs: Sequence[float], z: float) -> tuple[float, float]:
@@ -226,11 +197,6 @@ class _Gap:
 
     def high(self, z: float) -> float:
         return max(self.value, self.value - self.bias) + z * self.deviation
-
-    def to_tell(self, z: float) -> float:
-        against = max(-self.bias if self.value < 0 else self.bias, 0)  # on the side that has to leave 0 out
-        needed = (z + NormalDist().inv_cdf(POWER)) * self.deviation + against
-        return (needed / self.value) ** 2 if self.value else math.inf
 
 
 @dataclass(frozen=True, eq=False)

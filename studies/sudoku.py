@@ -214,23 +214,25 @@ def train(out: Path, seconds: float, seeds: Sequence[int], rates: Sequence[float
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Of each network, time and number of steps the best learning rate, the best row first: by boards, then by cells.
+    """Of each network and time, at its best learning rate, the steps that solve more boards than all fewer do.
 
-    Intervals are Wilson's.
+    The best row first, none that solves at most one board in a hundred. Intervals are Wilson's.
     """
-    best: dict[tuple[str, str, int, int], Row] = {}
     ordered = sorted(rows, key=itemgetter("right", "cells", "size", "trained_by", "lr", "steps"))
-    for row in ordered:
-        best[row["size"], row["trained_by"], int(row["seconds"]), row["steps"]] = row
-    head = ("network", "trained by", "steps", "seconds", "boards right", "cells right")
-    head += ("million multiply-adds a sample, of 1", "of 16", "ms, of 1", "puzzles seen", "learning rate")
+    best = {(row["size"], row["trained_by"], int(row["seconds"]), row["steps"]): row for row in ordered}
+    shown = [
+        row
+        for key, row in best.items()
+        if row["right"] > SCORED / 100
+        and all(row["right"] > other["right"] for fewer, other in best.items() if fewer[:3] == key[:3] and fewer < key)
+    ]
+    head = ("network", "trained by", "seconds", "steps", "boards right", "cells right")
+    head += ("million multiply-adds a sample, of 1", "of 16")
     lines = []
-    for row in sorted(best.values(), key=ordered.index, reverse=True):
+    for row in sorted(shown, key=ordered.index, reverse=True):
         share = with_interval(*wilson(row["right"], SCORED), places=2)
-        cells = [row["size"], row["trained_by"], row["steps"], int(row["seconds"]), share, f"{row['cells']:.2f}"]
-        cells += [f"{row['macs'][str(count)]:.1f}" for count in (1, MEMBERS)]
-        cells += [f"{row['ms']:.1f}", row["seen"], f"{row['lr']:g}"]
-        lines.append(cells)
+        cells = [row["size"], row["trained_by"], int(row["seconds"]), row["steps"], share, f"{row['cells']:.2f}"]
+        lines.append([*cells, *(f"{row['macs'][str(count)]:.1f}" for count in (1, MEMBERS))])
     return markdown(head, lines)
 
 

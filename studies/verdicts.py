@@ -15,11 +15,11 @@ from dualrate.comparison.results import ComparisonResults
 from dualrate.comparison.rows import MeasuredCandidate
 from dualrate.metrics.distances import LEVEL
 from dualrate.report.table import Table, compute_unit, shared_metrics, significant
-from studies.saving import POWER, Point, Saving, ScoreRatio, front, saving, score_ratio, side
-from studies.trainings import plans_of, point_of, pooled_rows
+from studies.saving import Point, Saving, front, saving, side
+from studies.trainings import point_of, pooled_rows
 
 TIMING = 1.1  # what two timings of one candidate may differ by
-CHEAPER, COSTLIER = "all metrics: cheaper", "all metrics: more expensive"  # what the metrics come to
+CHEAPER, COSTLIER = "cheaper", "more expensive"  # what the metrics come to
 OPEN, SPLIT = "inconclusive", "metrics disagree"
 
 
@@ -37,16 +37,9 @@ COSTS = (
     Costs("time in batches", lambda one: one.row.seconds_per_image, measured=True),
     Costs("time alone", lambda one: one.seconds_alone, measured=True),
 )
-AS_MANY = f"for {100 * POWER:.0f}% power"
-AT_EQUAL_COST = "score at equal FLOPs"  # a ratio of the baselines' to its own
 
 
-@dataclass(frozen=True, eq=False)
-class Savings:
-    """By one metric: what a candidate saves by each of COSTS; score: the baselines' at its FLOPs, over its own"""
-
-    savings: tuple[Saving, ...]
-    score: ScoreRatio
+Savings = tuple[Saving, ...]  # by one metric: what a candidate saves by each of COSTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,16 +50,12 @@ class Verdict:
     by_metric: Mapping[str, Savings]
 
     @property
-    def first(self) -> Savings:
-        return next(iter(self.by_metric.values()))
-
-    @property
     def words(self) -> tuple[str, ...]:
         """For each of COSTS: CHEAPER or COSTLIER where every metric's interval leaves out 1 on that side, of measured
         costs by TIMING, OPEN where all of them hold it, else SPLIT.
         """
         words = []
-        for costs, *found in zip(COSTS, *(one.savings for one in self.by_metric.values()), strict=True):
+        for costs, *found in zip(COSTS, *self.by_metric.values(), strict=True):
             sides = {beyond(one, TIMING if costs.measured else 1.0) for one in found}
             words.append({1: CHEAPER, -1: COSTLIER, 0: OPEN}[sides.pop()] if len(sides) == 1 else SPLIT)
         return tuple(words)
@@ -111,8 +100,7 @@ def verdicts(results: ComparisonResults) -> list[Verdict]:
 
 def savings_of(one: MeasuredCandidate, baselines: Sequence[MeasuredCandidate], metric: str) -> Savings:
     """Against these baselines, by one metric."""
-    contests = [(point_of(one, metric, costs.of(one)), _points(baselines, metric, costs)) for costs in COSTS]
-    return Savings(tuple(saving(*contest) for contest in contests), score_ratio(*contests[0]))
+    return tuple(saving(point_of(one, metric, costs.of(one)), _points(baselines, metric, costs)) for costs in COSTS)
 
 
 def _points(baselines: Sequence[MeasuredCandidate], metric: str, costs: Costs) -> list[Point]:
@@ -174,66 +162,28 @@ def _sides(results: ComparisonResults, plans: Collection[str], metrics: Sequence
 
 
 def verdict_table(results: ComparisonResults) -> Table:
-    """A line a metric for every saving, and below these what they come to. results: not pooled, as below."""
+    """A line for each of COSTS of a plan: what it saves by every metric. results: not pooled."""
     found = verdicts(pooled_results(results))
+    metrics = tuple(found[0].by_metric) if found else ()
     cells: list[tuple[str, ...]] = []
     for verdict in found:
-        row = verdict.finished.row
-        named = (row.network, row.sampler, row.plan)
-        for metric, one in verdict.by_metric.items():
-            cells.append(
-                (*named, metric, significant(row.scores[metric].value), str(one.score), *map(str, one.savings))
-            )
-        cells.append((*named, "all metrics", "", "", *verdict.words))
-    sides = [beyond(one.savings[0]) for verdict in found for one in verdict.by_metric.values()]
+        row, ratios = verdict.finished.row, zip(*verdict.by_metric.values(), strict=True)
+        named = (f"{row.network} {row.plan}", row.sampler)
+        for costs, by_metric, word in zip(COSTS, ratios, verdict.words, strict=True):
+            cells.append((*named, costs.name, *map(str, by_metric), word))
+            named = ("", "")
+    sides = [beyond(one[0]) for verdict in found for one in verdict.by_metric.values()]
     notes = (
-        "every metric scores the same images",
-        f"{AT_EQUAL_COST}: the best score of a single network for at most the plan's FLOPs, divided by the plan's "
-        "score; above 1 the plan is better",
-        "other ratios: the cost at which a single network reaches the plan's score, divided by the plan's cost; above "
-        "1 the plan is cheaper",
-        f"{CHEAPER}, or more expensive: every interval lies on that side of 1, for times by a factor of {TIMING}; "
+        "the cost at which a single network reaches the plan's score, over the plan's cost; above 1 the plan is "
+        "cheaper. at most: even the cheapest single network beats the score",
+        "brackets: 95% intervals over images and trainings of both sides, not over the noise of timing",
+        f"{CHEAPER}, {COSTLIER}: every metric's interval lies on that side of 1, for times by a factor of {TIMING}; "
         f"{OPEN}: every interval holds 1; {SPLIT}: anything else, and nothing is claimed",
         f"on {COSTS[0].name} {sides.count(1)} ratios of {len(sides)} are significantly above 1, and {sides.count(-1)} "
         f"are significantly below; {significant_together(results, found)} remain significant after Holm's correction "
         f"at {100 * LEVEL:.0f}%",
     )
-    header = ("network", "sampler", "plan", "metric", "score", AT_EQUAL_COST, *(costs.name for costs in COSTS))
-    return Table(header, tuple(cells), notes)
-
-
-def savings_table(results: ComparisonResults) -> Table:
-    """A line for each plan, by the first metric."""
-    pooled = pooled_results(results)
-    found, more = verdicts(pooled), "trainings" if plans_of(results.measured) else "images"
-    cells = []
-    for one in found:
-        row = one.finished.row
-        named = (row.network, row.sampler, row.plan, significant(row.score.value))
-        cells.append((*named, str(one.first.score), *map(str, one.first.savings), _power(one, more)))
-    notes = (
-        "ratios as above; between two plans of one network and sampler the score is interpolated linearly in "
-        "logarithms",
-        "in brackets 95% intervals over images and trainings, of both sides; never: no single network reaches it",
-        "at most: even the cheapest plan of the single network beats the score, so the ratio is an upper bound and the "
-        "interval begins at 0",
-        "times of a network's plans are assumed to rise with their FLOPs: plans whose order noise has reversed are "
-        "pooled",
-        f"{AS_MANY}: as many images, or trainings, would find the ratio in {COSTS[0].name} significant with a "
-        f"probability of {100 * POWER:.0f}%",
-        "intervals do not cover timing noise; the front was chosen on the same images",
-    )
-    metric = metrics_of(results)[0]
-    header = ("network", "sampler", "plan", metric, AT_EQUAL_COST, *(costs.name for costs in COSTS), AS_MANY)
-    return Table(header, tuple(cells), notes)
-
-
-def _power(one: Verdict, of: str) -> str:
-    """A dash where no baseline is as cheap."""
-    times = one.first.savings[0].to_tell
-    if not math.isfinite(times):
-        return "-"
-    return f"{times:.1f} times the {of}"
+    return Table(("plan", "sampler", "what", *metrics, "together"), tuple(cells), notes, texts=3)
 
 
 def as_savings(found: Sequence[Verdict]) -> list[dict[str, object]]:
@@ -242,10 +192,10 @@ def as_savings(found: Sequence[Verdict]) -> list[dict[str, object]]:
     for verdict in found:
         row = verdict.finished.row
         for metric, one in verdict.by_metric.items():
-            ratios = {costs.name: asdict(ratio) for costs, ratio in zip(COSTS, one.savings, strict=True)}
+            ratios = {costs.name: asdict(ratio) for costs, ratio in zip(COSTS, one, strict=True)}
             values = {
                 f"{name} {part}": None if math.isnan(value) else "never" if math.isinf(value) else value
-                for name, ratio in (ratios | {AT_EQUAL_COST: asdict(one.score)}).items()
+                for name, ratio in ratios.items()
                 for part, value in ratio.items()
             }
             lines.append({"network": row.network, "sampler": row.sampler, "plan": row.plan, "metric": metric} | values)
@@ -254,33 +204,12 @@ def as_savings(found: Sequence[Verdict]) -> list[dict[str, object]]:
 
 def headline_table(results: ComparisonResults) -> Table:
     """What each plan saves in FLOPs, a column a metric."""
-    return _by_metric(results, lambda one: str(one.savings[0]))
-
-
-def scores_table(results: ComparisonResults) -> Table:
-    """How much the best of the baselines lack at each plan's FLOPs, a column a metric."""
-    return _by_metric(results, lambda one: str(one.score))
-
-
-def _by_metric(results: ComparisonResults, cell: Callable[[Savings], str]) -> Table:
     found = verdicts(pooled_results(results))
     prefix, unit = compute_unit([one.finished.row.flops for one in found])
     cells = []
     for one in found:
         row = one.finished.row
-        named = (row.network, row.sampler, row.plan, significant(row.flops / unit))
-        cells.append((*named, *map(cell, one.by_metric.values())))
+        savings = (str(by[0]) for by in one.by_metric.values())
+        cells.append((f"{row.network} {row.plan}", row.sampler, significant(row.flops / unit), *savings))
     metrics = found[0].by_metric if found else ()
-    return Table(("network", "sampler", "plan", f"{prefix}FLOPs", *metrics), tuple(cells), ())
-
-
-def trainings_table(results: ComparisonResults) -> Table:
-    """A line for each plan whose network was trained several times, lowest cost first."""
-    several = [plan for plan in plans_of(results.measured) if len(plan) > 1]
-    metrics, cells = several[0][0].row.scores if several else (), []
-    for plan in sorted(several, key=lambda plan: plan[0].row.macs):
-        row = plan[0].row
-        scores = ("; ".join(significant(one.row.scores[metric].value) for one in plan) for metric in metrics)
-        cells.append((row.network, row.sampler, row.plan, *scores))
-    note = "one score for each training, in the order of their seeds; other tables have the geometric mean"
-    return Table(("network", "sampler", "plan", *metrics), tuple(cells), (note,))
+    return Table(("plan", "sampler", f"{prefix}FLOPs", *metrics), tuple(cells), ())

@@ -268,7 +268,7 @@ def test_kept_or_not_it_is_the_same_row(drawer, judge, tmp_path):
     same = replace(ours, score=theirs.score, seconds_per_image=theirs.seconds_per_image)
     assert same == theirs
     assert ours.score.fingerprint == theirs.score.fingerprint
-    assert "each class keeping its share" in ours.score.note
+    assert "with as many images of each class" in ours.score.note
     assert (ours.network, ours.macs, ours.batch_size) == (drawer.model.name, drawer.cost.macs, 8)
     assert measure(replace(drawer, name="mine"), SEEDS, judge).row.network == "mine"
 

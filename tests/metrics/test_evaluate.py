@@ -114,7 +114,7 @@ def test_strata_narrow_the_interval_alone_and_say_so(evaluator):
     plain, within = evaluator.score_features(features, **of), score_of(evaluator, REAL, **of, strata=strata)
     assert (within.value, within.fingerprint) == (plain.value, plain.fingerprint)
     assert within.high - within.low < 0.9 * (plain.high - plain.low)
-    assert "each class keeping its share" in within.note
+    assert "with as many images of each class" in within.note
     assert "share" not in plain.note
 
 

@@ -1,6 +1,6 @@
 """Which outcome of the paper's curve holds, by the rows of `paper_curve`: python -m tools.gpu.outcome FILE
 
-The rule was written before the first call; docs/results/gpu.md says it in words. A comparison is the mean over sets of
+The rule was written before the first call. A comparison is the mean over sets of
 10,000 images of the log ratio of two Frechet distances to the same training images. Sets have the same seeds for every
 plan. Its interval is Student's, at 95%; a single set has none. All judges have to agree.
 """

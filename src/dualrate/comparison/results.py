@@ -319,14 +319,15 @@ def _milliseconds(row: Row) -> str:
 
 def front_table(finished: Sequence[MeasuredCandidate], yardstick: Yardstick | type[Yardstick] = Yardstick) -> Table:
     """Costs and metrics of every candidate, lowest cost first. yardstick: that measured them"""
-    alone = f"ms alone: of {with_article(yardstick.noun)} that is drawn alone, with its other members"
+    noun = yardstick.noun
+    alone = f"ms alone: milliseconds per {noun} in batches of one {noun}, or of one condition with all its members"
     notes = [alone, *yardstick.notes(finished)]
     if any(measured.saving for measured in finished):
         notes.append(
-            "saving: FLOPs of the cheapest baseline for the same score, over the plan's own, with a 95% interval over "
-            f"{yardstick.noun}s; above 1 the plan is cheaper, and an interval with 1 in it leaves that open. never: no "
-            "baseline reaches the score. at most: the cheapest plan of a baseline is better already. "
-            f"{EACH}: of no dual-rate plan, or every baseline is better, or no baseline as cheap was measured"
+            "saving: how many times the plan's FLOPs the cheapest baseline needs for the same score. Above 1 the plan "
+            f"is cheaper. In brackets: the 95% interval over {noun}s: if 1 lies in it, which is cheaper is open. "
+            "never: no baseline reaches the score. at most: the cheapest plan of a baseline is better already. "
+            f"{EACH}: no dual-rate plan, or every baseline is better, or no baseline as cheap was measured"
         )
     cells = [
         {"ms alone": significant(1000 * measured.seconds_alone)}
@@ -336,7 +337,7 @@ def front_table(finished: Sequence[MeasuredCandidate], yardstick: Yardstick | ty
     ]
     names = dict.fromkeys(column for columns in cells for column in columns)
     beside = [{name: columns.get(name, EACH) for name in names} for columns in cells]
-    return table([measured.row for measured in finished], beside, notes, noun=yardstick.noun)
+    return table([measured.row for measured in finished], beside, notes, noun=noun)
 
 
 def reusing_plans(finished: Sequence[MeasuredCandidate]) -> list[tuple[str, StepPlan]]:

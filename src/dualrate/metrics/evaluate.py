@@ -300,7 +300,7 @@ class Evaluator(Generic[Net]):
             rfd = self.reconstruction(floor_count, codec)
             notes.append(f"the floor's {floor_count} images went through the codec, rFD {rfd:.4g} from before it")
         if stratified:
-            notes.append("interval: for other noise, each class keeping its share")
+            notes.append("the interval is what other seeds would give, with as many images of each class")
         return "; ".join(notes)
 
 
