@@ -206,6 +206,19 @@ def test_processes_that_do_not_come_are_waited_for_so_long(tmp_path):
     assert launched.ended([alone], 30) == [LOST]
 
 
+def test_one_that_waits_for_its_leader_is_stopped_by_a_signal(tmp_path):
+    def work() -> None:
+        if os.environ["RANK"] == "1":
+            (tmp_path / "waits").touch()
+            launched.team(lambda: None)()
+
+    (_, waiting) = launched.start(work, 2, tmp_path / "log")
+    wait_until((tmp_path / "waits").exists, seconds=30)
+    time.sleep(0.5)
+    os.kill(waiting.pid, signal.SIGTERM)
+    assert launched.ended([waiting], 20) == [-signal.SIGTERM]
+
+
 def test_workers_beside_a_team_are_refused(tmp_path):
     def work() -> None:
         with pytest.raises(ValueError, match="--workers 4, but 2 processes are started: drop --workers"):

@@ -58,14 +58,15 @@ def run_shared(run: Callable[[], None]) -> None:
     if not is_launched():
         run()
         return
+    store = None if is_alone() else _store()  # before: it waits where Python handles no signal
     with Interrupts(echoes=True, raises=True):
-        if is_alone():
+        if store is None:
             run()
         elif os.environ["RANK"] == "0":
-            with _gathered() as team, leading(team):
+            with _gathered(store) as team, leading(team):
                 run()
         else:
-            follow(_joined())
+            follow(_joined(store))
 
 
 class Team:
@@ -268,9 +269,9 @@ def _store() -> Any:
 
 
 @contextmanager
-def _gathered() -> Iterator[Team]:
+def _gathered(store: Any) -> Iterator[Team]:
     """The team, once all followers have come; it is dismissed at the end. Raises Lost where one does not come."""
-    store, word, followers, size = _store(), secrets.token_bytes(WORD), {}, int(os.environ["WORLD_SIZE"])
+    word, followers, size = secrets.token_bytes(WORD), {}, int(os.environ["WORLD_SIZE"])
     here = "127.0.0.1" if os.environ["MASTER_ADDR"] in ("localhost", "127.0.0.1") else ""
     both = {"family": socket.AF_INET6, "dualstack_ipv6": True} if not here and socket.has_dualstack_ipv6() else {}
     with socket.create_server((here, 0), backlog=size, **both) as server:
@@ -303,12 +304,12 @@ def _gathered() -> Iterator[Team]:
         team.dismiss(code)
 
 
-def _joined() -> Connection:
+def _joined(store: Any) -> Connection:
     """The connection of a follower to its leader. Raises Lost where it does not answer."""
     host, rank = os.environ["MASTER_ADDR"], int(os.environ["RANK"])
     host = "127.0.0.1" if host == "localhost" else host
     try:
-        port, word = _store().get(PLACE).decode().split()
+        port, word = store.get(PLACE).decode().split()
         opened = socket.create_connection((host, int(port)), timeout())
         opened.sendall(bytes.fromhex(word) + rank.to_bytes(4))
     except (OSError, DistError) as error:
