@@ -11,6 +11,7 @@ ROWS = [line for line in LINES if not line.startswith(("| what happens", "| ---"
 FAULTS, FOLDERS, TOGETHER = "training/test_faults.py", "system/test_folders.py", "training/test_together.py"
 CHECKPOINT, RELEASE, SAMPLES = "training/test_checkpoint.py", "runs/test_release.py", "drawing/test_samples.py"
 LOADING, BAD_FILES, PREPARE = "data/test_load_images.py", "data/test_bad_files.py", "data/test_prepare.py"
+TEAM = "system/test_team.py"
 WORKERS, FIELD_FILES = "system/test_workers.py", "forecasts/test_file_checks.py"
 HELD_BY = {  # what happens: the tests
     "a zarr store names a codec that is not on the list, or holds objects": [
@@ -76,6 +77,14 @@ HELD_BY = {  # what happens: the tests
         "training/test_loop.py::test_resuming_with_other_micro_batches_and_threads_sees_the_same_samples",
     ],
     "more processes than rows of a micro-batch": [f"{TOGETHER}::test_every_process_has_a_row_of_every_micro_batch"],
+    "a process of `sample`, `evaluate`, `compare`, `forecast`, `plan` or `data` is killed": [
+        "cli/test_several.py::test_a_command_has_the_bits_of_one_process_also_where_one_died_and_another_number_goes_on",
+        f"{TEAM}::test_a_process_that_is_killed_ends_all_after_what_the_others_did",
+    ],
+    "a signal comes to one of them, or to all": [
+        f"{TEAM}::test_a_signal_to_a_follower_alone_stops_all",
+        f"{TEAM}::test_in_the_middle_of_blocks_all_end_with_the_codes_of_training",
+    ],
     "torchrun or Slurm starts several processes of a command that is one": [
         "cli/test_nproc.py::test_what_is_one_process_is_refused_under_torchrun"
     ],

@@ -1,12 +1,16 @@
 """Kill commands again and again at random moments, and see that they end with the bits that they have undisturbed.
 
     python -m tools.soak [--kills 100] [--seed 0] [--jobs train prepare ...] [--folder DIR]
+    python -m tools.soak --jobs sample-several evaluate-several --kills 40 --images 3000 --times
 
 A job is a `dualrate` command on tiny networks and made-up images. It is run once undisturbed, then in a new place,
 where SIGKILL (mostly) or SIGTERM ends the command or one of its processes, some of the time while it writes, until
 the same command has come to its end; what it made must have the same bits, and no process and nothing half written
 may be left. Then from the start, until all kills are done. Prints a table in markdown; ends with 1 if anything
 differed. Commands fork from a server that has imported torch; the ranks of the training start as they always do.
+
+A job of several is started by 1, 2 or 3 processes at a time, as torchrun starts them. --times: also undisturbed by each
+number; seconds of the CPU of the busiest process, times their number, over those of one alone: 1 is ideal.
 """
 
 from __future__ import annotations
@@ -19,12 +23,14 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -65,10 +71,12 @@ CLOCK = (
 
 @dataclass(frozen=True)
 class Job:
-    """arguments: of `dualrate`, with OUT for the place; made: what of that place must have the same bits."""
+    """arguments: of `dualrate`, with OUT for the place; made: what of that place must have the same bits; several: how
+    many processes are launched, one of these numbers at each start."""
 
     arguments: Sequence[str]
     made: Callable[[Path], object]
+    several: tuple[int, ...] = (0,)
 
 
 @dataclass
@@ -133,7 +141,8 @@ def timeless(value: object) -> object:
     return [timeless(one) for one in value] if isinstance(value, list) else value
 
 
-def jobs(folder: Path) -> dict[str, Job]:
+def jobs(folder: Path, images: int = 384) -> dict[str, Job]:
+    """images: of jobs of several processes"""
     model = str(folder / "model")
     judge = ("--features", "fashion-mnist")
     training = ("train", "mine:tiny", "--out", "OUT", "--nproc", "2", "--retries", "1000")
@@ -158,6 +167,16 @@ def jobs(folder: Path) -> dict[str, Job]:
              "--minutes", "100", *judge),
             results,
         ),
+        "sample-several": Job(
+            ("sample", model, "--out", "OUT", "--num", str(images), "--batch-size", "10", "--steps", "8", "--npz"),
+            files("*.[np]*"),
+            (1, 2, 3),
+        ),
+        "evaluate-several": Job(
+            ("evaluate", model, "--keep", "OUT", "--num", str(images), "--batch-size", "10", "--steps", "8", *judge),
+            features,
+            (1, 2, 3),
+        ),
     }  # fmt: skip
 
 
@@ -171,14 +190,14 @@ def make_images(folder: Path) -> None:
         Image.fromarray(rng.integers(0, 256, (80, 96, 3), dtype=np.uint8)).save(place)
 
 
-def command(arguments: Sequence[str], folder: Path, log: Path, mark: str) -> None:
+def command(arguments: Sequence[str], folder: Path, log: Path, settings: dict[str, str]) -> None:
     """`dualrate <arguments>`, in this process."""
     os.setsid()
     os.chdir(folder)
     with log.open("a") as opened:
         os.dup2(opened.fileno(), 1)
         os.dup2(opened.fileno(), 2)
-    os.environ |= {MARK: mark, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+    os.environ |= settings | {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
     os.environ |= {"DUALRATE_CACHE": str(folder / "cache"), "DUALRATE_THREADS": "1"}
     sys.path.insert(0, str(folder))
     sys.argv = ["dualrate", *arguments]
@@ -200,6 +219,15 @@ def processes(mark: str) -> Iterator[int]:
             continue
 
 
+def cpu_seconds(process: int) -> float:
+    """Seconds of the CPU that a process has had; 0 of one that has ended."""
+    try:
+        ticks = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    except OSError:
+        return 0.0
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
 class Soak:
     """Jobs in a folder, and what becomes of them."""
 
@@ -210,27 +238,41 @@ class Soak:
             ["dualrate.cli.main", "dualrate.drawing.samples", "dualrate.comparison.compare", "torch._dynamo"]
         )
 
-    def start(self, job: Job, place: Path) -> tuple[BaseProcess, str]:
+    def start(self, job: Job, place: Path, size: int) -> tuple[list[BaseProcess], str]:
+        """Processes of the job by rank; of size 0 a command that no launcher started."""
         self.count += 1
         mark = f"{os.getpid()}-{self.count}"
-        arguments = [one.replace("OUT", str(place)) for one in job.arguments]
-        child = self.server.Process(target=command, args=(arguments, self.folder, place.with_suffix(".log"), mark))
-        child.start()
-        return child, mark
+        arguments, settings = [one.replace("OUT", str(place)) for one in job.arguments], {MARK: mark}
+        if size:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                settings |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+            settings["DUALRATE_TIMEOUT"] = "20"  # of a leader that was killed before the others reached it
+        children = []
+        for rank in range(max(1, size)):
+            launched = {"RANK": str(rank), "WORLD_SIZE": str(size)} if size else {}
+            of = (arguments, self.folder, place.with_suffix(".log"), settings | launched)
+            children.append(self.server.Process(target=command, args=of))
+            children[-1].start()
+        return children, mark
 
-    def undisturbed(self, name: str, job: Job) -> tuple[object, float]:
-        """What the job makes, and in how many seconds."""
-        place, start = self.folder / f"{name}-straight", time.monotonic()
-        child, _ = self.start(job, place)
-        child.join()
-        if child.exitcode:
-            raise RuntimeError(f"{name} ends with {child.exitcode}: {place.with_suffix('.log').read_text()[-2000:]}")
-        return job.made(place), time.monotonic() - start
+    def undisturbed(self, name: str, job: Job, size: int) -> tuple[object, float, float]:
+        """What the job makes, in how many seconds, and those of the CPU of its busiest process."""
+        place, start, busy = self.folder / f"{name}-straight-{size}", time.monotonic(), 0.0
+        children, _ = self.start(job, place, size)
+        while any(child.exitcode is None for child in children):
+            busy = max([busy, *(cpu_seconds(child.pid or 0) for child in children)])
+            time.sleep(0.02)
+        if codes := [child.exitcode for child in children if child.exitcode]:
+            raise RuntimeError(f"{name} ends with {codes}: {place.with_suffix('.log').read_text()[-2000:]}")
+        return job.made(place), time.monotonic() - start, busy
 
-    def kill(self, child: BaseProcess, mark: str, tally: Tally) -> None:
+    def kill(self, children: Sequence[BaseProcess], mark: str, tally: Tally) -> None:
         """End the command, or one of its processes."""
+        child = children[0]
         assert child.pid is not None
         others = [number for number in processes(mark) if number != child.pid]
+        others += [one.pid for one in children[1:] if one.pid and one.exitcode is None]  # forks, which carry no mark
         victim = self.rng.choice(others) if others and self.rng.random() < 0.5 else child.pid
         number = signal.SIGTERM if self.rng.random() < 0.15 else signal.SIGKILL
         try:
@@ -246,27 +288,29 @@ class Soak:
         place, before = self.folder / f"{name}-{tally.ends}", tally.kills
         while True:
             started = time.time()
-            child, mark = self.start(job, place)
+            children, mark = self.start(job, place, self.rng.choice(job.several))
             tally.starts, of_children = tally.starts + 1, tally.of_children
             while tally.kills - before < kills:
-                child.join(self.rng.uniform(0.02, 0.7) * seconds)
+                wait([child.sentinel for child in children], self.rng.uniform(0.02, 0.7) * seconds)
                 if self.rng.random() < AIMED:
-                    self.wait_for_writing(child, place, started, seconds)
-                if child.exitcode is not None:
+                    self.wait_for_writing(children[0], place, started, seconds)
+                if any(child.exitcode is not None for child in children):
                     break
-                self.kill(child, mark, tally)
+                self.kill(children, mark, tally)
                 time.sleep(0.02)
                 tally.writing += any(self.unfinished(place, started))
-            child.join()
+            for child in children:
+                child.join()
             self.wait_for_the_last(name, mark, tally)
-            if child.exitcode == 0:
+            codes = {child.exitcode for child in children}
+            if codes == {0}:
                 break
-            if child.exitcode == 2 and tally.of_children > of_children:
+            if 2 in codes and job.several == (0,) and tally.of_children > of_children:
                 continue  # what cannot go on without its process ends with an error, and the same command goes on
-            if child.exitcode not in (-signal.SIGKILL, -signal.SIGTERM, 75, 76, 128 + signal.SIGTERM):
+            if not codes <= {0, -signal.SIGKILL, -signal.SIGTERM, 75, 76, 128 + signal.SIGTERM}:
                 said = place.with_suffix(".log").read_text()[-1500:]
-                print(f"{name} ended with {child.exitcode}:\n{said}", file=sys.stderr, flush=True)
-                tally.wrong.append(f"exit code {child.exitcode}")
+                print(f"{name} ended with {codes}:\n{said}", file=sys.stderr, flush=True)
+                tally.wrong.append(f"exit codes {codes}")
                 return
         tally.ends += 1
         if job.made(place) != expected:
@@ -312,6 +356,8 @@ def main() -> int:
     parser.add_argument("--storm", type=int, default=5, help="kills at most before a job may come to its end")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", nargs="+", choices=names, default=names)
+    parser.add_argument("--images", type=int, default=384, help="of jobs of several processes")
+    parser.add_argument("--times", action="store_true", help="of jobs of several processes, undisturbed")
     parser.add_argument("--folder", type=Path, help="a new one, which stays; default: a temporary one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -320,13 +366,21 @@ def main() -> int:
         (folder / "mine.py").write_text(RECIPE)
         make_images(folder)
         soak, tallies = Soak(folder, options.seed), {}
-        if set(options.jobs) & {"sample", "evaluate", "compare"}:
-            soak.undisturbed("model", Job(("train", "mine:tiny", "--out", str(folder / "model")), lambda place: None))
+        if set(options.jobs) - {"train", "prepare"}:
+            training = Job(("train", "mine:tiny", "--out", str(folder / "model")), lambda place: None)
+            soak.undisturbed("model", training, 0)
         for index, name in enumerate(options.jobs):
-            job, tally = jobs(folder)[name], tallies.setdefault(name, Tally())
+            job, tally = jobs(folder, options.images)[name], tallies.setdefault(name, Tally())
             share = options.kills // len(options.jobs) + (index < options.kills % len(options.jobs))
-            expected, seconds = soak.undisturbed(name, job)
-            print(f"{name}: {seconds:.1f} s undisturbed", file=sys.stderr, flush=True)
+            expected, seconds, alone = soak.undisturbed(name, job, job.several[0])
+            print(f"{name}: {seconds:.1f} s undisturbed, {alone:.1f} s of the CPU", file=sys.stderr, flush=True)
+            for size in job.several[1:] if options.times else ():
+                again, wall, busy = soak.undisturbed(name, job, size)
+                tally.wrong += [f"other bits by {size} processes"] * (again != expected)
+                over = (
+                    f"{wall:.1f} s by {size}, {busy:.1f} s of the busiest's CPU: {size * busy / alone:.3f} of the ideal"
+                )
+                print(f"{name}: {over}", file=sys.stderr, flush=True)
             while tally.kills < share and not tally.wrong:
                 soak.storm(name, job, expected, seconds, min(options.storm, share - tally.kills), tally)
                 print(tally.row(name), file=sys.stderr, flush=True)

@@ -13,8 +13,13 @@ import numpy as np
 import pytest
 from cli.command import call
 from training.toy import final, same_bits
+from trouble import children
 
+from dualrate.cli.main import parsed
+from dualrate.system.launch import Lost
 from dualrate.training import checkpoint
+
+TRAINING = "train", "fashion-mnist-small"
 
 RECIPE = """
 import dualrate as dr
@@ -129,19 +134,47 @@ def test_killed_started_again_stopped_and_gone_on_with_alone(tmp_path, tiny):
     assert logged == sorted(set(logged))
 
 
-def test_another_number_than_torchrun_started_is_refused(monkeypatch, capsys):
+@pytest.mark.parametrize("command", [("train", "fashion-mnist-small"), ("sample", "run", "--out", "out")])
+def test_another_number_than_torchrun_started_is_refused(monkeypatch, capsys, command):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert call(monkeypatch, "train", "fashion-mnist-small", "--nproc", "2") == 2
+    assert call(monkeypatch, *command, "--nproc", "2") == 2
     assert "--nproc 2, but 4 processes are started: drop --nproc" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["sample", "evaluate", "compare", "plan", "cost", "data"])
+@pytest.mark.parametrize("command", ["cost", "data decode", "data simulate", "export", "serve"])
 def test_what_is_one_process_is_refused_under_torchrun(monkeypatch, capsys, command):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert call(monkeypatch, command, "weights/fashion-mnist-light") == 2
+    assert call(monkeypatch, *command.split(), "weights/fashion-mnist-light") == 2
     assert f"{command} is one process, here are 4 that would each do all of it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["--bound", "--images=x.npz"])
+def test_what_evaluate_does_in_one_process_is_refused_too(monkeypatch, how):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    name = how.partition("=")[0]
+    run = () if "=" in how else ("weights/fashion-mnist-light",)
+    with pytest.raises(ValueError, match=f"evaluate {name} is one process, here are 4"):
+        parsed(["evaluate", *run, how]).run()
+
+
+@pytest.mark.parametrize(
+    ("raised", "launched", "code"),
+    [(Lost("gone"), True, 76), (KeyboardInterrupt(), True, 75), (KeyboardInterrupt(), False, 130)],
+)
+def test_exit_codes_of_those_who_lose_the_others_and_are_stopped(monkeypatch, capsys, raised, launched, code):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items() if launched else ():
+        monkeypatch.setenv(name, value)
+
+    def run(command) -> None:
+        raise raised
+
+    for kind, words in (("sample.Sample", ("sample", "run", "--out", "out")), ("train.OfExperiment", TRAINING)):
+        monkeypatch.setattr(f"dualrate.cli.{kind}.run", run)
+        assert call(monkeypatch, *words) == code
+        assert capsys.readouterr().err.splitlines()[-1] in ("dualrate: gone", "interrupted")
 
 
 @pytest.mark.parametrize(("command", "processes"), [("doctor", "4"), ("sample", "1")])
@@ -158,3 +191,40 @@ def test_a_mistake_in_the_processes_is_the_exit_code_of_the_command(tmp_path, ti
     done = subprocess.run(command("run", "--nproc", "2", "--data.source", "none.npz"), capture_output=True, **where)
     assert done.returncode == 2
     assert "none.npz" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_samples_of_several_processes_stop_together_and_another_number_goes_on(tmp_path, tiny):
+    command, where = tiny
+    assert subprocess.run(command("run", "--fit.iterations", "2"), capture_output=True, **where).returncode == 0
+
+    def sampling(out: str, number: int, *more: str) -> list[str]:
+        words = ["sample", "run", "--out", out, "--num", str(number), "--batch-size", "2", "--precision", "float32"]
+        return [*command("")[:3], *words, *more]
+
+    supervisor = subprocess.Popen(sampling("out", 5000, "--nproc", "2"), stderr=subprocess.PIPE, **where)
+    until(lambda: len(list(tmp_path.glob("out/0*.png"))) > 10)
+    supervisor.send_signal(signal.SIGTERM)
+    said = supervisor.communicate(timeout=60)[1]
+    assert supervisor.returncode == 75, said
+    assert "of 5000 images are in out; the same command goes on" in said
+    supervisor = subprocess.Popen(sampling("out", 5000, "--nproc", "2"), stderr=subprocess.PIPE, **where)
+    before = len(list(tmp_path.glob("out/0*.png")))
+    until(lambda: len(list(tmp_path.glob("out/0*.png"))) > before)
+    follower = next(Path("/proc", str(number)) for number in descendants(supervisor.pid, rank=1))
+    os.kill(int(follower.name), signal.SIGKILL)
+    assert supervisor.wait(60) == 128 + signal.SIGKILL
+    done = subprocess.run(sampling("out", len(list(tmp_path.glob("out/0*.png"))) + 9, "--nproc", "3"), **where)
+    assert done.returncode == 0
+    number = len(list(tmp_path.glob("out/0*.png")))
+    assert subprocess.run(sampling("one", number), **where).returncode == 0
+    for file in (tmp_path / "one").glob("0*.png"):
+        assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
+
+
+def descendants(parent: int, rank: int) -> list[int]:
+    """Processes of this rank below a process."""
+    below = children(parent)
+    ranked = [number for number in below if f"\0RANK={rank}\0" in Path(f"/proc/{number}/environ").read_text()]
+    return ranked + [number for child in below for number in descendants(child, rank)]

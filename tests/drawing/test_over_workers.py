@@ -45,7 +45,7 @@ from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.sampling.covariance import Bands
-from dualrate.system.workers import Workers, _packed, in_turn
+from dualrate.system.workers import Workers, in_turn, packed
 from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
@@ -187,20 +187,20 @@ def test_every_sampler_and_a_shared_encoder_are_what_they_were_in_a_worker(model
         if sampler.of_table:
             continue
         drawer = Choice(steps=4, heavy=4, sampler=name).drawer(model).resolved
-        sent = pickle.loads(_packed(drawer))
+        sent = pickle.loads(packed(drawer))
         assert (plain_step(sent.step), sent.plan, sent.origin("x")) == (
             plain_step(drawer.step),
             drawer.plan,
             drawer.origin("x"),
         )
-    assert pickle.loads(_packed(model)).path == model.path
+    assert pickle.loads(packed(model)).path == model.path
 
 
 @pytest.mark.parametrize("kind", pretrained.PRETRAINED)
 def test_a_large_feature_net_is_loaded_by_the_worker_once(kind, monkeypatch):
     net, loaded = pretrained.PhotoNet(kind, nn.Identity(), "x", 8, torch.device("cpu"), batch_size=7), []
     monkeypatch.setattr(pretrained, f"load_{kind}", lambda device, **_: loaded.append(net) or net)
-    first, again = (pickle.loads(_packed(net)) for _ in range(2))
+    first, again = (pickle.loads(packed(net)) for _ in range(2))
     assert first is again
     assert first == net
     assert len(loaded) == 1

@@ -34,7 +34,7 @@ from dualrate.forecasts.fields import Forecast, read_fields
 from dualrate.forecasts.folder import ForecastArray, write_forecast
 from dualrate.forecasts.rolling import RollingConfig, roll
 from dualrate.forecasts.rolling_process import Rolling
-from dualrate.forecasts.rollout import costs, roll_out, window_cost, with_stride
+from dualrate.forecasts.rollout import FrameBlock, costs, roll_out, window_cost, with_stride
 from dualrate.forecasts.starts import Starts, held_out_starts
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import GivenTimes
@@ -44,6 +44,7 @@ from dualrate.runs.store import load
 from dualrate.runs.train import save_samples
 from dualrate.sampling.grids import grid_times
 from dualrate.sampling.solvers import SDEDPMSolver2M
+from dualrate.system.workers import packed, unpacked
 from dualrate.training.config import FitConfig
 
 MEMBER, WINDOW = 2**40, 2**20
@@ -286,6 +287,22 @@ def test_a_flipped_bit_is_seen_and_drawn_again(model, tmp_path, monkeypatch, pla
     assert len(messages) == 1
 
 
+def test_frames_of_several_batches_may_come_by_turns(tmp_path, monkeypatch):
+    """As those of several processes do; what is there is noted of all of them, and hashed once."""
+    shape, read = (2, 1, 3, CHANNELS, 1, WIDTH), []
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    array, hashed = ForecastArray(tmp_path, shape), ForecastArray._hash
+    monkeypatch.setattr(ForecastArray, "_hash", lambda *of: read.append(of[2]) or hashed(*of))
+    for frame, start in ((0, 0), (0, 1), (1, 1), (1, 0), (2, 0)):
+        place = range(start, start + 1), range(1), range(frame, frame + 1)
+        array.write(FrameBlock(*place, x[tuple(slice(part.start, part.stop) for part in place)]))
+    array.save()
+    again = ForecastArray(tmp_path, shape)
+    assert read == [0, 0, 3, 2]  # at the first frames, and by who goes on
+    assert (again.done.tolist(), again.damaged) == ([[3], [2]], 0)
+    assert np.array_equal(again.earlier(range(1, 2), range(1)), x[1:, :, :2])
+
+
 def test_a_flipped_bit_of_the_header_is_an_error_that_names_the_file(model, tmp_path):
     """numpy reads a header as Python, whose tokens may not end."""
     straight, file = written(model, tmp_path / "out"), tmp_path / "out" / "forecast.npy"
@@ -488,6 +505,8 @@ def test_any_lead_is_made_alone_as_among_all_of_one_heavy_call(source, tmp_path)
     found = rolled(fewer, starts.past, 2)
     np.testing.assert_allclose(found, rolled(whole, starts.past, 5)[:, :, 1::2], rtol=1e-5)
     assert [one.heavy for one in counting] == [[3], [3]]  # of three starts, four members of each
+    sent = unpacked(packed(some))  # as to another process, which loads all leads
+    assert np.array_equal(rolled(drawer_of(sent, 4, 12), starts.past, 2), found)
     rolled(fewer, starts.past, 4)
     assert counting[1].heavy == [3, 3, 12]
     assert some.experiment.condition.lead_times(4) == (2.0, 4.0, 6.0, 8.0)

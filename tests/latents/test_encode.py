@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -200,3 +201,13 @@ def test_damage_is_found(source: Path, tmp_path: Path) -> None:
     assert is_encoded(tmp_path / "out")
     with pytest.raises(Damaged):
         read_latents(tmp_path / "out", "train")
+
+
+def test_shards_that_other_machines_wrote_may_be_seen_late(source: Path, straight: Path, tmp_path: Path) -> None:
+    def seen_late(job, blocks):
+        for block in blocks:
+            Timer(0.1, job, (block,)).start()
+            yield block, None
+
+    made(source, tmp_path / "late", mapper=seen_late)
+    assert content(tmp_path / "late") == content(straight)

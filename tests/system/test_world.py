@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dualrate.training.distributed import World, device_of_process, launched_world, sum_gradients
+from dualrate.system.launch import device_of_process
+from dualrate.training.distributed import World, launched_world, sum_gradients
 
 
 def test_shares_are_of_all_rows_and_of_nearly_one_size():

@@ -15,8 +15,9 @@ from contracts.test_method_contracts import CASES, images, method_of, prepared
 
 from dualrate.diffusion.context import Batch
 from dualrate.methods import moment_matching
+from dualrate.system.launch import Lost
 from dualrate.training.config import FitConfig, OptimConfig
-from dualrate.training.distributed import Lost, Share, World, launched_world
+from dualrate.training.distributed import Share, World, launched_world
 from dualrate.training.loop import fit
 from dualrate.training.method import Method
 from training.faults import File, Plan, Watched, context

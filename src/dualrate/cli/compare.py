@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import command_line, reporter, working
-from dualrate.cli.recipe import Compile, Device, Graphs, Prompt, Workers
+from dualrate.cli.recipe import Compile, Device, Graphs, Nproc, Prompt, SharedWork, Workers
 from dualrate.config.ranges import GuidanceWeight, Images, Members, Minutes, Precision, Ranged
 from dualrate.system.device import pick_device
 
@@ -17,7 +17,7 @@ REQUEST = "[NAME=]RUN[+DENOISER][:PLAN][@SAMPLER[:GAMMA]]"
 
 
 @dataclass(frozen=True)
-class Compare(Ranged):
+class Compare(Ranged, SharedWork):
     """Compare models, samplers and plans: quality against FLOPs and time, on one page. Continues if run again.
 
     Forecasts of fields are compared by the fair CRPS of one window from 50 held-out starts.
@@ -53,6 +53,7 @@ class Compare(Ranged):
     precision: Precision = "auto"
     """Precision of the networks; auto: bfloat16 where it pays. Compare rows only at one precision."""
     workers: Workers = 1
+    nproc: Nproc = 1
     compile: Compile = False
     graphs: Graphs = False
     device: Device = None
@@ -61,7 +62,7 @@ class Compare(Ranged):
         from dualrate.comparison.compare import compare
 
         device, progress = pick_device(self.device), reporter()
-        options = {name: value for name, value in vars(self).items() if name not in ("compile", "device")}
+        options = {name: value for name, value in vars(self).items() if name not in ("compile", "device", "nproc")}
         options |= working(device, progress, compiled=self.compile, graphs=self.graphs)
         print(compare(**options, device=device, progress=progress, command=command_line()))
         print(f"\n{self.out}")

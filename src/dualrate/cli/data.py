@@ -16,7 +16,7 @@ import torch
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import data_progress, print_report, reporter
-from dualrate.cli.recipe import AsJson, AtATime, Device
+from dualrate.cli.recipe import AsJson, AtATime, Device, Nproc, SharedWork
 from dualrate.codecs.codec import Codec
 from dualrate.config.ranges import Images, Range, Ranged, Seed, Side, Steps, WorkerCount
 from dualrate.data.images import ImageSet, to_float
@@ -46,7 +46,7 @@ class _Images(Ranged):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ToFolder(_Images):
+class _ToFolder(_Images, SharedWork):
     """Images made into a folder that train reads."""
 
     source: Annotated[Positional[str], arg(metavar="SRC")]
@@ -61,6 +61,7 @@ class _ToFolder(_Images):
     shard_mib: Annotated[int, Range(1, 65_536)] = 256
     """Size of a shard in MiB."""
     workers: Processes = 1
+    nproc: Nproc = 1
     json: AsJson = False
 
     def write(self, make: Callable[..., Any], work: str, where: torch.device, **more: Any) -> Any:
@@ -170,12 +171,13 @@ class Encode(_ToFolder):
 
 
 @dataclass(frozen=True)
-class Verify(Ranged):
+class Verify(Ranged, SharedWork):
     """Compare all images, latents, prompts and captions with what was written, and name the files that differ."""
 
     folder: Annotated[Positional[Path], arg(metavar="DST")]
     """Folder that data prepare or data encode wrote."""
     workers: Processes = 1
+    nproc: Nproc = 1
     json: AsJson = False
 
     def run(self) -> None:

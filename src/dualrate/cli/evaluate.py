@@ -11,19 +11,20 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import command_line, loaded, print_json, reporter
-from dualrate.cli.recipe import AsJson, AtATime, Compile, Device, Graphs, Prompt, Workers
+from dualrate.cli.recipe import AsJson, AtATime, Compile, Device, Graphs, Nproc, Prompt, SharedWork, Workers
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Images, Ranged, Seed
 from dualrate.report.evaluation import Evaluation
 from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.system.device import pick_device
+from dualrate.system.launch import check_alone
 
 SCORING = ("seed", "features", "reference", "keep", "details", "workers")  # options of `evaluate`
 FEATURES = ("features", "reference", "keep", "details", "equal_classes")  # options of what compares features
 
 
 @dataclass(frozen=True)
-class Evaluate(Ranged):
+class Evaluate(Ranged, SharedWork):
     """Score a run: Frechet distance in the features of the data set's network (FD-<net>), FID, FD-DINOv2.
 
     With --members samples of a condition are scored too: fair CRPS, energy score, PSNR, spread over skill.
@@ -64,6 +65,7 @@ class Evaluate(Ranged):
     (--gamma)."""
     batch_size: AtATime = 125
     workers: Workers = 1
+    nproc: Nproc = 1
     compile: Compile = False
     graphs: Graphs = False
     device: Device = None
@@ -91,6 +93,7 @@ class Evaluate(Ranged):
         self._print(scores)
 
     def _score_images(self, source: str) -> None:
+        check_alone("evaluate --images")
         drawing = ("prompt", "num", "seed", "keep", "bound", "equal_classes", *vars(self.sampling))
         self._refuse("--images scores images that exist, and draws and bounds none", drawing)
         from dualrate.drawing.measure import score_source
@@ -110,6 +113,7 @@ class Evaluate(Ranged):
         if self.variance == "measured" and self.sampling.gamma is not None:
             raise ValueError("--gamma sets the variance that the measured one replaces: add --variance own")
         self._refuse("--bound compares no features", FEATURES)
+        check_alone("evaluate --bound")
         model, progress = loaded(run, self.device, compiled=self.compile, graphs=self.graphs)
         check_bounded(model)
         sampling = replace(self.sampling, sampler=self.sampling.sampler or ANCESTRAL)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from dualrate.cli.console import command_line, loaded, print_report
-from dualrate.cli.recipe import AsJson, Compile, Device, Graphs, RunDir
+from dualrate.cli.recipe import AsJson, Compile, Device, Graphs, Nproc, RunDir, SharedWork
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import BatchSize, Lead, Precision, Range, Ranged
 from dualrate.system.progress import image_progress
@@ -19,7 +19,7 @@ Start = Annotated[int, Range(0, 2**20)]
 
 
 @dataclass(frozen=True)
-class Forecast(Ranged):
+class Forecast(Ranged, SharedWork):
     """Roll out a forecast: members from each start, to an array on disk. The same command continues after a kill.
 
     Where the truth is known, the forecast is scored by lead time, beside two baselines: the start's last frame, and
@@ -57,6 +57,7 @@ class Forecast(Ranged):
     one trajectory per member, grouped by start."""
     pictures: bool = False
     """Also draw forecast.png and an animation, forecast.webp, of the first start."""
+    nproc: Nproc = 1
     compile: Compile = False
     graphs: Graphs = False
     device: Device = None
@@ -66,6 +67,7 @@ class Forecast(Ranged):
         from dualrate.forecasts.folder import PAGE
         from dualrate.forecasts.forecast import forecast_by, starts_of
         from dualrate.forecasts.rollout import with_stride
+        from dualrate.system.workers import mapper
 
         if self.start_file is not None and self.starts is not None:
             raise ValueError(f"all starts in {self.start_file} are taken: drop --starts")
@@ -75,7 +77,7 @@ class Forecast(Ranged):
         if self.start_file is None:
             progress.note(f"starts: {starts.source}; of each the truth of {starts.known} frame(s) is known")
         drawer = self.sampling.drawer(model, progress.note, batch_size=self.batch_size, precision=self.precision)
-        with closing(progress):
+        with closing(progress), mapper(1, model.device) as over:
             result = forecast_by(
                 drawer,
                 starts,
@@ -86,6 +88,7 @@ class Forecast(Ranged):
                 pictures=self.pictures,
                 progress=image_progress(progress, "frames"),
                 note=progress.note,
+                mapper=over,
                 command=command_line(),
             )
         report = {"run": str(self.run_dir), "out": str(self.out), **result.plain()}

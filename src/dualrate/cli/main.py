@@ -15,13 +15,14 @@ import torch
 
 import dualrate
 from dualrate.cli.acting import refusal
-from dualrate.cli.recipe import parse
+from dualrate.cli.recipe import SharedWork, parse
 from dualrate.config.imports import import_module
 from dualrate.data.cache import cache_dir
 from dualrate.system.device import keep_freed_memory, memory_shortage, pick_device
 from dualrate.system.files import naming
+from dualrate.system.launch import LOST, STOPPED, Lost, check_alone, is_launched, launch
+from dualrate.system.team import run_shared
 from dualrate.system.terminal import clean_streams, did_you_mean, one_message
-from dualrate.training.distributed import check_alone
 
 COMMANDS = {  # the module of each and its class, or the function that parses what comes first: a recipe or a folder
     "train": "train:parse_train",
@@ -47,7 +48,6 @@ COMMANDS = {  # the module of each and its class, or the function that parses wh
     "doctor": "doctor:Doctor",
     "demo": "demo:Demo",
 }
-TOGETHER = ("train", "distill", "retrofit", "adapt", "doctor")  # run in several processes, too
 
 
 def parsed(arguments: list[str]) -> Any:
@@ -67,8 +67,6 @@ def parsed(arguments: list[str]) -> Any:
         raise SystemExit(0)
     if rest and f"{command} {rest[0]}" in COMMANDS:
         command, rest = f"{command} {rest[0]}", rest[1:]
-    if command not in TOGETHER:
-        check_alone(command)
     if command not in COMMANDS:
         near = did_you_mean(command, COMMANDS)
         raise ValueError(f"there is no command {command!r}{near}: `dualrate --help` lists them")
@@ -77,6 +75,8 @@ def parsed(arguments: list[str]) -> Any:
         return kind(rest)
     if idle := refusal(command, rest):
         raise ValueError(idle)
+    if not issubclass(kind, SharedWork) and command != "doctor":
+        check_alone(command)
     return parse(kind, rest, f"dualrate {command}")
 
 
@@ -91,7 +91,7 @@ def main() -> None:
     keep_freed_memory()
     clean_streams()
     try:
-        parsed(sys.argv[1:]).run()
+        _run(parsed(sys.argv[1:]))
         try:
             with naming("standard output"):  # a reader that has left, or a full disk, is noticed here, not at exit
                 sys.stdout.flush()
@@ -100,14 +100,14 @@ def main() -> None:
             raise
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(STOPPED if is_launched() else 130) from None
     except BrokenPipeError:
         _discard_output()
     except (ValueError, OSError, FloatingPointError) as error:
         in_cache = isinstance(error, OSError) and str(cache_dir()) in str(error)
         way_out = "; the cache is there: set DUALRATE_CACHE to a folder that can be written" if in_cache else ""
         print(f"dualrate: {one_message(error)}{way_out}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(LOST if isinstance(error, Lost) else 2) from None
     except ModuleNotFoundError as error:
         if error.name is not None:  # of an import that nothing says a way out of
             raise
@@ -122,6 +122,15 @@ def main() -> None:
         way_out = less if isinstance(error, MemoryError) else lower
         print(f"dualrate: not enough memory ({shortage}): {way_out}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _run(command: Any) -> None:
+    """Run a command, in the processes that it is to have; training starts its own."""
+    if isinstance(command, SharedWork):
+        launch(command.nproc, 0, ["-m", "dualrate_command", *sys.argv[1:]])
+        run_shared(command.run)
+    else:
+        command.run()
 
 
 def _discard_output() -> None:

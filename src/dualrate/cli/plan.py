@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from dualrate.cli.console import loaded
-from dualrate.cli.recipe import AsJson, Device, RunDir, Workers
+from dualrate.cli.recipe import AsJson, Device, Nproc, RunDir, SharedWork, Workers
 from dualrate.config.imports import import_named
 from dualrate.config.ranges import Images, Members, Range, Ranged, Rings, Steps
 from dualrate.diffusion.context import Reuse
@@ -22,7 +22,7 @@ TIMED = 64  # images per call when calls are timed
 
 
 @dataclass(frozen=True)
-class Plan(Ranged):
+class Plan(Ranged, SharedWork):
     """Find the best plan of a dual-rate model for a budget: how many steps, and where the heavy calls go.
 
     A heavy network that sees only a condition is called once. For a single network, --denoiser names the cache or
@@ -55,6 +55,7 @@ class Plan(Ranged):
     out: Path = Path("plan.json")
     """File for the plan, which --plan of sample and evaluate reads. A picture is written beside it."""
     workers: Workers = 1
+    nproc: Nproc = 1
     device: Device = None
 
     def run(self) -> None:
@@ -110,7 +111,7 @@ class Plan(Ranged):
 
 
 @dataclass(frozen=True)
-class Calibrate(Ranged):
+class Calibrate(Ranged, SharedWork):
     """Measure a run's covariance table, for the samplers covariance-table and covariance-jvp."""
 
     run_dir: RunDir
@@ -119,6 +120,7 @@ class Calibrate(Ranged):
     rings: Rings = 12
     """Frequency bands per channel."""
     workers: Workers = 1
+    nproc: Nproc = 1
     device: Device = None
     json: AsJson = False
 

@@ -25,7 +25,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from dualrate.cli.acting import Run, acts, refusal
 from dualrate.config.imports import imported
-from dualrate.config.ranges import BatchSize, WorkerCount, as_path, described
+from dualrate.config.ranges import BatchSize, Processes, WorkerCount, as_path, described
 from dualrate.config.serial import to_plain
 from dualrate.system.terminal import did_you_mean
 
@@ -36,6 +36,21 @@ Workers = Annotated[
     WorkerCount,
     arg(help="Worker processes, each with a copy of the model; auto: one for each GPU or idle processor."),
 ]
+Nproc = Annotated[
+    Processes,
+    arg(help="Processes that share the work, as torchrun starts them: each on a GPU of its own if there are GPUs."),
+]
+
+
+class SharedWork:
+    """A command whose work the processes that are launched together share out (system/team.py)."""
+
+    nproc: int
+
+    def run(self) -> None:
+        """Run it, in this process or in the one that leads."""
+
+
 Compile = Annotated[
     bool, arg(help="Compile the networks. This takes minutes the first time, and makes small batches faster.")
 ]

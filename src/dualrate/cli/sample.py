@@ -10,14 +10,14 @@ from typing import Annotated
 from tyro.conf import arg
 
 from dualrate.cli.console import command_line, loaded, print_report
-from dualrate.cli.recipe import AsJson, AtATime, Compile, Device, Graphs, Prompt, RunDir, Workers
+from dualrate.cli.recipe import AsJson, AtATime, Compile, Device, Graphs, Nproc, Prompt, RunDir, SharedWork, Workers
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import BatchSize, Images, Precision, Ranged, Seed
 from dualrate.system.progress import image_progress
 
 
 @dataclass(frozen=True)
-class Sample(Ranged):
+class Sample(Ranged, SharedWork):
     """Draw images from a run: PNG files, a grid, and a report of their cost. The same command continues after a kill.
 
     A text model writes pieces of text to the terminal, each piece to a file of its own, and all to OUT/samples.txt.
@@ -44,6 +44,7 @@ class Sample(Ranged):
     npz: bool = False
     """Also write images.npz: arr_0 (N, H, W, C) uint8, arr_1 labels."""
     workers: Workers = 1
+    nproc: Nproc = 1
     compile: Compile = False
     graphs: Graphs = False
     device: Device = None

@@ -26,10 +26,11 @@ from dualrate.recipes.published import as_published, listed_costs
 from dualrate.recipes.students import AdaptRecipe, by_consistency
 from dualrate.runs.train import in_stages
 from dualrate.system.device import pick_device
+from dualrate.system.launch import device_of_process, is_launched, launch
 from dualrate.system.progress import Silent
 from dualrate.texts import recipe as texts
 from dualrate.training.config import FitResult
-from dualrate.training.distributed import device_of_process, is_launched, launch, launched_world
+from dualrate.training.distributed import launched_world
 
 FILES = (auto, forecasts, fashion_mnist, fashion_mnist_latents, texts, cifar10, imagenet)
 Made = TypeVar("Made")

@@ -86,7 +86,8 @@ def _of_images(
             raise
         refuse(str(error), named)
         progress.note(f"no Frechet distance: {error}")
-        ensemble = ensemble_scores(drawer, seeds, progress=shown)
+        with mapper(workers, model.device) as over:
+            ensemble = ensemble_scores(drawer, seeds, progress=shown, mapper=over)
         assert ensemble is not None
         return Evaluation(ensemble, {"ensemble": asdict(ensemble)}, text=str(ensemble))
     with mapper(workers, model.device) as over:

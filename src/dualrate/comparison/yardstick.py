@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dualrate.comparison.rows import MeasuredCandidate
 from dualrate.config.ranges import GuidanceWeight, Images, Members, Minutes, Precision, Ranged, WorkerCount
 from dualrate.drawing.drawer import Drawer
@@ -27,7 +25,7 @@ from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
 from dualrate.report.figures import ranks_figure
 from dualrate.sampling.cost import CallCost
 from dualrate.system.progress import ImageProgress, Reporter
-from dualrate.system.workers import Mapper, in_turn, mapper, number_of_workers
+from dualrate.system.workers import Mapper, in_turn, mapper, share_of_time
 
 SCREENED, COUNTED = 1000, 5000  # images of a candidate, at first and on the front
 SCREEN_SEED = 1_000_000  # of the first image of a screening; a final score starts at 0
@@ -132,18 +130,10 @@ class Yardstick:
         if place.exists():
             nets = [evaluator.net for evaluator in self.evaluators_of(seeds)]
             missing = set().union(*(store.missing(seeds) for store in stores(drawer, nets, place)))
-        images = self._share * len(missing)
-        if seeds.start < SCREEN_SEED:  # all members of some, in this process
+        images = len(missing)
+        if seeds.start < SCREEN_SEED:  # all members of some
             images += (drawer.members - 1) * len(scored_together(drawer, seeds))
-        return drawer.expected_cost.total(calls) * images
-
-    @property
-    def _share(self) -> float:
-        """Share of the time that this process alone would take: several have a thread each, or a GPU."""
-        if (count := number_of_workers(self.terms.workers, self.device)) == 1:
-            return 1.0
-        cuda = self.device.type == "cuda"
-        return 1 / min(count, torch.cuda.device_count()) if cuda else torch.get_num_threads() / count
+        return drawer.expected_cost.total(calls) * images * share_of_time(self.terms.workers, self.device)
 
     def measure(self, drawer: Drawer, seeds: range, place: Path, progress: ImageProgress) -> Measurement:
         """Draw samples of these seeds and score them; a place that a killed call left is continued.

@@ -35,8 +35,18 @@ from torch import Tensor
 from dualrate.config.serial import from_plain
 from dualrate.data.shards import AGAIN, Shards, block_sums
 from dualrate.data.source import SPLITS, DataProgress, Item, Items, Raw, Source, Split, reading
-from dualrate.system.files import blaming, check_regular, naming, read_json, whole, write_whole, written_aside
+from dualrate.system.files import (
+    blaming,
+    check_regular,
+    naming,
+    read_json,
+    when_seen,
+    whole,
+    write_whole,
+    written_aside,
+)
 from dualrate.system.folders import MANIFEST, Damaged, Manifest, some_of
+from dualrate.system.launch import timeout
 from dualrate.system.progress import run_lock
 from dualrate.system.workers import Mapper
 
@@ -300,6 +310,7 @@ def pack(
     done = total - left
     progress(done, total, what)
     for shard, _ in mapper(job, missing):
+        when_seen((folder / shard.file).with_suffix(".json"), timeout())
         done += shard.count
         progress(done, total, what)
     parts: dict[Split, dict[str, Any]] = {}

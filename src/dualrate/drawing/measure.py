@@ -14,7 +14,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import ZipFile
 
 import numpy as np
@@ -104,7 +104,7 @@ def measure(
           of the calls that drew them. An evaluator that comes later has them drawn again
     ensemble: with `ensemble_scores` in the row, whose images of member 0 are those of the seeds; seconds per image are
           then those of all members
-    mapper: draws the shards; seconds are those of one worker
+    mapper: draws the shards, and members; seconds are those of one worker
     Raises what drawing, `Evaluator.score_features` and `FeatureStore` raise, before anything is drawn where that is
     possible.
     """
@@ -121,7 +121,7 @@ def measure(
         for judge in evaluators:
             judge.prepare(mapper, held_out_alone=of is not None and not (details and judge is evaluators[0]))
         filled, draw = [*zip(opened, nets, strict=True)], partial(_images, alone.resolved)
-        scores = ensemble_scores(drawer, seeds, filled, progress) if ensemble else None
+        scores = ensemble_scores(drawer, seeds, filled, progress, mapper) if ensemble else None
         fill_stores(filled, seeds, draw, size=size, progress=progress, mapper=mapper)
         stored = [store.read(seeds) for store in opened]
         timed = stored[0] if scores is None else opened[0].read(seeds[: scores.conditions])
@@ -253,11 +253,12 @@ def ensemble_scores(
     seeds: range,
     stores: Sequence[tuple[FeatureStore, FeatureExtractor]] = (),
     progress: ImageProgress | None = None,
+    mapper: Mapper = in_turn,
 ) -> EnsembleScores | None:
     """Scores of the members of `scored_together`, against the held-out images that they are made of; None of no seeds.
 
     stores: get the features of member 0 of the seeds that they lack, with the seconds of a member
-    progress: called with (seeds done, all seeds)
+    progress: called with (seeds done, all seeds); mapper: draws the members
     """
     conditions, members, first = drawer.model.given, drawer.members, scored_together(drawer, seeds)
     condition = drawer.model.experiment.condition
@@ -265,21 +266,39 @@ def ensemble_scores(
         return None
     lacking = [(store, net, set(store.missing(first))) for store, net in stores]
 
+    def block(part: range) -> _Members:
+        return _Members(part, [[row for row, seed in enumerate(part) if seed in missing] for *_, missing in lacking])
+
     def scored() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8], Tensor | None]]:
-        for start in range(0, len(first), drawer.seeds_at_once):
-            part = first[start : start + drawer.seeds_at_once]
-            drawn = drawer.draw(part)
-            images = drawn.images.reshape(len(part), members, *drawer.model.image_shape)
-            for store, net, missing in lacking:
-                if new := [row for row, seed in enumerate(part) if seed in missing]:
-                    seconds = drawn.seconds * len(new) / len(drawn.images)
-                    store.write([part[row] for row in new], net.features(images[new, 0]), seconds)
+        size, job = drawer.seeds_at_once, partial(_drawn_together, drawer.resolved, [net for _, net, _ in lacking])
+        blocks = [block(first[start : start + size]) for start in range(0, len(first), size)]
+        for (part, rows), (images, features, seconds) in mapper(job, blocks):
+            for (store, *_), new, of_net in zip(lacking, rows, features, strict=True):
+                if of_net is not None:
+                    store.write([part[row] for row in new], of_net, seconds * len(new) / (len(part) * members))
             if progress is not None:
-                progress(start + len(part), len(seeds))
+                progress(part.stop - first.start, len(seeds))
             unknown = condition.unknown(conditions(torch.tensor(part))) if isinstance(condition, OfPicture) else None
             yield images, conditions.originals(torch.tensor(part)), None if unknown is None else unknown.cpu()
 
     return EnsembleScores.of(scored())
+
+
+class _Members(NamedTuple):
+    """Seeds whose members are drawn together. rows: by net, of those whose features are taken"""
+
+    seeds: range
+    rows: list[list[int]]
+
+
+def _drawn_together(
+    drawer: Drawer, nets: Sequence[FeatureExtractor], block: _Members
+) -> tuple[NDArray[np.uint8], list[Tensor | None], float]:
+    """(n, M, C, H, W), features of member 0 of the rows by each net, and the seconds that drawing took."""
+    drawn = drawer.draw(block.seeds)
+    images = drawn.images.reshape(len(block.seeds), drawer.members, *drawer.model.image_shape)
+    features = [net.features(images[new, 0]) if new else None for net, new in zip(nets, block.rows, strict=True)]
+    return images, features, drawn.seconds
 
 
 def score_source(

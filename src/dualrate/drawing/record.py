@@ -20,6 +20,7 @@ from dualrate.runs.train import LOGS
 from dualrate.system.device import environment
 from dualrate.system.files import read_bytes, write_whole, written_aside
 from dualrate.system.folders import check_link, some_of
+from dualrate.system.launch import Lost
 from dualrate.system.progress import run_lock
 
 
@@ -30,6 +31,8 @@ def naming_progress(of: object) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted: {of}; the same command goes on") from None
+    except Lost as error:
+        raise Lost(f"{error}. {of}") from error
     except OSError as error:
         raise OSError(f"{error}. {of}; once that is mended, the same command goes on") from error
 

@@ -70,16 +70,17 @@ class Files:
         drawn, seconds, shows = 0, 0.0, self.kind.shown
         report(int(self.whole.sum()), len(self.seeds))
         starts = [first for first in range(0, len(self.seeds), size) if not self.whole[first : first + size].all()]
-        for batch, samples in mapper(draw, [self.seeds[first : first + size] for first in starts]):
-            seconds += samples.seconds
+        batches = [self.seeds[first : first + size] for first in starts]
+        for batch, (contents, took) in mapper(partial(_contents, draw, self.kind), batches):
+            seconds += took
             drawn += len(batch)
             first, begun = batch.start - self.seeds.start, not self.whole[:shows].all()
             # Images that are there, maybe from a batch cut otherwise, are replaced first: until the last one is written
             # the batch lacks something, so that a kill never leaves it a mixture.
             for i in first + np.argsort(~self.whole[first : first + len(batch)], kind="stable"):
-                write_whole(self.paths[i], self.kind.content(samples.images[i - first]), synced=False)
+                write_whole(self.paths[i], contents[i - first], synced=False)
                 self.whole[i] = True
-            del samples  # before the next batch is drawn
+            del contents  # before the next batch is drawn
             if begun and self.whole[:shows].all():
                 shown()
             report(int(self.whole.sum()), len(self.seeds))
@@ -92,6 +93,14 @@ class Files:
     def __str__(self) -> str:
         """Progress in words."""
         return f"{self.whole.sum()} of {len(self.seeds)} {self.noun}s are in {self.paths[0].parent}"
+
+
+def _contents(
+    draw: Callable[[Sequence[int]], Samples], kind: Pictures, seeds: Sequence[int]
+) -> tuple[list[bytes], float]:
+    """Contents of the files of these seeds, and the seconds that drawing took: who draws a batch also packs it."""
+    samples = draw(seeds)
+    return [kind.content(image) for image in samples.images], samples.seconds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -183,6 +183,15 @@ class Model:
             return self
         return replace(self, experiment=self.experiment.with_codec(folder, sampler, steps))
 
+    def with_experiment(self, experiment: Experiment) -> Model:
+        """The same weights as another experiment has them called, by networks of the same parameters."""
+        if experiment.networks == self.experiment.networks:
+            return replace(self, experiment=experiment)
+        networks, denoiser = experiment.build()
+        networks.load_state_dict(self.networks.state_dict())
+        networks.to(self.device).eval().requires_grad_(False)
+        return replace(self, experiment=experiment, networks=networks, denoiser=denoiser)
+
     def with_given(self, given: Given) -> Model:
         """The same model, given these conditions. Raises ValueError for others than it takes, or none to give."""
         expected, condition = self.experiment.networks.given, self.experiment.condition

@@ -36,6 +36,7 @@ from dualrate.metrics.store import Fingerprint
 from dualrate.report.table import EACH
 from dualrate.sampling.cost import CallCost
 from dualrate.system.progress import ImageProgress, Reporter
+from dualrate.system.workers import in_turn, mapper, share_of_time
 
 SAME = ("past", "frames", "lead", "stride", "step", "variables", "statistics")  # else starts or lead times differ
 REFUSED = ("screen", "features", "mixed", "baselines", "equal_classes")  # options
@@ -52,6 +53,7 @@ class ForecastYardstick(Yardstick):
         refuse("forecasts of fields have other scores", {name: getattr(terms, name) for name in REFUSED})
         check_same_starts(models)
         self.noun, self.screen, self.progress = models[0].experiment.noun, 0, progress
+        self.terms, self.device, self.mapper = terms, models[0].device, in_turn
         self.frames = forecast_of(models[0]).frames
         self.starts = held_out_starts(models[0], self.frames, terms.count)
         self.count = len(self.starts)
@@ -66,7 +68,8 @@ class ForecastYardstick(Yardstick):
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        yield
+        with mapper(self.terms.workers, self.device) as self.mapper:
+            yield
 
     def see_real(self) -> None: ...
 
@@ -88,11 +91,11 @@ class ForecastYardstick(Yardstick):
         done = ForecastArray(place, shape).done.mean() / self.frames if (place / JOURNAL).exists() else 0.0
         cost = drawer.expected_cost  # of a window drawn at once; one that rolls costs as many times more
         window = window_cost(drawer) / cost.macs * cost.total(calls)
-        return window * self.count * drawer.members * (1 - done)
+        return window * self.count * drawer.members * (1 - done) * share_of_time(1, self.device)
 
     def measure(self, drawer: Drawer, seeds: range, place: Path, progress: ImageProgress) -> Measurement:
-        how = {"progress": progress, "note": self.progress.note, "command": "dualrate compare"}
-        written = write_forecast(drawer, self.starts, self.frames, place, **how)
+        how: dict[str, Any] = {"progress": progress, "note": self.progress.note, "mapper": self.mapper}
+        written = write_forecast(drawer, self.starts, self.frames, place, **how, command="dualrate compare")
         scores = forecast_scores(drawer.model, self.starts, written.x, self.geometry)
         by_lead = scores.by_name["forecast"].crps
         crps = Score(np.array(by_lead.value.mean()), by_lead.replicates.mean(1), by_lead.groups)

@@ -26,6 +26,7 @@ from dualrate.forecasts.stability import STEADY, WITHIN, Stability, steady_numbe
 from dualrate.forecasts.starts import Starts, held_out_starts, lead_unit, training_fields
 from dualrate.report.table import Table, as_text, with_interval
 from dualrate.system.progress import ImageProgress
+from dualrate.system.workers import Mapper, in_turn
 
 AT_A_TIME = 2**24  # numbers that are scored together
 LOOKED_AT = 1024  # frames of the training data that random ones are drawn of
@@ -234,15 +235,17 @@ def window_scores(
     *,
     seed: int = 0,
     progress: ImageProgress = lambda done, total: None,
+    mapper: Mapper = in_turn,
 ) -> ForecastReport:
     """Score the frames of one window from held-out starts. Nothing is written.
 
-    count: of starts, as of `held_out_starts`; seed: of the first. Raises what that and `roll_out` raise.
+    count: of starts, as of `held_out_starts`; seed: of the first; mapper: rolls out. Raises what that and `roll_out`
+    raise.
     """
     frames = forecast_of(drawer.model).frames
     starts, done = held_out_starts(drawer.model, frames, count), 0
     x = np.empty((len(starts), drawer.members, frames, *starts.past.shape[2:]), np.float32)
-    for piece in roll_out(drawer, starts.past, frames, seed=seed):
+    for piece in roll_out(drawer, starts.past, frames, seed=seed, mapper=mapper):
         at = (slice(part.start, part.stop) for part in (piece.starts, piece.members, piece.frames))
         x[tuple(at)] = piece.x
         progress(done := done + piece.x[..., 0, 0, 0].size, x[..., 0, 0, 0].size)

@@ -44,7 +44,9 @@ from dualrate.forecasts.starts import Starts, lead_unit
 from dualrate.report.figures import png
 from dualrate.runs.train import FORECAST
 from dualrate.system.files import append_record, check_regular, naming, read_records, reserve, sync, whole, write_whole
+from dualrate.system.launch import Lost
 from dualrate.system.progress import ImageProgress
+from dualrate.system.workers import Mapper, in_turn
 
 ARRAY, JOURNAL, TRUTH = "forecast.npy", "forecast.journal", "truth.npy"
 PICTURE, ANIMATION, PAGE = "forecast.png", "forecast.webp", "index.html"
@@ -136,7 +138,7 @@ class ForecastArray:
                 noted[first:stop] = line.get("hashes", "")  # an earlier version wrote none
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{where} does not say which frames are there: remove that line") from error
-        self.pending: tuple[range, int] | None = None
+        self.pending: dict[range, int] = {}  # rows, of which so many frames were written and not noted
         self.saved = time.monotonic()
         self.hashes: dict[int, hashlib._Hash] = {}  # of rows that are being written
         counts = self.done.flatten().tolist()
@@ -174,18 +176,20 @@ class ForecastArray:
                     file.write(new.tobytes())
                     self.hashes[row].update(new.tobytes())
         self.done[place] = piece.frames.stop
-        self.pending = rows, piece.frames.stop
+        self.pending[rows] = piece.frames.stop
         if piece.frames.stop == frames or time.monotonic() - self.saved > SAVED_EVERY:
             self.save()
         if piece.frames.stop == frames:
-            self.hashes.clear()
+            for row in rows:
+                del self.hashes[row]
 
     def save(self) -> None:
         """Note what was written since, once it is on disk."""
-        if self.pending is not None:
+        if self.pending:
             sync(self.path)
-            self._note(*self.pending)
-        self.pending, self.saved = None, time.monotonic()
+        for rows, frames in self.pending.items():
+            self._note(rows, frames)
+        self.pending, self.saved = {}, time.monotonic()
 
     def _note(self, rows: range, frames: int) -> None:
         hashes = [_short(self.hashes[row]) for row in rows]
@@ -239,6 +243,7 @@ def write_forecast(
     pictures: bool = False,
     progress: ImageProgress | None = None,
     note: Callable[[str], None] = warnings.warn,
+    mapper: Mapper = in_turn,
     command: str = "dualrate.write_forecast",
 ) -> ForecastWritten:
     """Roll out what `out` lacks, and write each window at once; then what else is asked for, anew.
@@ -248,6 +253,7 @@ def write_forecast(
     pictures: also forecast.png and forecast.webp, of the first start
     progress: called with (frames there, of how many, of all members) at first and after every window
     note:     called where frames that are there are not what was written
+    mapper:   rolls out; frames are written here
     Raises ValueError, before anything is written, for what cannot be rolled out, and for an `out` that holds another
     forecast or anything else; OSError for a file that cannot be written or read, with its name, and for a folder that
     another process is filling. That error and a KeyboardInterrupt say how many frames are there.
@@ -270,12 +276,11 @@ def write_forecast(
         begun = time.perf_counter()
         with naming_progress(array):
             try:
-                for piece in roll_out(
-                    drawer, starts.past, frames, seed=seed, earlier=array.earlier, observed=starts.observed
-                ):
+                how: dict[str, Any] = {"earlier": array.earlier, "observed": starts.observed, "mapper": mapper}
+                for piece in roll_out(drawer, starts.past, frames, seed=seed, **how):
                     array.write(piece)
                     report(int(array.done.sum()), array.done.size * frames)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, Lost):
                 array.save()
                 raise
             seconds, drawn = time.perf_counter() - begun, int(array.done.sum()) - before

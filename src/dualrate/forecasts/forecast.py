@@ -24,6 +24,7 @@ from dualrate.forecasts.rollout import Frame, forecast_of, with_stride
 from dualrate.forecasts.starts import Starts, held_out_starts, read_starts
 from dualrate.system.files import write_whole
 from dualrate.system.progress import ImageProgress
+from dualrate.system.workers import Mapper, in_turn
 
 AS_RECOMMENDED = Choice()
 
@@ -143,13 +144,14 @@ def forecast_by(
     pictures: bool = False,
     progress: ImageProgress | None = None,
     note: Callable[[str], None] = warnings.warn,
+    mapper: Mapper = in_turn,
     command: str = "dualrate.forecast",
 ) -> ForecastResult:
     """The same of a drawer, in a folder: the frames, then scores.json, then index.html. Options as of `write_forecast`.
 
     Raises what that raises.
     """
-    how = {"seed": seed, "format": format, "pictures": pictures}
+    how: dict[str, Any] = {"seed": seed, "format": format, "pictures": pictures, "mapper": mapper}
     written = write_forecast(drawer, starts, frames, out, **how, progress=progress, note=note, command=command)
     model, scores = drawer.model, None
     if written.truth is not None:

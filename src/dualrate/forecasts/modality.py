@@ -48,8 +48,11 @@ class OfFields(Modality):
     def score(self, drawer: Any, count: int | None, seed: int, workers: WorkerCount, progress: Reporter) -> Evaluation:
         """Score one window from each of `count` held-out starts."""
         from dualrate.forecasts.evaluation import window_scores
+        from dualrate.system.workers import mapper
 
-        scores = window_scores(drawer, count, seed=seed, progress=image_progress(progress, "frames"))
+        with mapper(workers, drawer.model.device) as over:
+            how = {"seed": seed, "progress": image_progress(progress, "frames"), "mapper": over}
+            scores = window_scores(drawer, count, **how)
         return Evaluation(scores, scores.plain(), tuple(scores.tables))
 
     def yardstick(self) -> Any:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ from dualrate.forecasts.rolling import roll
 from dualrate.forecasts.rolling_process import Rolling
 from dualrate.sampling.trajectory import MEMBER, sample_batches
 from dualrate.system.device import own_defaults
+from dualrate.system.workers import Mapper, in_turn, streamed
 
 WINDOW = 1 << 20  # between the keys of two windows of a roll-out; starts and windows are fewer
 Frame = NDArray[np.float32]
@@ -82,16 +84,10 @@ def with_stride(model: Model, stride: int) -> Model:
     scale = np.array(forecast.scale).reshape(forecast.frames, -1)[stride - 1 :: stride].flatten().tolist()
     fewer: Any = {"frames": len(leads)}
     process = replace(model.process, **fewer) if isinstance(model.process, SharedNoise) else model.process
-    experiment = replace(
-        experiment,
-        networks=replace(networks, leads=leads),
-        condition=replace(forecast, stride=stride, scale=tuple(scale), **fewer),
-        process=process,
+    condition = replace(forecast, stride=stride, scale=tuple(scale), **fewer)
+    return model.with_experiment(
+        replace(experiment, networks=replace(networks, leads=leads), condition=condition, process=process)
     )
-    built, denoiser = experiment.build()
-    built.load_state_dict(model.networks.state_dict())
-    built.to(model.device).eval().requires_grad_(False)
-    return replace(model, experiment=experiment, networks=built, denoiser=denoiser)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +164,7 @@ def roll_out(
     seed: int = 0,
     earlier: Earlier | None = None,
     observed: bool = False,
+    mapper: Mapper = in_turn,
 ) -> Iterator[FrameBlock]:
     """Roll out all members of some starts: a batch of rows to its end, then the next; only the last frames are held.
 
@@ -176,45 +173,57 @@ def roll_out(
     seed:     of the first start
     earlier:  frames of a forecast that was interrupted; what begins after them is all that comes
     observed: as of `Starts`
+    mapper:   rolls out the batches, several at a time where it is a team
     Raises ValueError for a model that is no forecast, starts of another shape, and more than 2^20 of them, or windows.
     """
-    past = checked_starts(drawer, starts, frames, seed)
-    drawer = drawer.for_seeds(len(past))
-    denoiser = drawer.denoiser
+    past = checked_starts(drawer, starts, frames, seed).numpy()
+    drawer, length = drawer.for_seeds(len(past)), forecast_of(drawer.model).frames
+    batches = []
     for some, members in parts(len(past), drawer):
-        keys = torch.tensor(some, dtype=torch.int64, device=drawer.model.device) + seed
         before = None if earlier is None else earlier(some, members)
-        first = 0 if before is None else before.shape[2]
-        if first >= frames:
-            continue
-        start_frames = past[some.start : some.stop]
-        if isinstance(drawer.model.process, Rolling):
-            windows = _rolled(drawer, denoiser, start_frames, keys, members, first, observed)
-        else:
-            windows = _windows(drawer, denoiser, start_frames, keys, members, before, observed)
-        for begun, new in windows:
-            now = range(begun, min(begun + new.shape[2], frames))
-            yield FrameBlock(some, members, now, new[:, :, : len(now)].numpy())
-            if now.stop == frames:
-                break
+        begun = 0 if before is None else before.shape[2]
+        stop = begun // length * length  # of whole windows
+        latest = None if before is None else np.asarray(before[:, :, max(0, stop - past.shape[1]) : stop])
+        if begun < frames:
+            batches.append(_Batch(some, members, past[some.start : some.stop], begun, latest))
+    return streamed(mapper, partial(_rolled_out, drawer.resolved, frames, seed, observed), batches)
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Members of starts that are rolled out together.
+
+    past:   (n, past, C, H, W) of the starts
+    begun:  frames that are there of each member; latest: the last ones of whole windows, (n, m, past or fewer, C, H, W)
+    """
+
+    starts: range
+    members: range
+    past: Frame
+    begun: int
+    latest: Frame | None
+
+
+def _rolled_out(drawer: Drawer, frames: int, seed: int, observed: bool, batch: _Batch) -> Iterator[FrameBlock]:
+    """The frames of a batch that are not there."""
+    keys = torch.tensor(batch.starts, dtype=torch.int64, device=drawer.model.device) + seed
+    windows = _rolled if isinstance(drawer.model.process, Rolling) else _windows
+    for begun, new in windows(drawer, drawer.denoiser, batch, keys, observed):
+        now = range(begun, min(begun + new.shape[2], frames))
+        yield FrameBlock(batch.starts, batch.members, now, new[:, :, : len(now)].numpy())
+        if now.stop == frames:
+            break
 
 
 def _windows(
-    drawer: Drawer,
-    denoiser: Denoiser,
-    start: Tensor,
-    keys: Tensor,
-    members: range,
-    before: Frame | None,
-    observed: bool,
+    drawer: Drawer, denoiser: Denoiser, batch: _Batch, keys: Tensor, observed: bool
 ) -> Iterator[tuple[int, Tensor]]:
-    """Windows after those of `before`, without end: the number of the first frame, and frames (n, m, f, C, H, W)."""
-    forecast, past = forecast_of(drawer.model), start[:, None].expand(-1, len(members), *[-1] * 4)
-    window = 0 if before is None else before.shape[2] // forecast.frames
-    if before is not None and window:
-        stop = window * forecast.frames
-        latest = torch.tensor(np.asarray(before[:, :, max(0, stop - forecast.past) : stop]))
-        past = torch.cat((past, latest), 2)[:, :, -forecast.past :]
+    """Windows after those that are there, without end: the number of the first frame, and frames (n, m, f, C, H, W)."""
+    forecast, members = forecast_of(drawer.model), batch.members
+    past = torch.tensor(batch.past)[:, None].expand(-1, len(members), *[-1] * 4)
+    window = batch.begun // forecast.frames
+    if batch.latest is not None and window:
+        past = torch.cat((past, torch.tensor(batch.latest)), 2)[:, :, -forecast.past :]
     while True:
         still = max(0, forecast.past - window * forecast.frames) if observed else 0
         new = _window(drawer, denoiser, past, keys, members, window, still)
@@ -223,21 +232,21 @@ def _windows(
 
 
 def _rolled(
-    drawer: Drawer, denoiser: Denoiser, start: Tensor, keys: Tensor, members: range, first: int, observed: bool
+    drawer: Drawer, denoiser: Denoiser, batch: _Batch, keys: Tensor, observed: bool
 ) -> Iterator[tuple[int, Tensor]]:
-    """Frames by Rolling Diffusion, from number `first` on, without end: the number, and the frame (n, m, 1, C, H, W).
+    """Frames by Rolling Diffusion that are not there, without end: the number, and the frame (n, m, 1, C, H, W).
 
     Frames before it are drawn again: the window behind them is not on disk.
     """
     model, forecast, process = drawer.model, forecast_of(drawer.model), drawer.model.process
     assert isinstance(process, Rolling)
-    past = forecast.statistics.normalised(start.to(model.device)).flatten(1, 2)
-    number = torch.arange(members.start, members.stop, device=model.device)
+    past = forecast.statistics.normalised(torch.tensor(batch.past, device=model.device)).flatten(1, 2)
+    number = torch.arange(batch.members.start, batch.members.stop, device=model.device)
     rows, how = (keys[:, None] + MEMBER * number).flatten(), {"observed": observed, "bfloat16": drawer.bfloat16}
     for window in roll(denoiser, process, forecast, past, rows, drawer.plan.t, step=drawer.step, **how):
-        if window.rolls >= first:
+        if window.rolls >= batch.begun:
             frame = forecast.statistics.restored(window.frame)
-            yield window.rolls, frame.unflatten(0, (len(keys), len(members)))[:, :, None].cpu()
+            yield window.rolls, frame.unflatten(0, (len(keys), len(batch.members)))[:, :, None].cpu()
 
 
 @own_defaults()

@@ -140,7 +140,8 @@ class Place:
 
     identity:   that it then has; denoiser: what calls its networks, if not their own
     modules:    of names in use that the other process imports first, as they are imported here
-    experiment: of the model here, whose codecs may have been moved, and decode otherwise than those in the file
+    experiment: of the model here, whose codecs may have been moved, and decode otherwise than those in the file, and
+                whose networks may make fewer frames
     conditions, compiled, graphs: see `Model`
     """
 
@@ -159,7 +160,7 @@ class Place:
         """Load it. Raises what `load` raises; ValueError if another model is there by now."""
         for module in self.modules:
             import_module(module)
-        loaded = load(self.path, device=self.device, note=lambda text: None)
+        loaded = load(self.path, device=self.device, note=lambda text: None).with_experiment(self.experiment)
         loaded = loaded if self.conditions is None else loaded.with_given(self.conditions)
         model = called_by(loaded, self.denoiser)
         if model.identity != self.identity:
@@ -167,7 +168,7 @@ class Place:
                 f"{self.path} has other weights by now, of iteration {model.iteration}: if it is being trained, "
                 "export it first, and use the export"
             )
-        return replace(model, compiled=self.compiled, graphs=self.graphs, experiment=self.experiment)
+        return replace(model, compiled=self.compiled, graphs=self.graphs)
 
 
 def _placed(model: Model) -> tuple[Callable[[Place], Model], tuple[Place]]:

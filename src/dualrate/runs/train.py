@@ -48,10 +48,11 @@ from dualrate.sampling.catalogue import ANCESTRAL, make_step
 from dualrate.sampling.trajectory import sample_batches
 from dualrate.system.device import keep_compiled, own_defaults, peak_memory, pick_device
 from dualrate.system.folders import check_link, some_of
+from dualrate.system.launch import device_of_process
 from dualrate.system.progress import Reporter, Silent, reporter_here
 from dualrate.training import checkpoint
 from dualrate.training.config import FitResult
-from dualrate.training.distributed import Share, World, device_of_process
+from dualrate.training.distributed import Share, World
 from dualrate.training.log import Logger, MetricsFile, logged
 from dualrate.training.loop import fit
 

@@ -15,6 +15,7 @@ import re
 import secrets
 import stat
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -87,6 +88,17 @@ def check_regular(path: Path, limit: int | None = None) -> None:
         raise ValueError(f"{path} is {kinds.get(stat.S_IFMT(status.st_mode), 'a device')}; expected a file")
     if limit is not None and status.st_size > limit:
         raise ValueError(f"{path} has more than {limit:,} bytes, the most that is accepted here")
+
+
+def when_seen(path: Path, seconds: float) -> Path:
+    """The path, once what another process wrote there is seen here, which takes a network's disk some seconds.
+
+    seconds: to wait at most
+    """
+    end = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    return path
 
 
 def read_bytes(path: Path, limit: int | None = None) -> bytes:

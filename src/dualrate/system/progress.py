@@ -177,12 +177,13 @@ class Interrupts:
     """Within the block the first signal of `stops` is kept in `received`; a second one has its usual effect.
 
     echoes: whether a launcher passes signals on, so that a signal to the whole group comes twice within ECHO seconds
+    raises: whether the first one is also raised, as a KeyboardInterrupt
     Python delivers signals to the main thread only; in any other thread this does nothing.
     """
 
-    def __init__(self, *, echoes: bool = False) -> None:
+    def __init__(self, *, echoes: bool = False, raises: bool = False) -> None:
         self.received: signal.Signals | None = None
-        self.echoes = echoes
+        self.echoes, self.raises = echoes, raises
         self._at = 0.0
         self._before: dict[signal.Signals, object] = {}
 
@@ -203,6 +204,8 @@ class Interrupts:
             self.received, self._at = signal.Signals(number), now
             if not self.echoes:
                 self.__exit__()
+            if self.raises:
+                raise KeyboardInterrupt
         elif now - self._at > ECHO:
             self.__exit__()
             signal.raise_signal(number)

@@ -1,8 +1,9 @@
 """Worker processes: blocks of work go out one at a time and come back in their order.
 
 Whoever has blocks of work takes a `Mapper`: `in_turn` does them here, one after the other, `Workers` in processes of
-`concurrent.futures`. Blocks do not depend on the number of workers, and each worker has one thread: so the results are
-bit for bit those of one process with one thread. A worker that dies ends the work.
+`concurrent.futures`, a team in those that were launched with this one (team.py). Blocks do not depend on the number of
+workers, and each worker has one thread: so the results are bit for bit those of one process with one thread. A worker
+that dies ends the work.
 
 A worker is spawned, since a fork of a process with threads may hang. It runs on one core of the CPU, or on one of the
 GPUs in turns. A job is pickled once, to a file that the workers read: a model as the directory to load it from
@@ -21,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -51,20 +52,71 @@ def in_turn(job: Callable[[Block], Result], blocks: Sequence[Block], /) -> Itera
         yield block, job(block)
 
 
+class TeamMapper(Mapper, Protocol):
+    """The processes that were launched with this one, which leads them; this one among their number."""
+
+    size: int
+    device: str
+
+    def stream(self, job: Callable[[Block], Iterator[Result]], blocks: Sequence[Block], /) -> Iterator[Result]:
+        """Yield what the job yields of every block, as it comes. Raises what the job raises."""
+        ...
+
+
+_led: TeamMapper | None = None
+
+
+@contextmanager
+def leading(team: TeamMapper) -> Iterator[None]:
+    """Have every `mapper` within the block be this team."""
+    global _led
+    _led = team
+    try:
+        yield
+    finally:
+        _led = None
+
+
+def streamed(mapper: Mapper, job: Callable[[Block], Iterator[Result]], blocks: Sequence[Block]) -> Iterator[Result]:
+    """Yield what the job yields of every block: of several at a time by a team; else here, one after the other."""
+    if _led is not None and mapper is _led:
+        return _led.stream(job, blocks)
+    return (item for block in blocks for item in job(block))
+
+
 def number_of_workers(workers: int | Literal["auto"], device: torch.device) -> int:
-    """The number of workers. auto: one for each GPU, or for each thread of one process (src/dualrate_command.py)."""
+    """The number of workers, or of the team. Raises ValueError for workers beside a team.
+
+    auto: one for each GPU, or for each thread of one process (src/dualrate_command.py)
+    """
+    if _led is not None and workers not in (1, "auto"):
+        raise ValueError(f"--workers {workers}, but {_led.size} processes are started: drop --workers")
+    if _led is not None:
+        return _led.size
     processors = torch.cuda.device_count() if device.type == "cuda" else torch.get_num_threads()
     return processors if workers == "auto" else workers
 
 
-def mapper(workers: int | Literal["auto"], device: torch.device) -> AbstractContextManager[Mapper]:
-    """A `Mapper` of that many workers, for a `with`; one is this process.
+def share_of_time(workers: int | Literal["auto"], device: torch.device) -> float:
+    """Share of the time that this process alone would take: several have a thread each, or a GPU."""
+    if (count := number_of_workers(workers, device)) == 1:
+        return 1.0
+    if device.type != "cuda":
+        return torch.get_num_threads() / count
+    return 1 / (count if _led is not None else min(count, torch.cuda.device_count()))
 
-    Raises ValueError for several on one GPU that was chosen by its number.
+
+def mapper(workers: int | Literal["auto"], device: torch.device) -> AbstractContextManager[Mapper]:
+    """A `Mapper` of that many workers, for a `with`; one is this process, or the team that it leads.
+
+    Raises ValueError for several on one GPU that was chosen by its number, and for workers beside a team.
     """
     count = number_of_workers(workers, device)
     if count > 1 and device.type == "cuda" and device.index:  # 0 is what is taken where none is named
         raise ValueError(f"workers take the GPUs in turns, got {device} for all: choose them by CUDA_VISIBLE_DEVICES")
+    if _led is not None:
+        _led.device = device.type
+        return nullcontext(_led)
     return nullcontext(in_turn) if count == 1 else Workers(count, device)
 
 
@@ -89,7 +141,7 @@ class Workers:
         """See `Mapper`. Raises ValueError for a job that cannot be sent; ChildProcessError if a worker dies."""
         with TemporaryDirectory(prefix="dualrate-job-") as folder:
             file = Path(folder, "job")
-            file.write_bytes(_packed(job))
+            file.write_bytes(packed(job))
             try:
                 yield from self._results(file, blocks)
             except BrokenProcessPool as error:
@@ -109,12 +161,12 @@ class Workers:
             self._pool = ProcessPoolExecutor(self.count, context, _begin, (started, self.device))
         begun: deque[tuple[Block, Future[bytes]]] = deque()
         for block in blocks:
-            begun.append((block, self._pool.submit(_do, file, _packed(block))))
+            begun.append((block, self._pool.submit(_do, file, packed(block))))
             if len(begun) == 2 * self.count:
                 first, future = begun.popleft()
-                yield first, pickle.loads(future.result())
+                yield first, unpacked(future.result())
         for block, future in begun:
-            yield block, pickle.loads(future.result())
+            yield block, unpacked(future.result())
 
     def _stop(self) -> None:
         """Stop at once: a worker holds nothing that would be lost."""
@@ -125,8 +177,16 @@ class Workers:
             self._pool = None
 
 
-def _packed(value: object) -> bytes:
-    """Tensors by value: multiprocessing's shared memory is small in most containers."""
+def unpacked(content: bytes) -> Any:
+    """The value that `packed` was given, in a process that trusts the one that packed it."""
+    return pickle.loads(content)
+
+
+def packed(value: object) -> bytes:
+    """The value as bytes, tensors by value: multiprocessing's shared memory is small in most containers.
+
+    Raises ValueError for what cannot be sent.
+    """
     try:
         return pickle.dumps(value)
     except ValueError:
@@ -157,14 +217,17 @@ def _begin(started: Any, device: str) -> None:
 
 @lru_cache(1)
 def _job(file: Path) -> Callable[[Any], object]:
-    return pickle.loads(file.read_bytes())
+    return unpacked(file.read_bytes())
 
 
 def _do(file: Path, block: bytes) -> bytes:
     try:
-        return _packed(_job(file)(pickle.loads(block)))
-    except REFUSALS as error:
-        kind = next(kind for kind in REFUSALS if isinstance(error, kind))
-        raise kind(str(error)) from error  # without arguments that the parent could not make again
+        return packed(_job(file)(unpacked(block)))
     except Exception as error:
-        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        raise portable(error) from error
+
+
+def portable(error: Exception) -> Exception:
+    """The error as another process can raise it: of a kind that is kept, without arguments that it could not make."""
+    kind = next((kind for kind in REFUSALS if isinstance(error, kind)), None)
+    return RuntimeError(f"{type(error).__name__}: {error}") if kind is None else kind(str(error))

@@ -26,7 +26,6 @@ import os
 import re
 import shutil
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ import torch
 from torch import Tensor
 
 from dualrate.system import folders
-from dualrate.system.files import ABSENT, naming, parse_json, shown, tensors_of, write_tensors
+from dualrate.system.files import ABSENT, naming, parse_json, shown, tensors_of, when_seen, write_tensors
 from dualrate.system.folders import Damaged, Manifest, check_format, new_folder
 
 FORMAT = 1
@@ -99,14 +98,8 @@ def save(
 
 
 def load_when_seen(path: Path, seconds: float) -> Checkpoint:
-    """Read a checkpoint that another process found: on a network's disk it may be seen here only after some seconds.
-
-    seconds: to wait at most
-    """
-    end = time.monotonic() + seconds
-    while not path.is_dir() and time.monotonic() < end:
-        time.sleep(0.05)
-    return load(path)
+    """Read a checkpoint that another process found. seconds: to wait at most"""
+    return load(when_seen(path, seconds))
 
 
 def load(path: Path, *, training: bool = True) -> Checkpoint:

@@ -1,7 +1,6 @@
 """The processes of one training: which rows of a batch each computes, and how all make the same update.
 
-torchrun, and `dualrate train --nproc`, start the processes and set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
-MASTER_PORT, which `launched_world` reads. Every process holds all of the networks and computes the gradient of its own
+Every process holds all of the networks and computes the gradient of its own
 rows; `sum_gradients` adds these up. A `World` of one process returns what it is given and needs no group.
 
 There are two groups. Operations on the device's group fail after DUALRATE_TIMEOUT seconds. The group on the CPU is for
@@ -16,7 +15,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,13 +25,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dualrate.diffusion.context import Batch, Elsewhere
-from dualrate.system.progress import stops
+from dualrate.system.launch import Lost, is_alone, timeout
 
 GLOO = re.compile(r"\[\S*gloo\S*\] ")  # begins gloo's messages: torch has no class for its errors
-
-
-class Lost(OSError):
-    """Other processes of this training ended, or did not answer in time."""
 
 
 @dataclass(frozen=True)
@@ -127,79 +121,6 @@ class World:
             ) from error
 
 
-def is_launched() -> bool:
-    """Whether torchrun, or `--nproc`, started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def _is_alone() -> bool:
-    return not is_launched() or os.environ["WORLD_SIZE"] == "1"
-
-
-def check_alone(command: str) -> None:
-    """Raises ValueError where torchrun started several processes of a command that is one."""
-    if not _is_alone():
-        raise ValueError(
-            f"{command} is one process, here are {os.environ['WORLD_SIZE']} that would each do all of it: use --workers"
-        )
-
-
-def launch(processes: int, retries: int, command: Sequence[str]) -> None:
-    """Run Python with these words in each of several processes by torch's elastic launcher, and exit. 1: do nothing.
-
-    The exit code is 75 where a signal stopped all of them, else that of the first process that failed.
-    Does nothing in a process that was launched. Raises ValueError where torchrun started another number of them.
-    """
-    if is_launched():
-        if processes not in (1, int(os.environ["WORLD_SIZE"])):
-            raise ValueError(f"--nproc {processes}, but {os.environ['WORLD_SIZE']} processes are started: drop --nproc")
-        return
-    if processes == 1:
-        return
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    if os.environ.get("DUALRATE_THREADS", "auto") == "auto":  # processes scale better than threads
-        os.environ["DUALRATE_THREADS"] = "1"
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # a restart would read the addresses of processes that ended
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=f"dualrate-{os.getpid()}",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
-        max_restarts=retries,
-        signals_to_handle=",".join(number.name for number in stops()),
-        shutdown_timeout=600,  # seconds to save in, once a signal came
-    )
-    try:
-        elastic_launch(config, sys.executable)(*command)
-    except SignalException:
-        raise SystemExit(75) from None  # as of a single process
-    except ChildFailedError as failed:
-        _, first = failed.get_first_failure()
-        raise SystemExit(first.exitcode if first.exitcode > 0 else 128 - first.exitcode) from None
-    raise SystemExit(0)
-
-
-def device_of_process(device: torch.device) -> torch.device:
-    """The device of this process: of GPUs, the one of its number on this machine.
-
-    Raises ValueError for one GPU that all processes should share, and for more processes here than GPUs.
-    """
-    if _is_alone() or device.type == "cpu":
-        return device
-    if device.index:  # 0 is what is picked where none is named
-        raise ValueError(f"every process has its GPU, got {device} for all: choose them by CUDA_VISIBLE_DEVICES")
-    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if local >= gpus:
-        raise ValueError(f"every process needs its GPU, here are {gpus} for process {local}: start fewer")
-    return torch.device(device.type, local)
-
-
 @contextmanager
 def launched_world(device: torch.device) -> Iterator[World]:
     """Join the processes that were launched together, and leave with them; a world of one where none was launched.
@@ -207,7 +128,7 @@ def launched_world(device: torch.device) -> Iterator[World]:
     device: of this process, as `device_of_process` returns it
     Raises Lost if the others do not come; ValueError for a DUALRATE_TIMEOUT that is not a number of seconds.
     """
-    if _is_alone():
+    if is_alone():
         yield World()
         return
     rank, size, wait = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), timedelta(seconds=timeout())
@@ -221,14 +142,6 @@ def launched_world(device: torch.device) -> Iterator[World]:
     yield world
     world.any(False)  # nobody leaves while another one still works: that would look like a loss
     dist.destroy_process_group()
-
-
-def timeout() -> float:
-    """Seconds that an operation on the device waits for the other processes."""
-    text = os.environ.get("DUALRATE_TIMEOUT", "600")
-    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", text) or not float(text):
-        raise ValueError(f"DUALRATE_TIMEOUT is a number of seconds above 0, got {text!r}")
-    return float(text)
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:

@@ -43,11 +43,12 @@ from dualrate.diffusion.context import Batch
 from dualrate.networks.blocks import Block, blocks_of, frozen
 from dualrate.system.device import compile_calls, compiles, default_generator, pays, settle_products
 from dualrate.system.files import blaming
+from dualrate.system.launch import is_launched, timeout
 from dualrate.system.progress import Interrupts, PlainReporter, Reporter, Silent, run_lock
 from dualrate.training import checkpoint
 from dualrate.training.checkpoint import Saver
 from dualrate.training.config import ROUNDING, FitConfig, FitResult, lr_at
-from dualrate.training.distributed import Share, World, is_launched, sum_gradients, timeout
+from dualrate.training.distributed import Share, World, sum_gradients
 from dualrate.training.log import MetricsFile
 from dualrate.training.method import Method, Phase
 from dualrate.training.state import PhaseState, RunState, differences, finite
