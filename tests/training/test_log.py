@@ -1,4 +1,5 @@
 import io
+import builtins
 import json
 import sys
 from types import ModuleType, SimpleNamespace
@@ -181,8 +182,7 @@ def test_a_bar_shows_what_is_done_in_a_notebook(monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm.auto", SimpleNamespace(tqdm=Shown))
     monkeypatch.setitem(sys.modules, "tqdm", SimpleNamespace(auto=sys.modules["tqdm.auto"]))
     assert type(reporter_here()) is PlainReporter
-    kernel = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=1))
-    monkeypatch.setitem(sys.modules, "IPython", kernel)
+    monkeypatch.setattr(builtins, "get_ipython", lambda: SimpleNamespace(kernel=1), raising=False)
     bar = reporter_here()
     for iteration in (5, 6, 9):
         bar.update(iteration, 12, {"images": 8.0 * iteration, "model/loss": 1 / iteration})

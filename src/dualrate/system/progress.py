@@ -6,6 +6,7 @@ needs no terminal.
 
 from __future__ import annotations
 
+import builtins
 import signal
 import sys
 import threading
@@ -127,7 +128,7 @@ class Bar(PlainReporter):
 
 def reporter_here() -> Reporter:
     """A bar in a notebook that has tqdm, lines elsewhere."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    shell = getattr(builtins, "get_ipython", lambda: None)()  # which IPython puts there
     if getattr(shell, "kernel", None) is not None:
         with suppress(ImportError):
             return Bar()
