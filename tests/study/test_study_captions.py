@@ -129,7 +129,8 @@ def test_all_stages_run_and_what_is_there_is_not_made_again(tmp_path, monkeypatc
     (tmp_path / "captions.md").write_text("".join(f"<!-- {one} -->\n<!-- end of {one} -->\n" for one in places))
     monkeypatch.setattr(module, "RESULTS", tmp_path)
     module.page(tmp_path)
-    assert len(capsys.readouterr().out.splitlines()) == 2 + len(WAYS)
-    lighter = [way for way in map(str, WAYS) if way.startswith(module.LIGHTER)]
-    assert len((tmp_path / "captions.md").read_text().splitlines()) == 4 + len(WAYS) + 4 + len(lighter)
+    listed = module.listed(rows)
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(listed)
+    lighter = [row for row in listed if row["way"].startswith(module.LIGHTER)]
+    assert len((tmp_path / "captions.md").read_text().splitlines()) == 4 + len(listed) + 4 + len(lighter)
     assert (tmp_path / "captions-pictures.png").stat().st_size > 1000

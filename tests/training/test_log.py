@@ -1,5 +1,5 @@
-import io
 import builtins
+import io
 import json
 import sys
 from types import ModuleType, SimpleNamespace
