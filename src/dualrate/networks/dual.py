@@ -41,7 +41,7 @@ Features = tuple[Tensor, ...]  # of a context, as the light network takes them
 
 def check_pair(encoder: BodyConfig, light: BodyConfig) -> None:
     """Raise ValueError, with the differences, unless the encoder's features fit the light network."""
-    require_same_fields(encoder, light, "shape", "num_classes", "patch", "num_levels", "periodic", "across")
+    require_same_fields(encoder, light, "shape", "num_classes", "patch", "num_levels", "periodic", "across", "poles")
 
 
 def require_same_fields(encoder: object, light: object, *names: str) -> None:
