@@ -270,9 +270,8 @@ def write_forecast(
         begun = time.perf_counter()
         with naming_progress(array):
             try:
-                for piece in roll_out(
-                    drawer, starts.past, frames, seed=seed, earlier=array.earlier, observed=starts.observed
-                ):
+                how = {"earlier": array.earlier, "observed": starts.observed, "forcings": starts.forcings}
+                for piece in roll_out(drawer, starts.past, frames, seed=seed, **how):
                     array.write(piece)
                     report(int(array.done.sum()), array.done.size * frames)
             except KeyboardInterrupt:

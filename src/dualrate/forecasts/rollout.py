@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.model import Model
+from dualrate.forecasts.externals import Forcings, beside
 from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.rolling import roll
 from dualrate.forecasts.rolling_process import Rolling
@@ -126,6 +128,7 @@ def window_cost(drawer: Drawer) -> int:
     return round(cost["first_window"] + later * cost["later_window"])
 
 
+Ahead = Callable[[int], Tensor | None]  # time steps after the starts -> forcings from there on, (n, K, H, W)
 Earlier = Callable[[range, range], Frame]  # starts, members -> their frames that are there, (n, m, f, C, H, W)
 
 
@@ -168,6 +171,7 @@ def roll_out(
     seed: int = 0,
     earlier: Earlier | None = None,
     observed: bool = False,
+    forcings: Forcings | None = None,
 ) -> Iterator[FrameBlock]:
     """Roll out all members of some starts: a batch of rows to its end, then the next; only the last frames are held.
 
@@ -175,7 +179,7 @@ def roll_out(
     starts:   (N, past, C, H, W), in the data's units
     seed:     of the first start
     earlier:  frames of a forecast that was interrupted; what begins after them is all that comes
-    observed: as of `Starts`
+    observed, forcings: as of `Starts`
     Raises ValueError for a model that is no forecast, starts of another shape, and more than 2^20 of them, or windows.
     """
     past = checked_starts(drawer, starts, frames, seed)
@@ -184,19 +188,35 @@ def roll_out(
     for some, members in parts(len(past), drawer):
         keys = torch.tensor(some, dtype=torch.int64, device=drawer.model.device) + seed
         before = None if earlier is None else earlier(some, members)
-        first = 0 if before is None else before.shape[2]
-        if first >= frames:
+        if before is not None and before.shape[2] >= frames:
             continue
+        ahead: Ahead = partial(forcings, some) if forcings is not None else lambda after: None
         start_frames = past[some.start : some.stop]
-        if isinstance(drawer.model.process, Rolling):
-            windows = _rolled(drawer, denoiser, start_frames, keys, members, first, observed)
-        else:
-            windows = _windows(drawer, denoiser, start_frames, keys, members, before, observed)
-        for begun, new in windows:
+        for begun, new in windows_after(drawer, denoiser, start_frames, keys, members, before, observed, ahead):
             now = range(begun, min(begun + new.shape[2], frames))
             yield FrameBlock(some, members, now, new[:, :, : len(now)].numpy())
             if now.stop == frames:
                 break
+
+
+def windows_after(
+    drawer: Drawer,
+    denoiser: Denoiser,
+    start: Tensor,
+    keys: Tensor,
+    members: range,
+    before: Frame | None,
+    observed: bool,
+    ahead: Ahead,
+) -> Iterator[tuple[int, Tensor]]:
+    """Frames after starts (n, past, C, H, W) and those of `before`, without end, as many at a time as are drawn.
+
+    keys: (n,) of the starts, on the model's device. Each time the number of the first frame, and (n, m, f, C, H, W)
+    """
+    if isinstance(drawer.model.process, Rolling):
+        first = 0 if before is None else before.shape[2]
+        return _rolled(drawer, denoiser, start, keys, members, first, observed, ahead)
+    return _windows(drawer, denoiser, start, keys, members, before, observed, ahead)
 
 
 def _windows(
@@ -207,6 +227,7 @@ def _windows(
     members: range,
     before: Frame | None,
     observed: bool,
+    ahead: Ahead,
 ) -> Iterator[tuple[int, Tensor]]:
     """Windows after those of `before`, without end: the number of the first frame, and frames (n, m, f, C, H, W)."""
     forecast, past = forecast_of(drawer.model), start[:, None].expand(-1, len(members), *[-1] * 4)
@@ -217,13 +238,21 @@ def _windows(
         past = torch.cat((past, latest), 2)[:, :, -forecast.past :]
     while True:
         still = max(0, forecast.past - window * forecast.frames) if observed else 0
-        new = _window(drawer, denoiser, past, keys, members, window, still)
+        now = ahead(window * forecast.frames * forecast.ahead)
+        new = _window(drawer, denoiser, past, keys, members, window, still, now)
         yield window * forecast.frames, new
         past, window = torch.cat((past, new), 2)[:, :, -forecast.past :], window + 1
 
 
 def _rolled(
-    drawer: Drawer, denoiser: Denoiser, start: Tensor, keys: Tensor, members: range, first: int, observed: bool
+    drawer: Drawer,
+    denoiser: Denoiser,
+    start: Tensor,
+    keys: Tensor,
+    members: range,
+    first: int,
+    observed: bool,
+    ahead: Ahead,
 ) -> Iterator[tuple[int, Tensor]]:
     """Frames by Rolling Diffusion, from number `first` on, without end: the number, and the frame (n, m, 1, C, H, W).
 
@@ -233,7 +262,10 @@ def _rolled(
     assert isinstance(process, Rolling)
     past = forecast.statistics.normalised(start.to(model.device)).flatten(1, 2)
     number = torch.arange(members.start, members.stop, device=model.device)
-    rows, how = (keys[:, None] + MEMBER * number).flatten(), {"observed": observed, "bfloat16": drawer.bfloat16}
+    rows, how = (
+        (keys[:, None] + MEMBER * number).flatten(),
+        {"observed": observed, "bfloat16": drawer.bfloat16, "ahead": ahead},
+    )
     for window in roll(denoiser, process, forecast, past, rows, drawer.plan.t, step=drawer.step, **how):
         if window.rolls >= first:
             frame = forecast.statistics.restored(window.frame)
@@ -242,11 +274,18 @@ def _rolled(
 
 @own_defaults()
 def _window(
-    drawer: Drawer, denoiser: Denoiser, past: Tensor, keys: Tensor, members: range, window: int, observed: int
+    drawer: Drawer,
+    denoiser: Denoiser,
+    past: Tensor,
+    keys: Tensor,
+    members: range,
+    window: int,
+    observed: int,
+    forcings: Tensor | None,
 ) -> Tensor:
     """The frames of one window, (n, m, f, C, H, W). past: (n, m, past, C, H, W), in the data's units; keys: (n,)
 
-    observed: frames of the past that are observations
+    observed: frames of the past that are observations; forcings: of the window, (n, K, H, W)
     """
     model, forecast, count = drawer.model, forecast_of(drawer.model), len(members)
     past = forecast.statistics.normalised(past.to(model.device))
@@ -255,7 +294,7 @@ def _window(
         seeds, rows, shared = (keys[:, None] + WINDOW * window + MEMBER * number).flatten(), past.flatten(0, 1), 1
     else:
         seeds, rows, shared = keys, past[:, 0], count
-    y = forecast.observe(rows.flatten(1, 2), Draws(0, seeds), observed)
+    y = forecast.observe(beside(rows.flatten(1, 2), forcings), Draws(0, seeds), observed)
     (x,) = sample_batches(
         denoiser,
         drawer.step,
