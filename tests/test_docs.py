@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import xarray
@@ -204,12 +205,42 @@ def months_of_era5(folder: Path, rng: np.random.Generator) -> None:
         xarray.Dataset(fields, axes).to_netcdf(folder / f"{i}.nc", engine="h5netcdf")
 
 
+def store_of_weatherbench(path: Path, rng: np.random.Generator) -> None:
+    """A store in the layout of WeatherBench 2."""
+    space = "longitude", "latitude"
+    times = np.datetime64("2020-01-01", "ns") + np.arange(120) * np.timedelta64(6, "h")
+    axes = {"level": [500, 850], "latitude": np.linspace(-78.75, 78.75, 8), "longitude": np.arange(0, 360, 22.5)}
+    fields = {
+        "geopotential": (("time", "level", *space), rng.normal(size=(120, 2, 16, 8)).astype(np.float32)),
+        "2m_temperature": (("time", *space), rng.normal(280, 9, (120, 16, 8)).astype(np.float32)),
+        "geopotential_at_surface": (space, rng.normal(size=(16, 8)).astype(np.float32)),
+        "land_sea_mask": (space, rng.integers(0, 2, (16, 8)).astype(np.float32)),
+    }
+    full = {name: {"write_empty_chunks": True} for name in fields}
+    xarray.Dataset(fields, {**axes, "time": times}).to_zarr(path, zarr_format=2, encoding=full)
+
+
+def folder_of_the_well(folder: Path, rng: np.random.Generator) -> None:
+    """Splits in the layout of The Well: a scalar and a vector, in files of (trajectory, time, x, y)."""
+    for split in ("train", "valid", "test"):
+        (folder / split).mkdir(parents=True)
+        with h5py.File(folder / split / "flow.hdf5", "w") as file:
+            file.create_group("dimensions").attrs["spatial_dims"] = ["x", "y"]
+            file["dimensions/time"] = np.arange(12.0)
+            for group, name, tail in (("t0_fields", "density", ()), ("t1_fields", "velocity", (2,))):
+                file[f"{group}/{name}"] = rng.normal(size=(2, 12, 8, 16, *tail)).astype(np.float32)
+                file[group].attrs["field_names"] = [name]
+
+
 def own_images(folder: Path) -> None:
-    """photos/: 24 of several sizes; pets/: 12 in each of two classes; small/: 2 of 8 x 8; fields.npz; era5/."""
+    """photos/: 24 of several sizes; pets/: 12 in each of two classes; small/: 2 of 8 x 8; fields.npz; era5/;
+    weatherbench.zarr; flow/."""
     rng = np.random.default_rng(0)
     np.savez(folder / "fields.npz", fields=rng.normal(size=(12, 40, 1, 32)))
     np.save(folder / "today.npy", rng.normal(size=(3, 1, 32)))
     months_of_era5(folder / "era5", rng)
+    store_of_weatherbench(folder / "weatherbench.zarr", rng)
+    folder_of_the_well(folder / "flow", rng)
     (folder / "small").mkdir()
     for i in range(2):
         Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(folder / f"small/{i}.png")

@@ -91,7 +91,7 @@ def test_tables_and_plain_values(found):
     assert lines[0].split()[:3] == ["lead", "time", "steps"]
     assert [line.split()[0] for line in lines[1 : FRAMES + 1]] == ["1", "2", "3", "4"]
     assert [line.split()[0] for line in lines[-5:-2]] == ["variable", "u0", "u1"]
-    assert set(found.plain()) == {*BY_NAME, "skill", "variables", "left_out", "starts"}
+    assert {"season", *found.plain()} == {*BY_NAME, "skill", "variables", "left_out", "starts"}
     assert set(found.plain()["skill"][0]) >= {"lead", "persistence", "climatology_low", "regression_high"}
     assert {"brier_10", "brier_50_low", "brier_90_high"} <= set(found.plain()["variables"]["u1"]["leads"][0])
     left = np.array([math.sqrt(1 - RHO ** (2 * t)) for t in LEADS]) / math.sqrt(math.pi)
@@ -167,7 +167,7 @@ def test_of_a_long_lead_only_the_frames_that_are_compared_are_read(autoregressio
 
 def test_more_members_than_training_frames(autoregression, monkeypatch):
     """A climatology of fewer members: its fair CRPS has the same mean."""
-    monkeypatch.setattr("dualrate.forecasts.evaluation.LOOKED_AT", MEMBERS // 2)
+    monkeypatch.setattr("dualrate.forecasts.seasons.LOOKED_AT", MEMBERS // 2)
     model, starts, drawn = autoregression
     found = forecast_scores(model, starts, drawn)
     assert found.by_name["climatology"].members == MEMBERS // 2

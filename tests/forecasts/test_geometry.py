@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import xarray
+from forecasts.made_globes import LATITUDES, LONGITUDES, experiment, saved, small_networks, trained, waves
 from runs.made import saved_random
 from scipy.special import sph_harm_y
 
@@ -18,55 +19,23 @@ from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.loader import Batches
 from dualrate.diffusion.context import Cond
 from dualrate.diffusion.random import Draws
-from dualrate.experiment.data_config import DataConfig
-from dualrate.experiment.experiment import Experiment, Start
+from dualrate.experiment.experiment import Start
 from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.folder import shown, write_forecast
 from dualrate.forecasts.geometry import Geometry, Order, circles, packed, row_areas, unpacked
 from dualrate.forecasts.metadata import Coordinate, Description
-from dualrate.forecasts.recipe import TIERS, Forecasting, ForecastTier
 from dualrate.forecasts.sources import find_fields
 from dualrate.forecasts.starts import held_out_starts, read_starts
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load
-from dualrate.system.progress import Silent
 
-LATITUDES, LONGITUDES = np.linspace(78.75, -78.75, 8), np.arange(16) * 22.5
 LAND = np.zeros((8, 16), bool)
 LAND[2:4, 3:6] = True
-HOURS = np.datetime64("2020-01-01", "ns") + np.arange(40) * np.timedelta64(6, "h")
-
-
-def waves(variables: str = "t", seed: int = 0) -> xarray.Dataset:
-    random = np.random.default_rng(seed)
-    fields = {
-        name: (("time", "lat", "lon"), random.normal(280, 3, (40, 8, 16)).astype(np.float32), {"units": "K"})
-        for name in variables
-    }
-    rows, columns = ("lat", LATITUDES, {"units": "degrees_north"}), ("lon", LONGITUDES, {"units": "degrees_east"})
-    return xarray.Dataset(fields, {"time": HOURS, "lat": rows, "lon": columns})
-
-
-def saved(data: xarray.Dataset, path: Path, **how: Any) -> Path:
-    data.to_netcdf(path, engine="h5netcdf", **how)
-    return path
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks that train in no time."""
-    tier = TIERS["tiny"]
-    monkeypatch.setitem(TIERS, "tiny", ForecastTier((8, 8), (1, 1), replace(tier.fit, iterations=2, batch_size=4)))
-
-
-def experiment(source: Path, **how: Any) -> Experiment:
-    data = {name: how.pop(name) for name in ("variables", "levels") if name in how}
-    return Forecasting(DataConfig(str(source), **data), **how)(Silent())
-
-
-def trained(source: Path, out: Path, **how: Any) -> dr.Model:
-    dr.train(experiment(source, **how), out, progress=Silent())
-    return load(out)
+    small_networks(monkeypatch)
 
 
 # Order
@@ -161,6 +130,36 @@ def test_longitudes_meet_and_latitudes_never_do(tmp_path: Path) -> None:
         assert networks.encoder.wrapped == networks.light.wrapped == wrapped
 
 
+@pytest.mark.parametrize(
+    ("latitudes", "columns", "poles"),
+    [
+        (LATITUDES, 16, True),
+        (np.degrees(np.arcsin(np.polynomial.legendre.leggauss(8)[0])), 16, True),
+        (np.linspace(90, -90, 8), 16, False),  # rows that are the poles
+        (np.linspace(78.75, 0, 8), 16, False),  # half a sphere
+        (LATITUDES, 15, False),
+    ],
+)
+def test_rows_go_on_over_poles_of_a_whole_sphere(latitudes: np.ndarray, columns: int, poles: bool) -> None:
+    longitudes = np.arange(columns) * 360 / columns
+    axes = tuple(
+        Coordinate(name, (i,), tuple(np.asarray(values).tolist()), Description(f"degrees_{side}"))
+        for i, (name, values, side) in enumerate((("lat", latitudes, "north"), ("lon", longitudes, "east")))
+    )
+    assert Geometry(axes, spherical=True).poles is poles
+    assert not Geometry(axes).poles
+
+
+def test_a_new_run_on_a_whole_sphere_goes_over_the_poles(tmp_path: Path) -> None:
+    source = saved(waves(), tmp_path / "a.nc")
+    networks: Any = experiment(source).networks
+    assert networks.encoder.poles
+    assert networks.light.poles
+    for how in ({"geometry": "plane"}, {"geometry": "plane", "periodic": True}):
+        networks = experiment(source, **how).networks
+        assert not networks.encoder.poles
+
+
 def test_rotating_a_field_by_whole_longitudes_rotates_what_networks_make() -> None:
     levels = (Level("conv", 8, 1), Level("conv", 8, 1))
     torch.manual_seed(0)
@@ -176,6 +175,13 @@ def test_rotating_a_field_by_whole_longitudes_rotates_what_networks_make() -> No
 
 
 # Areas
+
+
+def test_latitudes_without_values_have_no_areas(tmp_path: Path) -> None:
+    placeless = waves().drop_vars(["lat", "lon"])
+    condition: Any = experiment(saved(placeless, tmp_path / "a.nc")).condition
+    assert not condition.geometry.spherical
+    assert condition.over_latitudes
 
 
 def test_areas_integrate_spherical_harmonics() -> None:
@@ -316,12 +322,14 @@ def test_statistics_are_those_of_points_that_are_observed(tmp_path: Path) -> Non
 
 def test_masks_that_cannot_be(tmp_path: Path) -> None:
     source = saved(sea(np.nan), tmp_path / "sea.nc")
-    with pytest.raises(ValueError, match=r"no variable dry over space alone .*it has wet, land: give --mask auto or"):
+    with pytest.raises(
+        ValueError, match=r"no variable dry over space alone; it has wet, land: give auto or any or one of"
+    ):
         experiment(source, mask="dry")
     with pytest.raises(ValueError, match=r"not finite.*--mask auto"):
         experiment(source)
     alone = saved(sea(np.nan).drop_vars(["wet", "land"]), tmp_path / "alone.nc")
-    with pytest.raises(ValueError, match=r"it has none: give --mask auto or any$"):
+    with pytest.raises(ValueError, match=r"it has none: give auto or any or FILE:VARIABLE"):
         experiment(alone, mask="dry")
     holes = sea(np.nan)
     holes.t.values[[5, 38], 0, 0] = np.nan  # observed at other times

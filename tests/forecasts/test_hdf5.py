@@ -51,6 +51,18 @@ def test_the_well_is_read_field_by_field(tmp_path: Path) -> None:
     np.testing.assert_array_equal(all_of(read_fields(tmp_path / "alone.hdf5", "train")), array[:3])
 
 
+def test_fields_of_the_well_that_never_change_are_static(tmp_path: Path) -> None:
+    write_well(tmp_path / "a.hdf5")
+    floor = np.arange(18.0).reshape(3, 6)
+    with h5py.File(tmp_path / "a.hdf5", "a") as file:
+        file["t0_fields"].attrs["field_names"] = np.array(["density", "still", "floor"], h5py.string_dtype())
+        file["t0_fields/floor"] = floor
+        file["t0_fields/floor"].attrs["sample_varying"] = file["t0_fields/floor"].attrs["time_varying"] = False
+    fields = find_fields(tmp_path / "a.hdf5")[1]
+    assert [*fields.statics] == ["floor"]  # the others differ from trajectory to trajectory, or in time
+    np.testing.assert_array_equal(fields.statics["floor"](), floor)
+
+
 def test_files_whose_names_say_their_split(tmp_path: Path) -> None:
     for split, part in (("train", LINE[:18]), ("test", LINE[18:])):
         with h5py.File(tmp_path / f"KS_{split}_20.h5", "w") as file:

@@ -7,7 +7,7 @@ import torch
 
 import dualrate as dr
 from dualrate.diffusion.context import Shape
-from dualrate.networks.blocks import conv3, wrapped
+from dualrate.networks.blocks import conv3, over_poles, wrapped
 from dualrate.networks.conditional import ConditionEncoder, ConditionMaps
 from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.networks.uvit import UViT
@@ -17,8 +17,9 @@ LINE: Shape = (2, 1, 32)
 LEVELS = (dr.Level("conv", 8, 1), dr.Level("conv", 16, 2))
 
 
-def config(*, height: int | None = 1, width: int = 32, patch: int = 1, periodic: bool = True) -> dr.UViTConfig:
-    return dr.UViTConfig(width, 2, LEVELS, patch=patch, embedding=16, height=height, periodic=periodic)
+def config(*, height: int | None = 1, width: int = 32, patch: int = 1, periodic: bool = True, **more) -> dr.UViTConfig:
+    how = {"levels": LEVELS} | more
+    return dr.UViTConfig(width, 2, patch=patch, embedding=16, height=height, periodic=periodic, **how)
 
 
 def randomised(network: torch.nn.Module) -> torch.nn.Module:
@@ -113,3 +114,49 @@ def test_a_convolution_on_a_torus_is_that_of_torch_in_the_memory_of_its_input(li
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
     assert wrapped(z, (1, 1)).is_contiguous(memory_format=form)
+
+
+def sphere(rows: int, columns: int, *, beyond: int = 0) -> torch.Tensor:
+    """x, y, z of the points of a sphere, (1, 3, rows, columns), and so many rows and columns beyond."""
+    polar = torch.pi * (torch.arange(-beyond, rows + beyond, dtype=torch.float64) + 0.5) / rows
+    azimuth = 2 * torch.pi * torch.arange(-beyond, columns + beyond, dtype=torch.float64) / columns
+    around = torch.stack((azimuth.cos(), azimuth.sin()))[:, None] * polar.sin()[:, None]
+    return torch.cat((around, polar.cos()[:, None].expand(around[:1].shape)))[None]
+
+
+@pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
+def test_beyond_a_pole_a_sphere_goes_on(form) -> None:
+    """x, y, z are smooth there: sin and cos of an angle that goes on over the pole are those of the other side."""
+    wide = over_poles(sphere(6, 8).contiguous(memory_format=form))
+    torch.testing.assert_close(wide, sphere(6, 8, beyond=1), rtol=0, atol=1e-14)
+    assert wide.is_contiguous(memory_format=form)
+
+
+def test_turning_a_sphere_turns_what_a_convolution_makes() -> None:
+    """By whole longitudes; and of the sphere seen from the other pole."""
+    torch.manual_seed(0)
+    conv, z = conv3(3, 4, poles=True).double(), torch.randn(2, 3, 6, 8, dtype=torch.float64)
+    plain = conv(z)
+    for columns in (1, 4, 5):
+        torch.testing.assert_close(conv(z.roll(columns, 3)), plain.roll(columns, 3))
+    with torch.no_grad():
+        conv.weight.copy_(conv.weight.flip(2))
+    torch.testing.assert_close(conv(z.flip(2)), plain.flip(2))
+    assert torch.autograd.gradcheck(over_poles, z[:1, :1].requires_grad_())
+
+
+def test_a_network_over_poles_turns_with_its_field() -> None:
+    network = randomised(UViT(config(height=16, periodic=False, across=True, poles=True)))
+    z = torch.randn(1, 2, 16, 32, dtype=torch.float64)
+    plain, changed = called(network, z), z.clone()
+    torch.testing.assert_close(called(network, z.roll(4, 3)), plain.roll(4, 3))
+    changed[..., 0, 16] += 1  # is beside column 0 of the first row
+    assert (called(network, changed) != plain)[..., 0, 0].any()
+
+
+@pytest.mark.parametrize(
+    "how", [{"height": 16}, {"across": True}, {"across": True, "height": 32, "levels": LEVELS * 3}]
+)
+def test_poles_want_a_sphere_whose_levels_halve(how) -> None:
+    with pytest.raises(ValueError, match="poles want"):
+        config(poles=True, periodic=False, **how)

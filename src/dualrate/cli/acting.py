@@ -43,6 +43,13 @@ def _of_leads(run: Run) -> bool:
     return _of_forecasts(run) and isinstance(networks, dict) and bool(networks.get("leads"))
 
 
+def _of_places(run: Run) -> bool:
+    """Whether fields have two axes with coordinates, which may be latitudes and longitudes."""
+    geometry = run.get("condition", {}).get("geometry") or {}
+    axes = [axis for axis in geometry.get("axes", ()) if axis.get("values")]
+    return _of_forecasts(run) and (len(axes) == 2 or "networks" not in run)
+
+
 def _of_images(run: Run) -> bool:
     return not _of_forecasts(run) and _type(run, "codec") != "Characters"
 
@@ -80,6 +87,7 @@ KINDS = (
     Runs("runs without a condition", ("--bound", "--variance"), lambda run: not _of_conditions(run)),
     Runs("forecasts", ("train --data.variables", "train --data.levels"), _of_forecasts),
     Runs("forecasts trained with --window leads", ("--stride",), _of_leads),
+    Runs("forecasts over latitudes and longitudes", ("--region",), _of_places),
     Runs("runs of latents", ("--codec", "--codec-sampler", "--codec-steps"), _of_latents),
     Runs("runs of Gaussian noise", ("--gamma", "--eta"), lambda run: _type(run, "codec") not in TOKENS),
 )

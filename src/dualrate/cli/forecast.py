@@ -57,6 +57,12 @@ class Forecast(Ranged, SharedWork):
     one trajectory per member, grouped by start."""
     pictures: bool = False
     """Also draw forecast.png and an animation, forecast.webp, of the first start."""
+    region: tuple[str, ...] = ()
+    """Regions that are scored besides, where the truth is known: SOUTH:NORTH or SOUTH:NORTH,WEST:EAST in degrees, or
+    tropics, north, south, europe, north-america."""
+    threshold: tuple[str, ...] = ()
+    """Events, VARIABLE:VALUE in the units of the data, whose Brier score and reliability are taken besides, where the
+    truth is known."""
     nproc: Nproc = 1
     compile: Compile = False
     graphs: Graphs = False
@@ -67,6 +73,7 @@ class Forecast(Ranged, SharedWork):
         from dualrate.forecasts.folder import PAGE
         from dualrate.forecasts.forecast import forecast_by, starts_of
         from dualrate.forecasts.rollout import with_stride
+        from dualrate.forecasts.views import Views
         from dualrate.system.workers import mapper
 
         if self.start_file is not None and self.starts is not None:
@@ -90,6 +97,7 @@ class Forecast(Ranged, SharedWork):
                 note=progress.note,
                 mapper=over,
                 command=command_line(),
+                views=Views(self.region, self.threshold),
             )
         report = {"run": str(self.run_dir), "out": str(self.out), **result.plain()}
         if result.scores is not None and self.json:

@@ -31,7 +31,7 @@ ADDED: dict[str, dict[str, Any]] = {  # class -> field -> what always applied be
 }
 LATER: dict[str, dict[str, Any]] = {  # class -> field -> the value at which an identity is as before there was one
     "DataConfig": {"variables": [], "levels": []},
-    "UViTConfig": {"across": False},
+    "UViTConfig": {"across": False, "poles": False},
 }
 RENAMED = {"OneDecoder": "OneConditional", "TwoDecoders": "TwoConditional"}  # their latent_shape is given_shape
 OF_THE_METHOD = "weighting", "times", "label_dropout", "encoder_weight", "encoder_from", "freeze_encoder", "light_from"

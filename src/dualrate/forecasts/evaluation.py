@@ -17,23 +17,24 @@ from torch import Tensor
 from dualrate.drawing.drawer import Drawer, spread
 from dualrate.experiment.model import Model
 from dualrate.forecasts.baselines import climatology, persistence, regressed, regression_of
-from dualrate.forecasts.fields import Fields
 from dualrate.forecasts.geometry import Geometry
 from dualrate.forecasts.rollout import Frame, forecast_of, roll_out
 from dualrate.forecasts.scores import EVENTS, GROUPS, ForecastScorer, ForecastScores, Score, count_of, rows_of
+from dualrate.forecasts.seasons import Seasons, training_frames
 from dualrate.forecasts.spectra import power_spectrum
 from dualrate.forecasts.stability import STEADY, WITHIN, Stability, steady_numbers
 from dualrate.forecasts.starts import Starts, held_out_starts, lead_unit, training_fields
+from dualrate.forecasts.views import EVERYTHING, Events, Reliability, Views
 from dualrate.report.table import Table, as_text, with_interval
 from dualrate.system.progress import ImageProgress
 from dualrate.system.workers import Mapper, in_turn
 
 AT_A_TIME = 2**24  # numbers that are scored together
-LOOKED_AT = 1024  # frames of the training data that random ones are drawn of
 SHOWN = 12  # lead times, at most
 WITHOUT_MODEL = {
     "persistence": "the last known frame again",
     "climatology": "random frames of the training data",
+    "season": "such frames of the same time of the year",
     "regression": "a linear regression",
 }
 BY_NAME = ("forecast", *WITHOUT_MODEL)
@@ -43,12 +44,15 @@ BY_NAME = ("forecast", *WITHOUT_MODEL)
 class ForecastReport:
     """Scores of a forecast by lead time.
 
-    by_name:     of the forecast, persistence, climatology and, where it can be fit, a linear regression, in standard
-                 deviations of the training data
+    by_name:     of the forecast, persistence, climatology, that of the time of the year where the training data has a
+                 year of dates, and, where it can be fit, a linear regression, in standard deviations of the training
+                 data
     by_variable: of the forecast, by the names of its variables, in their own units
     left_out:    variables that are constant in the training data, and count in none
     unit:        of lead times
     source:      where the starts are from, in words
+    by_region:   of the forecast, by the names of regions, as by_name
+    events:      Brier scores and reliability of each threshold, by lead time
     plain_scores: as by_name, where points that count by their area there all count alike; else empty
     notes:       on how points count
     """
@@ -60,6 +64,8 @@ class ForecastReport:
     source: str
     plain_scores: dict[str, ForecastScores] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    by_region: dict[str, ForecastScores] = field(default_factory=dict)
+    events: Events = field(default_factory=dict)
 
     @property
     def notices(self) -> list[str]:
@@ -89,6 +95,8 @@ class ForecastReport:
             "skill": rows_of("lead", self.by_name["forecast"].leads.tolist(), self.skill),
             "variables": rows(self.by_variable),
             **({"plain": rows(self.plain_scores)} if self.plain_scores else {}),
+            **({"regions": rows(self.by_region)} if self.by_region else {}),
+            **({"thresholds": dict(self.events)} if self.events else {}),
             "left_out": list(self.left_out),
             "starts": self.source,
         }
@@ -99,7 +107,7 @@ class ForecastReport:
 
     @property
     def tables(self) -> list[Table]:
-        """Two tables: scores at `SHOWN` evenly spread lead times, and scores by variable."""
+        """Scores at `SHOWN` evenly spread lead times, by variable, and, of those asked for, by region and threshold."""
         forecast, baselines = self.by_name["forecast"], [*self.by_name][1:]
         header = (
             f"lead {self.unit}",
@@ -127,17 +135,24 @@ class ForecastReport:
         )
         tables = [Table((*header, "correlation"), tuple(lines), notes, texts=1)]
         ends = shown_leads(len(forecast.leads), 3)
-        header = (
-            "variable",
-            *(f"CRPS at {forecast.leads[i]:g}" for i in ends),
-            *(f"RMSE at {forecast.leads[i]:g}" for i in ends),
+        kinds = (
+            ("variable", self.by_variable, "in the units of each variable, by lead time"),
+            ("region", self.by_region, "in standard deviations of the data, by lead time"),
         )
+        for kind, by_kind, note in kinds:
+            lines = [
+                (name, *(_number(score, i, 4) for score in (scores.crps, scores.rmse) for i in ends))
+                for name, scores in by_kind.items()
+            ]
+            header = kind, *(f"{score} at {forecast.leads[i]:g}" for score in ("CRPS", "RMSE") for i in ends)
+            tables += [Table(header, tuple(lines), (note,), texts=1)] * bool(lines)
+        header = "above", *(f"{score} at {forecast.leads[i]:g}" for score in ("Brier", "share") for i in ends)
         lines = [
-            (name, *(_number(score, i, 4) for score in (scores.crps, scores.rmse) for i in ends))
-            for name, scores in self.by_variable.items()
+            (name, *(f"{rows[i][score]:.4f}" for score in ("brier", "frequency") for i in ends))
+            for name, rows in self.events.items()
         ]
-        tables.append(Table(header, tuple(lines), ("in the units of each variable, by lead time",), texts=1))
-        return tables
+        note = "Brier score: lower is better; share: how often it happened; reliability is in scores.json"
+        return tables + [Table(header, tuple(lines), (note,), texts=1)] * bool(lines)
 
 
 def shown_leads(total: int, count: int = SHOWN) -> NDArray[np.int64]:
@@ -150,10 +165,12 @@ def _number(score: Score, i: int, digits: int = 0) -> str:
     return "-" if np.isnan(value) else f"{value:#.{digits}g}" if digits else f"{value:.3f}"
 
 
-def forecast_scores(model: Model, starts: Starts, x: Frame, geometry: Geometry | None = None) -> ForecastReport:
+def forecast_scores(
+    model: Model, starts: Starts, x: Frame, geometry: Geometry | None = None, views: Views = EVERYTHING
+) -> ForecastReport:
     """Score members x (N, M, T, C, H, W) from these starts, over the frames whose truth is known.
 
-    geometry: by which points count; None: the model's
+    geometry: by which points count; None: the model's; views: regions and events that are scored too
     A lead time of a batch of starts is held at a time. Raises ValueError where no truth is known.
     """
     if starts.truth is None or starts.training is None or not starts.known:
@@ -163,7 +180,7 @@ def forecast_scores(model: Model, starts: Starts, x: Frame, geometry: Geometry |
     forecast, (count, members) = forecast_of(model), x.shape[:2]
     std, mean = torch.tensor(forecast.statistics.std), torch.tensor(forecast.statistics.mean)[:, None, None]
     leads, names = forecast.lead_times(starts.known), forecast.names
-    frames, size = _training_frames(starts.training, 0), int(np.prod(x.shape[3:]))
+    frames, size = training_frames(starts.training, 0), int(np.prod(x.shape[3:]))
     each = max(1, AT_A_TIME // (size * max(members, starts.known)))  # of all members a lead time is held, not more
     moving = _moving(frames)
     geometry = forecast.geometry if geometry is None else geometry
@@ -180,10 +197,17 @@ def forecast_scores(model: Model, starts: Starts, x: Frame, geometry: Geometry |
         return ForecastScorer(leads, scale=scale, **chosen)
 
     ridge = regression_of(starts.training, forecast, starts.known)
-    by_name = [name for name in BY_NAME if name != "regression" or ridge is not None]
+    calendar = Seasons.of(starts, forecast.ahead)
+    missing = {"regression": ridge is None, "season": calendar is None}
+    by_name = [name for name in BY_NAME if not missing.get(name)]
     scorers = {name: scorer(moving, scale=std[moving]) for name in by_name}
     plain = {name: scorer(moving, alike, std[moving]) for name in by_name if geometry.spherical}
     single = {c: scorer([c]) for c in moving}
+    regions = {}
+    for name, points in views.inside(forecast.geometry).items():
+        within = weights * torch.from_numpy(points)
+        regions[name] = scorer(moving, within / within.mean((1, 2), keepdim=True), std[moving])
+    events = [Reliability(*event, weights) for event in views.thresholds(names)]
 
     def drawn(name: str, part: range) -> Iterable[Tensor]:
         """Members (n, M, C, H, W) of each lead time."""
@@ -192,6 +216,8 @@ def forecast_scores(model: Model, starts: Starts, x: Frame, geometry: Geometry |
         past = torch.tensor(starts.past[part.start : part.stop])
         if name == "persistence":
             return persistence(past, starts.known).unbind(2)
+        if name == "season" and calendar is not None:
+            return calendar.drawn(frames, part, min(max(2, members), len(frames)), starts.known)
         if name == "regression" and ridge is not None:
             random = min(max(2, members), len(ridge.errors))
             return regressed(ridge, forecast, past, random, starts.known, part.start)
@@ -203,6 +229,9 @@ def forecast_scores(model: Model, starts: Starts, x: Frame, geometry: Geometry |
         past = torch.tensor(starts.past[first : part.stop])
         scored = [(each, name, moving) for some in (scorers, plain) for name, each in some.items()]
         scored += [(each, "forecast", [c]) for c, each in single.items()]
+        scored += [(each, "forecast", moving) for each in regions.values()]
+        for event in events:
+            event.add(zip(drawn("forecast", part), truth.unbind(1), strict=True))
         for each_scorer, name, channels in scored:
             frame_by_frame = zip(drawn(name, part), truth.unbind(1), strict=True)
             pairs = ((a[:, :, channels], b[:, channels]) for a, b in frame_by_frame)
@@ -217,6 +246,8 @@ def forecast_scores(model: Model, starts: Starts, x: Frame, geometry: Geometry |
         starts.source,
         {name: scorer.scores(starts.groups) for name, scorer in plain.items()},
         tuple(_how_points_count(forecast.over_latitudes, geometry)),
+        {name: scorer.scores(starts.groups) for name, scorer in regions.items()},
+        {name: event.rows(leads) for name, event in zip(views.events, events, strict=True)},
     )
 
 
@@ -245,7 +276,8 @@ def window_scores(
     frames = forecast_of(drawer.model).frames
     starts, done = held_out_starts(drawer.model, frames, count), 0
     x = np.empty((len(starts), drawer.members, frames, *starts.past.shape[2:]), np.float32)
-    for piece in roll_out(drawer, starts.past, frames, seed=seed, mapper=mapper):
+    how = {"seed": seed, "mapper": mapper, "forcings": starts.forcings}
+    for piece in roll_out(drawer, starts.past, frames, **how):
         at = (slice(part.start, part.stop) for part in (piece.starts, piece.members, piece.frames))
         x[tuple(at)] = piece.x
         progress(done := done + piece.x[..., 0, 0, 0].size, x[..., 0, 0, 0].size)
@@ -290,7 +322,7 @@ def judged(model: Model, starts: Starts, x: Frame) -> StabilityReport:
         return StabilityReport(f"stability is not judged: {error}")
     forecast, (count, members, frames) = forecast_of(model), x.shape[:3]
     statistics, ahead = forecast.statistics, forecast.ahead
-    looked = _training_frames(training, 0, ahead)
+    looked = training_frames(training, 0, ahead)
     pairs = statistics.normalised(looked.unflatten(0, (-1, 2)))
     moving, means = _moving(looked), torch.zeros(frames, x.shape[3], len(STEADY), dtype=torch.float64)
     size = members * int(np.prod(x.shape[3:]))
@@ -314,16 +346,6 @@ def judged(model: Model, starts: Starts, x: Frame) -> StabilityReport:
         from_start=not starts.observed or (forecast.every == 1 and not forecast.noise),
     )
     return StabilityReport(str(stability), stability, power_spectrum(pairs[:, 1].double()).mean(0).numpy())
-
-
-def _training_frames(data: Fields, *steps: int) -> Tensor:
-    """Training frames, (K len(steps), C, H, W) float32: those each of `steps` after K places, spread evenly.
-
-    The last step is the largest.
-    """
-    windows = data.windows(steps[-1] + 1)
-    some = windows[spread(min(len(windows), LOOKED_AT), len(windows))].tolist()
-    return torch.from_numpy(np.concatenate([data.frames(i, first + step, 1) for i, first in some for step in steps]))
 
 
 def _moving(frames: Tensor) -> list[int]:

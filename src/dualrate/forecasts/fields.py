@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +35,7 @@ from dualrate.data.source import DataProgress, Split, silent
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
+from dualrate.forecasts.externals import Externals, Forcings, beside, forcings_after, statics_on
 from dualrate.forecasts.geometry import Geometry, Mask, Masked, hidden_on, ordered, planes_on, weights_on
 from dualrate.forecasts.metadata import Metadata
 from dualrate.forecasts.sources import find_fields
@@ -57,6 +59,7 @@ class Fields(TrainingSet):
     statistics:   by which rows are normalised
     axes:         names of those of space, as of `FieldSource`
     metadata:     as of `FieldSource`
+    forced:       trajectories of the variables that are forcings, (T, V, H, W), beside those of frames
     hashed:       sha256 (hex) of variables and frames in float32, wherever they lie
     hidden:       (C, H, W) points that a mask hides, which hold the mean; None: none
     """
@@ -72,6 +75,7 @@ class Fields(TrainingSet):
     class_names: tuple[str, ...] = ()
     metadata: Metadata = Metadata()
     hidden: Mask | None = None
+    forced: Sequence[Trajectory] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -170,6 +174,8 @@ class Forecast(Condition, Ranged):
     """Units and coordinates, where the data says them."""
     geometry: Geometry = Geometry()
     """Places of points, how much each counts, and which are hidden."""
+    externals: Externals = Externals()
+    """Static fields and forcings."""
 
     no_pictures = "starts from arrays, not pictures: dualrate forecast RUN --from FILE"
 
@@ -177,7 +183,7 @@ class Forecast(Condition, Ranged):
     def identity(self) -> dict[str, Any]:
         """Without the fingerprint, since the identity of a run has that of its data, and without what its file says of
         axes, units and coordinates, which changes nothing but the weights of points."""
-        left_out = "fingerprint", "axes", "metadata", "geometry"
+        left_out = "fingerprint", "axes", "metadata", "geometry", *["externals"] * (self.externals == Externals())
         plain = {name: value for name, value in to_plain(self).items() if name not in left_out}
         return {"condition": plain | self.geometry.identity}
 
@@ -191,6 +197,7 @@ class Forecast(Condition, Ranged):
             axes=fields.axes,
             metadata=fields.metadata.thinned,
             scale=(1.0,) * (fields.shape[0] * self.frames),
+            externals=self.externals.fitted(fields.name, fields.trajectories, fields.forced, self.geometry),
             fingerprint=fields.fingerprint,
         )
         targets = Windows(fields, whole)  # refuses fields that are too short
@@ -246,7 +253,7 @@ class Forecast(Condition, Ranged):
         channels, height, width = image
         if channels % self.frames:
             raise ValueError(f"samples of {channels} channels do not divide into {self.frames} frames")
-        planes = len(self.geometry.planes)
+        planes = len(self.geometry.planes) + len(self.externals.statics) + self.externals.channels
         return self.past * channels // self.frames + planes, -(-height // self.every), -(-width // self.every)
 
     def items(self, data: Any, split: Split, progress: DataProgress = silent) -> Fields:
@@ -258,6 +265,7 @@ class Forecast(Condition, Ranged):
         """One split of a run's data, as `read_fields` reads it for its geometry. data: a `DataConfig`"""
         data.refuse("holds fields, which are taken as they are", "size", "channels", "label", "augment")
         how = {"variables": data.variables, "levels": data.levels, "geometry": self.geometry}
+        how |= {"forcings": self.externals.variables}
         return read_fields(data.source, split, statistics, progress, **how)
 
     def around(self, denoiser: Denoiser) -> Denoiser:
@@ -273,20 +281,25 @@ class Forecast(Condition, Ranged):
         return self.observe
 
     def observe(self, past: Tensor, draws: Draws, observed: int = 0) -> Tensor:
-        """The condition y (B, c, h, w) that is observed of normalised frames (B, past C, H, W).
+        """The condition y (B, c, h, w) that is observed of normalised frames (B, past C, H, W) and forcings.
 
         draws: of the noise, for the same rows; observed: so many frames, the first, are observations and get no noise
         """
         y = past[..., :: self.every, :: self.every]
+        y, forcings = y.split((y.shape[1] - self.externals.channels, self.externals.channels), 1)
         if self.noise:
             noise = self.noise * draws.normal("observation", *y.shape[1:])
             noise[:, : observed * y.shape[1] // self.past] = 0
             y = y + noise
-        if not self.geometry.mask:
-            return y
-        planes = planes_on(y.device, self.geometry)[:, :: self.every, :: self.every].to(y.dtype)
-        hidden = hidden_on(y.device, self.geometry, self.past)[:, :: self.every, :: self.every]
-        return torch.cat((y.masked_fill(hidden, 0), planes.expand(len(y), *planes.shape)), 1)
+        parts, planes = [y, forcings], list[Tensor]()
+        if self.geometry.mask:
+            hidden = hidden_on(y.device, self.geometry, self.past)[:, :: self.every, :: self.every]
+            parts[0], planes = y.masked_fill(hidden, 0), [planes_on(y.device, self.geometry)]
+        if self.externals.statics:
+            planes.append(statics_on(y.device, self.externals))
+        for plane in (each[:, :: self.every, :: self.every].to(y.dtype) for each in planes):
+            parts.append(plane.expand(len(y), *plane.shape))
+        return torch.cat(parts, 1) if planes or self.externals.channels else y
 
     def spread_out(self, observed: NDArray[np.float32], frame: Shape) -> NDArray[np.float32]:
         """Whole frames (..., C, H, W) of which the points (..., C, h, w) were observed; those between are 0."""
@@ -325,7 +338,7 @@ class Forecast(Condition, Ranged):
 class Windows(Derived):
     """Windows of fields: the past of each, or the sample that a forecast makes of it.
 
-    past: whether rows are the pasts. Raises as `Fields.windows`.
+    past: whether rows are the pasts, with the forcings after them. Raises as `Fields.windows`.
     """
 
     def __init__(self, fields: Fields, forecast: Forecast, *, past: bool = False) -> None:
@@ -335,8 +348,9 @@ class Windows(Derived):
 
     @property
     def shape(self) -> Shape:
-        channels, height, width = self.fields.shape
-        return channels * (self.forecast.past if self.past else self.forecast.frames), height, width
+        (channels, height, width), forecast = self.fields.shape, self.forecast
+        count = channels * forecast.past + forecast.externals.channels if self.past else channels * forecast.frames
+        return count, height, width
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -346,6 +360,13 @@ class Windows(Derived):
         windows = copy(self)
         windows.past = True
         return windows
+
+    @cached_property
+    def forcings(self) -> Forcings | None:
+        """The forcings after the past of each window."""
+        latest = self.starts + np.array([0, self.forecast.past_steps - 1])
+        of_fields = self.forecast.geometry, self.fields.trajectories, self.fields.forced
+        return forcings_after(self.forecast.externals, *of_fields, latest)
 
     def frames(self, index: NDArray[np.int64]) -> Tensor:
         """Frames (B, past + frames, C, H, W) of the windows with these numbers, float32, normalised."""
@@ -361,7 +382,7 @@ class Windows(Derived):
     def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:
         frames, past = self.frames(index), self.forecast.past
         if self.past:
-            return frames[:, :past].flatten(1, 2)
+            return beside(frames[:, :past].flatten(1, 2), self.forcings and self.forcings(index))
         return self.forecast.sample_of(frames[:, past - 1], frames[:, past:])
 
 
@@ -377,16 +398,20 @@ def read_fields(
     variables: Sequence[str] = (),
     levels: Sequence[float] = (),
     geometry: Geometry = NO_GEOMETRY,
+    forcings: Sequence[str] = (),
 ) -> Fields:
     """One split of a source; every frame is read once for its fingerprint, the training frames for statistics too.
 
     statistics: those of a run, where the training frames need not be there
     variables, levels: as of `find_fields`; geometry: with axes, frames are brought into the usual order of these
+    forcings: variables that are no frames, but known ahead
     Raises ValueError for a source, a shape or numbers that cannot be used, FileNotFoundError where there is none,
     ModuleNotFoundError that names the extra, OSError for what cannot be read.
     """
-    name, fields = find_fields(source, progress, variables, levels)
+    wanted = [*variables, *(each for each in forcings if each not in variables)] if variables else []
+    name, fields = find_fields(source, progress, wanted, levels)
     fields, hidden = ordered(fields)[0] if geometry.axes else fields, geometry.hidden
+    aside, fields = fields.picked(forcings), fields.picked([each for each in fields.variables if each not in forcings])
     name, (train, chosen, place) = f"{name}/{split}", divided(str(source), fields, split)
     if statistics is not None:
         train = chosen
@@ -400,6 +425,9 @@ def read_fields(
     if hidden is not None and hidden.shape != chosen[0].shape[1:]:
         raise ValueError(f"{source} has frames of {chosen[0].shape[1:]} (C, H, W), and the mask hides {hidden.shape}")
     hashed, measured = survey(name, chosen, fields.variables, progress, place, hidden)
+    forced = divided(str(source), aside, split)[1] if forcings else ()
+    if forced:  # whose numbers are checked, and count in the fingerprint
+        hashed = sha256((hashed + survey(name, forced, aside.variables, progress, place)[0]).encode()).hexdigest()
     if statistics is None:
         statistics = measured if train is chosen else survey(str(source), train, fields.variables, hidden=hidden)[1]
     elif len(statistics.mean) != len(fields.variables):
@@ -417,4 +445,5 @@ def read_fields(
         fields.axes,
         metadata=fields.metadata,
         hidden=hidden,
+        forced=forced,
     )

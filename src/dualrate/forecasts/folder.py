@@ -277,6 +277,7 @@ def write_forecast(
         with naming_progress(array):
             try:
                 how: dict[str, Any] = {"earlier": array.earlier, "observed": starts.observed, "mapper": mapper}
+                how |= {"forcings": starts.forcings}
                 for piece in roll_out(drawer, starts.past, frames, seed=seed, **how):
                     array.write(piece)
                     report(int(array.done.sum()), array.done.size * frames)

@@ -22,6 +22,7 @@ from dualrate.forecasts.folder import PAGE, SCORES, ForecastWritten, Format, wri
 from dualrate.forecasts.page import forecast_page
 from dualrate.forecasts.rollout import Frame, forecast_of, with_stride
 from dualrate.forecasts.starts import Starts, held_out_starts, read_starts
+from dualrate.forecasts.views import EVERYTHING, Views
 from dualrate.system.files import write_whole
 from dualrate.system.progress import ImageProgress
 from dualrate.system.workers import Mapper, in_turn
@@ -93,6 +94,7 @@ def forecast(
     precision: Precision = "auto",
     progress: ImageProgress | None = None,
     note: Callable[[str], None] = warnings.warn,
+    views: Views = EVERYTHING,
 ) -> ForecastResult:
     """Roll out `members` of a forecast from each start, for so many frames, and score them where the truth is known.
 
@@ -102,18 +104,18 @@ def forecast(
     stride:  make every stride-th frame only, of a model trained with --window leads
     choice:  steps, heavy calls and sampler; seed: start i has seed + i
     note:    called with what is taken for granted
+    views:   regions and events that are scored besides
     Raises ValueError for a model that makes no forecasts, and as `held_out_starts`, `read_starts` and `write_forecast`.
     """
     model = with_stride(model, stride)
     ready = starts if isinstance(starts, Starts) else starts_of(model, starts, frames, note)
     how = {"members": members, "batch_size": batch_size, "precision": precision}
     drawer = choice.drawer(model, note=note, **how)
+    more: dict[str, Any] = {"seed": seed, "progress": progress, "note": note, "views": views}
     if out is not None:
-        return forecast_by(
-            drawer, ready, frames, out, seed=seed, progress=progress, note=note, command="dualrate.forecast"
-        )
+        return forecast_by(drawer, ready, frames, out, **more)
     with TemporaryDirectory() as folder:
-        result = forecast_by(drawer, ready, frames, folder, seed=seed, progress=progress, note=note)
+        result = forecast_by(drawer, ready, frames, folder, **more)
         truth = None if result.truth is None else np.array(result.truth)
         written = replace(result.written, x=np.array(result.ensemble), truth=truth)
         return replace(result, ensemble=written.x, truth=truth, written=written)
@@ -146,16 +148,21 @@ def forecast_by(
     note: Callable[[str], None] = warnings.warn,
     mapper: Mapper = in_turn,
     command: str = "dualrate.forecast",
+    views: Views = EVERYTHING,
 ) -> ForecastResult:
     """The same of a drawer, in a folder: the frames, then scores.json, then index.html. Options as of `write_forecast`.
 
     Raises what that raises.
     """
     how: dict[str, Any] = {"seed": seed, "format": format, "pictures": pictures, "mapper": mapper}
+    forecast = forecast_of(drawer.model)
+    _ = views.inside(forecast.geometry), views.thresholds(forecast.names)  # refused before anything is drawn
+    if starts.truth is None and views != EVERYTHING:
+        raise ValueError("regions and thresholds are scored, and the truth of these starts is not known: drop them")
     written = write_forecast(drawer, starts, frames, out, **how, progress=progress, note=note, command=command)
     model, scores = drawer.model, None
     if written.truth is not None:
-        scores = forecast_scores(model, starts, written.x)
+        scores = forecast_scores(model, starts, written.x, views=views)
         write_whole(Path(out) / SCORES, json.dumps(scores.plain(), indent=1) + "\n")
     stability = judged(model, starts, written.x)
     page = forecast_page(forecast_of(model), written, scores, stability)

@@ -2,6 +2,7 @@
 
     order     rows from north to south, columns from west to east; of a circle of longitudes from 0 on
     periodic  the edges of longitudes that go round the circle meet; those of latitudes never do
+    poles     beyond a pole lies the row before it, half a turn round
     area      of a row, sin(upper edge) - sin(lower edge): edges lie halfway between latitudes, or at a pole
     mask      points that were never observed, or that a variable of the file names. They are filled by the mean, which
               is 0 to the networks, and count nowhere
@@ -17,6 +18,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from dualrate.data.source import split_named
 from dualrate.denoisers.denoiser import Wrapper
 from dualrate.diffusion.context import Cond, Context, Shape
 from dualrate.forecasts.metadata import Coordinate, Metadata, way
+from dualrate.forecasts.netcdf import LABELLED, read_static
 from dualrate.forecasts.trajectories import FieldSource, Lazy, Trajectory, timing_of
 
 AT_A_TIME = 2**22  # numbers that are read at once
@@ -91,7 +94,8 @@ class Geometry:
             for place, axis in zip(places, axes, strict=True)
         ]
         down, across = (False, *meet) if len(meet) == 1 else meet
-        return Geometry(axes, order, (down, across), sphere and "latitude" in places)
+        placed = any(place == "latitude" and len(axis.values) > 1 for place, axis in zip(places, axes, strict=True))
+        return Geometry(axes, order, (down, across), placed)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -104,6 +108,17 @@ class Geometry:
         """The axis of latitudes, counted from the last one (-1 columns, -2 rows), and its values; none: (0, ())."""
         found = [(i - len(self.axes), axis.values) for i, axis in enumerate(self.axes) if axis.place == "latitude"]
         return found[0] if found and len(found[0][1]) > 1 else (0, ())
+
+    @property
+    def poles(self) -> bool:
+        """Whether the row beyond a pole is the one before it, half a turn round: circles of longitude that halve, up to
+        both poles, none of them a pole."""
+        axis, latitudes = self.latitudes
+        if not (self.spherical and axis == -2 and circles(self.axes[-1]) and len(self.axes[-1].values) % 2 == 0):
+            return False
+        steps = abs(latitudes[1] - latitudes[0]), abs(latitudes[-1] - latitudes[-2])
+        gaps = (2 * (90 - abs(end)) / step for end, step in zip((latitudes[0], latitudes[-1]), steps, strict=True))
+        return latitudes[0] * latitudes[-1] < 0 and all(1 / 2 < gap < 2 for gap in gaps)
 
     @property
     def area(self) -> NDArray[np.float64]:
@@ -138,7 +153,7 @@ class Geometry:
         """Lines that say what follows from it. frame: (C, H, W)"""
         edges = [("upper and lower", self.periodic[0] and frame[1] > 1), ("left and right", self.periodic[1])]
         meet, hidden = [name for name, meets in edges if meets], self.hidden
-        lines = [f"the {' and the '.join(meet)} edges meet"] * bool(meet)
+        lines = [f"the {' and the '.join(meet)} edges meet" + ", and rows over the poles" * self.poles] * bool(meet)
         if self.spherical:
             _, latitudes = self.latitudes
             lines.append(f"points count by their area, over latitudes from {latitudes[0]:g} to {latitudes[-1]:g}")
@@ -255,10 +270,11 @@ def row_areas(latitudes: NDArray[np.float64]) -> NDArray[np.float64]:
 # Masks
 
 
-def packed(hidden: Mask) -> str:
-    """Hidden points (C, H, W) as a short text."""
-    content = base64.b64encode(zlib.compress(np.packbits(hidden).tobytes(), 9)).decode()
-    return f"{'x'.join(map(str, hidden.shape))}:{content}"
+def packed(numbers: NDArray[Any]) -> str:
+    """Hidden points or float32 (C, H, W) as a short text."""
+    raw = np.packbits(numbers) if numbers.dtype == bool else numbers.astype("<f4")
+    content = base64.b64encode(zlib.compress(raw.tobytes(), 9)).decode()
+    return f"{'x'.join(map(str, numbers.shape))}:{content}"
 
 
 def hidden_points(source: str, fields: FieldSource, mask: str) -> Mask:
@@ -276,31 +292,50 @@ def hidden_points(source: str, fields: FieldSource, mask: str) -> Mask:
                 ever |= ~finite.all(0)
         return never if mask == "auto" else ever
     name = mask.removeprefix("not:")
-    if name not in fields.statics:
-        names, these = ", ".join(fields.statics) or "none", ", or one of these" * bool(fields.statics)
-        raise ValueError(
-            f"{source} has no variable {name} over space alone to take as the mask; it has {names}: "
-            f"give --mask auto or any{these}"
-        )
-    values = np.nan_to_num(fields.statics[name]())
+    values = np.nan_to_num(static_of(source, fields, name, ("auto", "any")))
     return np.broadcast_to((values == 0) ^ (mask != name), (channels, height, width)).copy()
 
 
+def static_of(source: str, fields: FieldSource, name: str, words: Sequence[str] = ()) -> NDArray[Any]:
+    """A variable over space alone, (H, W), of a source in its usual order, or FILE:VARIABLE of another file.
+
+    words: what may stand in place of a name, for messages
+
+    Raises ValueError where there is none, and for another file of other points; what reading it raises.
+    """
+    if name in fields.statics:
+        return fields.statics[name]()
+    path, _, variable = name.rpartition(":")
+    if Path(path).suffix.lower() not in LABELLED:
+        names = ", ".join(fields.statics) or "none"
+        choices = [*words, *["one of these"] * bool(fields.statics), "FILE:VARIABLE of a NetCDF, zarr or GRIB file"]
+        raise ValueError(
+            f"{source} has no variable {name} over space alone; it has {names}: give {' or '.join(choices)}"
+        )
+    other = ordered(read_static(Path(path), variable))[0]
+    apart = [(f"points {other.space}", f"{fields.space}")] * (other.space != fields.space)
+    for mine, theirs in (*apart, *other.metadata.differences(fields.metadata, ())):
+        raise ValueError(f"{path} has {mine}, and {source} has {theirs}: bring it to the points of the fields")
+    return other.trajectories[0][0:1][0, 0]
+
+
 @lru_cache(maxsize=4)
-def unpacked(text: str) -> Mask:
-    """The inverse of `packed`. Raises ValueError for what is none."""
+def unpacked(text: str, dtype: type = bool) -> NDArray[Any]:
+    """The inverse of `packed`, of float32 or bool. Raises ValueError for what is none."""
     try:
         sizes, _, content = text.partition(":")
         channels, height, width = map(int, sizes.split("x"))
         count = channels * height * width
-        size = -(-count // 8)
+        size = -(-count // 8) if dtype is bool else 4 * count
         raw = zlib.decompressobj().decompress(base64.b64decode(content, validate=True), size)
         if len(raw) != size:
             raise ValueError(f"{len(raw)} of {size} bytes")
-        hidden = np.unpackbits(np.frombuffer(raw, np.uint8), count=count)
-        return hidden.reshape(channels, height, width).astype(bool)
+        numbers = np.frombuffer(raw, np.uint8 if dtype is bool else "<f4")
+        numbers = np.unpackbits(numbers, count=count) if dtype is bool else numbers
+        return numbers.reshape(channels, height, width).astype(dtype)
     except (ValueError, zlib.error) as error:
-        raise ValueError(f"{text[:40]!r} is no mask ({error}): train the run again") from error
+        what = "mask" if dtype is bool else "static field"
+        raise ValueError(f"{text[:40]!r} is no {what} ({error}): train the run again") from error
 
 
 @lru_cache(maxsize=16)

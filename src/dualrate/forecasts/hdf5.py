@@ -8,7 +8,8 @@ two dimensions that vary in time are read
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,8 @@ def read_hdf5(files: Sequence[tuple[str, Path]], source: Path) -> FieldSource:
     if len(splits) > 1 and "" in splits:
         names = ", ".join(file.name for _, file in files)
         raise ValueError(f"{source}: some of its HDF5 files name a split and others do not ({names})")
-    note, first = next((fields.note for fields in all_fields if fields.note), ""), all_fields[0]
-    return FieldSource(
-        splits, first.variables, common_step(fields.step for fields in all_fields), first.axes, note, first.metadata
-    )
+    note = next((fields.note for fields in all_fields if fields.note), "")
+    return replace(all_fields[0], splits=splits, step=common_step(fields.step for fields in all_fields), note=note)
 
 
 def _of_file(file: Any, path: Path, split: str) -> FieldSource:
@@ -183,12 +182,15 @@ def _well(file: Any, path: Path, split: str) -> FieldSource | None:
         raise ValueError(f"{path} has fields and no `dimensions` with `spatial_dims`, as files of The Well have")
     axes = [_text(name) for name in file["dimensions"].attrs["spatial_dims"]]
     parts: list[tuple[Any, bool]] = []  # dataset, and whether it differs from trajectory to trajectory
+    statics: dict[str, Callable[[], NDArray[Any]]] = {}
     variables: list[str] = []
     described: list[Description] = []
     for group in groups:
         for name in map(_text, group.attrs.get("field_names", list(group))):
             data = array_of(path, group, name)
             if not data.attrs.get("time_varying", True):
+                if data.ndim == len(axes) and not data.attrs.get("sample_varying", True):
+                    statics[name] = lambda data=data: unpacked(data[...], data.attrs).reshape(grid_of(data.shape))
                 continue
             parts.append((data, bool(data.attrs.get("sample_varying", True))))
             components = int(np.prod(data.shape[1 + parts[-1][1] + len(axes) :]))
@@ -235,6 +237,7 @@ def _well(file: Any, path: Path, split: str) -> FieldSource | None:
         tuple(axes),
         note,
         Metadata(tuple(described), points, clock),
+        statics,
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualrate.data.source import reading
-from dualrate.forecasts.datasets import fields_of
+from dualrate.forecasts.datasets import NoFields, fields_of
 from dualrate.forecasts.file_checks import (
     check_netcdf,
     check_written,
@@ -40,12 +40,28 @@ AT_A_TIME = 2**20  # numbers that are written at once, a chunk of a store
 
 def read_labelled(path: Path, names: Sequence[str] = (), levels: Sequence[float] = ()) -> FieldSource:
     """The fields of a file or store: all, or those of these names and at these levels."""
+    return _read(path, lambda data, check: fields_of(data, path, names, levels, check))
+
+
+def _read(path: Path, read: Callable[[Any, Callable[..., None]], FieldSource]) -> FieldSource:
+    """The fields that a function makes of a dataset, and of what checks that variables and coordinates were written."""
     ending = path.suffix.lower()
     kind = "zarr" if ending == ".zarr" else "GRIB" if ending in GRIB else "NetCDF"
     how = _engine(path, kind)
     with naming(path), reading(path, kind), _naming_calendar(path):
         data = _opened(path, kind, how)
-        return fields_of(data, path, names, levels, lambda *read: _check_written(path, data, *read))
+        return read(data, lambda *names: _check_written(path, data, *names))
+
+
+def read_static(path: Path, name: str) -> FieldSource:
+    """A variable over space alone, or with one number along all other dimensions, as one frame."""
+
+    def read(data: Any, check: Callable[..., None]) -> FieldSource:
+        if name not in data:
+            raise NoFields(f"{path} has no variable {name}: it has {', '.join(map(str, data.data_vars))}")
+        return fields_of(data[[name]].squeeze(drop=True).expand_dims("time"), path, (name,), (), check)
+
+    return _read(path, read)
 
 
 def _engine(path: Path, kind: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from dualrate.diffusion.process import GaussianProcess, SharedNoise
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
+from dualrate.forecasts.externals import Externals, packed_statics
 from dualrate.forecasts.fields import Forecast, Frames, Windows
 from dualrate.forecasts.geometry import Geometry, hidden_points, ordered
 from dualrate.forecasts.refiner import Refinement, RefinerConfig
@@ -101,6 +102,12 @@ class Forecasting(Ranged):
     """Points that are hidden: filled, told to the networks, and in no loss. auto: those that the training data never
     have a number for. any: those that the data ever lack one for. Or a variable over space alone: points where it is 0
     or missing; not:VARIABLE: all others."""
+    static: tuple[str, ...] = ()
+    """Variables over space alone, such as orography, as inputs of the network that reads the past; FILE:VARIABLE: of
+    another file."""
+    forcings: tuple[str, ...] = ()
+    """What is known ahead, as inputs of the same network. day: the time of the year. hour: of the day. sun: the height
+    of the sun at each lead time. Or variables of the data, which are then not forecast."""
     size: Size = "tiny"
     """Size of the networks. mini: ten minutes of a CPU core for fields of two dimensions. tiny: minutes of one for a
     line of points. small: an hour. base: for a GPU."""
@@ -131,17 +138,21 @@ class Forecasting(Ranged):
                 "a folder or pattern ('*.nc') of these"
             )
         task = Forecast(self.past, self.frames, self.lead, self.difference, self.every, self.noise)
-        content = find_fields(source, names=self.data.variables, levels=self.data.levels)[1]
+        externals = Externals(forcings=self.forcings, lead=self.lead, frames=self.frames)
+        names = (*self.data.variables, *externals.variables) if self.data.variables else ()
+        content = find_fields(source, names=names, levels=self.data.levels)[1]
+        content = content.picked([name for name in content.variables if name not in externals.variables])
         geometry = Geometry.of(content, sphere=self.geometry == "sphere", periodic=self.periodic or _periodic(source))
         in_order = ordered(content)[0]
         frame = in_order.trajectories[0].shape[1:]
         each, tier = (frame[0], frame[1], frame[2]), TIERS[self.size]
         shape = task.target(each)
-        heavy = heavy_network(each if apart else shape, tier, periodic=geometry.periodic)
+        heavy = heavy_network(each if apart else shape, tier, periodic=geometry.periodic, poles=geometry.poles)
         _ = ratios(task.shape(shape), heavy)  # a misfit of `every` is refused before all frames are read
         if self.mask:
             geometry = geometry.masked(hidden_points(source, in_order, self.mask))
-        task = replace(task, geometry=geometry)
+        externals = replace(externals, statics=self.static, fields=packed_statics(source, in_order, self.static))
+        task = replace(task, geometry=geometry, externals=externals)
         fields = task.read_fields(self.data, "train")
         task = task.of(fields)
         _ = Windows(
@@ -179,8 +190,13 @@ def _periodic(source: str) -> bool:
     return source in SIMULATIONS and SIMULATIONS[source][0].periodic
 
 
-def heavy_network(shape: Shape, tier: ForecastTier, *, periodic: bool | tuple[bool, bool]) -> UViTConfig:
-    """The heavy network for samples of this shape (C, H, W). periodic: whether edges meet, down and across, or both"""
+def heavy_network(
+    shape: Shape, tier: ForecastTier, *, periodic: bool | tuple[bool, bool], poles: bool = False
+) -> UViTConfig:
+    """The heavy network for samples of this shape (C, H, W).
+
+    periodic: whether edges meet, down and across, or both; poles: whether rows go on over poles, where levels halve
+    """
     down, across = (periodic, periodic) if isinstance(periodic, bool) else periodic
     channels, height, width = shape
     longest = max(height, width)
@@ -197,6 +213,7 @@ def heavy_network(shape: Shape, tier: ForecastTier, *, periodic: bool | tuple[bo
     last = tier.transformers if grids[-1] <= 16 else 0
     levels.append(Level("transformer" if last else "conv", last or coarse, many))
     edges = {"periodic": across and (down or height == 1), "across": across and not down and height > 1}
+    edges["poles"] = poles and edges["across"] and sides[-1] % 2 ** len(grids) == 0
     return UViTConfig(width, channels, tuple(levels), patch=patch, embedding=tier.embedding, height=height, **edges)
 
 

@@ -28,7 +28,7 @@ that are not even are ours; theirs are ancestral. A roll-out has no end of its o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,7 @@ from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.random import Draws
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import AnyPlan
+from dualrate.forecasts.externals import beside
 from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.rolling_process import Rolling
 from dualrate.methods.denoising import WeightedDenoising
@@ -158,6 +159,7 @@ def roll(
     step: Step | None = None,
     observed: bool = False,
     bfloat16: bool = False,
+    ahead: Callable[[int], Tensor | None] = lambda after: None,
 ) -> Iterator[Window]:
     """A window for every frame, without end and without gradient. A frame costs T light calls and a heavy one.
 
@@ -168,6 +170,7 @@ def roll(
     steps:  T of a roll, or its T + 1 clocks themselves, from 1 to 0; the first frame takes F T
     step:   of these; None: ancestral
     observed: whether the past is what was observed, whose frames get no more noise
+    ahead:  time steps of the data after the past -> forcings from there on, (n, K, H, W)
     Raises ValueError for a forecast of other windows than the process's, clocks that are no roll's, and a step of other
     processes.
     """
@@ -189,8 +192,8 @@ def roll(
         plan = StepPlan.at((*times, process.time(0)), heavy)
         begun = State(0, z, shared_time(plan.t[0]), Context(), None, carry)
         with torch.no_grad(), torch.autocast(z.device.type, torch.bfloat16, enabled=bfloat16):
-            still = max(0, forecast.past - number) if observed else 0
-            cond = read(denoiser, Cond(given=forecast.observe(past, draws, still)))
+            still, now = max(0, forecast.past - number) if observed else 0, ahead(number * forecast.ahead)
+            cond = read(denoiser, Cond(given=forecast.observe(beside(past, now), draws, still)))
             for state in trajectory(denoiser, step, plan, z, cond, noise, state=begun):
                 z, carry = state.z, state.carry
         past = for_rows(past, len(z))

@@ -36,6 +36,7 @@ from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.model import Model
+from dualrate.forecasts.externals import Forcings, beside
 from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.rolling import roll
 from dualrate.forecasts.rolling_process import Rolling
@@ -122,6 +123,7 @@ def window_cost(drawer: Drawer) -> int:
     return round(cost["first_window"] + later * cost["later_window"])
 
 
+Ahead = Callable[[int], Tensor | None]  # time steps after the starts -> forcings from there on, (n, K, H, W)
 Earlier = Callable[[range, range], Frame]  # starts, members -> their frames that are there, (n, m, f, C, H, W)
 
 
@@ -165,6 +167,7 @@ def roll_out(
     earlier: Earlier | None = None,
     observed: bool = False,
     mapper: Mapper = in_turn,
+    forcings: Forcings | None = None,
 ) -> Iterator[FrameBlock]:
     """Roll out all members of some starts: a batch of rows to its end, then the next; only the last frames are held.
 
@@ -172,8 +175,8 @@ def roll_out(
     starts:   (N, past, C, H, W), in the data's units
     seed:     of the first start
     earlier:  frames of a forecast that was interrupted; what begins after them is all that comes
-    observed: as of `Starts`
-    mapper:   rolls out the batches, several at a time where it is a team
+    observed, forcings: as of `Starts`
+    mapper:   rolls out the batches, several at a time where it is a team and there are no forcings
     Raises ValueError for a model that is no forecast, starts of another shape, and more than 2^20 of them, or windows.
     """
     past = checked_starts(drawer, starts, frames, seed).numpy()
@@ -185,12 +188,13 @@ def roll_out(
         stop = begun // length * length  # of whole windows
         latest = None if before is None else np.asarray(before[:, :, max(0, stop - past.shape[1]) : stop])
         if begun < frames:
-            batches.append(_Batch(some, members, past[some.start : some.stop], begun, latest))
-    return streamed(mapper, partial(_rolled_out, drawer.resolved, frames, seed, observed), batches)
+            batches.append(MemberBatch(some, members, past[some.start : some.stop], begun, latest))
+    job = partial(_rolled_out, drawer.resolved, frames, seed, observed, forcings)
+    return streamed(in_turn if forcings is not None else mapper, job, batches)  # no other process has their files
 
 
 @dataclass(frozen=True, eq=False)
-class _Batch:
+class MemberBatch:
     """Members of starts that are rolled out together.
 
     past:   (n, past, C, H, W) of the starts
@@ -204,19 +208,32 @@ class _Batch:
     latest: Frame | None
 
 
-def _rolled_out(drawer: Drawer, frames: int, seed: int, observed: bool, batch: _Batch) -> Iterator[FrameBlock]:
+def _rolled_out(
+    drawer: Drawer, frames: int, seed: int, observed: bool, forcings: Forcings | None, batch: MemberBatch
+) -> Iterator[FrameBlock]:
     """The frames of a batch that are not there."""
     keys = torch.tensor(batch.starts, dtype=torch.int64, device=drawer.model.device) + seed
-    windows = _rolled if isinstance(drawer.model.process, Rolling) else _windows
-    for begun, new in windows(drawer, drawer.denoiser, batch, keys, observed):
+    ahead: Ahead = partial(forcings, batch.starts) if forcings is not None else lambda after: None
+    for begun, new in windows_after(drawer, drawer.denoiser, batch, keys, observed, ahead):
         now = range(begun, min(begun + new.shape[2], frames))
         yield FrameBlock(batch.starts, batch.members, now, new[:, :, : len(now)].numpy())
         if now.stop == frames:
             break
 
 
+def windows_after(
+    drawer: Drawer, denoiser: Denoiser, batch: MemberBatch, keys: Tensor, observed: bool, ahead: Ahead
+) -> Iterator[tuple[int, Tensor]]:
+    """Frames of a batch that are not there, without end, as many at a time as are drawn.
+
+    keys: (n,) of the starts, on the model's device. Each time the number of the first frame, and (n, m, f, C, H, W)
+    """
+    windows = _rolled if isinstance(drawer.model.process, Rolling) else _windows
+    return windows(drawer, denoiser, batch, keys, observed, ahead)
+
+
 def _windows(
-    drawer: Drawer, denoiser: Denoiser, batch: _Batch, keys: Tensor, observed: bool
+    drawer: Drawer, denoiser: Denoiser, batch: MemberBatch, keys: Tensor, observed: bool, ahead: Ahead
 ) -> Iterator[tuple[int, Tensor]]:
     """Windows after those that are there, without end: the number of the first frame, and frames (n, m, f, C, H, W)."""
     forecast, members = forecast_of(drawer.model), batch.members
@@ -226,13 +243,14 @@ def _windows(
         past = torch.cat((past, torch.tensor(batch.latest)), 2)[:, :, -forecast.past :]
     while True:
         still = max(0, forecast.past - window * forecast.frames) if observed else 0
-        new = _window(drawer, denoiser, past, keys, members, window, still)
+        now = ahead(window * forecast.frames * forecast.ahead)
+        new = _window(drawer, denoiser, past, keys, members, window, still, now)
         yield window * forecast.frames, new
         past, window = torch.cat((past, new), 2)[:, :, -forecast.past :], window + 1
 
 
 def _rolled(
-    drawer: Drawer, denoiser: Denoiser, batch: _Batch, keys: Tensor, observed: bool
+    drawer: Drawer, denoiser: Denoiser, batch: MemberBatch, keys: Tensor, observed: bool, ahead: Ahead
 ) -> Iterator[tuple[int, Tensor]]:
     """Frames by Rolling Diffusion that are not there, without end: the number, and the frame (n, m, 1, C, H, W).
 
@@ -242,7 +260,8 @@ def _rolled(
     assert isinstance(process, Rolling)
     past = forecast.statistics.normalised(torch.tensor(batch.past, device=model.device)).flatten(1, 2)
     number = torch.arange(batch.members.start, batch.members.stop, device=model.device)
-    rows, how = (keys[:, None] + MEMBER * number).flatten(), {"observed": observed, "bfloat16": drawer.bfloat16}
+    rows = (keys[:, None] + MEMBER * number).flatten()
+    how: dict[str, Any] = {"observed": observed, "bfloat16": drawer.bfloat16, "ahead": ahead}
     for window in roll(denoiser, process, forecast, past, rows, drawer.plan.t, step=drawer.step, **how):
         if window.rolls >= batch.begun:
             frame = forecast.statistics.restored(window.frame)
@@ -251,11 +270,18 @@ def _rolled(
 
 @own_defaults()
 def _window(
-    drawer: Drawer, denoiser: Denoiser, past: Tensor, keys: Tensor, members: range, window: int, observed: int
+    drawer: Drawer,
+    denoiser: Denoiser,
+    past: Tensor,
+    keys: Tensor,
+    members: range,
+    window: int,
+    observed: int,
+    forcings: Tensor | None,
 ) -> Tensor:
     """The frames of one window, (n, m, f, C, H, W). past: (n, m, past, C, H, W), in the data's units; keys: (n,)
 
-    observed: frames of the past that are observations
+    observed: frames of the past that are observations; forcings: of the window, (n, K, H, W)
     """
     model, forecast, count = drawer.model, forecast_of(drawer.model), len(members)
     past = forecast.statistics.normalised(past.to(model.device))
@@ -264,7 +290,7 @@ def _window(
         seeds, rows, shared = (keys[:, None] + WINDOW * window + MEMBER * number).flatten(), past.flatten(0, 1), 1
     else:
         seeds, rows, shared = keys, past[:, 0], count
-    y = forecast.observe(rows.flatten(1, 2), Draws(0, seeds), observed)
+    y = forecast.observe(beside(rows.flatten(1, 2), forcings), Draws(0, seeds), observed)
     (x,) = sample_batches(
         denoiser,
         drawer.step,

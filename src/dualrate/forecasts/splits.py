@@ -40,15 +40,18 @@ def divided(
                 f"{source} holds one trajectory of {frames} frames; expected 4 or more, of which the last tenth is "
                 "held out"
             )
-        train, rest = [_part(every[0], 0, frames - count)], [_part(every[0], frames - count, frames)]
+        train, rest = [part_of(every[0], 0, frames - count)], [part_of(every[0], frames - count, frames)]
         place = (0, frames - count)
     return (train, train, (0, 0)) if split == "train" else (train, rest, place)
 
 
-def _part(whole: Trajectory, first: int, last: int) -> Trajectory:
+def part_of(whole: Trajectory, first: int, last: int) -> Trajectory:
+    """The frames from `first` to before `last`, with their times."""
     timing = timing_of(whole)
     timing = Timing(
-        breaks=tuple(at - first for at in timing.breaks if first < at < last), times=timing.times[first:last]
+        breaks=tuple(at - first for at in timing.breaks if first < at < last),
+        steps=timing.steps[first : max(first, last - 1)],
+        times=timing.times[first:last],
     )
     return Lazy((last - first, *whole.shape[1:]), lambda i, j: whole[first + i : first + j], timing)  # pyright: ignore[reportArgumentType]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,16 @@ from dualrate.data.source import read_arrays, reading
 from dualrate.diffusion.context import Shape
 from dualrate.drawing.drawer import spread
 from dualrate.experiment.model import Model
+from dualrate.forecasts.externals import Forcings, forcings_after
 from dualrate.forecasts.fields import Fields, Forecast
 from dualrate.forecasts.geometry import Order, ordered
 from dualrate.forecasts.metadata import SAME_AXIS, Metadata
+from dualrate.forecasts.rolling_process import Rolling
 from dualrate.forecasts.rollout import Frame, forecast_of, frame_shape
 from dualrate.forecasts.sources import check_variable_names, find_fields, step_of
-from dualrate.forecasts.splits import pieces_of
+from dualrate.forecasts.splits import part_of, pieces_of
 from dualrate.forecasts.statistics import as_float32
-from dualrate.forecasts.trajectories import FieldSource, numbered, timing_of
+from dualrate.forecasts.trajectories import FieldSource, Trajectory, numbered, timing_of
 from dualrate.system.files import check_regular
 from dualrate.system.folders import some_of
 
@@ -43,6 +45,7 @@ class Starts:
     training: the fields that the model was trained on, where they were read
     dates:    (N,) times of the latest frames, where they are known; metadata: what the source says
     order:    of points in the file that they are from; None: that of the training data
+    forcings: what is known ahead of each, where the forecast has forcings
     """
 
     past: Frame
@@ -55,6 +58,7 @@ class Starts:
     dates: NDArray[Any] | None = None
     metadata: Metadata = Metadata()
     order: Order | None = None
+    forcings: Forcings | None = None
 
     def __len__(self) -> int:
         return len(self.past)
@@ -66,9 +70,10 @@ class Starts:
 
     @property
     def digest(self) -> str:
-        """sha256 of all starts."""
+        """sha256 of all starts, and of what is known ahead of them."""
+        ahead = [] if self.forcings is None else [self.forcings([i]).numpy().tobytes() for i in range(len(self))]
         kind = repr((self.past.shape, "observed")) if self.observed else repr(self.past.shape)
-        return hashlib.sha256(kind.encode() + self.past.tobytes()).hexdigest()
+        return hashlib.sha256(b"".join((kind.encode(), self.past.tobytes(), *ahead))).hexdigest()
 
 
 def held_out_starts(model: Model, frames: int, count: int | None = None) -> Starts:
@@ -99,7 +104,12 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
     )
     past, span = forecast.past_steps, forecast.past_steps + truth_frames * forecast.ahead
     short = sum(length < span for length in lengths)
-    windows = data.windows(span)
+    reach = span
+    if forecast.externals.variables:  # the last window wants those of all its frames
+        window = 1 if isinstance(model.process, Rolling) else forecast.frames
+        last = (frames - 1) // window * window * forecast.ahead
+        reach = max(span, past + last + forecast.externals.lead * forecast.externals.frames)
+    windows = data.windows(reach)
     if count is not None and count > len(windows):
         raise ValueError(
             f"{data.name} has {len(windows)} starts of which {truth_frames} frame(s) are known, got {count}: take "
@@ -112,6 +122,7 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
         i, first = map(int, chosen[number])
         return data.frames(i, first + past - 1, span - past + 1)[forecast.ahead :: forecast.ahead]
 
+    externals = forecast.externals, forecast.geometry, data.trajectories, data.forced
     return Starts(
         np.stack(start).astype(np.float32),
         f"{len(chosen)} of {data.name}" + f", without {short} of its {len(lengths)} pieces, too short" * bool(short),
@@ -121,6 +132,7 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
         training=training,
         dates=_dates(timing_of(data.trajectories[i]).times[first : first + past] for i, first in chosen),
         metadata=data.metadata,
+        forcings=forcings_after(*externals, chosen + np.array([0, past - 1])),
     )
 
 
@@ -165,9 +177,9 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
     if observed != shapes[0] and not forecast.difference:  # a difference is from a whole frame
         shapes.append(observed)
     if path.suffix in (".npy", ".npz"):
-        fields, order = _from_array(path, model, shapes), None
+        fields, order, forced = _from_array(path, model, shapes), None, None
     else:
-        fields, order = _from_fields(path, model, shapes, note)
+        fields, order, forced = _from_fields(path, model, shapes, note)
     if fields.note:
         note(f"{path}: {fields.note}")
     _check_time(path, model.name, forecast, fields, note)
@@ -200,20 +212,33 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
         )
     whole = past if past.shape[2:] == shapes[0] else forecast.spread_out(past, shapes[0])
     dates = _dates(timing_of(trajectory).times for trajectory in fields.trajectories)
-    return Starts(whole, str(path), observed=True, dates=dates, metadata=fields.metadata, order=order)
+    more = {
+        "metadata": fields.metadata,
+        "order": order,
+        "forcings": _forcings(path, forecast, fields, forced, dates, shapes[0]),
+    }
+    return Starts(whole, str(path), observed=True, dates=dates, **more)
 
 
 def _from_fields(
     path: Path, model: Model, shapes: Sequence[Shape], note: Callable[[str], None]
-) -> tuple[FieldSource, Order]:
-    """Each trajectory of a source of fields, with the model's variables alone, where it has them all; and its order.
+) -> tuple[FieldSource, Order, FieldSource | None]:
+    """Each trajectory of a source of fields, with the model's variables alone, where it has them all; its order; and
+    the variables that the model has as forcings.
 
-    Raises ValueError for frames of another shape.
+    With those, frames at the end in which all others are missing are still to come.
+    Raises ValueError for frames of another shape, and for forcings that are not there.
     """
     _, fields = find_fields(path)
     forecast, order = forecast_of(model), Order()
     if forecast.geometry.axes:
         fields, order = ordered(fields)
+    forced = fields.picked(forecast.externals.variables) if forecast.externals.variables else None
+    if forced is not None:
+        fields = fields.picked([name for name in fields.variables if name not in forced.variables])
+        ends = [_last_known(trajectory) for trajectory in fields.trajectories]
+        parts = [part_of(each, 0, end) for each, end in zip(fields.trajectories, ends, strict=True)]
+        fields = replace(fields, splits={"": parts})
     if {*forecast.variables} <= {*fields.variables}:
         if others := [name for name in fields.variables if name not in forecast.variables]:
             note(f"{path}: {some_of(others)} are left out, which {model.name} was not trained on")
@@ -223,7 +248,42 @@ def _from_fields(
     if wrong := [trajectory.shape for trajectory in fields.trajectories if trajectory.shape[1:] != expected]:
         forms = " or, as observed, ".join(f"(time, {', '.join(map(str, shape))})" for shape in shapes)
         raise ValueError(f"{path} holds (time, C, H, W) = {wrong[0]}, and {model.name} starts from {forms}")
-    return fields, order
+    return fields, order, forced
+
+
+def _last_known(trajectory: Trajectory) -> int:
+    """The number of frames up to the last one that has a number."""
+    count = trajectory.shape[0]
+    while count > 1 and not np.isfinite(trajectory[count - 1 : count]).any():
+        count -= 1
+    return count
+
+
+def _forcings(
+    path: Path,
+    forecast: Forecast,
+    fields: FieldSource,
+    forced: FieldSource | None,
+    dates: NDArray[Any] | None,
+    frame: Shape,
+) -> Forcings | None:
+    """Forcings after the starts of a file. forced: the variables among them, beyond the frames of `fields`"""
+    externals, (_, *grid) = forecast.externals, frame
+    if not externals.forcings:
+        return None
+    if externals.variables and forced is None:
+        raise ValueError(
+            f"{path} has no variable {', '.join(externals.variables)}, a forcing: give a .nc or .zarr file"
+        )
+
+    def values(number: int, after: int) -> NDArray[np.float32]:
+        assert forced is not None
+        number %= len(forced.trajectories)
+        at = fields.trajectories[number].shape[0] - 1 + after
+        x = externals.values(forced.trajectories[number], at)
+        return x if [*x.shape[2:]] == grid else forecast.spread_out(x, frame)
+
+    return Forcings(externals, forecast.geometry, (grid[0], grid[1]), dates, values)
 
 
 def _check_time(path: Path, name: str, forecast: Forecast, fields: FieldSource, note: Callable[[str], None]) -> None:

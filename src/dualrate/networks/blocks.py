@@ -140,11 +140,31 @@ def wrapped(h: Tensor, edges: tuple[int, int]) -> Tensor:
     return wide
 
 
-def conv3(channels: int, out: int, *, line: bool = False, periodic: tuple[bool, bool] = (False, False)) -> nn.Conv2d:
+class SphereConv2d(nn.Conv2d):
+    """A convolution over three positions of each axis of a sphere: rows are circles round it, none of them a pole."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(over_poles(input), self.weight, self.bias)
+
+
+def over_poles(h: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, H + 2, W + 2), W even: beyond a pole lies the row before it, half a turn round."""
+    wide, half = wrapped(h, (1, 1)), h.shape[-1] // 2
+    for row in (0, -1):
+        wide[..., row, :] = torch.cat((h[..., row, half - 1 :], h[..., row, : half + 1]), -1)
+    return wide
+
+
+def conv3(
+    channels: int, out: int, *, line: bool = False, periodic: tuple[bool, bool] = (False, False), poles: bool = False
+) -> nn.Conv2d:
     """A convolution over three positions of each axis; on a line of the second axis alone.
 
     periodic: whether the upper and lower edges meet, the left and right ones; else beyond them all is 0
+    poles: whether instead all round is as on a sphere
     """
+    if poles:
+        return SphereConv2d(channels, out, 3, padding=1, padding_mode="circular")
     kernel, padding = ((1, 3), (0, 1)) if line else ((3, 3), (1, 1))
     if not any(periodic):
         return nn.Conv2d(channels, out, kernel, padding=padding)
@@ -195,11 +215,12 @@ class ConvBlock(Block):
         *,
         line: bool = False,
         periodic: tuple[bool, bool] = (False, False),
+        poles: bool = False,
     ) -> None:
         super().__init__()
         self.norm = ChannelNorm(channels)
-        self.conv1 = conv3(channels, channels, line=line, periodic=periodic)
-        self.conv2 = zero_init(conv3(channels, channels, line=line, periodic=periodic))
+        self.conv1 = conv3(channels, channels, line=line, periodic=periodic, poles=poles)
+        self.conv2 = zero_init(conv3(channels, channels, line=line, periodic=periodic, poles=poles))
         self.film = FiLM(embedding, channels)
         self.dropout = nn.Dropout(dropout)
 

@@ -31,8 +31,8 @@ class BodyConfig(Ranged, ABC):
     """Width of the embedding of noise level and label."""
     head: bool
     """Whether the network has a head that predicts v. A context encoder may do without."""
-    periodic = across = False
-    """Whether opposite edges meet; or the left and right ones alone."""
+    periodic = across = poles = False
+    """Whether opposite edges meet; or the left and right ones alone; with these, whether rows go on over the poles."""
 
     @property
     def wrapped(self) -> tuple[bool, bool]:

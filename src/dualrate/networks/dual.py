@@ -46,7 +46,7 @@ def check_pair(encoder: BodyConfig, light: BodyConfig) -> None:
 
     It has the encoder's levels, or the last of them, by a larger patch.
     """
-    require_same_fields(encoder, light, "shape", "num_classes", "periodic", "across")
+    require_same_fields(encoder, light, "shape", "num_classes", "periodic", "across", "poles")
     levels = [[config.sides(i) for i in range(config.num_levels)] for config in (encoder, light)]
     if levels[0][-light.num_levels :] != levels[1]:
         heavy, small = (", ".join("{} x {}".format(*sides) for sides in positions) for positions in levels)

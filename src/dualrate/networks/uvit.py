@@ -91,6 +91,8 @@ class UViTConfig(BodyConfig):
     """Whether opposite edges meet, as on a circle or a torus."""
     across: bool = False
     """Whether left and right edges alone meet, as on a sphere."""
+    poles: bool = False
+    """With this, whether the row beyond a pole is the one before it, half a turn round."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,6 +105,11 @@ class UViTConfig(BodyConfig):
                     f"images of side {side} do not divide into patches of {self.patch} over {len(self.levels)} levels: "
                     f"the side must be a multiple of {factor}; pad the images or drop a level"
                 )
+        if self.poles and (not self.across or self.line or self.image_size % (2 * factor)):
+            raise ValueError(
+                f"poles want left and right edges that meet, rows, and a width that is a multiple of {2 * factor}, so "
+                f"that every level has half a turn; got {self.shape} (C, H, W), across {self.across}: drop poles"
+            )
 
     @property
     def shape(self) -> Shape:
@@ -119,7 +126,7 @@ class UViTConfig(BodyConfig):
 
     def conv3(self, channels: int, out: int) -> nn.Conv2d:
         """A convolution over three positions of each axis."""
-        return conv3(channels, out, line=self.line, periodic=self.wrapped)
+        return conv3(channels, out, line=self.line, periodic=self.wrapped, poles=self.poles)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -203,7 +210,8 @@ class Blocks(nn.Module):
     def block(level: Level, config: UViTConfig) -> nn.Module:
         if level.kind == "transformer":
             return TransformerBlock(level.channels, config.embedding, config.head_dim, level.dropout)
-        return ConvBlock(level.channels, config.embedding, level.dropout, line=config.line, periodic=config.wrapped)
+        edges = {"line": config.line, "periodic": config.wrapped, "poles": config.poles}
+        return ConvBlock(level.channels, config.embedding, level.dropout, **edges)
 
     def forward(self, h: Tensor, emb: Tensor, begin: int = 0, end: int | None = None) -> Tensor:
         """Blocks `begin` to `end` (exclusive; None: to the last), the positions in front of block 0."""
