@@ -57,7 +57,7 @@ PARTS = Path(__file__).with_name("parts")
 MOST_BYTES = 16_384  # of a request's body
 RETRY = {"Retry-After": "5"}  # seconds after which a client that was refused may come again
 CLIENT = 15.0  # seconds that a client may take for a request's body; twice as many between answers and for reading them
-EVERY = 0.2  # seconds between two reports of a stream
+EVERY, CALM = 0.2, 8  # seconds between two reports of a stream; as long again for so many requests at work
 MOST_CONNECTIONS, WAITING = 128, 1024  # at a time; that are not accepted yet
 FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n"
 FIELDS = "|".join(field.name for field in fields(Request))
@@ -129,7 +129,8 @@ class _Page:
             ended, shown, drawing = False, None, asyncio.wrap_future(job.drawing)
             drawing.add_done_callback(lambda future: future.cancelled() or future.exception())  # the job tells of it
             while not ended:
-                await asyncio.wait([drawing], timeout=EVERY if shown else 0)
+                pause = EVERY * (1 + len(self.jobs.active()) // CALM)
+                await asyncio.wait([drawing], timeout=pause if shown else 0)
                 ended, ahead, _ = drawing.done(), self.jobs.ahead(job), self.jobs.find(job.name)
                 news = job.status, ahead, [side.steps for side in job.sides]
                 if news != shown:

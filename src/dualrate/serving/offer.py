@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -169,6 +170,13 @@ class Offered:
         return min(self.usual, key=lambda served: abs(served - steps))
 
 
+def _drawer(model: Model, choice: Choice, weight: float, label: int | str | None, images: int) -> tuple[Drawer, str]:
+    """Drawer of a side, and why it has fewer heavy calls than were asked for."""
+    notes: list[str] = []
+    drawer = choice.drawer(model, note=notes.append, guidance=Guidance(weight), label=label, batch_size=images)
+    return drawer, "".join(notes)
+
+
 class Offer:
     """A model, and what a page may ask of it.
 
@@ -190,6 +198,7 @@ class Offer:
                     f"of {baseline.image_shape} and {baseline.num_classes}: choose a model of the same images"
                 )
             self.baseline, self.of_baseline = baseline, Offered(baseline, self.limits.steps)
+        self._drawer = lru_cache(DRAWERS)(_drawer)
         alone = baseline is None and self.offered.least is None
         self.baselines: tuple[Baseline, ...] = ("nothing",) if alone else ("steps", "cost", "nothing")
 
@@ -234,18 +243,11 @@ class Offer:
         return self._side(self.baseline, Choice(steps, heavy, sampler), request)
 
     def _side(self, model: Model, choice: Choice, request: Request) -> Side:
-        notes: list[str] = []
-        drawer = choice.drawer(
-            model,
-            note=notes.append,
-            guidance=Guidance(request.guidance),
-            label=request.label,
-            batch_size=self.images(request),
-        )
+        drawer, note = self._drawer(model, choice, request.guidance, request.label, self.images(request))
         name, heavy = model.name, drawer.plan.num_heavy
         if choice.heavy == choice.steps and model.reuses_context:
             name += ", all heavy" if heavy == choice.steps else f", {heavy} of {choice.steps} heavy"
-        return Side(name, drawer, "".join(notes))
+        return Side(name, drawer, note)
 
     def described(self) -> dict[str, Any]:
         """The model for the page, its controls and their limits."""
@@ -273,6 +275,7 @@ class Offer:
         }
 
 
+DRAWERS = 256  # that are kept, the latest, with what they cost
 PATIENCE = 120.0  # seconds that a job goes on without being asked about; pages in the background ask once a minute
 KEPT = 32  # jobs that have ended and can still be asked about
 PREVIEW = 2**17  # numbers of all x_hat that are shown while they are drawn, at most: making PNGs takes time too
