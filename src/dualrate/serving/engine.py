@@ -420,7 +420,7 @@ class Engine:
                 self._alone.add(calls[0].alike)
             return
         with self.changed:
-            self._between.update(call.drawing for call in calls)
+            self._between.update(call.drawing for call in calls if not call.drawing.cancelled)
             for key, call in zip(keys, calls, strict=True):
                 if key is not call:
                     call.drawing.shared.append(self._shared.setdefault(key, results[key]))
