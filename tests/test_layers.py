@@ -60,10 +60,12 @@ CONFINED = {
     "diffusers": ("pipelines", "integrations"),
     "starlette": ("serving",),
     "uvicorn": ("serving",),
+    "prometheus_client": ("serving",),
+    "ray": ("serving",),
 }
 EXTRAS = (
     "parquet", "forecast", "grib", "sphere", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet",
-    "diffusers",
+    "diffusers", "ray",
 )  # fmt: skip
 OF_AN_EXTRA = {  # imported late, by what uses them
     "dualrate.data.parquet",
@@ -73,12 +75,15 @@ OF_AN_EXTRA = {  # imported late, by what uses them
     "dualrate.pipelines.hub",
     "dualrate.pipelines.parts",
     "dualrate.serving.app",
+    "dualrate.serving.cluster",
 }
 IMPORT_NAMES = {
     "pillow": "PIL",
     "torch-fidelity": "torch_fidelity",
     "torch-harmonics": "torch_harmonics",
     "huggingface-hub": "huggingface_hub",
+    "prometheus-client": "prometheus_client",
+    "ray[serve]": "ray",
 }
 
 

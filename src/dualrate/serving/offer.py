@@ -170,13 +170,6 @@ class Offered:
         return min(self.usual, key=lambda served: abs(served - steps))
 
 
-def _drawer(model: Model, choice: Choice, weight: float, label: int | str | None, images: int) -> tuple[Drawer, str]:
-    """Drawer of a side, and why it has fewer heavy calls than were asked for."""
-    notes: list[str] = []
-    drawer = choice.drawer(model, note=notes.append, guidance=Guidance(weight), label=label, batch_size=images)
-    return drawer, "".join(notes)
-
-
 class Offer:
     """A model, and what a page may ask of it.
 
@@ -198,7 +191,7 @@ class Offer:
                     f"of {baseline.image_shape} and {baseline.num_classes}: choose a model of the same images"
                 )
             self.baseline, self.of_baseline = baseline, Offered(baseline, self.limits.steps)
-        self._drawer = lru_cache(DRAWERS)(_drawer)
+        self._drawer = lru_cache(DRAWERS)(self._make_drawer)
         alone = baseline is None and self.offered.least is None
         self.baselines: tuple[Baseline, ...] = ("nothing",) if alone else ("steps", "cost", "nothing")
 
@@ -243,11 +236,20 @@ class Offer:
         return self._side(self.baseline, Choice(steps, heavy, sampler), request)
 
     def _side(self, model: Model, choice: Choice, request: Request) -> Side:
-        drawer, note = self._drawer(model, choice, request.guidance, request.label, self.images(request))
+        drawer, note = self._drawer(model is self.model, choice, request.guidance, request.label, self.images(request))
         name, heavy = model.name, drawer.plan.num_heavy
         if choice.heavy == choice.steps and model.reuses_context:
             name += ", all heavy" if heavy == choice.steps else f", {heavy} of {choice.steps} heavy"
         return Side(name, drawer, note)
+
+    def _make_drawer(
+        self, of_model: bool, choice: Choice, weight: float, label: int | str | None, images: int
+    ) -> tuple[Drawer, str]:
+        """Drawer of a side, and why it has fewer heavy calls than were asked for."""
+        notes: list[str] = []
+        guidance, model = Guidance(weight), self.model if of_model else self.baseline
+        drawer = choice.drawer(model, note=notes.append, guidance=guidance, label=label, batch_size=images)
+        return drawer, "".join(notes)
 
     def described(self) -> dict[str, Any]:
         """The model for the page, its controls and their limits."""
