@@ -61,11 +61,10 @@ CONFINED = {
     "starlette": ("serving",),
     "uvicorn": ("serving",),
     "prometheus_client": ("serving",),
-    "ray": ("serving",),
 }
 EXTRAS = (
     "parquet", "forecast", "grib", "sphere", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet",
-    "diffusers", "ray",
+    "diffusers",
 )  # fmt: skip
 OF_AN_EXTRA = {  # imported late, by what uses them
     "dualrate.data.parquet",
@@ -75,7 +74,6 @@ OF_AN_EXTRA = {  # imported late, by what uses them
     "dualrate.pipelines.hub",
     "dualrate.pipelines.parts",
     "dualrate.serving.app",
-    "dualrate.serving.cluster",
 }
 IMPORT_NAMES = {
     "pillow": "PIL",
@@ -83,7 +81,6 @@ IMPORT_NAMES = {
     "torch-harmonics": "torch_harmonics",
     "huggingface-hub": "huggingface_hub",
     "prometheus-client": "prometheus_client",
-    "ray[serve]": "ray",
 }
 
 
