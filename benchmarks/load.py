@@ -131,7 +131,7 @@ class Server:
         return time.perf_counter() - start
 
 
-def load(server: Server, fields: list[dict[str, object]], clients: int, seconds: float) -> list[float]:
+def under_load(server: Server, fields: list[dict[str, object]], clients: int, seconds: float) -> list[float]:
     """Seconds of each request of clients that ask for `seconds`; the last ones are waited for."""
     end, taken, seeds = time.perf_counter() + seconds, [], itertools.count()
 
@@ -163,12 +163,12 @@ def main() -> None:
     taken, walls, cpu = defaultdict(list), defaultdict(float), defaultdict(float)
     try:
         for server in servers.values():
-            load(server, fields, 4, 2)
+            under_load(server, fields, 4, 2)
         before = {kind: server.megabytes for kind, server in servers.items()}
         for _ in range(options.rounds):
             for kind, server in servers.items():
                 start, used = time.perf_counter(), server.cpu_seconds
-                taken[kind] += load(server, fields, options.clients, options.seconds)
+                taken[kind] += under_load(server, fields, options.clients, options.seconds)
                 walls[kind] += time.perf_counter() - start
                 cpu[kind] += server.cpu_seconds - used
         for kind, server in servers.items():

@@ -194,29 +194,29 @@ def _refusal(request: HTTPRequest, error: Exception) -> Response:
 
 def measurements(jobs: Jobs) -> bytes:
     """Text that Prometheus reads. Raises ModuleNotFoundError without prometheus-client."""
-    from prometheus_client import CollectorRegistry, generate_latest
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
-    from prometheus_client.registry import Collector
+    from prometheus_client import core, generate_latest  # pyright: ignore[reportMissingImports]
 
     engine, active = jobs.engine, [job.status for job in jobs.active()]
-    at_work = GaugeMetricFamily("dualrate_requests", "Requests, by what they do", labels=["status"])
+    at_work = core.GaugeMetricFamily("dualrate_requests", "Requests, by what they do", labels=["status"])
     for status in ("waiting", "running"):
         at_work.add_metric([status], active.count(status))
-    ended = CounterMetricFamily("dualrate_requests_ended", "Requests, by how they ended", labels=["status"])
+    ended = core.CounterMetricFamily("dualrate_requests_ended", "Requests, by how they ended", labels=["status"])
     for status, count in sorted(jobs.ended.items()):
         ended.add_metric([status], count)
-    calls = GaugeMetricFamily("dualrate_calls_waiting", "Calls that wait for the engine's next turn", engine.waiting)
-    rows = SummaryMetricFamily("dualrate_batch_rows", "Rows of a batch", labels=["kind"])
-    seconds = SummaryMetricFamily("dualrate_batch_seconds", "Seconds of a batch", labels=["kind"])
+    calls = core.GaugeMetricFamily(
+        "dualrate_calls_waiting", "Calls that wait for the engine's next turn", engine.waiting
+    )
+    rows = core.SummaryMetricFamily("dualrate_batch_rows", "Rows of a batch", labels=["kind"])
+    seconds = core.SummaryMetricFamily("dualrate_batch_seconds", "Seconds of a batch", labels=["kind"])
     for kind in KINDS:
         rows.add_metric([kind], engine.batches[kind], engine.rows[kind])
         seconds.add_metric([kind], engine.batches[kind], engine.seconds[kind])
 
-    class Now(Collector):
-        def collect(self) -> Iterator[Metric]:
+    class Now:
+        def collect(self) -> Iterator[object]:
             yield from (at_work, ended, calls, rows, seconds)
 
-    registry = CollectorRegistry()
+    registry = core.CollectorRegistry()
     registry.register(Now())
     return generate_latest(registry)
 

@@ -284,12 +284,13 @@ class Engine:
     def __init__(self, capacity: Capacity = Capacity()) -> None:
         self.capacity = capacity
         self.changed = threading.Condition()
-        self.batches, self.rows, self.seconds = Counter[str](), Counter[str](), Counter[str]()  # by kind of call
+        self.batches, self.rows = Counter[str](), Counter[str]()  # by kind of call
+        self.seconds = dict.fromkeys(KINDS, 0.0)
         self._calls: list[Call] = []  # that wait
         self._between: set[Drawing] = set()  # whose last call was answered, and whose next has not come
         self._drawings: set[Drawing] = set()
         self._numbers = itertools.count()
-        self._shared: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        self._shared: WeakValueDictionary[object, Any] = WeakValueDictionary()
         self._empty: dict[int, Any] = {}  # denoisers whose heavy call is none
         self._a_row: dict[tuple[object, ...], float] = {}  # seconds, of calls that are alike
         self._alone: set[tuple[object, ...]] = set()  # calls that fail as a batch, and not by themselves
