@@ -60,6 +60,7 @@ CONFINED = {
     "diffusers": ("pipelines", "integrations"),
     "starlette": ("serving",),
     "uvicorn": ("serving",),
+    "prometheus_client": ("serving",),
 }
 EXTRAS = (
     "parquet", "forecast", "grib", "sphere", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet",
@@ -79,6 +80,7 @@ IMPORT_NAMES = {
     "torch-fidelity": "torch_fidelity",
     "torch-harmonics": "torch_harmonics",
     "huggingface-hub": "huggingface_hub",
+    "prometheus-client": "prometheus_client",
 }
 
 

@@ -34,11 +34,13 @@ def text(page: Page, name: str) -> str:
 def test_it_draws_by_keyboard_and_fits_its_window(page, url, width):
     page.size(width, 900)
     page.open(url)
-    page.until(f"{READY} && document.querySelectorAll('.plan svg').length === 2")
-    assert "of the MACs of two, all heavy" in text(page, "status")
+    page.until(DRAWN)  # by itself
+    assert page.value("document.querySelectorAll('.plan svg').length") == 2
+    assert "of the time of two, all heavy" in text(page, "status")
     page.value("at('steps').focus()")
     page.key("ArrowDown", 40)
     assert page.value("at('steps').value") == "11"
+    page.until("at('status').textContent.includes('of the MACs of two, all heavy')")
     page.key("Enter", 13)
     page.until(DRAWN)
     assert "of the time of two, all heavy" in text(page, "status")

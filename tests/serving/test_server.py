@@ -27,7 +27,7 @@ from dualrate.serving.app import MOST_BYTES, listening, serve
 from dualrate.serving.offer import Limits, Offer, Request
 
 SERVER = Path(app.__file__)
-LIMITS = Limits(steps=12, images=4, waiting=1)
+LIMITS = Limits(steps=12, images=4, at_once=1, waiting=1)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_a_name_cannot_end_the_element_it_stands_in(offer):
 
 def test_the_model_says_what_it_offers(url, offer):
     told = ask(url, "GET", "/api/model").json
-    assert told["limits"] == {"steps": 12, "images": 4, "waiting": 1, "seconds": 300}
+    assert told["limits"] == {"steps": 12, "images": 4, "at_once": 1, "waiting": 1, "each": 16, "seconds": 300}
     assert set(told["samplers"]) == set(offer.offered.samplers)
 
 
@@ -165,7 +165,7 @@ def test_progress_is_told_step_by_step(slow):
     slow.held.then.append(look)
     slow.held.gate.set()
     (side,) = finished(slow.url, name)["sides"]
-    assert seen == [(i, i * side["macs"] // 4, 1, False) for i in range(4)]
+    assert seen == [(i, i * side["macs"] // 4, min(i, 1), False) for i in range(4)]  # before the first x_hat none
 
 
 # The queue

@@ -119,7 +119,7 @@ EXTRAS = {  # of pyproject.toml: what each is for, and its packages
     ),
     "grib": ("fields in GRIB", ("cfgrib", "eccodes")),
     "sphere": ("simulated flow on the sphere", ("torch-harmonics",)),
-    "serve": ("dualrate serve", ("starlette", "uvicorn")),
+    "serve": ("dualrate serve", ("starlette", "uvicorn", "prometheus-client")),
     "notebook": ("a bar of progress in notebooks", ("tqdm", "ipywidgets")),
     "tensorboard": ("dualrate train --log tensorboard", ("tensorboard",)),
     "wandb": ("dualrate train --log wandb", ("wandb",)),

@@ -173,7 +173,7 @@ class Drawer(Ranged):
     @property
     def denoiser(self) -> Denoiser:
         """Denoiser that draws: guided, where there is guidance; called under autocast where `bfloat16` says so."""
-        return self._guided(self.model.ready(bfloat16=self.bfloat16).denoiser)
+        return self.guided(self.model.ready(bfloat16=self.bfloat16).denoiser)
 
     @property
     def bfloat16(self) -> bool:
@@ -237,7 +237,7 @@ class Drawer(Ranged):
         model, seeds, cost = self.model, range(COUNTED), self.expected_cost
         if not abilities(model.denoiser).varies:
             return cost
-        guided, labels = self._guided(model.denoiser), self.labels(seeds)
+        guided, labels = self.guided(model.denoiser), self.labels(seeds)
         macs = mean_macs(guided, self.step, self.plan, model.shape, seeds, labels, device=model.device)
         return replace(cost, mean=macs)
 
@@ -256,20 +256,24 @@ class Drawer(Ranged):
     def _expected_costs(self) -> list[PlanCost]:
         model, label = self.model, 0 if self.model.num_classes else None
         return expected_costs(
-            model.call_cost, model.denoiser.reuse, self.step, self.plan, model.shape, label=label, wrap=self._guided
+            model.call_cost, model.denoiser.reuse, self.step, self.plan, model.shape, label=label, wrap=self.guided
         )
 
     def batches(
-        self, seeds: Sequence[int], progress: ImageProgress | None = None, watch: Callable[[State], None] | None = None
+        self,
+        seeds: Sequence[int],
+        progress: ImageProgress | None = None,
+        watch: Callable[[State], None] | None = None,
+        denoiser: Denoiser | None = None,
     ) -> Iterator[NDArray[np.uint8]]:
         """The images of these seeds, (b, C, H, W), batch by batch as they are drawn, latents decoded, and with what a
         condition knows of them (`OfPicture.keep`).
 
-        progress, watch: as of `sample`. Raises what that and the codec raise.
+        progress, watch: as of `sample`; denoiser: as of `states`. Raises what `sample` and the codec raise.
         """
         condition = self.model.experiment.condition
         rows = for_rows(torch.tensor(list(seeds), dtype=torch.int64, device="cpu"), len(seeds) * self.members)
-        for batch in self.states(seeds, progress, watch):
+        for batch in self.states(seeds, progress, watch, denoiser):
             row, rows = rows[: len(batch)].to(batch.device), rows[len(batch) :]
             if isinstance(condition, OfPicture) and self.model.given is not None:  # a batch has all members of a seed
                 y = self.model.given(row[:: self.members]).to(batch.device)
@@ -279,10 +283,15 @@ class Drawer(Ranged):
             yield pixels
 
     def states(
-        self, seeds: Sequence[int], progress: ImageProgress | None = None, watch: Callable[[State], None] | None = None
+        self,
+        seeds: Sequence[int],
+        progress: ImageProgress | None = None,
+        watch: Callable[[State], None] | None = None,
+        denoiser: Denoiser | None = None,
     ) -> Iterator[Tensor]:
         """Ends of the trajectories of these seeds, as `sample` yields them, which takes and raises the rest.
 
+        denoiser: that draws; None: the drawer's
         Latents, where the model is of latents. Raises ValueError for windows that roll, drawn by a plan whose contexts
         serve several rolls.
         """
@@ -293,7 +302,7 @@ class Drawer(Ranged):
                 f"window by {self.plan.num_heavy} in {self.plan.num_steps} steps: roll it out, dualrate forecast RUN"
             )
         return sample_batches(
-            self.denoiser,
+            self.denoiser if denoiser is None else denoiser,
             self.step,
             self.plan,
             self.model.shape,
@@ -347,7 +356,8 @@ class Drawer(Ranged):
             precision=self.arithmetic,
         )
 
-    def _guided(self, denoiser: Denoiser) -> Denoiser:
+    def guided(self, denoiser: Denoiser) -> Denoiser:
+        """This denoiser under its guidance."""
         weight, interval = self.guidance.weight, self.guidance.interval
         return (
             denoiser if weight == 1 else Guided(denoiser, self.model.process, weight, self.model.num_classes, interval)

@@ -61,6 +61,7 @@ ignores too large; `ProbedCovariance` uses the derivative where the ratio lies i
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -172,6 +173,7 @@ def waves(size: int, boundary: Boundary, dtype: torch.dtype, device: torch.devic
 
 
 Kernel = Literal["markov", "ddim"]
+ONE_LEVEL = threading.Lock()  # of derivatives: torch has one for all threads of a process
 FALLBACK = 0.05  # of sigma_t: the length of a finite difference where forward mode has no rule
 
 
@@ -329,7 +331,7 @@ def derivative(
     if length is None:
         try:
             while True:
-                with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward rule
+                with ONE_LEVEL, forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no rule
                     x_hat, along = forward_ad.unpack_dual(denoise(forward_ad.make_dual(z, direction), t))
                 if cached is not None or along is not None:
                     return x_hat if cached is None else cached, torch.zeros_like(z) if along is None else along

@@ -3,9 +3,12 @@
     GET    /                  the page
     GET    /api/model         the model, its controls, its limits
     POST   /api/plan          a Request as JSON -> what would be drawn, and its cost
-    POST   /api/samples       a Request as JSON -> 202 and a job, or 429 where too many wait
+    POST   /api/samples       a Request as JSON -> 202 and a job, or 429 where too many wait; to who accepts
+                              text/event-stream the reports of it, until it ends: whoever leaves ends it
     GET    /api/samples/ID    how far the job is, and its images as PNGs in data URIs; 504 where it took too long
     DELETE /api/samples/ID    stops it
+    GET    /api/health        200 while it draws
+    GET    /metrics           for Prometheus: the queue, and the batches of heavy and of light calls
 
 A refusal is a 4xx with {"error": name, "message": ..., "field": of the request, if it is one's}. On a loopback address
 only requests to a loopback name are answered, and a request's body must call itself JSON: so no other page that the
@@ -19,12 +22,13 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import json
 import re
 import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -37,14 +41,15 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dualrate.config.serial import from_json
 from dualrate.report.html import TEMPLATES
-from dualrate.serving.offer import Full, Jobs, Offer, Request
+from dualrate.serving.engine import KINDS, Full
+from dualrate.serving.offer import Job, Jobs, Offer, Request
 from dualrate.system.device import free_descriptors
 from dualrate.system.progress import Interrupts
 
@@ -52,6 +57,7 @@ PARTS = Path(__file__).with_name("parts")
 MOST_BYTES = 16_384  # of a request's body
 RETRY = {"Retry-After": "5"}  # seconds after which a client that was refused may come again
 CLIENT = 15.0  # seconds that a client may take for a request's body; twice as many between answers and for reading them
+EVERY, CALM = 0.2, 8  # seconds between two reports of a stream; as long again for so many requests at work
 MOST_CONNECTIONS, WAITING = 128, 1024  # at a time; that are not accepted yet
 FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n"
 FIELDS = "|".join(field.name for field in fields(Request))
@@ -85,8 +91,8 @@ def html_page(described: Mapping[str, Any]) -> str:
 class _Page:
     """The application's answers. They all run on one event loop, so `jobs` needs no lock."""
 
-    def __init__(self, offer: Offer, jobs: Jobs) -> None:
-        self.offer, self.jobs = offer, jobs
+    def __init__(self, offer: Offer, jobs: Jobs, streams: int) -> None:
+        self.offer, self.jobs, self.streams = offer, jobs, streams
         self.described = offer.described()
         self.html = html_page(self.described)
 
@@ -101,15 +107,48 @@ class _Page:
         return JSONResponse({"sides": [side.described() for side in sides]})
 
     async def submit(self, request: HTTPRequest) -> Response:
-        wanted = await _read(request)
+        wanted, host = await _read(request), "" if request.client is None else request.client.host
+        client, streams = "" if _is_loopback(host) else host, "text/event-stream" in request.headers.get("accept", "")
         try:
-            self.jobs.require_place()  # before the cost is counted
+            self.jobs.require_place(client)  # before the cost is counted
+            if streams and not self.streams:
+                raise Full("too many streams are open: try again in a few seconds")
             sides = await asyncio.to_thread(self.offer.sides, wanted)
-            job = self.jobs.submit(range(wanted.seed, wanted.seed + self.offer.images(wanted)), sides)
+            job = self.jobs.submit(range(wanted.seed, wanted.seed + self.offer.images(wanted)), sides, client)
         except Full as error:
             raise Refused(429, "too-many-waiting", str(error), RETRY) from error
+        if streams:
+            return StreamingResponse(self._reports(job), media_type="text/event-stream")
         place = {"Location": f"/api/samples/{job.name}"}
         return JSONResponse(job.report(self.jobs.ahead(job)), 202, place)
+
+    async def _reports(self, job: Job) -> AsyncIterator[str]:
+        """Yields events: the reports of a job, when there is news. It ends with the job, and the job with it."""
+        self.streams -= 1
+        try:
+            ended, shown, drawing = False, None, asyncio.wrap_future(job.drawing)
+            drawing.add_done_callback(lambda future: future.cancelled() or future.exception())  # the job tells of it
+            while not ended:
+                pause = EVERY * (1 + len(self.jobs.active()) // CALM)
+                await asyncio.wait([drawing], timeout=pause if shown else 0)
+                ended, ahead, _ = drawing.done(), self.jobs.ahead(job), self.jobs.find(job.name)
+                news = job.status, ahead, [side.steps for side in job.sides]
+                if news != shown:
+                    report = await asyncio.to_thread(job.report, ahead)
+                    yield f"data: {json.dumps(report)}\n\n"
+                shown = news
+        finally:
+            self.streams += 1
+            job.end()
+
+    async def health(self, request: HTTPRequest) -> Response:
+        return JSONResponse({"drawing": self.jobs.engine.alive}, 200 if self.jobs.engine.alive else 503)
+
+    async def metrics(self, request: HTTPRequest) -> Response:
+        try:
+            return Response(measurements(self.jobs), media_type="text/plain; version=0.0.4")
+        except ModuleNotFoundError as error:
+            raise Refused(501, "no-metrics", "metrics need prometheus-client: pip install 'dualrate[serve]'") from error
 
     async def job(self, request: HTTPRequest) -> Response:
         job = self.jobs.find(request.path_params["name"])
@@ -118,8 +157,7 @@ class _Page:
         if request.method == "DELETE":
             job.end()
         if job.status == "late":
-            message = f"this took longer than {job.seconds:g} s, the most here: ask for fewer steps or images"
-            raise Refused(504, "out-of-time", message)
+            raise Refused(504, "out-of-time", job.error)
         return JSONResponse(await asyncio.to_thread(job.report, self.jobs.ahead(job)))
 
 
@@ -154,15 +192,46 @@ def _refusal(request: HTTPRequest, error: Exception) -> Response:
     return JSONResponse({"error": "bad-request", "message": message, "field": field[1] if field else None}, 400)
 
 
-def make_app(offer: Offer, jobs: Jobs, host: str, loopback: bool) -> ASGIApp:
-    """The application. loopback: whether `host`, where it listens, is of this machine alone."""
-    answers = _Page(offer, jobs)
+def measurements(jobs: Jobs) -> bytes:
+    """Text that Prometheus reads. Raises ModuleNotFoundError without prometheus-client."""
+    from prometheus_client import core, generate_latest  # pyright: ignore[reportMissingImports]
+
+    engine, active = jobs.engine, [job.status for job in jobs.active()]
+    at_work = core.GaugeMetricFamily("dualrate_requests", "Requests, by what they do", labels=["status"])
+    for status in ("waiting", "running"):
+        at_work.add_metric([status], active.count(status))
+    ended = core.CounterMetricFamily("dualrate_requests_ended", "Requests, by how they ended", labels=["status"])
+    for status, count in sorted(jobs.ended.items()):
+        ended.add_metric([status], count)
+    calls = core.GaugeMetricFamily(
+        "dualrate_calls_waiting", "Calls that wait for the engine's next turn", engine.waiting
+    )
+    rows = core.SummaryMetricFamily("dualrate_batch_rows", "Rows of a batch", labels=["kind"])
+    seconds = core.SummaryMetricFamily("dualrate_batch_seconds", "Seconds of a batch", labels=["kind"])
+    for kind in KINDS:
+        rows.add_metric([kind], engine.batches[kind], engine.rows[kind])
+        seconds.add_metric([kind], engine.batches[kind], engine.seconds[kind])
+
+    class Now:
+        def collect(self) -> Iterator[object]:
+            yield from (at_work, ended, calls, rows, seconds)
+
+    registry = core.CollectorRegistry()
+    registry.register(Now())
+    return generate_latest(registry)
+
+
+def make_app(offer: Offer, jobs: Jobs, host: str, loopback: bool, streams: int = MOST_CONNECTIONS // 2) -> ASGIApp:
+    """The application. loopback: whether `host`, where it listens, is of this machine alone; streams: at a time."""
+    answers = _Page(offer, jobs, streams)
     routes = [
         Route("/", answers.show),
         Route("/api/model", answers.model),
         Route("/api/plan", answers.plan, methods=["POST"]),
         Route("/api/samples", answers.submit, methods=["POST"]),
         Route("/api/samples/{name}", answers.job, methods=["GET", "DELETE"]),
+        Route("/api/health", answers.health),
+        Route("/metrics", answers.metrics),
     ]
     kinds = HTTPException, ValueError, Exception
     app = Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, _refusal))
@@ -291,11 +360,12 @@ def listening(offer: Offer, host: str = "127.0.0.1", port: int = 0) -> Iterator[
         ) from error
     with place, Jobs(offer.limits) as jobs:
         address, bound = place.getsockname()[:2]
-        app = make_app(offer, jobs, host, _is_loopback(address))
         free = free_descriptors()
+        most = max(1, min(MOST_CONNECTIONS, free // 4))
+        app = make_app(offer, jobs, host, _is_loopback(address), most // 2)
         settings = uvicorn.Config(
             app,
-            http=_connections(max(1, min(MOST_CONNECTIONS, free // 4))),
+            http=_connections(most),
             ws="none",
             backlog=max(1, min(MOST_CONNECTIONS, free // 8)),  # as many are accepted before any of them makes room
             log_config=None,

@@ -3,20 +3,22 @@
 A request is drawn beside a baseline from the same seeds: the same model with a heavy call at every step, or another
 model, with as many steps or with as many as the request's MACs allow.
 
-One request is drawn at a time, the others wait in a queue of limited length. A job that nobody has asked about for two
-minutes is stopped between two steps: its page was closed. So is one that is drawn for longer than the limit.
+Many requests are drawn at once (serving/engine.py), the others wait in a queue of limited length. A job that nobody has
+asked about for two minutes is stopped between two steps: its page was closed. So is one that is drawn for longer than
+the limit.
 """
 
 from __future__ import annotations
 
 import base64
 import secrets
-import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -32,7 +34,7 @@ from dualrate.experiment.modality import maker_of
 from dualrate.experiment.model import Model
 from dualrate.report.image_grid import Pictures, png_bytes
 from dualrate.sampling.catalogue import SAMPLERS
-from dualrate.sampling.trajectory import State
+from dualrate.serving.engine import Capacity, Drawing, Engine, Full
 
 USUAL_IMAGES = 8  # of a request
 Baseline = Literal["steps", "cost", "nothing"]
@@ -41,13 +43,18 @@ ShownImages = Annotated[int, Range(1, 256)]
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that may be asked for: steps of a plan, images of a request, requests that wait beside the one at
-    work, and seconds that one is drawn.
+    """The most that may be asked for.
+
+    steps:   of a plan; images: of a request; seconds: that one is drawn
+    at_once: requests that are drawn at a time; waiting: those that wait beside them
+    each:    requests of an address that is not this machine's, drawn or waiting
     """
 
     steps: int = 256
     images: int = 16
-    waiting: int = 8
+    at_once: int = 32
+    waiting: int = 32
+    each: int = 16
     seconds: float = 300.0
 
 
@@ -76,7 +83,7 @@ class Side:
 
     Raises ValueError for what the model does not allow.
     note:   why it has fewer heavy calls than were asked for
-    steps:  done, None before its turn; seconds: of networks and sampler; state: after these steps
+    steps:  done, None before its turn; seconds: of networks and sampler; x_hat: of the latest step
     images: PNGs in data URIs, once it is finished
     """
 
@@ -85,7 +92,7 @@ class Side:
     note: str = ""
     steps: int | None = None
     seconds: float = 0.0
-    state: Tensor | None = None
+    x_hat: Tensor | None = None
     images: list[str] | None = None
     macs_by_step: list[int] = field(init=False)
 
@@ -110,12 +117,12 @@ class Side:
         }
 
     def report(self) -> dict[str, Any]:
-        """Progress for the page: how far it is, and its images; while it is drawn they show the states, if these are
-        pictures and few enough.
+        """Progress for the page: how far it is, and its images; while it is drawn they show x_hat, if this is pictures
+        and few enough.
         """
-        z, images, shown = self.state, self.images, []  # in this order: the thread that draws goes on meanwhile
-        if z is not None and z.ndim == 4 and z.shape[1] in (1, 3) and z.numel() <= PREVIEW and bool(z.isfinite().all()):
-            shown = data_uris(to_uint8(z).cpu().numpy())
+        x, images, shown = self.x_hat, self.images, []  # in this order: the thread that draws goes on meanwhile
+        if x is not None and x.ndim == 4 and x.shape[1] in (1, 3) and x.numel() <= PREVIEW and bool(x.isfinite().all()):
+            shown = data_uris(to_uint8(x).cpu().numpy())
         return {
             **self.described(),
             "done": self.steps,
@@ -184,6 +191,7 @@ class Offer:
                     f"of {baseline.image_shape} and {baseline.num_classes}: choose a model of the same images"
                 )
             self.baseline, self.of_baseline = baseline, Offered(baseline, self.limits.steps)
+        self._drawer = lru_cache(DRAWERS)(self._make_drawer)
         alone = baseline is None and self.offered.least is None
         self.baselines: tuple[Baseline, ...] = ("nothing",) if alone else ("steps", "cost", "nothing")
 
@@ -228,18 +236,20 @@ class Offer:
         return self._side(self.baseline, Choice(steps, heavy, sampler), request)
 
     def _side(self, model: Model, choice: Choice, request: Request) -> Side:
-        notes: list[str] = []
-        drawer = choice.drawer(
-            model,
-            note=notes.append,
-            guidance=Guidance(request.guidance),
-            label=request.label,
-            batch_size=self.images(request),
-        )
+        drawer, note = self._drawer(model is self.model, choice, request.guidance, request.label, self.images(request))
         name, heavy = model.name, drawer.plan.num_heavy
         if choice.heavy == choice.steps and model.reuses_context:
             name += ", all heavy" if heavy == choice.steps else f", {heavy} of {choice.steps} heavy"
-        return Side(name, drawer, "".join(notes))
+        return Side(name, drawer, note)
+
+    def _make_drawer(
+        self, of_model: bool, choice: Choice, weight: float, label: int | str | None, images: int
+    ) -> tuple[Drawer, str]:
+        """Drawer of a side, and why it has fewer heavy calls than were asked for."""
+        notes: list[str] = []
+        guidance, model = Guidance(weight), self.model if of_model else self.baseline
+        drawer = choice.drawer(model, note=notes.append, guidance=guidance, label=label, batch_size=images)
+        return drawer, "".join(notes)
 
     def described(self) -> dict[str, Any]:
         """The model for the page, its controls and their limits."""
@@ -267,15 +277,12 @@ class Offer:
         }
 
 
+DRAWERS = 256  # that are kept, the latest, with what they cost
 PATIENCE = 120.0  # seconds that a job goes on without being asked about; pages in the background ask once a minute
 KEPT = 32  # jobs that have ended and can still be asked about
-PREVIEW = 2**17  # numbers of all states that are shown while they are drawn, at most: making PNGs takes time too
+PREVIEW = 2**17  # numbers of all x_hat that are shown while they are drawn, at most: making PNGs takes time too
 
 Status = Literal["waiting", "running", "done", "stopped", "late", "failed"]
-
-
-class Full(Exception):
-    """No more requests may wait."""
 
 
 class Stopped(Exception):
@@ -290,22 +297,24 @@ class Late(Exception):
 class Job:
     """A request at work.
 
-    seeds: of its images; seconds: that it may be drawn; last_asked: when somebody last asked about it
+    seeds: of its images; seconds: that it may be drawn; client: whose it is, "" where that does not matter
+    place: in the engine; last_asked: when somebody last asked about it
     """
 
     seeds: range
     sides: Sequence[Side]
     seconds: float
+    client: str
+    place: Drawing
     name: str = field(default_factory=lambda: secrets.token_urlsafe(12))  # which nobody guesses
     last_asked: float = field(default_factory=time.monotonic)
-    stop: threading.Event = field(default_factory=threading.Event)
     drawing: Future[None] = field(default_factory=Future)
 
     @property
     def status(self) -> Status:
         if not self.drawing.done():
             return "running" if self.drawing.running() else "waiting"
-        if self.drawing.cancelled() or isinstance(self.drawing.exception(), Stopped):
+        if self.drawing.cancelled() or isinstance(self.drawing.exception(), (Stopped, CancelledError)):
             return "stopped"
         if isinstance(self.drawing.exception(), Late):
             return "late"
@@ -317,35 +326,42 @@ class Job:
         return time.monotonic() - self.last_asked > PATIENCE
 
     def draw(self) -> None:
-        """All sides in turn. Raises Stopped, Late, and what drawing raises."""
+        """All sides in turn. Raises Stopped, CancelledError, Late, and what drawing raises."""
         end = time.monotonic() + self.seconds
         for side in self.sides:
             start, side.steps = time.perf_counter(), 0
 
-            def watch(state: State, side: Side = side, start: float = start) -> None:
-                if self.stop.is_set() or self.given_up:
+            def watch(steps: int, x_hat: Tensor | None, side: Side = side, start: float = start) -> None:
+                if self.given_up:
                     raise Stopped
                 if time.monotonic() > end:
                     raise Late
-                side.seconds, side.steps, side.state = time.perf_counter() - start, state.i, state.z
+                side.seconds, side.steps, side.x_hat = time.perf_counter() - start, steps, x_hat
 
-            (images,) = side.drawer.batches(self.seeds, watch=watch)
+            images = self.place.images(side.drawer, self.seeds, watch)
             side.seconds = time.perf_counter() - start
-            side.images, side.state = data_uris(images), None
+            side.images, side.x_hat = data_uris(images), None
 
     def end(self) -> None:
-        """Stop it: at once if it waits, else at its next step."""
-        self.stop.set()
+        """Stop it: at once if it waits, for its turn or for a call, else after the call at work."""
+        self.place.cancel()
         self.drawing.cancel()
+
+    @property
+    def error(self) -> str:
+        """Why it was not drawn, in words, where that is no wish of its client."""
+        if self.status == "late":
+            return f"this took longer than {self.seconds:g} s, the most here: ask for fewer steps or images"
+        failed = self.drawing.exception() if self.status == "failed" else None
+        return f"{type(failed).__name__}: {failed}" if failed else ""
 
     def report(self, ahead: int) -> dict[str, Any]:
         """The job's status for the page. ahead: jobs that are drawn before it."""
-        failed = self.status == "failed" and self.drawing.exception()
         return {
             "id": self.name,
             "status": self.status,
             "ahead": ahead,
-            "error": f"{type(failed).__name__}: {failed}" if failed else "",
+            "error": self.error,
             "seeds": list(self.seeds),
             "labels": self.sides[0].drawer.labels(self.seeds),
             "sides": [side.report() for side in self.sides],
@@ -353,12 +369,14 @@ class Job:
 
 
 class Jobs:
-    """Draws what is submitted, in turn and in a thread, until it is left. Its methods are called from one thread."""
+    """Draws what is submitted, by an engine, until it is left. Its methods are called from one thread."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._jobs: dict[str, Job] = {}  # in the order in which they came
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="sampling")
+        self._pool = ThreadPoolExecutor(limits.at_once, thread_name_prefix="sampling")
+        self.engine = Engine(Capacity(images=limits.images * (limits.at_once + limits.waiting)))
+        self.ended: Counter[Status] = Counter()
 
     def __enter__(self) -> Jobs:
         return self
@@ -367,9 +385,10 @@ class Jobs:
         for job in self._jobs.values():
             job.end()
         self._pool.shutdown()
+        self.engine.__exit__()
 
-    def require_place(self) -> None:
-        """Raises Full where too many wait. Forgets the jobs that nobody asks about."""
+    def require_place(self, client: str = "") -> None:
+        """Raises Full where too many wait, or are this client's. Forgets the jobs that nobody asks about."""
         for job in self._jobs.values():
             if job.given_up and job.status == "waiting":
                 job.end()
@@ -377,16 +396,26 @@ class Jobs:
         for i, job in enumerate(ended):
             if job.given_up or i < len(ended) - KEPT:
                 del self._jobs[job.name]
-        if len(self._active()) > self._limits.waiting:
-            raise Full(f"the queue is full, {self._limits.waiting} wait: try again in a few seconds")
+        active, limits = self.active(), self._limits
+        if len(active) >= limits.at_once + limits.waiting:
+            raise Full(f"the queue is full, {limits.waiting} wait: try again in a few seconds")
+        if client and sum(job.client == client for job in active) >= limits.each:
+            raise Full(f"{limits.each} requests of yours are drawn or wait, the most here: wait for one of them")
 
-    def submit(self, seeds: range, sides: Sequence[Side]) -> Job:
-        """Raises Full where too many wait."""
-        self.require_place()
-        job = Job(seeds, sides, self._limits.seconds)
+    def submit(self, seeds: range, sides: Sequence[Side], client: str = "") -> Job:
+        """Raises Full as `require_place`, and where there are too many images at work."""
+        self.require_place(client)
+        guided = any(side.drawer.guidance.weight != 1 for side in sides)
+        job = Job(seeds, sides, self._limits.seconds, client, self.engine.enter(len(seeds) * (1 + guided)))
         job.drawing = self._pool.submit(job.draw)
+        job.drawing.add_done_callback(lambda _: self._leave(job))
         self._jobs[job.name] = job
         return job
+
+    def _leave(self, job: Job) -> None:
+        self.engine.leave(job.place)
+        with self.engine.changed:
+            self.ended[job.status] += 1
 
     def find(self, name: str) -> Job | None:
         """A job, which then is not given up; None for one that never was, or is forgotten."""
@@ -397,8 +426,9 @@ class Jobs:
 
     def ahead(self, job: Job) -> int:
         """The number of jobs that are drawn before it."""
-        active = self._active()
+        active = self.active()
         return active.index(job) if job in active else 0
 
-    def _active(self) -> list[Job]:
+    def active(self) -> list[Job]:
+        """Jobs that are drawn or wait, in the order in which they came."""
         return [job for job in self._jobs.values() if job.status in ("waiting", "running")]

@@ -4,7 +4,6 @@ const model = JSON.parse(at("model").textContent);
 const NUMBERS = ["steps", "heavy", "guidance", "seed", "images"], CHOICES = ["sampler", "label", "beside"];
 const FIELDS = [...NUMBERS, ...CHOICES];
 const DEFAULTS = { guidance: "1", seed: "0", sampler: "", label: "", beside: model.beside[0] };
-const POLL = 200;  // milliseconds between two looks at a sampling
 let job = null, heavyChosen = false, asked = 0, timer = 0;
 
 // Elements
@@ -140,17 +139,31 @@ function recall() {
 
 // The server
 
-async function call(method, path, body) {
-  let answer;
+const GONE = "The server does not answer: it was stopped, or cannot be reached. Start it again, then draw.";
+
+async function post(path, body, accept, signal) {
+  const headers = { "Content-Type": "application/json", Accept: accept };
+  const answer = await fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal })
+    .catch((error) => { throw signal?.aborted ? error : new Error(GONE); });
+  if (answer.ok) return answer;
+  const refusal = await answer.json();
+  throw Object.assign(new Error(refusal.message), { field: refusal.field });
+}
+
+// Reports of a sampling as they come; who leaves ends it
+async function* reports(body, signal) {
+  const answer = await post("api/samples", body, "text/event-stream", signal);
+  let text = "", last = null;
   try {
-    const headers = { "Content-Type": "application/json" };
-    answer = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
-  } catch {
-    throw new Error("The server does not answer: it was stopped, or cannot be reached. Start it again, then draw.");
+    for await (const part of answer.body.pipeThrough(new TextDecoderStream())) {
+      const events = (text + part).split("\n\n");
+      text = events.pop();
+      for (const event of events) yield last = JSON.parse(event.slice("data: ".length));
+    }
+  } catch (error) {
+    throw signal.aborted ? error : new Error(GONE);
   }
-  const value = await answer.json();
-  if (!answer.ok) throw Object.assign(new Error(value.message), { field: value.field });
-  return value;
+  if (!last || ["waiting", "running"].includes(last.status)) throw new Error(GONE);
 }
 
 function tell(error) {
@@ -253,7 +266,7 @@ function state(report) {
     case "waiting": return report.ahead ? `Waiting: ${times(report.ahead, "request")} before this one.` : "Starting.";
     case "running": return `Drawing ${report.sides[Math.max(0, active)].name}.`;
     case "done": return summary(report);
-    case "failed": return "This could not be drawn.";
+    case "failed": case "late": return "This could not be drawn.";
     default: return "Stopped.";
   }
 }
@@ -263,7 +276,7 @@ function state(report) {
 async function preview() {
   const mine = ++asked;
   try {
-    const { sides } = await call("POST", "api/plan", request());
+    const { sides } = await (await post("api/plan", request(), "application/json")).json();
     if (mine !== asked || job) return;
     tell(null);
     build(sides);
@@ -279,21 +292,20 @@ async function draw() {
   tell(null);
   busy(true);
   remember();
+  let begun = false;
+  job = new AbortController();
   try {
-    let report = job = await call("POST", "api/samples", request());
-    build(report.sides, report.seeds);
-    for (;;) {
+    for await (const report of reports(request(), job.signal)) {
+      if (!begun) build(report.sides, report.seeds);
+      begun = true;
       show(report);
       progress(report);
       say(state(report));
-      if (!["waiting", "running"].includes(report.status)) break;
-      await new Promise((resolve) => setTimeout(resolve, POLL));
-      report = await call("GET", `api/samples/${job.id}`);
+      if (report.error) tell({ message: report.error });
     }
-    if (report.status === "failed") tell({ message: report.error });
   } catch (error) {
-    tell(error);
-    say("Nothing was drawn.");
+    if (!job.signal.aborted) tell(error);
+    say(job.signal.aborted ? "Stopped." : "Nothing was drawn.");
   }
   job = null;
   at("progress").hidden = true;
@@ -317,12 +329,10 @@ at("next").addEventListener("click", () => {
   at("seed").value = Number(at("seed").value) + (Number(at("images").value) || model.default.images);
   draw();
 });
-at("stop").addEventListener("click", () => { if (job) call("DELETE", `api/samples/${job.id}`).catch(tell); });
-window.addEventListener("pagehide", () => {
-  if (job) fetch(`api/samples/${job.id}`, { method: "DELETE", keepalive: true });
-});
+at("stop").addEventListener("click", () => job?.abort());
 window.addEventListener("hashchange", () => { if (recall() && !job) draw(); });
 
 offer();
 DEFAULTS.steps = String(model.default.steps);
-if (recall()) draw(); else preview();
+recall();
+draw();

@@ -1,0 +1,450 @@
+"""Many requests drawn at once: heavy calls in one batch, light calls in another, each request at its own step.
+
+A request may come at any time, with its own plan, sampler, guidance, seeds and members. It runs the one sampling loop
+in a thread of its caller, and the calls of its denoiser wait for the engine's next turn:
+
+    turn:   heavy calls that wait (`encode`, `read`, `renew`)   one batch of those that are alike, oldest request first
+            light calls that wait then (`denoise`)              likewise
+
+So a turn is a step of every request. Alike are calls of the same network on rows of the same shapes; their times
+differ, by row. Requests of one condition share its heavy call, as long as one of them is at work. A batch has a limited
+number of rows, and takes about a limited time; what is beyond waits for the next turn. The oldest request goes first,
+so those that come never keep others from their last steps, and finish in turn.
+
+Results are those that a request has alone, up to the rounding of a batch: of a call that was alone, the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dualrate.denoisers.denoiser import Wrapper, read
+from dualrate.diffusion.context import Cond, Context, Reuse, for_rows
+from dualrate.drawing.drawer import Drawer
+from dualrate.sampling.trajectory import State
+from dualrate.system.device import carries_derivative
+
+KINDS = {"heavy": ("read", "encode", "renew"), "light": ("denoise",)}
+PAUSE = 0.05  # seconds that a turn waits for a request which is between two calls
+Watch = Callable[[int, Tensor | None], None]  # (steps done, the latest x_hat)
+
+
+class Full(Exception):
+    """No more requests have room."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The most that an engine takes: images at work (twice as many where guided), rows and seconds of a batch."""
+
+    images: int = 512
+    rows: int = 128
+    seconds: float = 0.5
+
+
+@dataclass(eq=False)
+class Call:
+    """A call of a network that a request waits for."""
+
+    drawing: Drawing
+    inner: Any  # a Denoiser
+    method: str
+    bfloat16: bool
+    z: Tensor | None  # None: of `read`
+    t: Tensor | None
+    context: Context
+    cond: Cond
+    answer: Future[Any] = field(default_factory=Future)
+
+    @property
+    def of(self) -> Tensor:
+        """Tensor whose rows it is called with."""
+        return cast(Tensor, self.cond.given if self.z is None else self.z)
+
+    @property
+    def rows(self) -> int:
+        return len(self.of)
+
+    @property
+    def device(self) -> torch.device:
+        return self.of.device
+
+    @property
+    def alike(self) -> tuple[object, ...]:
+        """Key that is the same for calls which may be a batch."""
+        of = self.z, None if self.t is None else (), _outline(self.context), _outline(self.cond)
+        return self.method, id(self.inner), self.bfloat16, *map(_outline, of)
+
+    @property
+    def condition(self) -> str | None:
+        """Digest of all that the result depends on, if that is the condition alone, and a time."""
+        y, label = self.cond.given, self.cond.label
+        if y is None or not (self.method == "read" or (self.method == "encode" and self.inner.reuse is Reuse.FREE)):
+            return None
+        label = None if label is None else label[:: max(1, len(label) // len(y))].tolist()
+        numbers = y.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes()
+        key = self.alike[:3], y.shape, y.dtype, label, None if self.t is None else self.t.tolist()
+        return hashlib.sha256(repr(key).encode() + numbers).hexdigest()
+
+    def run(self) -> Any:
+        """The network's result, in this thread."""
+        if self.method == "read":
+            return read(self.inner, self.cond)
+        of = (self.z, self.t) if self.method == "encode" else (self.z, self.t, self.context)
+        return getattr(self.inner, self.method)(*of, self.cond)
+
+
+def _outline(value: object) -> object:
+    """The shape of a value: of tensors all but their rows."""
+    if isinstance(value, Tensor):
+        return value.shape[1:], value.dtype, value.device
+    if isinstance(value, Context):
+        parts = value.features, value.present, value.x_hat, *value.earlier
+        return value.tau is None, value.keeps, value.age, *map(_outline, parts)
+    if isinstance(value, Cond):
+        return tuple(map(_outline, (value.label, value.given, value.features)))
+    return tuple(map(_outline, value)) if isinstance(value, tuple) else value
+
+
+def _merged(join: Callable[[tuple[Tensor, ...]], Tensor], values: Sequence[Any]) -> Any:
+    """Tensors, contexts or conditions of several calls as one, tensor by tensor."""
+    first = values[0]
+    if isinstance(first, Tensor):
+        return join(tuple(values))
+    if isinstance(first, tuple):
+        return tuple(_merged(join, parts) for parts in zip(*values, strict=True))
+    if isinstance(first, (Context, Cond)):
+        names = ("features", "tau", "present", "x_hat", "earlier", "label", "given")
+        names = [name for name in names if hasattr(first, name)]
+        return replace(first, **{name: _merged(join, [getattr(value, name) for value in values]) for name in names})
+    return first  # None
+
+
+class Joined:
+    """Several calls as one, and its result in their parts."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self.calls, self.sizes = calls, [call.rows for call in calls]
+        self.ends = [0, *itertools.accumulate(self.sizes)]
+        self.before: dict[int, tuple[Tensor, tuple[Tensor, ...]]] = {}  # what was joined, and of which tensors
+        z, t, context, cond = (
+            _merged(self._join, [getattr(call, name) for call in calls]) for name in ("z", "t", "context", "cond")
+        )
+        self.call = replace(calls[0], z=z, t=t, context=context, cond=cond)
+
+    def _join(self, parts: tuple[Tensor, ...]) -> Tensor:
+        """Rows of all. Of M samples that share a row there are as many in all calls, so some rows are repeated."""
+        if parts[0].dtype == torch.float64 and any(part.ndim == 0 for part in parts):  # times
+            if all(part is parts[0] or (part.ndim == 0 and torch.equal(part, parts[0])) for part in parts):
+                return parts[0]
+            device = self.calls[0].device
+            whole = torch.cat([part.to(device).expand(rows) for part, rows in zip(parts, self.sizes, strict=True)])
+        else:
+            pairs = list(zip(parts, self.sizes, strict=True))
+            members = math.gcd(*(rows // len(part) for part, rows in pairs))
+            whole = torch.cat([for_rows(part, rows // members) for part, rows in pairs])
+        self.before[id(whole)] = whole, parts
+        return whole
+
+    def parts(self, result: Any) -> Iterator[Any]:
+        """Yields each call's part: its own tensors where they were handed on, copies elsewhere, which hold no other."""
+        for number in range(len(self.calls)):
+
+            def cut(whole: tuple[Tensor, ...], number: int = number) -> Tensor:
+                (of,) = whole
+                if id(of) in self.before:
+                    return self.before[id(of)][1][number]
+                if not of.ndim:
+                    return of
+                members = self.ends[-1] // len(of)
+                return of[self.ends[number] // members : self.ends[number + 1] // members].clone()
+
+            yield _merged(cut, [result])
+
+
+@dataclass(frozen=True)
+class Batched(Wrapper):
+    """A denoiser whose calls are made by an engine, in batches with those of other requests."""
+
+    drawing: Drawing
+    bfloat16: bool
+
+    def read(self, cond: Cond) -> Cond:
+        return cond if cond.given is None else self._call("read", None, None, Context(), cond)
+
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+        return self._call("encode", z, t, Context(), cond)
+
+    def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:
+        return self._call("renew", z, t, context, cond)
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        return self._call("denoise", z, t, context, cond)
+
+    def _call(self, method: str, z: Tensor | None, t: Tensor | None, context: Context, cond: Cond) -> Any:
+        call = Call(self.drawing, self.inner, method, self.bfloat16, z, t, context, cond)
+        runs = context.x_hat is None and not (method == "encode" and self.drawing.engine.is_empty(self.inner))
+        if not runs or (z is not None and carries_derivative([z])):  # which belongs to the thread that takes it
+            return call.run()
+        return self.drawing.answer(call)
+
+
+@dataclass(frozen=True)
+class Seen(Wrapper):
+    """A denoiser that shows what it returns."""
+
+    see: Callable[[Tensor], None]
+
+    def read(self, cond: Cond) -> Cond:
+        return read(self.inner, cond)
+
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+        return self.inner.encode(z, t, cond)
+
+    def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:
+        return self.inner.renew(z, t, context, cond)
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        x_hat = self.inner.denoise(z, t, context, cond)
+        self.see(x_hat)
+        return x_hat
+
+
+@dataclass(eq=False)
+class Drawing:
+    """A request at work: `images` draws, in the thread that calls it; `cancel`, from any thread, ends that at once."""
+
+    engine: Engine
+    number: int  # in the order in which they came
+    rows: int
+    shared: list[Any] = field(default_factory=list)  # what it was answered of its condition, for others of the same
+    cancelled: bool = False
+
+    def __enter__(self) -> Drawing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.leave(self)
+
+    def cancel(self) -> None:
+        """Have its calls raise CancelledError, one that waits now at once. Its place is free once it was left."""
+        self.engine.cancel(self)
+
+    def answer(self, call: Call) -> Any:
+        """The result of a call, after some turn. Raises CancelledError."""
+        self.engine.submit(call)
+        result = call.answer.result()
+        if self.cancelled:
+            raise CancelledError
+        return result
+
+    def images(self, drawer: Drawer, seeds: Sequence[int], watch: Watch | None = None) -> NDArray[np.uint8]:
+        """The images of these seeds, as `Drawer.batches` yields them, which raises the rest.
+
+        watch: called before the first step and after each; what it raises ends the drawing
+        Raises CancelledError.
+        """
+        seen: list[Tensor] = []
+        engine, bfloat16 = self.engine, drawer.bfloat16
+        with engine.changed:  # two threads would make two copies
+            inner = drawer.model.ready(bfloat16=bfloat16).denoiser
+        batched = drawer.guided(Batched(inner, self, bfloat16))
+
+        def follow(state: State) -> None:
+            if watch is not None:
+                watch(state.i, seen[0] if seen else None)
+            if state.i == drawer.plan.num_steps:
+                engine.rest(self)
+
+        denoiser = Seen(batched, lambda x_hat: seen.__setitem__(slice(None), [x_hat]))
+        try:
+            return np.concatenate(list(drawer.batches(seeds, watch=follow, denoiser=denoiser)))
+        finally:
+            engine.rest(self)
+
+
+class Engine:
+    """Draws until it is left. One thread makes all calls; its other methods are called from any thread."""
+
+    def __init__(self, capacity: Capacity = Capacity()) -> None:
+        self.capacity = capacity
+        self.changed = threading.Condition()
+        self.batches, self.rows = Counter[str](), Counter[str]()  # by kind of call
+        self.seconds = dict.fromkeys(KINDS, 0.0)
+        self._calls: list[Call] = []  # that wait
+        self._between: set[Drawing] = set()  # whose last call was answered, and whose next has not come
+        self._drawings: set[Drawing] = set()
+        self._numbers = itertools.count()
+        self._shared: WeakValueDictionary[object, Any] = WeakValueDictionary()
+        self._empty: dict[int, Any] = {}  # denoisers whose heavy call is none
+        self._a_row: dict[tuple[object, ...], float] = {}  # seconds, of calls that are alike
+        self._alone: set[tuple[object, ...]] = set()  # calls that fail as a batch, and not by themselves
+        self._open = True
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self.changed:
+            self._open = False
+            drawings = list(self._drawings)
+        for drawing in drawings:
+            self.cancel(drawing)
+        with self.changed:
+            self.changed.notify_all()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for a turn."""
+        return len(self._calls)
+
+    @property
+    def images_at_work(self) -> int:
+        with self.changed:
+            return sum(drawing.rows for drawing in self._drawings)
+
+    def enter(self, images: int) -> Drawing:
+        """A place for a request of so many images, until it is left (`with engine.enter(...) as drawing`).
+
+        images: with all members, and twice as many where guided
+        Raises Full where they would be more than there is room for.
+        """
+        with self.changed:
+            at_work, most = sum(drawing.rows for drawing in self._drawings), self.capacity.images
+            if not self._open or at_work + images > most:
+                raise Full(
+                    f"{at_work} images are at work, and of {images} more there would be over {most}: try again in a "
+                    "few seconds, or ask for fewer"
+                )
+            drawing = Drawing(self, next(self._numbers), images)
+            self._drawings.add(drawing)
+            return drawing
+
+    def leave(self, drawing: Drawing) -> None:
+        with self.changed:
+            self._drawings.discard(drawing)
+            drawing.shared.clear()
+        self.rest(drawing)
+
+    def rest(self, drawing: Drawing) -> None:
+        """Do not wait for its next call."""
+        with self.changed:
+            self._between.discard(drawing)
+            self.changed.notify_all()
+
+    def cancel(self, drawing: Drawing) -> None:
+        with self.changed:
+            drawing.cancelled = True
+            for call in [call for call in self._calls if call.drawing is drawing]:
+                self._calls.remove(call)
+                call.answer.cancel()
+        self.rest(drawing)
+
+    def submit(self, call: Call) -> None:
+        """Have a call wait for its turn. Raises CancelledError for one of a drawing that was cancelled."""
+        with self.changed:
+            if call.drawing.cancelled or not self._open:
+                raise CancelledError
+            self._calls.append(call)
+            self._between.discard(call.drawing)
+            self.changed.notify_all()
+
+    def is_empty(self, denoiser: Any) -> bool:
+        """Whether its heavy call makes nothing, as that of a single network, and so needs no turn."""
+        return id(denoiser) in self._empty
+
+    def _work(self) -> None:
+        while self._open:
+            with self.changed:
+                self.changed.wait_for(lambda: self._calls or not self._open)
+            for kind in KINDS:
+                for calls in self._take(kind):
+                    self._answer(kind, calls)
+
+    def _take(self, kind: str) -> list[list[Call]]:
+        """Batches of the calls of a kind that wait, after those that are on their way have come."""
+        with self.changed:
+            if not self.changed.wait_for(lambda: not self._between, PAUSE):
+                self._between.clear()
+            batches: defaultdict[tuple[object, ...], list[Call]] = defaultdict(list)
+            for call in sorted(self._calls, key=lambda call: call.drawing.number):
+                if call.method in KINDS[kind]:
+                    key = call.alike
+                    key = (id(call),) if key in self._alone else key
+                    batch, most = batches[key], self.capacity.rows
+                    if key in self._a_row:
+                        most = min(most, self.capacity.seconds / self._a_row[key])
+                    if not batch or sum(other.rows for other in batch) + call.rows <= most:
+                        batch.append(call)
+            for call in itertools.chain(*batches.values()):
+                self._calls.remove(call)
+                call.answer.set_running_or_notify_cancel()
+            return list(batches.values())
+
+    def _answer(self, kind: str, calls: Sequence[Call]) -> None:
+        """Make these calls, those of one condition once. Where a batch fails each is made alone, to fail alone."""
+        try:
+            keys = [call.condition or call for call in calls]
+            results: dict[Any, Any] = {key: self._shared[key] for key in keys if key in self._shared}
+            fresh = {key: call for key, call in zip(keys, calls, strict=True) if key not in results}
+            if fresh:
+                results.update(zip(fresh, self._batch(kind, list(fresh.values())), strict=True))
+        except Exception as error:
+            if len(calls) == 1:
+                calls[0].answer.set_exception(error)
+                return
+            for call in calls:
+                self._answer(kind, [call])
+            if all(call.answer.exception() is None for call in calls):
+                self._alone.add(calls[0].alike)
+            return
+        with self.changed:
+            self._between.update(call.drawing for call in calls if not call.drawing.cancelled)
+            for key, call in zip(keys, calls, strict=True):
+                if key is not call:
+                    call.drawing.shared.append(self._shared.setdefault(key, results[key]))
+        for key, call in zip(keys, calls, strict=True):
+            call.answer.set_result(results[key])
+
+    def _batch(self, kind: str, calls: Sequence[Call]) -> list[Any]:
+        """The results of calls that are alike."""
+        start, rows = time.perf_counter(), sum(call.rows for call in calls)
+        joined = None if len(calls) == 1 else Joined(calls)
+        call = calls[0] if joined is None else joined.call
+        with torch.no_grad(), torch.autocast(call.device.type, torch.bfloat16, enabled=call.bfloat16):
+            result = call.run()
+        results = [result] if joined is None else list(joined.parts(result))
+        if call.device.type == "cuda":
+            torch.cuda.synchronize(call.device)
+        seconds = time.perf_counter() - start
+        if isinstance(result, Context) and not result.features and result.x_hat is None:
+            self._empty[id(call.inner)] = call.inner
+            return results
+        self.batches[kind] += 1
+        self.rows[kind] += rows
+        self.seconds[kind] += seconds
+        key = calls[0].alike
+        self._a_row[key] = (self._a_row.get(key, seconds / rows) + seconds / rows) / 2
+        return results
