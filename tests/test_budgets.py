@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Lines of code. Above the first budget, and to come down to it: carriers (8,500), forecasts (2,900), pipelines (3,200),
 # front (3,200).
 CODE = {
-    "engine": 8710,
+    "engine": 8735,
     "carriers": 8830,
-    "forecasts": 5180,
+    "forecasts": 5570,
     "pipelines": 3750,
     "texts": 430,
     "front": 3450,

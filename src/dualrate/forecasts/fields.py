@@ -34,15 +34,17 @@ from dualrate.data.source import DataProgress, Split, silent
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
+from dualrate.forecasts.clips import CLIPS, LEVELS, ClipReading
 from dualrate.forecasts.geometry import Geometry, Mask, Masked, hidden_on, ordered, planes_on, weights_on
 from dualrate.forecasts.metadata import Metadata
-from dualrate.forecasts.sources import find_fields
+from dualrate.forecasts.sources import AS_THEY_ARE, find_fields
 from dualrate.forecasts.splits import check_frames, divided, pieces_of
 from dualrate.forecasts.statistics import Statistics, as_float32, column, survey
 from dualrate.forecasts.trajectories import Trajectory
 
 Frames = Annotated[int, Range(1, 256)]
 NO_GEOMETRY = Geometry()
+CLIP_OPTIONS = "size", "channels", "fps"  # of the data, which other fields do not have
 LOOKED_AT = 1000  # windows, for the scale of differences
 SHOWN_ROWS, SHOWN_RANGE = 8, 3.0  # of a frame of one dimension in a picture; standard deviations from black to white
 
@@ -234,6 +236,11 @@ class Forecast(Condition, Ranged):
         return self.metadata.over_latitudes or any(axis.lower().startswith("lat") for axis in self.axes)
 
     @property
+    def of_clips(self) -> bool:
+        """Whether frames are pictures, from 0 to 255."""
+        return bool(self.metadata.variables) and set(self.metadata.variables) == set(LEVELS.variables)
+
+    @property
     def lead_unit(self) -> str:
         """The unit of `lead_times`."""
         return "time steps" if self.step is None else "time"
@@ -256,8 +263,10 @@ class Forecast(Condition, Ranged):
         self, data: Any, split: Split, statistics: Statistics | None = None, progress: DataProgress = silent
     ) -> Fields:
         """One split of a run's data, as `read_fields` reads it for its geometry. data: a `DataConfig`"""
-        data.refuse("holds fields, which are taken as they are", "size", "channels", "label", "augment")
+        of_clips = str(data.source).startswith(CLIPS)
+        data.refuse("holds fields, which are taken as they are", "label", "augment", *CLIP_OPTIONS * (not of_clips))
         how = {"variables": data.variables, "levels": data.levels, "geometry": self.geometry}
+        how |= {"clips": ClipReading.of(data, self.span)} if of_clips else {}
         return read_fields(data.source, split, statistics, progress, **how)
 
     def around(self, denoiser: Denoiser) -> Denoiser:
@@ -377,17 +386,18 @@ def read_fields(
     variables: Sequence[str] = (),
     levels: Sequence[float] = (),
     geometry: Geometry = NO_GEOMETRY,
+    clips: ClipReading = AS_THEY_ARE,
 ) -> Fields:
     """One split of a source; every frame is read once for its fingerprint, the training frames for statistics too.
 
     statistics: those of a run, where the training frames need not be there
-    variables, levels: as of `find_fields`; geometry: with axes, frames are brought into the usual order of these
+    variables, levels, clips: as of `find_fields`; geometry: with axes, frames are brought into the usual order of these
     Raises ValueError for a source, a shape or numbers that cannot be used, FileNotFoundError where there is none,
     ModuleNotFoundError that names the extra, OSError for what cannot be read.
     """
-    name, fields = find_fields(source, progress, variables, levels)
+    name, fields = find_fields(source, progress, variables, levels, clips)
     fields, hidden = ordered(fields)[0] if geometry.axes else fields, geometry.hidden
-    name, (train, chosen, place) = f"{name}/{split}", divided(str(source), fields, split)
+    name, (train, chosen, place) = f"{name}/{split}", divided(str(source), fields, split, clips.least)
     if statistics is not None:
         train = chosen
     elif train is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from dualrate.data.source import read_arrays, reading
 from dualrate.diffusion.context import Shape
 from dualrate.drawing.drawer import spread
 from dualrate.experiment.model import Model
+from dualrate.forecasts.clips import CLIPS, ClipReading
 from dualrate.forecasts.fields import Fields, Forecast
 from dualrate.forecasts.geometry import Order, ordered
 from dualrate.forecasts.metadata import SAME_AXIS, Metadata
@@ -210,8 +211,13 @@ def _from_fields(
 
     Raises ValueError for frames of another shape.
     """
-    _, fields = find_fields(path)
-    forecast, order = forecast_of(model), Order()
+    forecast, order, source = forecast_of(model), Order(), str(path)
+    how = ClipReading.of(model.experiment.data, forecast.past_steps)
+    if forecast.of_clips:
+        source, (_, height, width) = f"{CLIPS}{source.removeprefix(CLIPS)}", shapes[0]
+        rate = how.rate or (1 / forecast.step if forecast.step else None)
+        how = replace(how, rate=rate, size=how.size or (height if height == width else None))
+    _, fields = find_fields(source, clips=how)
     if forecast.geometry.axes:
         fields, order = ordered(fields)
     if {*forecast.variables} <= {*fields.variables}:
