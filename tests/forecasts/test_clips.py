@@ -21,7 +21,7 @@ from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Start
 from dualrate.forecasts import clips
 from dualrate.forecasts.clips import ClipReading, read_clips
-from dualrate.forecasts.fields import Forecast, read_fields
+from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.film import Film, pixels_of, write_video
 from dualrate.forecasts.forecast import forecast
 from dualrate.forecasts.recipe import TIERS, Clips, Forecasting, ForecastTier
@@ -247,10 +247,28 @@ def test_a_video_that_was_taken_on_its_side_is_upright(tmp_path: Path) -> None:
 def test_a_damaged_video_is_refused_by_name(tmp_path: Path) -> None:
     file = video(tmp_path / "clip.mp4", np.zeros((10, 32, 32, 3), np.uint8))
     whole = file.read_bytes()
-    for content in (whole[: len(whole) // 2], b"", b"#EXTM3U\n#EXTINF:1,\nother.mp4\n"):
+    playlists = b"#EXTM3U\n#EXTINF:1,\nother.mp4\n#EXT-X-ENDLIST\n", b"ffconcat version 1.0\nfile other.mp4\n"
+    for content in (whole[: len(whole) // 2], b"", *playlists):
+        (tmp_path / "other.mp4").write_bytes(whole)
         file.write_bytes(content)
         with pytest.raises(ValueError, match=r"clip.mp4: cannot be decoded .*--data.on-bad skip"):
             read_clips(file, WHOLE)
+
+
+def test_a_video_that_ends_too_soon_is_refused_by_name(tmp_path: Path) -> None:
+    av: Any = pytest.importorskip("av")
+    file = tmp_path / "clip.mkv"
+    noise = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for frame in noise:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    assert read_clips(file, WHOLE).trajectories[0].shape == (20, 3, 32, 32)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
+    with pytest.raises(ValueError, match=r"clip.mkv: cannot be decoded .*ends after \d frame"):
+        read_clips(file, WHOLE)
 
 
 def test_a_video_without_its_reader_says_which_extra_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,8 +301,8 @@ def test_a_newcomers_clip_becomes_a_continuation(tmp_path: Path, monkeypatch: py
     film = result.written.film
     assert film is not None
     np.testing.assert_array_equal(film.panels["truth"][:2], result.written.starts.past[0])
-    made = np.clip(result.ensemble[0, 1], 0, 255).round()
-    np.testing.assert_array_equal(film.panels["member 1"][2:], made)
+    shown = np.clip(result.ensemble[0, 1], 0, 255).round()
+    np.testing.assert_array_equal(film.panels["member 1"][2:], shown)
     with Image.open(tmp_path / "out" / "forecast.png") as sheet:
         assert sheet.size == (7 * 8 + 6 * 2, 4 * 8 + 3 * 2)
     other = save(tmp_path / "other.webp", drawn(9, 16, 16), 40)  # of another size and rate, which become the run's
@@ -322,7 +340,7 @@ def test_a_network_of_one_frame_is_a_start(tmp_path: Path, monkeypatch: pytest.M
     data = DataConfig(f"clips:{save(tmp_path / 'mine.gif', drawn(20, 8, 8), 80)}")
     of_one = Forecasting(data, past=2, size="mini", rate="light")()
     run = saved_random(of_one, tmp_path / "one")
-    several = Forecasting(data, past=2, frames=3, size="mini", window="causal")()
+    several: Any = Forecasting(data, past=2, frames=3, size="mini", window="causal")()
     several = replace(several, method=replace(several.method, light_from=str(run)))
     start = Start(True, torch.device("cpu"), False, load, lambda i: pytest.fail("no batch"), lambda text: None)
     model, t = several.method.prepare(several, start).method.denoiser(), torch.tensor([0.3, 0.8], dtype=torch.float64)
@@ -363,4 +381,5 @@ def test_frames_show_sprites_where_they_are_the_same_from_the_same_key() -> None
 def test_sprites_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="radius 8 do not move in 17 pixels"):
         MovingSprites(side=17)
-    assert read_fields("moving-sprites", "test").shape == (3, 64, 64)
+    system, *_ = SIMULATIONS["moving-sprites"]
+    assert system.simulate(1, 2, 0).shape == (1, 2, 3, 64, 64)

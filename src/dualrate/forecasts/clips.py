@@ -38,6 +38,7 @@ EXTRA = 'pip install "dualrate[video]"'
 LEVELS = Metadata(variables=(Description(units="levels of 255"),) * 3, time="seconds")  # of clips in colours
 COLOURS, GREY = ("red", "green", "blue"), ("grey",)
 LONGEST = 1_000_000  # frames of a clip
+WHOLE = 0.9  # share of the frames that a video says it has; some are not shown
 SOON = 1e-6  # seconds that a time may be early, rounded
 Pixels = NDArray[np.uint8]
 Timed = Iterator[tuple[Pixels, float | None]]  # frames (C, H, W), and the second at which each begins, if it is known
@@ -120,7 +121,7 @@ def read_clips(place: Path, how: ClipReading, progress: DataProgress = silent) -
     for i, (clip, top) in enumerate(zip(clips, tops, strict=True)):
         progress(i, len(clips), "reading clips")
         try:
-            frames, step = _kept(clip, how)
+            frames, step = _cached(clip, how)
             if frames.shape[0] < how.least:
                 raise ValueError(
                     f"{clip} has {frames.shape[0]} frame(s), expected {how.least} or more: give longer clips, fewer "
@@ -153,24 +154,24 @@ def read_clips(place: Path, how: ClipReading, progress: DataProgress = silent) -
     return FieldSource(splits, colours, step, note=note, metadata=metadata_of(how.channels))
 
 
-def _kept(clip: Path, how: ClipReading) -> tuple[Lazy, float | None]:
+def _cached(clip: Path, how: ClipReading) -> tuple[Lazy, float | None]:
     """The frames of a clip, from the cache where they are there, and the seconds between them. Raises as `decode`."""
     files = [clip] if clip.is_file() else _pictures(clip)
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     made_as = json.dumps([1, stats, how.size, how.channels, how.rate])
     array = cache_dir() / "clips" / f"{hashlib.sha256(made_as.encode()).hexdigest()[:32]}.npy"
-    said = array.with_suffix(".json")
-    if not (said.is_file() and array.is_file()):
+    record = array.with_suffix(".json")
+    if not (record.is_file() and array.is_file()):
         array.parent.mkdir(parents=True, exist_ok=True)
         with whole(array) as aside:
             content = _write(aside, _timed(clip, files, how), how.rate)
-        write_whole(said, json.dumps(content))
-    content = read_json(said)
+        write_whole(record, json.dumps(content))
+    content = read_json(record)
 
     def read(start: int, end: int) -> Pixels:
         return np.array(np.load(array, mmap_mode="r", allow_pickle=False)[start:end])
 
-    with reading(said, "a clip that was kept; delete it and run again"):
+    with reading(record, "a clip that was kept; delete it and run again"):
         count, *frame = content["shape"]
         return Lazy((count, *frame), read, source=array), content["step"]  # pyright: ignore[reportArgumentType]
 
@@ -258,13 +259,18 @@ def _video(clip: Path, files: Sequence[Path], how: ClipReading) -> Timed:
             stream = container.streams.video[0]
             if stream.width * stream.height > MAX_PIXELS:
                 raise ValueError(f"{stream.width} x {stream.height} pixels, more than the {MAX_PIXELS:,} accepted")
-            start = None
+            start, begins, count = None, None, 0
             for frame in container.decode(stream):
+                count += 1
                 if frame.is_corrupt:
                     raise ValueError(f"its frame at {frame.time} s is damaged")
                 start = frame.time if start is None else start
                 pixels = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90).transpose(2, 0, 1)
                 begins = None if frame.time is None or start is None else frame.time - start
                 yield resize(np.ascontiguousarray(pixels), size=how.size, channels=how.channels), begins
+            alone, lasts = len(container.streams) == 1, (container.duration or 0) / av.time_base
+            if count < WHOLE * stream.frames or (alone and begins is not None and begins < lasts / 2):
+                raise ValueError(f"it ends after {count} frame(s), before it says so")
     except (av.FFmpegError, ValueError, IndexError) as error:
-        raise ValueError(f"{clip}: cannot be decoded ({one_line(error)})") from error
+        said = getattr(error, "strerror", None) or one_line(error)
+        raise ValueError(f"{clip}: cannot be decoded as MP4, WebM, MKV or AVI ({said})") from error

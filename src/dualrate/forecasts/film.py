@@ -23,7 +23,7 @@ from dualrate.system.files import whole
 COLUMNS = 12  # frames of a contact sheet
 MOVING = 200  # frames in motion, at most
 SIDE, GAP, BAR = 128, 4, 4  # pixels that a frame has in motion, about; between frames; of the bar
-UNKNOWN, GROUND, MADE = 217, 255, (36, 99, 235)
+UNKNOWN, GROUND, BLUE = 217, 255, (36, 99, 235)
 USUAL = 0.1  # seconds from frame to frame, where the data does not say it
 Pixels, Frames = NDArray[np.uint8], NDArray[np.floating]
 
@@ -37,11 +37,11 @@ def pixels_of(frames: Frames) -> Pixels:
 class Film:
     """Frames of one start. panels: the truth, if it is known, and members, (T, C, H, W) each, by name
 
-    known: how many of their first frames were given; seconds: from frame to frame
+    past: how many of their first frames were given; seconds: from frame to frame
     """
 
     panels: dict[str, Pixels]
-    known: int
+    past: int
     seconds: float = USUAL
 
     @staticmethod
@@ -60,7 +60,7 @@ class Film:
 
     @property
     def says(self) -> str:
-        return f"of which the first {self.known} frame(s) were given; below those that were made a bar grows"
+        return f"of which the first {self.past} frame(s) were given; below those that were made a bar grows"
 
     def sheet(self) -> bytes:
         """The contact sheet, as PNG."""
@@ -81,9 +81,9 @@ class Film:
         for i, part in enumerate(parts):
             left = i * (width + GAP)
             frames[:, :height, left : left + width] = part
-            for k in range(self.known, count):
-                made = max(1, width * (k + 1 - self.known) // max(1, count - self.known))
-                frames[k, height + BAR : height + 2 * BAR, left : left + made] = MADE
+            for k in range(self.past, count):
+                length = max(1, width * (k + 1 - self.past) // (count - self.past))
+                frames[k, height + BAR : height + 2 * BAR, left : left + length] = BLUE
         return frames
 
     def animation(self) -> bytes:

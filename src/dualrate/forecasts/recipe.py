@@ -189,7 +189,7 @@ class Clips(Forecasting):
         data = data if named else replace(data, source=f"{CLIPS}{data.source}")
         if data.source.startswith(CLIPS) and data.size is None:
             data = replace(data, size=SIDE)
-        return Forecasting(**vars(self) | {"data": data})(progress)
+        return Forecasting.__call__(replace(self, data=data), progress)
 
 
 def _periodic(source: str) -> bool:

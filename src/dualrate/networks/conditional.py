@@ -42,7 +42,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.diffusion.context import Shape
-from dualrate.networks.blocks import NoiseEmbedding, TransformerBlock, zero_init
+from dualrate.networks.blocks import NoiseEmbedding, TransformerBlock
 from dualrate.networks.body import BodyConfig
 from dualrate.networks.dual import check_pair, projections
 
@@ -134,7 +134,8 @@ class ByLead(nn.Module):
             head = math.gcd(64, width)
             block = FrameAttention(len(leads), width, config.embedding, head, causal=causal)
             config.coarsest(self.net).append(block)
-            zero_init(self.lead.mlp[-1])
+            nn.init.zeros_(self.lead.mlp[-1].weight)  # pyright: ignore[reportArgumentType]
+            nn.init.zeros_(self.lead.mlp[-1].bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()) -> Tensor:
         count = len(self.leads)
