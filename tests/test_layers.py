@@ -62,7 +62,7 @@ CONFINED = {
     "uvicorn": ("serving",),
 }
 EXTRAS = (
-    "parquet", "forecast", "grib", "sphere", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet",
+    "parquet", "forecast", "video", "grib", "sphere", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet",
     "diffusers",
 )  # fmt: skip
 OF_AN_EXTRA = {  # imported late, by what uses them

@@ -312,6 +312,19 @@ def test_a_newcomers_clip_becomes_a_continuation(tmp_path: Path, monkeypatch: py
     np.testing.assert_array_equal(ahead.written.starts.past[0], np.stack(expected))
 
 
+@pytest.mark.parametrize("window", ["attention", "causal"])
+def test_windows_that_attend_may_roll(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: Any) -> None:
+    monkeypatch.setitem(TIERS, "mini", ForecastTier((8, 8), (1, 1), FitConfig(iterations=1), embedding=16, patch=2))
+    data = DataConfig(f"clips:{save(tmp_path / 'mine.gif', drawn(20, 8, 8))}")
+    experiment = Forecasting(data, past=2, frames=3, size="mini", window=window, trained_by="rolling")()
+    model = load(saved_random(experiment, tmp_path / "run"))
+    past = np.asarray(read_clips(tmp_path / "mine.gif", WHOLE).trajectories[0][0:2])
+    ensemble = forecast(model, past, frames=4, members=2).ensemble
+    assert ensemble.shape == (1, 2, 4, 3, 8, 8)
+    assert np.isfinite(ensemble).all()
+    assert not np.array_equal(ensemble[0, 0], ensemble[0, 1])
+
+
 def test_without_data_the_recipe_of_clips_has_sprites() -> None:
     from dualrate.forecasts.recipe import RECIPES
 
