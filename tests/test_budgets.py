@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = {
     "engine": 8735,
     "carriers": 8830,
-    "forecasts": 5580,
+    "forecasts": 5585,
     "pipelines": 3750,
     "texts": 430,
     "front": 3450,

@@ -324,6 +324,11 @@ class Forecast(Condition, Ranged):
         following = (x * column(self.scale, x)).unflatten(1, (self.frames, -1))
         return following + last[:, None] if self.difference else following
 
+    def restored(self, frames: Tensor) -> Tensor:
+        """Normalised frames (..., C, H, W) in the units of the data; those of clips are brought into 0 to 255."""
+        frames = self.statistics.restored(frames)
+        return frames.clamp(0, 255) if self.of_clips else frames
+
     def shown(self, x: Tensor) -> Tensor:
         """The first channel of every frame, one below the other: (B, 1, frames H, W), grey."""
         first = x.unflatten(1, (self.frames, -1))[:, :, 0] / SHOWN_RANGE

@@ -101,13 +101,14 @@ class Film:
 
 
 def write_video(frames: Pixels, rate: float, path: Path) -> bool:
-    """Write frames (T, H, W, 3) as MP4 (H.264), whole or not at all; whether PyAV is there to do so."""
+    """Write frames (T, H, W, 3) as MP4, of H.264 where FFmpeg can, whole or not at all; whether PyAV is there to do so."""
     try:
         import av  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         return False
     with whole(path) as aside, av.open(str(aside), "w", format="mp4") as container:
-        stream = container.add_stream("h264", rate=Fraction(rate).limit_denominator(1000))
+        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1000))
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

@@ -236,7 +236,7 @@ def _rolled(
     rows, how = (keys[:, None] + MEMBER * number).flatten(), {"observed": observed, "bfloat16": drawer.bfloat16}
     for window in roll(denoiser, process, forecast, past, rows, drawer.plan.t, step=drawer.step, **how):
         if window.rolls >= first:
-            frame = forecast.statistics.restored(window.frame)
+            frame = forecast.restored(window.frame)
             yield window.rolls, frame.unflatten(0, (len(keys), len(members)))[:, :, None].cpu()
 
 
@@ -269,5 +269,5 @@ def _window(
         members=shared,
         first_member=0 if window else members.start,
     )
-    frames = forecast.statistics.restored(forecast.frames_of(x, past[:, :, -1].flatten(0, 1)))
+    frames = forecast.restored(forecast.frames_of(x, past[:, :, -1].flatten(0, 1)))
     return frames.unflatten(0, (len(keys), count)).cpu()
