@@ -101,7 +101,7 @@ class Film:
 
 
 def write_video(frames: Pixels, rate: float, path: Path) -> bool:
-    """Write frames (T, H, W, 3) as MP4, of H.264 where FFmpeg can, whole or not at all; whether PyAV is there to do so."""
+    """Write frames (T, H, W, 3) as MP4, H.264 where FFmpeg can, whole or not at all; whether PyAV is there to do so."""
     try:
         import av  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
