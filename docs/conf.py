@@ -27,8 +27,9 @@ CONTENTS = {  # of a page: captions, and what stands under each in the side bar
             "docs/serving", "docs/worse",
         ],
         "Guides": [
-            "docs/concepts", "docs/choosing", "docs/conditions", "docs/forecasts", "docs/diffusers", "docs/accelerate",
-            "docs/latents", "docs/unified-latents", "docs/tokens", "docs/pipeline", "docs/fid", "docs/extending",
+            "docs/concepts", "docs/choosing", "docs/conditions", "docs/forecasts", "docs/clips", "docs/diffusers",
+            "docs/accelerate", "docs/latents", "docs/unified-latents", "docs/tokens", "docs/pipeline", "docs/fid",
+            "docs/extending",
         ],
         "Reference": ["docs/commands", "docs/api", "docs/equations", "docs/faults", "docs/design"],
         "What was measured": ["docs/results"],

@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Lines of code. Above the first budget, and to come down to it: carriers (8,500), forecasts (2,900), pipelines (3,200),
 # front (3,200).
 CODE = {
-    "engine": 8780,
+    "engine": 8810,
     "carriers": 9300,
-    "forecasts": 5800,
+    "forecasts": 6220,
     "pipelines": 3750,
     "texts": 430,
     "front": 3950,

@@ -115,9 +115,9 @@ def test_lines_of_text_fit_a_screen():
 
 # What runs the code of a page: here, or a test of its subject. Code that nothing runs is in ```sh or ```text.
 RUN = {
-    "README.md", "docs/accelerate.md", "docs/api.md", "docs/commands.md", "docs/conditions.md", "docs/diffusers.md",
-    "docs/distil.md", "docs/extending.md", "docs/forecasts.md", "docs/latents.md", "docs/own-images.md",
-    "docs/pipeline.md", "docs/plan.md", "docs/retrofit.md", "docs/serving.md", "docs/start.md",
+    "README.md", "docs/accelerate.md", "docs/api.md", "docs/clips.md", "docs/commands.md", "docs/conditions.md",
+    "docs/diffusers.md", "docs/distil.md", "docs/extending.md", "docs/forecasts.md", "docs/latents.md",
+    "docs/own-images.md", "docs/pipeline.md", "docs/plan.md", "docs/retrofit.md", "docs/serving.md", "docs/start.md",
     "docs/unified-latents.md", "docs/worse.md", "src/dualrate/forecasts/README.md",
 }  # fmt: skip
 READ = {"AGENTS.md", "docs/design.md", "docs/scaling.md"}  # commands of other pages; signatures; many GPUs
@@ -173,6 +173,7 @@ def small_networks(place, monkeypatch) -> None:
     monkeypatch.setitem(auto.TIERS, "tiny", tier)
     small = replace(forecast.TIERS["tiny"], channels=(8, 8), blocks=(1, 1), embedding=16)
     monkeypatch.setitem(forecast.TIERS, "tiny", small)
+    monkeypatch.setitem(forecast.TIERS, "mini", replace(small, patch=8))
     for name, few in {"LADDER": (4,), "DUAL_PLANS": ((4, 2),), "LIGHT_FIRST_PLANS": ((4, 2),)}.items():
         monkeypatch.setattr(candidates, name, few)
     for name, least in {"LOWEST": -2, "HIGHEST": 2}.items():
@@ -234,13 +235,16 @@ def folder_of_the_well(folder: Path, rng: np.random.Generator) -> None:
 
 def own_images(folder: Path) -> None:
     """photos/: 24 of several sizes; pets/: 12 in each of two classes; small/: 2 of 8 x 8; fields.npz; era5/;
-    weatherbench.zarr; flow/."""
+    weatherbench.zarr; flow/; mine.gif, other.gif."""
     rng = np.random.default_rng(0)
     np.savez(folder / "fields.npz", fields=rng.normal(size=(12, 40, 1, 32)))
     np.save(folder / "today.npy", rng.normal(size=(3, 1, 32)))
     months_of_era5(folder / "era5", rng)
     store_of_weatherbench(folder / "weatherbench.zarr", rng)
     folder_of_the_well(folder / "flow", rng)
+    for clip, frames in {"mine": 24, "other": 3}.items():
+        first, *rest = (Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)) for _ in range(frames))
+        first.save(folder / f"{clip}.gif", save_all=True, append_images=rest, duration=100)
     (folder / "small").mkdir()
     for i in range(2):
         Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(folder / f"small/{i}.png")
@@ -260,7 +264,8 @@ def test_every_command_of_a_page_runs(page, place, monkeypatch):
 
 @pytest.mark.usefixtures("small_networks")
 @pytest.mark.parametrize(
-    "page", ["api", "conditions", "diffusers", "distil", "forecasts", "own-images", "plan", "retrofit", "start"]
+    "page",
+    ["api", "clips", "conditions", "diffusers", "distil", "forecasts", "own-images", "plan", "retrofit", "start"],
 )
 def test_every_block_of_a_page_runs_in_turn(page, place, monkeypatch):
     if page in ("api", "diffusers", "retrofit"):

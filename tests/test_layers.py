@@ -63,7 +63,8 @@ CONFINED = {
     "prometheus_client": ("serving",),
 }
 EXTRAS = (
-    "parquet", "forecast", "grib", "sphere", "notebook", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet",
+    "parquet", "forecast", "video", "grib", "sphere", "notebook", "serve", "tensorboard", "wandb", "eval", "dinov2",
+    "efficientnet",
     "diffusers",
 )  # fmt: skip
 OF_AN_EXTRA = {  # imported late, by what uses them

@@ -203,22 +203,30 @@ def test_a_recipe_of_windows_that_roll(source: Path, rate: str) -> None:
             made(source, frames=3, difference=True, **hidden)
 
 
-@pytest.mark.parametrize("window", ["leads", "attention"])
+@pytest.mark.parametrize("window", ["leads", "attention", "causal"])
 @pytest.mark.parametrize("how", [{}, {"rate": "light"}, {"trained_by": "crps"}])
 def test_a_recipe_of_frames_that_are_told_their_lead(source: Path, window: str, how: dict[str, str]) -> None:
     found = made(source, past=2, frames=3, window=window, **how)
     assert isinstance(found.networks, (OneConditional, TwoConditional))
-    assert (found.networks.leads, found.networks.attention) == ((1, 2, 3), window == "attention")
+    networks = found.networks
+    among = window != "leads", window == "causal"
+    assert (networks.leads, networks.attention, networks.causal) == ((1, 2, 3), *among)
     assert found.shape == (3 * CHANNELS, 1, WIDTH)
     plain = GaussianProcess(Cosine())
     assert found.process == (SharedNoise(Cosine(), 3) if window == "leads" else plain)
     assert not isinstance(found.method, DenoisingConfig) or found.method.times.draws == 1
     assert from_plain(dr.Experiment, to_plain(found)) == found
     for other in ({"rate": "both"}, {"trained_by": "residual"}):
-        with pytest.raises(ValueError, match=r"--window leads or attention.* by --rate dual, single"):
+        with pytest.raises(ValueError, match=r"--window leads, attention or causal.* by --rate dual, single"):
             made(source, frames=3, window=window, **other)
-    with pytest.raises(ValueError, match=f"rolling makes the frames of a window together: drop --window {window}"):
-        made(source, frames=3, window=window, trained_by="rolling")
+    with pytest.raises(ValueError, match=f"refiner makes the frames of a window together: drop --window {window}"):
+        made(source, frames=3, window=window, trained_by="refiner")
+    if window == "leads":
+        with pytest.raises(ValueError, match="rolling makes the frames of a window together: drop --window leads"):
+            made(source, frames=3, window=window, trained_by="rolling")
+    else:
+        rolling = made(source, frames=3, window=window, trained_by="rolling").networks
+        assert (rolling.leads, rolling.causal) == ((1, 2, 3), window == "causal")
 
 
 def test_held_out_starts_are_those_of_the_test_split(source: Path) -> None:

@@ -24,6 +24,7 @@ from dualrate.methods.crps import OneCall
 from dualrate.methods.denoising import Denoising
 from dualrate.methods.times import GivenTimes
 from dualrate.networks.conditional import ByLead, FrameAttention
+from dualrate.networks.dis import DiSConfig
 from dualrate.networks.dit import DiTConfig
 from dualrate.sampling.cost import call_cost
 from dualrate.sampling.trajectory import sample_batches
@@ -183,7 +184,44 @@ def test_attention_among_frames_is_that_of_each_place_by_hand() -> None:
             torch.testing.assert_close(found[3 * sample : 3 * sample + 3, place], block.out(torch.cat(mixed, -1)))
 
 
-def test_a_flat_network_has_no_middle_for_attention() -> None:
-    flat = DiTConfig(8, 1, 16, 1, head_dim=16)
-    with pytest.raises(ValueError, match="middle of a U-ViT, got DiTConfig"):
+def test_scans_have_no_place_for_attention_over_time() -> None:
+    flat = DiSConfig(8, 1, 16, 1)
+    with pytest.raises(ValueError, match="in a U-ViT or a DiT, got DiSConfig"):
         ByLead(flat, (1, 2), attention=True)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_causal_frame_sees_those_before_it_alone(flat: bool) -> None:
+    config: Any = DiTConfig(4, 1, 16, 1, head_dim=16) if flat else replace(NET, image_channels=1, image_size=8)
+    torch.manual_seed(0)
+    net = random_weights(ByLead(config, (1, 2, 3), attention=True, causal=True)).double()
+    z = torch.randn(2, 3, *config.shape[1:], dtype=torch.float64, requires_grad=True)
+    v = net(z, torch.zeros(2, dtype=torch.float64), None)
+    for k in range(3):
+        (slope,) = torch.autograd.grad(v[:, k].sum(), z, retain_graph=True)
+        seen = slope.abs().amax((0, 2, 3)) > 0
+        assert seen.tolist() == [earlier <= k for earlier in range(3)]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_over_time_begins_as_the_network_of_a_frame(causal: bool) -> None:
+    """Bit for bit, of one frame and of several: what it adds is 0 until it is trained."""
+    config = replace(NET, image_channels=1, image_size=8)
+    net = ByLead(config, (1, 2, 3), attention=True, causal=causal)
+    frame: Any = random_weights(config.network())
+    net.net.load_state_dict(net.net.state_dict() | frame.state_dict())
+    z, log_snr = torch.randn(2, 3, 1, 8), torch.tensor([-1.0, 2.0])
+    emb = frame.embedding(log_snr, None).repeat_interleave(3, 0)
+    alone = frame.called(z.flatten(0, 1)[:, None], log_snr.repeat_interleave(3), emb).view_as(z)
+    torch.testing.assert_close(net(z, log_snr, None), alone, rtol=0, atol=0)
+    one = ByLead(config, (1,), attention=True, causal=causal)
+    one.net.load_state_dict(one.net.state_dict() | frame.state_dict())
+    assert torch.equal(one(z[:, :1], log_snr, None), frame(z[:, :1], log_snr, None))
+    net.net.middle.blocks[-1].out.weight.data.normal_()
+    assert not torch.equal(net(z, log_snr, None), alone)
+
+
+def random_weights(network: nn.Module) -> nn.Module:
+    for weight in network.parameters():
+        nn.init.normal_(weight, std=0.3)
+    return network

@@ -117,6 +117,7 @@ EXTRAS = {  # of pyproject.toml: what each is for, and its packages
         "fields in HDF5, NetCDF and zarr",
         ("h5py", "xarray", "h5netcdf", "zarr", "numcodecs", "scipy", "cftime"),
     ),
+    "video": ("clips in MP4 and WebM", ("av",)),
     "grib": ("fields in GRIB", ("cfgrib", "eccodes")),
     "sphere": ("simulated flow on the sphere", ("torch-harmonics",)),
     "serve": ("dualrate serve", ("starlette", "uvicorn", "prometheus-client")),

@@ -36,8 +36,9 @@ class Forecast(Ranged, SharedWork):
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     start_file: Annotated[Path | None, arg(name="from")] = None
     """Known frames to start from: .npy, .npz, .h5, .nc, .zarr or frames:FOLDER, as (time, channel, space) or (start,
-    time, channel, space), the latest frame last, in the units of the training data. No noise is added to them. A run
-    with --every also takes the observed points alone. Default: starts in held-out data, whose truth is written too."""
+    time, channel, space), the latest frame last, in the units of the training data; of a run of clips a clip, or a
+    folder of them. No noise is added to them. A run with --every also takes the observed points alone. Default: starts
+    in held-out data, whose truth is written too."""
     frames: Annotated[int, Range(1, 2**28)] = 100
     """T, frames to forecast."""
     stride: Lead = 1
@@ -56,7 +57,8 @@ class Forecast(Ranged, SharedWork):
     opens, over (init_time, number, lead_time, space), with coordinates, dates, units and the truth. npz: forecast.npz,
     one trajectory per member, grouped by start."""
     pictures: bool = False
-    """Also draw forecast.png and an animation, forecast.webp, of the first start."""
+    """Also draw forecast.png and an animation, forecast.webp, of the first start. A forecast of clips always has them,
+    and forecast.mp4 with the extra video."""
     region: tuple[str, ...] = ()
     """Regions that are scored besides, where the truth is known: SOUTH:NORTH or SOUTH:NORTH,WEST:EAST in degrees, or
     tropics, north, south, europe, north-america."""

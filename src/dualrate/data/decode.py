@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from dualrate.data.source import Content, Member
 from dualrate.system.files import ABSENT, check_regular, naming, read_bytes, shown
@@ -93,6 +93,19 @@ def _opened(file: IO[bytes], name: str) -> Iterator[tuple[Image.Image, bytes]]:
         if isinstance(error, OSError) and error.errno:
             raise
         raise ValueError(f"{name}: cannot be decoded ({error})") from error
+
+
+def frames_of(path: Path, *, size: int | None = None, channels: int = 3) -> Iterator[tuple[np.ndarray, float]]:
+    """Frames of an animation as `decode` reads its first, each with the seconds that it is shown; of a still image one.
+
+    A frame that is shown for no time is shown for 0.1 s, as browsers do.
+    """
+    with naming(path):
+        check_regular(path, MAX_BYTES)
+        with path.open("rb") as file, _opened(file, str(path)) as (image, _):
+            for frame in ImageSequence.Iterator(image):
+                pixels = _pixels(_eight_bit(frame, grey=False), size, channels)
+                yield pixels, (frame.info.get("duration") or 100) / 1000  # which the last line knows of a WEBP
 
 
 def holds_colours(path: Path) -> bool:

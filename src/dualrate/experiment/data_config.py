@@ -21,7 +21,8 @@ class DataConfig(Ranged):
     """Images: fashion-mnist, a folder (of images, of archives, or written by dualrate data prepare), a .tar, .parquet
     or .npz file. Text: a .txt file, or python-docs, the language reference that comes with Python. Fields over time: a
     .npz, .npy, .h5, .nc, .zarr or .grib file, a folder or pattern ('*.nc') of such files, kuramoto-sivashinsky,
-    kolmogorov, moving-fashion-mnist, barotropic-t21 or barotropic-t42. Empty: unknown."""
+    kolmogorov, moving-fashion-mnist, moving-sprites, barotropic-t21 or barotropic-t42. Clips: clips:PLACE, of a file or
+    folder. Empty: unknown."""
     size: Side | None = None
     """Side that images are resized to. Default: their own. For text: characters per piece. Default: 64."""
     channels: Literal[1, 3] | None = None
@@ -36,6 +37,9 @@ class DataConfig(Ranged):
     """Variables of fields that are read, by names or those of their levels (t_850), in this order. Default: all."""
     levels: tuple[Annotated[float, Range(-1e12, 1e12)], ...] = ()
     """Levels of fields that are read, of variables that have some. Each is a channel. Default: all."""
+    fps: Annotated[float, Range(0, 1000, above=True)] | None = None
+    """Frames a second that are read of clips: those that are shown then. Pictures in a folder are taken to be as far
+    apart. Default: each frame."""
 
     def at(self, source: str) -> DataConfig:
         """Copies this with another source; for latents, with their own size and labels, `augment` alone is kept."""
@@ -49,7 +53,7 @@ class DataConfig(Ranged):
         if not is_encoded(self.source):
             return self.items(split, progress)
         self.refuse(
-            "holds latents, which have their size and labels", "size", "channels", "label", "variables", "levels"
+            "holds latents, which have their size and labels", "size", "channels", "label", "variables", "levels", "fps"
         )
         return read_latents(self.source, split)
 
@@ -70,7 +74,7 @@ class DataConfig(Ranged):
             return encoded_images(self.source, split, progress)
         if (modality := reader_of(self.source)) is not None:
             return modality.images(self, split, progress or silent)
-        self.refuse("holds images, which have neither variables nor levels", "variables", "levels")
+        self.refuse("holds images, which have no variables, levels and times", "variables", "levels", "fps")
         return load_images(self.source, split=split, progress=progress, **self.preparation)
 
     def refuse(self, what: str, *names: str) -> None:

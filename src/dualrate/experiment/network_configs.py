@@ -90,17 +90,17 @@ class NetworksConfig(ABC):
         """Heavy calls of a sample where contexts never age: 1; None of one network, which runs at every step."""
         return None if self.single_rate else 1
 
-    def by_lead(self, leads: Sequence[int], *, attention: bool) -> NetworksConfig:
+    def by_lead(self, leads: Sequence[int], *, attention: bool, causal: bool = False) -> NetworksConfig:
         """Networks of frames, that are each made by themselves and told their lead, of those of a frame.
 
         Raises ValueError for networks that know whole windows alone.
         """
-        how: Any = {"leads": tuple(leads), "attention": attention}
+        how: Any = {"leads": tuple(leads), "attention": attention, "causal": causal}
         if not how.keys() <= {item.name for item in fields(self)}:  # pyright: ignore[reportArgumentType]
             raise ValueError(
                 f"these networks ({type(self).__name__}) make whole windows: frames are made by themselves (--window "
-                "leads or attention) by --rate dual, single, medium or light, --trained-by diffusion, crps, energy or "
-                "regression"
+                "leads, attention or causal) by --rate dual, single, medium or light, --trained-by diffusion, crps, "
+                "energy or regression"
             )
         return replace(self, **how)  # pyright: ignore[reportArgumentType]
 
@@ -283,9 +283,12 @@ class OneConditional(PackageNetworks, Ranged):
     """Lead times of frames that are each made by themselves. Empty: a sample is one image."""
     attention: bool = False
     """Whether such frames attend to each other."""
+    causal: bool = False
+    """Whether each attends to those before it alone."""
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        network = ConditionalBody(self.model, self.given_shape, self.leads, attention=self.attention)
+        how = {"attention": self.attention, "causal": self.causal}
+        network = ConditionalBody(self.model, self.given_shape, self.leads, **how)
         return nn.ModuleDict({"model": network}), Conditional(network, process)
 
 
@@ -302,6 +305,8 @@ class TwoConditional(PackageNetworks, Ranged):
     one heavy call. Empty: a sample is one image."""
     attention: bool = False
     """Whether such frames attend to each other."""
+    causal: bool = False
+    """Whether each attends to those before it alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -309,14 +314,15 @@ class TwoConditional(PackageNetworks, Ranged):
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         encoder = ConditionEncoder(self.encoder, self.light, self.given_shape)
-        light = of_frames(self.light, self.leads, attention=self.attention)
+        light = of_frames(self.light, self.leads, attention=self.attention, causal=self.causal)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRateConditional(encoder, light, process)
 
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
         """The single-rate network of a role's size: of the light one with the encoder's maps of y to it."""
-        encoder = networks["encoder"]
+        encoder, light = networks["encoder"], networks["light"]
         assert isinstance(encoder, ConditionEncoder)
-        return encoder.net if role == "encoder" else nn.ModuleDict({"net": networks["light"], "latent": encoder.light})
+        net = networks.get_submodule("light.net") if self.leads else light
+        return encoder.net if role == "encoder" else nn.ModuleDict({"net": net, "latent": encoder.light})
 
     def disconnect(self, networks: nn.ModuleDict) -> None:
         encoder = networks["encoder"]

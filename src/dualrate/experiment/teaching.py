@@ -23,6 +23,7 @@ from dualrate.experiment.experiment import Experiment, Start
 from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import NOISE, NetworksConfig
 from dualrate.networks.blocks import cast_layers
+from dualrate.networks.conditional import FrameAttention
 from dualrate.system.files import check_dtypes, shown
 
 
@@ -142,7 +143,8 @@ class InBfloat16(nn.Module):
 def start_from(config: NetworksConfig, networks: nn.ModuleDict, sources: dict[str, Model]) -> dict[str, str]:
     """Start roles of a dual-rate model from single-rate models' weights. Says for each which weights those were.
 
-    An encoder without a head takes all of its source but the head. A trained light network starts without any influence
+    An encoder without a head takes all of its source but the head. Attention among frames is new, and adds nothing at
+    first. A trained light network starts without any influence
     of the context, so training goes on from where it was.
     Raises ValueError if a model's network is not the role's.
     """
@@ -155,7 +157,9 @@ def start_from(config: NetworksConfig, networks: nn.ModuleDict, sources: dict[st
         weights = config.starting(role, source.networks["model"].state_dict())
         if not any("head" in name.split(".") for name in backbone.state_dict()):
             weights = {name: tensor for name, tensor in weights.items() if "head" not in name.split(".")}
-        fill(backbone, weights, problem)
+        among = [name for name, part in backbone.named_modules() if isinstance(part, FrameAttention)]
+        fresh = {name: value for name, value in backbone.state_dict().items() if name.startswith(tuple(among))}
+        fill(backbone, fresh | dict(weights), problem)
     if "light" in sources:
         config.disconnect(networks)
     return {role: str(source) for role, source in sources.items()}

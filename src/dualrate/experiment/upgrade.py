@@ -30,8 +30,10 @@ ADDED: dict[str, dict[str, Any]] = {  # class -> field -> what always applied be
     "Forecast": {"stride": 1},
 }
 LATER: dict[str, dict[str, Any]] = {  # class -> field -> the value at which an identity is as before there was one
-    "DataConfig": {"variables": [], "levels": []},
+    "DataConfig": {"variables": [], "levels": [], "fps": None},
     "UViTConfig": {"across": False, "poles": False},
+    "OneConditional": {"causal": False},
+    "TwoConditional": {"causal": False},
 }
 RENAMED = {"OneDecoder": "OneConditional", "TwoDecoders": "TwoConditional"}  # their latent_shape is given_shape
 OF_THE_METHOD = "weighting", "times", "label_dropout", "encoder_weight", "encoder_from", "freeze_encoder", "light_from"

@@ -35,16 +35,18 @@ from dualrate.data.source import DataProgress, Split, silent
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
+from dualrate.forecasts.clips import CLIPS, LEVELS, ClipReading
 from dualrate.forecasts.externals import Externals, Forcings, beside, forcings_after, statics_on
 from dualrate.forecasts.geometry import Geometry, Mask, Masked, hidden_on, ordered, planes_on, weights_on
 from dualrate.forecasts.metadata import Metadata
-from dualrate.forecasts.sources import find_fields
+from dualrate.forecasts.sources import AS_THEY_ARE, find_fields
 from dualrate.forecasts.splits import check_frames, divided, pieces_of
 from dualrate.forecasts.statistics import Statistics, as_float32, column, survey
 from dualrate.forecasts.trajectories import Trajectory
 
 Frames = Annotated[int, Range(1, 256)]
 NO_GEOMETRY = Geometry()
+CLIP_OPTIONS = "size", "channels", "fps"  # of the data, which other fields do not have
 LOOKED_AT = 1000  # windows, for the scale of differences
 SHOWN_ROWS, SHOWN_RANGE = 8, 3.0  # of a frame of one dimension in a picture; standard deviations from black to white
 
@@ -241,6 +243,11 @@ class Forecast(Condition, Ranged):
         return self.metadata.over_latitudes or any(axis.lower().startswith("lat") for axis in self.axes)
 
     @property
+    def of_clips(self) -> bool:
+        """Whether frames are pictures, from 0 to 255."""
+        return bool(self.metadata.variables) and set(self.metadata.variables) == set(LEVELS.variables)
+
+    @property
     def lead_unit(self) -> str:
         """The unit of `lead_times`."""
         return "time steps" if self.step is None else "time"
@@ -263,9 +270,11 @@ class Forecast(Condition, Ranged):
         self, data: Any, split: Split, statistics: Statistics | None = None, progress: DataProgress = silent
     ) -> Fields:
         """One split of a run's data, as `read_fields` reads it for its geometry. data: a `DataConfig`"""
-        data.refuse("holds fields, which are taken as they are", "size", "channels", "label", "augment")
+        of_clips = str(data.source).startswith(CLIPS)
+        data.refuse("holds fields, which are taken as they are", "label", "augment", *CLIP_OPTIONS * (not of_clips))
         how = {"variables": data.variables, "levels": data.levels, "geometry": self.geometry}
         how |= {"forcings": self.externals.variables}
+        how |= {"clips": ClipReading.of(data, self.span)} if of_clips else {}
         return read_fields(data.source, split, statistics, progress, **how)
 
     def around(self, denoiser: Denoiser) -> Denoiser:
@@ -327,6 +336,11 @@ class Forecast(Condition, Ranged):
         x = x.masked_fill(hidden_on(x.device, self.geometry, self.frames), 0) if self.geometry.mask else x
         following = (x * column(self.scale, x)).unflatten(1, (self.frames, -1))
         return following + last[:, None] if self.difference else following
+
+    def restored(self, frames: Tensor) -> Tensor:
+        """Normalised frames (..., C, H, W) in the units of the data; those of clips are brought into 0 to 255."""
+        frames = self.statistics.restored(frames)
+        return frames.clamp(0, 255) if self.of_clips else frames
 
     def shown(self, x: Tensor) -> Tensor:
         """The first channel of every frame, one below the other: (B, 1, frames H, W), grey."""
@@ -399,20 +413,21 @@ def read_fields(
     levels: Sequence[float] = (),
     geometry: Geometry = NO_GEOMETRY,
     forcings: Sequence[str] = (),
+    clips: ClipReading = AS_THEY_ARE,
 ) -> Fields:
     """One split of a source; every frame is read once for its fingerprint, the training frames for statistics too.
 
     statistics: those of a run, where the training frames need not be there
-    variables, levels: as of `find_fields`; geometry: with axes, frames are brought into the usual order of these
+    variables, levels, clips: as of `find_fields`; geometry: with axes, frames are brought into the usual order of these
     forcings: variables that are no frames, but known ahead
     Raises ValueError for a source, a shape or numbers that cannot be used, FileNotFoundError where there is none,
     ModuleNotFoundError that names the extra, OSError for what cannot be read.
     """
     wanted = [*variables, *(each for each in forcings if each not in variables)] if variables else []
-    name, fields = find_fields(source, progress, wanted, levels)
+    name, fields = find_fields(source, progress, wanted, levels, clips)
     fields, hidden = ordered(fields)[0] if geometry.axes else fields, geometry.hidden
     aside, fields = fields.picked(forcings), fields.picked([each for each in fields.variables if each not in forcings])
-    name, (train, chosen, place) = f"{name}/{split}", divided(str(source), fields, split)
+    name, (train, chosen, place) = f"{name}/{split}", divided(str(source), fields, split, clips.least)
     if statistics is not None:
         train = chosen
     elif train is None:

@@ -6,6 +6,7 @@ OUT/forecast.journal   which frames are there, a JSON object a line: rows, of st
                        hash of each row's
 OUT/truth.npy          (start, time, C, H, W), of starts from the data, as many frames as it has
 OUT/forecast.nc, .zarr if asked for: all of it as xarray reads it (output.py)
+OUT/forecast.png, .webp, .mp4   if asked for, and always of clips: the first start (pictures.py, film.py)
 OUT/scores.json        by lead time, where the truth is known (evaluation.py)
 OUT/index.html         scores and pictures (page.py)
 """
@@ -28,6 +29,7 @@ from dualrate.drawing.drawer import Drawer, spread
 from dualrate.drawing.record import SamplingRecord, as_before, drawn_by, naming_progress
 from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.file_checks import with_extra
+from dualrate.forecasts.film import Film, write_video
 from dualrate.forecasts.metadata import Coordinate
 from dualrate.forecasts.netcdf import check_writable, write_dataset, write_fields
 from dualrate.forecasts.pictures import Axis, Shown, forecast_figure, write_animation
@@ -49,11 +51,11 @@ from dualrate.system.progress import ImageProgress
 from dualrate.system.workers import Mapper, in_turn
 
 ARRAY, JOURNAL, TRUTH = "forecast.npy", "forecast.journal", "truth.npy"
-PICTURE, ANIMATION, PAGE = "forecast.png", "forecast.webp", "index.html"
+PICTURE, ANIMATION, VIDEO, PAGE = "forecast.png", "forecast.webp", "forecast.mp4", "index.html"
 Format = Literal["npz", "netcdf", "zarr"]
 ENDINGS: dict[Format, str] = {"npz": ".npz", "netcdf": ".nc", "zarr": ".zarr"}
 SCORES = "scores.json"
-OURS = (FORECAST, ARRAY, JOURNAL, TRUTH, SCORES, PICTURE, ANIMATION, PAGE, "forecast.npz", "forecast.nc")
+OURS = (FORECAST, ARRAY, JOURNAL, TRUTH, SCORES, PICTURE, ANIMATION, VIDEO, PAGE, "forecast.npz", "forecast.nc")
 DIGITS = 16  # of sha256, in the journal
 SAVED_EVERY = 5.0  # seconds of work that a kill may lose
 DAYS = 96.0  # hours
@@ -231,6 +233,15 @@ class ForecastWritten:
             from dualrate.forecasts.output import dataset_of
         return dataset_of(self.x, self.truth, self.starts, self.record, self.forecast)
 
+    @property
+    def film(self) -> Film | None:
+        """The first start of a forecast of clips; None of other fields."""
+        if not self.forecast.of_clips:
+            return None
+        step = self.forecast.step and self.forecast.step * self.forecast.ahead
+        truth = None if self.truth is None else self.truth[0]
+        return Film.of(self.starts.past[0], np.array(self.x[0, :SHOWN_MEMBERS]), truth, step)
+
 
 def write_forecast(
     drawer: Drawer,
@@ -250,7 +261,7 @@ def write_forecast(
 
     drawer:   of precision "auto": that of the frames that are there, if any
     format:   also write all of it as such a file, a trajectory a member, those of a start one after the other
-    pictures: also forecast.png and forecast.webp, of the first start
+    pictures: also forecast.png and forecast.webp, of the first start, which a forecast of clips always has
     progress: called with (frames there, of how many, of all members) at first and after every window
     note:     called where frames that are there are not what was written
     mapper:   rolls out; frames are written here
@@ -297,7 +308,11 @@ def write_forecast(
                     rows = array.x.reshape(-1, *array.x.shape[2:])
                     step = None if record.unit == "time steps" else record.lead_times[0]
                     write_fields(other, rows, record.variables, step)
-            if pictures:
+            if film := written.film:
+                write_whole(out / PICTURE, film.sheet())
+                write_whole(out / ANIMATION, film.animation())
+                write_video(film.moving(), 1 / film.seconds, out / VIDEO)
+            elif pictures:
                 first = shown(array.x, truth, record, forecast)
                 write_whole(out / PICTURE, png(forecast_figure(first)))
                 write_animation(first, out / ANIMATION)

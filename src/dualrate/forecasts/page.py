@@ -33,9 +33,13 @@ def forecast_page(
     def over_leads(leads: NDArray[np.float64], panels: list[Panel]) -> str:
         return svg(curves_figure((leads * factor).tolist(), panels, lead))
 
-    strip = forecast_figure(shown(written.x, written.truth, record, forecast))
-    strip.set_facecolor("white")
     hidden = ", or hidden by the mask" * bool(forecast.geometry.mask)
+    if film := written.film:
+        strip, caption = film.html(), f"From left to right, and below from top to bottom: {film.names}, {film.says}."
+    else:
+        figure = forecast_figure(shown(written.x, written.truth, record, forecast))
+        figure.set_facecolor("white")
+        strip, caption = svg(figure), f"Variable {record.variables[0]}, over {lead}. Grey: not known{hidden}."
     scores, steady = None if scored is None else scored.by_name["forecast"], judged.stability
     return page(
         "forecast.html",
@@ -43,8 +47,8 @@ def forecast_page(
         worst=" ".join(bad_news(scored, judged, written.burst)) or _no_bad_news(scores, steady),
         headline=_headline(written, scores),
         notes=[] if scored is None else scored.notices,
-        strip=svg(strip),
-        strip_caption=f"Variable {record.variables[0]}, over {lead}. Grey: not known{hidden}.",
+        strip=strip,
+        strip_caption=caption,
         tables=[] if scored is None else scored.tables,
         curves="" if scored is None else over_leads(scored.by_name["forecast"].leads, _panels(scored)),
         spectra=svg(spectra_figure(_spectra(forecast, written, scores, judged.power))),

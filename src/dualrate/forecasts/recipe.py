@@ -20,6 +20,7 @@ from dualrate.diffusion.process import GaussianProcess, SharedNoise
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
+from dualrate.forecasts.clips import CLIPS, ClipReading
 from dualrate.forecasts.externals import Externals, packed_statics
 from dualrate.forecasts.fields import Forecast, Frames, Windows
 from dualrate.forecasts.geometry import Geometry, hidden_points, ordered
@@ -37,6 +38,7 @@ from dualrate.training.config import FitConfig, OptimConfig
 
 OfFrames = Literal["rolling", "refiner"]
 Size = Literal["mini", "tiny", "small", "base"]
+SIDE = 64  # of clips, if nothing else is asked for
 COARSEST = 32  # positions a side of the last level, unless it is of transformer blocks: then half
 
 
@@ -82,10 +84,10 @@ class Forecasting(Ranged):
     clean one after the other."""
     lead: Annotated[int, Range(1, 100_000)] = 1
     """Time steps of the data from one frame to the next."""
-    window: Literal["channels", "leads", "attention"] = "channels"
+    window: Literal["channels", "leads", "attention", "causal"] = "channels"
     """How the frames of a window are made. channels: together, as channels of one image. leads: each by itself, given
     its lead time; one heavy call serves all, and forecast --stride can leave frames out. attention: together, each
-    given its lead time and attending to the others."""
+    given its lead time and attending to the others. causal: as attention, but to those before it alone."""
     difference: bool = False
     """Train on differences from the last known frame, for data that change little from frame to frame."""
     every: Annotated[int, Range(1, 256)] = 1
@@ -123,7 +125,7 @@ class Forecasting(Ranged):
     def __call__(self, progress: Reporter | None = None) -> Experiment:
         """The experiment for these fields. Raises ValueError for a source that holds none, and as `read_fields`."""
         source, apart = self.data.source, self.window != "channels"
-        if apart and self.trained_by in ("rolling", "refiner"):
+        if apart and (self.trained_by == "refiner" or (self.trained_by, self.window) == ("rolling", "leads")):
             raise ValueError(f"{self.trained_by} makes the frames of a window together: drop --window {self.window}")
         if self.trained_by == "refiner" and self.rate == "both":
             raise ValueError("refiner has no state that a second heavy network would see: drop --rate both")
@@ -140,7 +142,8 @@ class Forecasting(Ranged):
         task = Forecast(self.past, self.frames, self.lead, self.difference, self.every, self.noise)
         externals = Externals(forcings=self.forcings, lead=self.lead, frames=self.frames)
         names = (*self.data.variables, *externals.variables) if self.data.variables else ()
-        content = find_fields(source, names=names, levels=self.data.levels)[1]
+        how = ClipReading.of(self.data, task.span)
+        content = find_fields(source, names=names, levels=self.data.levels, clips=how)[1]
         content = content.picked([name for name in content.variables if name not in externals.variables])
         geometry = Geometry.of(content, sphere=self.geometry == "sphere", periodic=self.periodic or _periodic(source))
         in_order = ordered(content)[0]
@@ -161,7 +164,8 @@ class Forecasting(Ranged):
         trained_by = {"rolling": RollingConfig, "refiner": RefinerConfig}.get(self.trained_by, self.trained_by)
         networks, method = conditional_networks(task, shape, heavy, self.rate, trained_by, self.frames if apart else 1)
         if apart:
-            networks = networks.by_lead(range(1, self.frames + 1), attention=self.window == "attention")
+            among = {"attention": self.window != "leads", "causal": self.window == "causal"}
+            networks = networks.by_lead(range(1, self.frames + 1), **among)
         parts = [name_of(source)[:40], "forecast", self.size, self.rate]
         parts += [self.trained_by] * (self.trained_by != "diffusion") + [self.window] * apart
         name = "-".join(parts)
@@ -176,7 +180,7 @@ class Forecasting(Ranged):
             progress.note(f"{source}: {content.note}")
         for line in geometry.notes(fields.shape):
             progress.note(line)
-        if task.every == 1 and not task.noise:
+        if task.every == 1 and not task.noise and not task.of_clips:
             progress.note(
                 "the whole field is observed: if its law is deterministic, it has one future: a regression is enough"
             )
@@ -184,6 +188,19 @@ class Forecasting(Ranged):
         usual = SharedNoise(Cosine(), self.frames) if self.window == "leads" else GaussianProcess(Cosine())
         process = of_frames.get(self.trained_by, usual)
         return Experiment(name, networks, method, tier.fit, self.data, process, condition=task)
+
+
+@dataclass(frozen=True)
+class Clips(Forecasting):
+    """Frames of your own clips that come next: of a folder of animations, videos and folders of pictures, or of one of
+    these. The recipe looks at them first. Give --data.source with --help to see the other options."""
+
+    def __call__(self, progress: Reporter | None = None) -> Experiment:
+        data, named = self.data, is_fields(self.data.source)
+        data = data if named else replace(data, source=f"{CLIPS}{data.source}")
+        if data.source.startswith(CLIPS) and data.size is None:
+            data = replace(data, size=SIDE)
+        return Forecasting.__call__(replace(self, data=data), progress)
 
 
 def _periodic(source: str) -> bool:
@@ -222,6 +239,10 @@ RECIPES = {
     "ks-forecast": (
         "the Kuramoto-Sivashinsky equation, observed at every fourth point with noise, a Lyapunov time ahead",
         Forecasting(frames=3, lead=4, every=4, noise=0.1),
+    ),
+    "clips": (
+        "frames of your own clips that come next: GIF, WEBP, MP4, folders of pictures, or sprites that bounce",
+        Clips(DataConfig("moving-sprites"), past=2, frames=4, window="attention", difference=True, size="mini"),
     ),
     "sphere-forecast": (
         "barotropic flow on the sphere, observed at every fourth point with noise, one to three days ahead",

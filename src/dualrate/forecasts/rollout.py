@@ -264,7 +264,7 @@ def _rolled(
     how: dict[str, Any] = {"observed": observed, "bfloat16": drawer.bfloat16, "ahead": ahead}
     for window in roll(denoiser, process, forecast, past, rows, drawer.plan.t, step=drawer.step, **how):
         if window.rolls >= batch.begun:
-            frame = forecast.statistics.restored(window.frame)
+            frame = forecast.restored(window.frame)
             yield window.rolls, frame.unflatten(0, (len(keys), len(batch.members)))[:, :, None].cpu()
 
 
@@ -304,5 +304,5 @@ def _window(
         members=shared,
         first_member=0 if window else members.start,
     )
-    frames = forecast.statistics.restored(forecast.frames_of(x, past[:, :, -1].flatten(0, 1)))
+    frames = forecast.restored(forecast.frames_of(x, past[:, :, -1].flatten(0, 1)))
     return frames.unflatten(0, (len(keys), count)).cpu()

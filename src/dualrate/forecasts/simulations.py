@@ -24,6 +24,7 @@ from dualrate.data.images import load_images
 from dualrate.data.source import DataProgress, silent
 from dualrate.diffusion.random import Draws
 from dualrate.forecasts.sphere import Barotropic
+from dualrate.forecasts.sprites import MovingSprites
 from dualrate.forecasts.systems import SIMULATING, Duration, Friction, Points, Simulation, System, empty
 
 
@@ -222,6 +223,7 @@ SIMULATIONS: dict[str, tuple[System, int, int]] = {  # name -> system, trajector
     "kuramoto-sivashinsky": (KuramotoSivashinsky(), 500, 100),
     "kolmogorov": (Kolmogorov(), 60, 100),
     "moving-fashion-mnist": (MovingGarments(), 2000, 20),
+    "moving-sprites": (MovingSprites(), 120, 20),
     "barotropic-t21": (Barotropic(), 96, 100),
     "barotropic-t42": (Barotropic(latitudes=64, dt=0.5), 96, 100),
 }

@@ -11,6 +11,7 @@ Sources, of which the large ones are read where they lie, frame by frame:
     FOLDER, *.nc of such files, joined by their times and variables (several.py)
     frames:FOLDER    a folder of pictures a trajectory, in the order of the numbers in their names; as floats in
                  [-1, 1]
+    clips:PLACE  a clip, or a folder of them: animations, videos, folders of pictures; from 0 to 255 (clips.py)
 
 The extra `forecast` reads HDF5, NetCDF and zarr, once file_checks.py has looked at what they hold.
 """
@@ -36,6 +37,7 @@ from dualrate.data.decode import Options, holds_colours, image_of
 from dualrate.data.folders import by_number, images_below, named
 from dualrate.data.images import to_float
 from dualrate.data.source import DataProgress, hidden, printable, read_arrays, reading, resolved, silent, split_named
+from dualrate.forecasts.clips import CLIPS, ClipReading, read_clips
 from dualrate.forecasts.datasets import NoFields
 from dualrate.forecasts.file_checks import check_count, check_size
 from dualrate.forecasts.hdf5 import HDF5, read_hdf5
@@ -48,11 +50,12 @@ from dualrate.system.folders import some_of
 
 SUFFIXES = (".npy", *LABELLED, *HDF5)  # and .npz, if it holds `fields`
 FIELDS = "fields"  # the array of a .npz file
+AS_THEY_ARE = ClipReading()
 
 
 def is_fields(source: str | Path) -> bool:
     """Whether a source is one of these: by its name, of .npz also by the names of its arrays."""
-    if str(source) in SIMULATIONS or str(source).startswith(FRAMES):
+    if str(source) in SIMULATIONS or str(source).startswith((FRAMES, CLIPS)):
         return True
     path = Path(source)
     if path.suffix == ".npz" and path.is_file():
@@ -69,15 +72,20 @@ def find_fields(
     progress: DataProgress = silent,
     names: Sequence[str] = (),
     levels: Sequence[float] = (),
+    clips: ClipReading = AS_THEY_ARE,
 ) -> tuple[str, FieldSource]:
     """The name of a source, and its trajectories, whose frames are not read yet.
 
     names: of the variables, or of their channels (`t_850`); levels: of those that have some; none: all
+    clips: how clips are read
     Raises as `forecast.read_fields`.
     """
     text = str(source)
     if text in SIMULATIONS:
         return text, _chosen(text, _simulated(text, progress), names, levels)
+    if text.startswith(CLIPS):
+        path = resolved(text.removeprefix(CLIPS))
+        return printable(path.stem), _chosen(text, read_clips(path, clips, progress), names, levels)
     path, members = resolved(text.removeprefix(FRAMES)), _members(text)
     if text.startswith(FRAMES):
         return printable(path.name), _chosen(text, _pictures(path), names, levels)

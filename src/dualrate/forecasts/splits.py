@@ -16,9 +16,12 @@ def pieces_of(trajectory: Trajectory) -> list[tuple[int, int]]:
 
 
 def divided(
-    source: str, fields: FieldSource, split: Split
+    source: str, fields: FieldSource, split: Split, least: int = 2
 ) -> tuple[Sequence[Trajectory] | None, Sequence[Trajectory], tuple[int, int]]:
-    """The training trajectories or None; those of the split; the trajectory and frame in the source of their first."""
+    """The training trajectories or None; those of the split; the trajectory and frame in the source of their first.
+
+    least: frames that are held out of a single trajectory, at least
+    """
     splits = {split_named(name): part for name, part in fields.splits.items()}
     if len(splits) < len(fields.splits):
         raise ValueError(f"{source} names a split twice ({', '.join(fields.splits)}): keep one name of each")
@@ -34,11 +37,11 @@ def divided(
         train, rest, place = every[:-count], every[-count:], (len(every) - count, 0)
     else:
         frames = every[0].shape[0]
-        count = max(2, frames // 10)
-        if frames < count + 2:
+        count = max(least, frames // 10)
+        if frames < count + least:
             raise ValueError(
-                f"{source} holds one trajectory of {frames} frames; expected 4 or more, of which the last tenth is "
-                "held out"
+                f"{source} holds one trajectory of {frames} frames; expected {2 * least} or more, of which the last "
+                f"{'tenth is' if least == 2 else f'{count} are'} held out"
             )
         train, rest = [part_of(every[0], 0, frames - count)], [part_of(every[0], frames - count, frames)]
         place = (0, frames - count)

@@ -18,6 +18,7 @@ from dualrate.data.source import read_arrays, reading
 from dualrate.diffusion.context import Shape
 from dualrate.drawing.drawer import spread
 from dualrate.experiment.model import Model
+from dualrate.forecasts.clips import CLIPS, ClipReading
 from dualrate.forecasts.externals import Forcings, forcings_after
 from dualrate.forecasts.fields import Fields, Forecast
 from dualrate.forecasts.geometry import Order, ordered
@@ -229,8 +230,13 @@ def _from_fields(
     With those, frames at the end in which all others are missing are still to come.
     Raises ValueError for frames of another shape, and for forcings that are not there.
     """
-    _, fields = find_fields(path)
-    forecast, order = forecast_of(model), Order()
+    forecast, order, source = forecast_of(model), Order(), str(path)
+    how = ClipReading.of(model.experiment.data, forecast.past_steps)
+    if forecast.of_clips:
+        source, (_, height, width) = f"{CLIPS}{source.removeprefix(CLIPS)}", shapes[0]
+        rate = how.rate or (1 / forecast.step if forecast.step else None)
+        how = replace(how, rate=rate, size=how.size or (height if height == width else None))
+    _, fields = find_fields(source, clips=how)
     if forecast.geometry.axes:
         fields, order = ordered(fields)
     forced = fields.picked(forecast.externals.variables) if forecast.externals.variables else None

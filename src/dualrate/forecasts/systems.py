@@ -76,17 +76,16 @@ class System(Ranged, ABC):
         return Metadata()
 
     @abstractmethod
-    def simulate(
-        self, trajectories: int, frames: int, seed: int, progress: DataProgress = silent
-    ) -> NDArray[np.float32]:
-        """Trajectories (S, T, C, H, W). progress: of frames. Raises ValueError for numbers below 1."""
+    def simulate(self, trajectories: int, frames: int, seed: int, progress: DataProgress = silent) -> NDArray[Any]:
+        """Trajectories (S, T, C, H, W), float32 or bytes. progress: of frames. Raises ValueError for numbers
+        below 1."""
 
 
-def empty(trajectories: int, frames: int, frame: tuple[int, int, int]) -> NDArray[np.float32]:
+def empty(trajectories: int, frames: int, frame: tuple[int, int, int], kind: type[Any] = np.float32) -> NDArray[Any]:
     """An array for trajectories of frames (C, H, W). Raises ValueError for numbers below 1."""
     if trajectories < 1 or frames < 1:
         raise ValueError(f"{trajectories} trajectories of {frames} frames; expected at least one of each")
-    return np.empty((trajectories, frames, *frame), np.float32)
+    return np.empty((trajectories, frames, *frame), kind)
 
 
 class Evolving(System):

@@ -279,7 +279,8 @@ class DenoisingConfig(MethodConfig, Ranged):
     freeze_encoder: bool = False
     """Freeze the encoder: only the light network and the projections into it are trained."""
     light_from: str | None = None
-    """A single-rate run whose averaged weights the light network starts from."""
+    """A single-rate run whose averaged weights the light network starts from; of frames that are made each by
+    themselves, a run of one frame."""
     multiscale: Annotated[int, Range(0, 16)] = 0
     """Number of coarser copies of image and x_hat (half the side, a quarter, ...) whose errors are added to the
     loss."""
@@ -326,7 +327,9 @@ class DenoisingConfig(MethodConfig, Ranged):
         parts = {"encoder": self.encoder_from, "light": self.light_from} if start.fresh else {}
         sources: dict[str, Model] = {role: start.load(run) for role, run in parts.items() if run is not None}
         for role, source in sources.items():
-            check_same_images(experiment, source.experiment, f"{experiment.name} and its {role}_from, {source.path},")
+            if not getattr(experiment.networks, "leads", ()) or getattr(source.experiment.networks, "leads", ()):
+                names = f"{experiment.name} and its {role}_from, {source.path},"
+                check_same_images(experiment, source.experiment, names)  # else it may be of one frame
             if role == "encoder" and self.freeze_encoder and self.label_dropout:
                 check_drops_labels(experiment, source)
         weights = start_from(experiment.networks, method.networks, sources)

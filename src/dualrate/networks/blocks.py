@@ -247,6 +247,8 @@ def transformer_macs(channels: int, tokens: int) -> int:
 class TransformerBlock(Block):
     """Self-attention, then an MLP of ratio 4; both behind FiLM norms, queries and keys normalised per head."""
 
+    causal = False
+
     def __init__(self, channels: int, embedding: int, head_dim: int, dropout: float) -> None:
         super().__init__()
         if channels % head_dim:
@@ -271,7 +273,7 @@ class TransformerBlock(Block):
         return tokens.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
     def attention(self, tokens: Tensor) -> Tensor:
-        return self.joined(attend(*self.heads_of(tokens)))
+        return self.joined(attend(*self.heads_of(tokens), causal=self.causal))
 
     def heads_of(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: (B, heads, n, d) each."""
@@ -341,19 +343,23 @@ def _not_widened(h: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if h.device.type in AS_CPU else no_autocast(h)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v. (B, heads, n, d) each."""
+def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v. (B, heads, n, d) each. causal: of a token and those before it alone"""
     # for tens of tokens torch's fused kernel is slower on a CPU, 8 times in a bfloat16 backward; of no rows a GPU's may
     # refuse to be
     if q.device.type in AS_CPU or not len(q):
-        return attention_weights(q, k).to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+        return attention_weights(q, k, causal=causal).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
 
-def attention_weights(q: Tensor, k: Tensor) -> Tensor:
+def attention_weights(q: Tensor, k: Tensor, *, causal: bool = False) -> Tensor:
     """softmax(q k^T / sqrt(d)), (B, heads, queries, keys), in float32 at least: in bfloat16 it takes twice as long."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1, dtype=wide)
+    logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if causal:
+        later = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        logits = logits.masked_fill(later, -torch.inf)
+    return torch.softmax(logits, dim=-1, dtype=wide)
 
 
 class NoiseEmbedding(nn.Module):

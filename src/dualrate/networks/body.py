@@ -82,4 +82,4 @@ class BodyConfig(Ranged, ABC):
 
         Raises ValueError for a network that runs no such list.
         """
-        raise ValueError(f"frames see each other in the middle of a U-ViT, got {type(self).__name__}: take that")
+        raise ValueError(f"frames see each other in a U-ViT or a DiT, got {type(self).__name__}: take that")

@@ -25,7 +25,8 @@ Frames that are each made by themselves (`ByLead`), of leads k = k_1 ... k_F aft
 So one heavy call serves all members and all lead times, and any of them can be made without the others. One noise for
 all frames of a member makes them change together (`SharedNoise`), as in continuous ensemble forecasting (Andrae,
 Landelius, Oskarsson, Lindsten 2024, arXiv 2410.05431), whose network sees the condition at every step. With `attention`
-the frames of a window are tokens along time: at each place of the last level, those of all frames attend to each other.
+the frames of a window are tokens along time: at each place of the last level, those of all frames attend to each other,
+or with `causal` to those before them. At first this adds nothing, nor do leads: the network is that of a frame.
 
 A diffusion decoder p(x | z_0) is the case where y is a latent (Unified Latents, arXiv 2602.17270). How z_0 enters the
 paper's decoder is not known: this is ours.
@@ -91,12 +92,19 @@ class ConditionMaps(nn.Module):
 class FrameAttention(TransformerBlock):
     """A block whose tokens attend to those of the other frames at the same place; rows are F frames of a sample each.
 
-    Its positions are those of the embedding: without leads in it, frames may change places.
+    Its positions are those of the embedding: without leads in it, frames may change places, unless it is causal, so
+    that a frame sees itself and those before it alone. forward: (h, emb); h: (B F, C, H, W), or (B F, n, C) in a DiT
     """
 
-    def __init__(self, frames: int, channels: int, embedding: int, head_dim: int) -> None:
+    def __init__(self, frames: int, channels: int, embedding: int, head_dim: int, *, causal: bool = False) -> None:
         super().__init__(channels, embedding, head_dim, 0.0)
-        self.frames = frames
+        self.frames, self.causal = frames, causal
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        if h.ndim == 4:
+            return super().forward(h, emb)
+        h = h + self.attention(self.modulated(h, self.film1(emb)))
+        return h + self.mlp(h, emb)
 
     def attention(self, tokens: Tensor) -> Tensor:
         """tokens: (B F, n, C)"""
@@ -110,12 +118,13 @@ class ByLead(nn.Module):
 
     forward: (z_t (B, F C, H, W), log_snr (B,), label, added) -> v, as z_t. `added` is of a sample, or of several.
 
-    config: of a frame; leads: F of them, in frames of the training; attention: whether frames see each other
+    config: of a frame; leads: F of them, in frames of the training; attention: whether frames see each other; causal:
+    whether each sees those before it alone
     """
 
     leads: Tensor
 
-    def __init__(self, config: BodyConfig, leads: Sequence[int], *, attention: bool) -> None:
+    def __init__(self, config: BodyConfig, leads: Sequence[int], *, attention: bool, causal: bool = False) -> None:
         super().__init__()
         self.net: Any = config.network()
         self.lead = NoiseEmbedding(config.embedding)
@@ -123,7 +132,10 @@ class ByLead(nn.Module):
         if attention:
             width = config.widths[-1]
             head = math.gcd(64, width)
-            config.coarsest(self.net).append(FrameAttention(len(leads), width, config.embedding, head))
+            block = FrameAttention(len(leads), width, config.embedding, head, causal=causal)
+            config.coarsest(self.net).append(block)
+            nn.init.zeros_(self.lead.mlp[-1].weight)  # pyright: ignore[reportArgumentType]
+            nn.init.zeros_(self.lead.mlp[-1].bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()) -> Tensor:
         count = len(self.leads)
@@ -133,18 +145,18 @@ class ByLead(nn.Module):
         return v.unflatten(0, (-1, count)).flatten(1, 2)
 
 
-def of_frames(config: BodyConfig, leads: Sequence[int] = (), *, attention: bool = False) -> nn.Module:
-    """The network of a configuration; with leads, called for each frame of a sample (`ByLead`)."""
-    return ByLead(config, leads, attention=attention) if leads else config.network()
+def of_frames(config: BodyConfig, leads: Sequence[int] = (), **how: bool) -> nn.Module:
+    """The network of a configuration; with leads, called for each frame of a sample, as `ByLead` is told."""
+    return ByLead(config, leads, **how) if leads else config.network()
 
 
 class ConditionalBody(nn.Module):
-    """forward: (z_t, log_snr, y, label) -> v. shape: (C, h, w) of y; leads, attention: of `ByLead`."""
+    """forward: (z_t, log_snr, y, label) -> v. shape: (C, h, w) of y; leads, how: of `ByLead`."""
 
-    def __init__(self, config: BodyConfig, shape: Shape, leads: Sequence[int] = (), *, attention: bool = False) -> None:
+    def __init__(self, config: BodyConfig, shape: Shape, leads: Sequence[int] = (), **how: bool) -> None:
         super().__init__()
         self.config = config
-        self.net: Any = of_frames(config, leads, attention=attention)
+        self.net: Any = of_frames(config, leads, **how)
         self.latent = ConditionMaps(shape, config)
 
     def forward(self, z_t: Tensor, log_snr: Tensor, y: Tensor, label: Tensor | None) -> Tensor:

@@ -139,6 +139,10 @@ class DiTConfig(FlatConfig):
     def network(self) -> DiT:
         return DiT(self)
 
+    def coarsest(self, network: nn.Module) -> nn.ModuleList:
+        assert isinstance(network, DiT)
+        return network.blocks
+
 
 def dit(
     name: str,

@@ -39,9 +39,8 @@ class OfTexts(Modality):
     def images(self, data: Any, split: Split, progress: DataProgress) -> ImageSet:
         from dualrate.texts.pieces import PIECE, read_text
 
-        data.refuse(
-            "is a text, which has neither labels nor channels", "label", "channels", "augment", "variables", "levels"
-        )
+        names = "label", "channels", "augment", "variables", "levels", "fps"
+        data.refuse("is a text, which has neither labels nor channels", *names)
         return read_text(data.source, split, data.size or PIECE)
 
     read = images

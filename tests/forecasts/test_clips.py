@@ -1,0 +1,399 @@
+"""Clips: read to the pixel from what people have, at a rate, refused by name; trained on, gone on with, and shown."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs.made import saved_random
+
+from dualrate.data.decode import resize
+from dualrate.diffusion.context import Cond
+from dualrate.diffusion.random import Draws
+from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.experiment import Start
+from dualrate.forecasts import clips
+from dualrate.forecasts.clips import ClipReading, read_clips
+from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.film import Film, pixels_of, write_video
+from dualrate.forecasts.forecast import forecast
+from dualrate.forecasts.recipe import TIERS, Clips, Forecasting, ForecastTier
+from dualrate.forecasts.simulations import SIMULATIONS
+from dualrate.forecasts.sources import is_fields
+from dualrate.forecasts.sprites import MovingSprites
+from dualrate.runs.store import load
+from dualrate.training.config import FitConfig
+
+COLOURS = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [10, 200, 250]], np.uint8)
+WHOLE = ClipReading()
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
+
+
+def drawn(count: int, height: int = 6, width: int = 8, seed: int = 0) -> np.ndarray:
+    """Frames (T, H, W, 3) of four colours, no two alike, as animations would merge those."""
+    chosen = np.random.default_rng(seed).integers(0, len(COLOURS), (count, height, width))
+    chosen[:, 0, :3] = np.arange(count)[:, None] // [1, 4, 16] % 4
+    return COLOURS[chosen]
+
+
+def save(path: Path, frames: np.ndarray, milliseconds: int | Sequence[int] = 100) -> Path:
+    """Frames as an animation, or in a folder as pictures 0.png, 1.png, ..."""
+    first, *rest = pictures = [Image.fromarray(frame) for frame in frames]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix:
+        how: dict[str, Any] = {"lossless": True} if path.suffix == ".webp" else {}
+        durations = milliseconds if isinstance(milliseconds, int) else list(milliseconds)
+        first.save(path, save_all=True, append_images=rest, duration=durations, loop=0, **how)
+    else:
+        path.mkdir()
+        for i, picture in enumerate(pictures):
+            picture.save(path / f"{i}.png")
+    return path
+
+
+def content(place: Path, how: ClipReading = WHOLE) -> list[np.ndarray]:
+    return [np.asarray(each[0 : each.shape[0]]) for each in read_clips(place, how).trajectories]
+
+
+@pytest.mark.parametrize("kind", [".gif", ".webp", ""])
+def test_a_clip_is_time_channel_y_x_from_0_to_255(tmp_path: Path, kind: str) -> None:
+    frames = drawn(12)
+    source = read_clips(save(tmp_path / f"clip{kind}", frames, 40), WHOLE)
+    (whole,) = source.trajectories
+    np.testing.assert_array_equal(whole[0:12], frames.transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(whole[3:5], frames[3:5].transpose(0, 3, 1, 2))
+    assert source.step == (pytest.approx(0.04) if kind else None)
+    assert (source.variables, source.metadata.time) == (("red", "green", "blue"), "seconds")
+
+
+def test_a_folder_holds_clips_of_all_kinds_at_any_depth_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = ["2/frames", "2.gif", "10.webp", "a/b/1.gif"]
+    for i, name in enumerate(names):
+        save(tmp_path / "in" / name, drawn(3 + i))
+    save(tmp_path / "in" / ".hidden" / "x.gif", drawn(3))
+    Image.fromarray(drawn(1)[0]).save(tmp_path / "in" / "cover.png")
+    source = read_clips(tmp_path / "in", WHOLE)
+    assert sorted(each.shape[0] for each in source.trajectories) == [3, 4, 5, 6]
+    assert source.note.startswith("pictures beside clips are left out: cover.png")
+    lengths = {3 + i: name for i, name in enumerate(names)}
+    assert [lengths[each.shape[0]] for each in source.trajectories][-1] == "a/b/1.gif"
+
+
+def test_folders_named_after_splits_are_these(tmp_path: Path) -> None:
+    for i, split in enumerate(("train", "train", "test")):
+        save(tmp_path / "in" / split / f"{i}.gif", drawn(4 + i))
+    lengths = {
+        name: [each.shape[0] for each in part] for name, part in read_clips(tmp_path / "in", WHOLE).splits.items()
+    }
+    assert lengths == {"train": [4, 5], "test": [6]}
+
+
+def test_at_a_rate_the_frames_are_those_that_are_shown_then(tmp_path: Path) -> None:
+    frames, lasts = drawn(5), [200, 100, 300, 100, 100]
+    begins = np.cumsum([0, *lasts[:-1]]) / 1000
+    file = save(tmp_path / "uneven.gif", frames, lasts)
+    assert read_clips(file, WHOLE).step is None
+    for rate in (10.0, 5.0, 2.5, 3.0):
+        times = np.arange(np.floor(begins[-1] * rate + 1e-9) + 1) / rate
+        shown = np.searchsorted(begins, times + 1e-9, side="right") - 1
+        source = read_clips(file, replace(WHOLE, rate=rate, least=1))
+        np.testing.assert_array_equal(source.trajectories[0][0:99], frames[shown].transpose(0, 3, 1, 2))
+        assert source.step == pytest.approx(1 / rate)
+    folder = save(tmp_path / "frames", frames)
+    np.testing.assert_array_equal(content(folder, replace(WHOLE, rate=4.0))[0], frames.transpose(0, 3, 1, 2))
+    assert read_clips(folder, replace(WHOLE, rate=4.0)).step == 0.25
+
+
+def test_clips_of_other_rates_are_named_until_one_is_asked_for(tmp_path: Path) -> None:
+    for milliseconds in (50, 100):
+        save(tmp_path / "in" / f"{milliseconds}.gif", drawn(4), milliseconds)
+    source = read_clips(tmp_path / "in", WHOLE)
+    assert source.step is None
+    assert source.note == "clips of other frame rates (10 to 20) are read frame by frame: --data.fps brings them to one"
+    assert not read_clips(tmp_path / "in", replace(WHOLE, rate=10.0)).note
+
+
+@pytest.mark.parametrize("kind", [".gif", ".webp", ""])
+def test_frames_are_cropped_resized_and_grey_as_images_are(tmp_path: Path, kind: str) -> None:
+    frames = drawn(3, 12, 20)
+    file = save(tmp_path / f"clip{kind}", frames)
+    for channels in (1, 3):
+        (made,) = content(file, replace(WHOLE, size=5, channels=channels))
+        expected = [resize(frame.transpose(2, 0, 1), size=5, channels=channels) for frame in frames]
+        np.testing.assert_array_equal(made, np.stack(expected))
+
+
+def test_a_clip_that_cannot_be_used_is_refused_or_skipped_by_name(tmp_path: Path) -> None:
+    place = tmp_path / "in"
+    good = save(place / "0good.gif", drawn(4))
+    bad = {
+        "short": (save(place / "short.gif", drawn(2)), r"short.gif has 2 frame\(s\), expected 3 or more"),
+        "wide": (save(place / "wide.gif", drawn(4, 6, 10)), r"wide.gif has frames of 10 x 6 pixels, .* of 8 x 6"),
+        "cut": (save(place / "cut.gif", drawn(4, 40, 40)), r"cut.gif.*cannot be decoded"),
+        "frames": (save(place / "frames", drawn(4)), r"2.png.*cannot be decoded"),
+        "mixed": (save(place / "mixed", drawn(4)), r"mixed has another size from its frame 2 on"),
+    }
+    cut, broken = bad["cut"][0], bad["frames"][0] / "2.png"
+    cut.write_bytes(cut.read_bytes()[:-900])
+    broken.write_bytes(broken.read_bytes()[:60])
+    Image.new("RGB", (3, 3)).save(bad["mixed"][0] / "1.png")
+    how = replace(WHOLE, least=3)
+    for path, says in bad.values():
+        alone = [good] if "wide" in path.name else []
+        for entry in (path, *alone):
+            (tmp_path / "alone").mkdir(exist_ok=True)
+            (tmp_path / "alone" / entry.name).symlink_to(entry)
+        with pytest.raises(ValueError, match=rf"{says}.*or leave such clips out by --data.on-bad skip"):
+            read_clips(tmp_path / "alone" if alone else path, how)
+        for entry in (path, *alone):
+            (tmp_path / "alone" / entry.name).unlink()
+    source = read_clips(place, replace(how, on_bad="skip"))
+    assert len(source.trajectories) == 1
+    assert source.note.startswith("skipped 5 of 6 clips: ")
+    with pytest.raises(ValueError, match=r"holds no clip that can be used, skipped: short\.gif"):
+        read_clips(bad["short"][0], replace(how, on_bad="skip"))
+
+
+def test_places_without_clips_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there are no clips .*gone"):
+        read_clips(tmp_path / "gone", WHOLE)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").write_text("none")
+    with pytest.raises(ValueError, match="in holds no clips: expected GIF"):
+        read_clips(tmp_path / "in", WHOLE)
+
+
+def test_a_clip_is_decoded_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    real = clips.frames_of
+    monkeypatch.setattr(clips, "frames_of", lambda path, **how: calls.append(path.name) or real(path, **how))
+    file = save(tmp_path / "clip.gif", drawn(3))
+    before = content(file)
+    np.testing.assert_array_equal(content(file), before)
+    assert calls == ["clip.gif"]
+    save(file, drawn(5, seed=1))
+    assert content(file)[0].shape[0] == 5
+
+
+def test_other_sources_take_no_options_of_clips(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((3, 8, 1, 4, 4), np.float32))
+    with pytest.raises(ValueError, match=r"drop --data.size and --data.fps"):
+        Forecast().read_fields(DataConfig(str(tmp_path / "a.npy"), size=8, fps=4.0), "train")
+    with pytest.raises(ValueError, match=r"images.*drop --data.fps"):
+        DataConfig("fashion-mnist", fps=4.0).images("test")
+    with pytest.raises(ValueError, match=r"drop --data.label"):
+        Forecast().read_fields(DataConfig(f"clips:{save(tmp_path / 'a.gif', drawn(4))}", label="x"), "train")
+
+
+def test_of_a_single_clip_enough_frames_for_a_window_are_held_out(tmp_path: Path) -> None:
+    data = DataConfig(f"clips:{save(tmp_path / 'a.gif', drawn(20))}")
+    forecast = Forecast(past=2, frames=3)
+    train, test = (forecast.read_fields(data, split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (15, 5)
+    with pytest.raises(ValueError, match="one trajectory of 20 frames; expected 22 or more, of which the last 11 are"):
+        replace(forecast, frames=9).read_fields(data, "train")
+
+
+# Videos
+
+
+def video(path: Path, frames: np.ndarray, rate: float = 25.0) -> Path:
+    pytest.importorskip("av")
+    assert write_video(frames, rate, path)
+    return path
+
+
+def test_a_video_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Of a codec that loses something: within a few levels, in frames of one colour each."""
+    shades = np.linspace(20, 230, 10).astype(np.uint8)
+    frames = np.broadcast_to(shades[:, None, None, None], (10, 32, 48, 3))
+    file = video(tmp_path / "clip.mp4", frames)
+    source = read_clips(file, WHOLE)
+    whole = source.trajectories[0][0:99]
+    assert whole.shape == (10, 3, 32, 48)
+    np.testing.assert_allclose(whole[:, :, 8, 8], np.repeat(shades[:, None], 3, 1), atol=6)
+    assert source.step == pytest.approx(1 / 25)
+    half = read_clips(file, replace(WHOLE, rate=12.5, size=16))
+    assert (half.trajectories[0].shape, half.step) == ((5, 3, 16, 16), pytest.approx(0.08))
+    np.testing.assert_allclose(half.trajectories[0][0:5][:, 0, 8, 8], shades[::2], atol=6)
+
+
+def test_a_video_that_was_taken_on_its_side_is_upright(tmp_path: Path) -> None:
+    """The matrix of its track turns it clockwise: what was left is on top."""
+    frames = np.zeros((4, 32, 48, 3), np.uint8)
+    frames[:, :, :24] = 200
+    file = video(tmp_path / "clip.mp4", frames)
+    one, words = 1 << 16, (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    as_stored, turned = (np.array(each, ">i4").tobytes() for each in (words, (0, one, 0, -one, 0, 0, 0, 0, 1 << 30)))
+    head, _, rest = file.read_bytes().partition(b"tkhd")
+    assert as_stored in rest[:100]
+    file.write_bytes(head + b"tkhd" + rest.replace(as_stored, turned, 1))
+    whole = read_clips(file, WHOLE).trajectories[0][0:4]
+    assert whole.shape == (4, 3, 48, 32)
+    assert whole[:, :, :20].mean() > 180 > 20 > whole[:, :, 28:].mean()
+
+
+def test_a_damaged_video_is_refused_by_name(tmp_path: Path) -> None:
+    file = video(tmp_path / "clip.mp4", np.zeros((10, 32, 32, 3), np.uint8))
+    whole = file.read_bytes()
+    playlists = b"#EXTM3U\n#EXTINF:1,\nother.mp4\n#EXT-X-ENDLIST\n", b"ffconcat version 1.0\nfile other.mp4\n"
+    for content in (whole[: len(whole) // 2], b"", *playlists):
+        (tmp_path / "other.mp4").write_bytes(whole)
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"clip.mp4: cannot be decoded .*--data.on-bad skip"):
+            read_clips(file, WHOLE)
+
+
+def test_a_video_that_ends_too_soon_is_refused_by_name(tmp_path: Path) -> None:
+    av: Any = pytest.importorskip("av")
+    file = tmp_path / "clip.mkv"
+    noise = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for frame in noise:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    assert read_clips(file, WHOLE).trajectories[0].shape == (20, 3, 32, 32)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
+    with pytest.raises(ValueError, match=r"clip.mkv: cannot be decoded .*ends after \d frame"):
+        read_clips(file, WHOLE)
+
+
+def test_a_video_without_its_reader_says_which_extra_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "clip.mp4").write_bytes(b"video")
+    with pytest.raises(ModuleNotFoundError, match=r"clip.mp4 is a video.*dualrate\[video\].*pictures in a folder"):
+        read_clips(tmp_path / "clip.mp4", replace(WHOLE, on_bad="skip"))
+    assert not write_video(np.zeros((2, 8, 8, 3), np.uint8), 10, tmp_path / "out.mp4")
+
+
+# From clips to a continuation
+
+
+def test_a_newcomers_clip_becomes_a_continuation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TIERS, "mini", ForecastTier((8, 8), (1, 1), FitConfig(iterations=1), embedding=16, patch=2))
+    recipe = Clips(DataConfig(str(save(tmp_path / "mine.gif", drawn(20, 10, 12), 80)), size=8), past=2, frames=2)
+    experiment = replace(recipe, window="causal", size="mini", difference=True)()
+    assert experiment.data == DataConfig(f"clips:{tmp_path / 'mine.gif'}", size=8)
+    assert is_fields(experiment.data.source)
+    assert experiment.shape == (6, 8, 8)
+    model = load(saved_random(experiment, tmp_path / "run"))
+    result = forecast(model, frames=5, members=3, out=tmp_path / "out")
+    assert result.ensemble.shape[1:] == (3, 5, 3, 8, 8)
+    assert result.page.count("data:image/webp;base64,") == 1
+    assert "truth, member 0, member 1, member 2" in result.page
+    with Image.open(tmp_path / "out" / "forecast.webp") as moving:
+        moving.seek(6)
+        moving.load()
+        assert (getattr(moving, "n_frames", 0), moving.info["duration"]) == (2 + 5, 80)
+    film = result.written.film
+    assert film is not None
+    np.testing.assert_array_equal(film.panels["truth"][:2], result.written.starts.past[0])
+    assert (result.ensemble.min(), result.ensemble.max()) == (0, 255)  # random networks go beyond both
+    shown = result.ensemble[0, 1].round()
+    np.testing.assert_array_equal(film.panels["member 1"][2:], shown)
+    with Image.open(tmp_path / "out" / "forecast.png") as sheet:
+        assert sheet.size == (7 * 8 + 6 * 2, 4 * 8 + 3 * 2)
+    other = save(tmp_path / "other.webp", drawn(9, 16, 16), 40)  # of another size and rate, which become the run's
+    ahead = forecast(model, other, frames=2)
+    assert ahead.truth is None
+    expected = [resize(frame.transpose(2, 0, 1), size=8) for frame in drawn(9, 16, 16)[[6, 8]]]
+    np.testing.assert_array_equal(ahead.written.starts.past[0], np.stack(expected))
+
+
+@pytest.mark.parametrize("window", ["attention", "causal"])
+def test_windows_that_attend_may_roll(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: Any) -> None:
+    monkeypatch.setitem(TIERS, "mini", ForecastTier((8, 8), (1, 1), FitConfig(iterations=1), embedding=16, patch=2))
+    data = DataConfig(f"clips:{save(tmp_path / 'mine.gif', drawn(20, 8, 8))}")
+    experiment = Forecasting(data, past=2, frames=3, size="mini", window=window, trained_by="rolling")()
+    model = load(saved_random(experiment, tmp_path / "run"))
+    past = np.asarray(read_clips(tmp_path / "mine.gif", WHOLE).trajectories[0][0:2])
+    ensemble = forecast(model, past, frames=4, members=2).ensemble
+    assert ensemble.shape == (1, 2, 4, 3, 8, 8)
+    assert np.isfinite(ensemble).all()
+    assert not np.array_equal(ensemble[0, 0], ensemble[0, 1])
+
+
+def test_without_data_the_recipe_of_clips_has_sprites() -> None:
+    from dualrate.forecasts.recipe import RECIPES
+
+    recipe: Any = RECIPES["clips"][1]
+    assert isinstance(recipe, Clips)
+    assert recipe.data.source in SIMULATIONS
+    assert isinstance(recipe, Forecasting)
+
+
+def test_a_film_shows_what_is_not_known_in_grey_and_rounds_into_the_range() -> None:
+    np.testing.assert_array_equal(pixels_of(np.array([-3.0, 0.5, 1.5, 254.6, 300.0, np.nan])), [0, 0, 2, 255, 255, 217])
+    members = np.zeros((2, 3, 1, 4, 4))
+    film = Film.of(np.full((1, 1, 4, 4), 9.0), members, np.full((2, 1, 4, 4), 7.0), None)
+    assert film.panels["truth"][:, 0, 0, 0].tolist() == [9, 7, 7, 217]
+    moving = film.moving()
+    assert moving.shape[0] == 4
+    assert moving.shape[1] % 2 == moving.shape[2] % 2 == 0
+    bars = (moving == (36, 99, 235)).all(-1).sum((1, 2))
+    assert bars[0] == 0
+    assert (np.diff(bars) > 0).all()
+
+
+def test_a_network_of_one_frame_is_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The light network's weights; attention over time, leads and the heavy network then add nothing."""
+    monkeypatch.setitem(TIERS, "mini", ForecastTier((8, 8), (1, 1), FitConfig(iterations=1), embedding=16, patch=2))
+    data = DataConfig(f"clips:{save(tmp_path / 'mine.gif', drawn(20, 8, 8), 80)}")
+    of_one = Forecasting(data, past=2, size="mini", rate="light")()
+    run = saved_random(of_one, tmp_path / "one")
+    several: Any = Forecasting(data, past=2, frames=3, size="mini", window="causal")()
+    several = replace(several, method=replace(several.method, light_from=str(run)))
+    start = Start(True, torch.device("cpu"), False, load, lambda i: pytest.fail("no batch"), lambda text: None)
+    model, t = several.method.prepare(several, start).method.denoiser(), torch.tensor([0.3, 0.8], dtype=torch.float64)
+    one, z, y = load(run).denoiser, torch.randn(2, 3, 3, 8, 8), torch.randn(2, 6, 8, 8)
+    with torch.no_grad():
+        cond, rows = Cond(given=y), Cond(given=y.repeat_interleave(3, 0))
+        x_hat = model.denoise(z.flatten(1, 2), t, model.encode(z.flatten(1, 2), t, cond), cond)
+        each, times = z.flatten(0, 1), t.repeat_interleave(3)
+        alone = one.denoise(each, times, one.encode(each, times, rows), rows)
+    torch.testing.assert_close(x_hat.view_as(each), alone, rtol=1e-4, atol=1e-4)
+
+
+# Sprites
+
+
+def test_sprites_move_straight_on_inside_the_frame_and_turn_at_its_edges() -> None:
+    system = MovingSprites(side=32, radius=4.0, speed=2.0)
+    paths = system.paths(Draws(0, torch.arange(50)), 30)
+    assert paths.min() >= 4
+    assert paths.max() <= 31 - 4
+    step = (paths[:, :, 1:] - paths[:, :, :-1]).square().sum(-1).sqrt()
+    assert step.max() == pytest.approx(2.0)
+    assert ((step - 2).abs() < 1e-9).double().mean() > 0.7
+
+
+def test_frames_show_sprites_where_they_are_the_same_from_the_same_key() -> None:
+    system = MovingSprites(side=32, sprites=1, radius=4.0)
+    made = system.simulate(6, 5, 7)
+    assert (made.dtype, made.shape) == (np.uint8, (6, 5, 3, 32, 32))
+    np.testing.assert_array_equal(made[:2], system.simulate(2, 5, 7))
+    brightness = made.astype(float).sum(2)
+    places = np.arange(32)
+    down, across = (np.einsum(f"sthw,{axis}->st", brightness, places) for axis in "hw")
+    centres = np.stack((down, across), -1) / brightness.sum((2, 3))[..., None]
+    np.testing.assert_allclose(centres, system.paths(Draws(7, torch.arange(6)), 5)[:, 0].numpy(), atol=0.05)
+
+
+def test_sprites_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="radius 8 do not move in 17 pixels"):
+        MovingSprites(side=17)
+    system, *_ = SIMULATIONS["moving-sprites"]
+    assert system.simulate(1, 2, 0).shape == (1, 2, 3, 64, 64)
