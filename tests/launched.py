@@ -94,7 +94,7 @@ def dying(run: Callable[[], None], rank: int, sends: int) -> Callable[[], None]:
 
 
 def team(work: Callable[[], None]) -> Callable[[], None]:
-    """What `work` does as a team, with the exit codes of commands."""
+    """Do `work` as a team, with the exit codes of commands."""
 
     def run() -> None:
         try:

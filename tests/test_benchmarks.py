@@ -281,7 +281,7 @@ PARTS = [pytest.param(part, marks=[pytest.mark.slow] * (part == "loop")) for par
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_ratio_stands_beside_its_aim(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of small models, each call once."""
+    """Each call once, of small models."""
     monkeypatch.setattr(calls, "over", lambda top, bottom, seconds, scale=1.0: (top(), bottom()) and Spread(2, 1, 3))
     monkeypatch.setattr(calls, "shipped", lambda name: model(DUAL))
     monkeypatch.setattr(calls, "of_auto", lambda side: model(DUAL))

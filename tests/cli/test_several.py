@@ -72,7 +72,7 @@ def alike(value: dict[str, object]) -> dict[str, object]:
 
 
 def made(out: Path) -> dict[str, object]:
-    """What a command made: the bits of files, and the numbers of JSON but for those of a clock."""
+    """The bits of a command's files, and the numbers of its JSON but for those of a clock."""
     content: dict[str, object] = {}
     for file in filter(Path.is_file, out.parent.rglob("*")):
         name = str(file.relative_to(out.parent))

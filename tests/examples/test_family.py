@@ -185,7 +185,7 @@ def test_em_distillation_has_the_package_s_losses() -> None:
 
 
 def test_discrete_moment_matching_has_the_package_s_losses() -> None:
-    """Of which the auxiliary's is twice the paper's: deviances in place of cross-entropies."""
+    """Losses, of which the auxiliary's is twice the paper's: deviances in place of cross-entropies."""
     file = example("discrete_moment_matching")
     student, auxiliary = shaken(file.FromTeacher(file.PLANES, 8), 1), shaken(file.FromTeacher(0, 8), 2)
     size = file.V + 1

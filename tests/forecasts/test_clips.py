@@ -215,7 +215,7 @@ def video(path: Path, frames: np.ndarray, rate: float = 25.0) -> Path:
 
 
 def test_a_video_is_read_as_it_was_written(tmp_path: Path) -> None:
-    """Of a codec that loses something: within a few levels, in frames of one colour each."""
+    """Frames of a codec that loses something: within a few levels, in frames of one colour each."""
     shades = np.linspace(20, 230, 10).astype(np.uint8)
     frames = np.broadcast_to(shades[:, None, None, None], (10, 32, 48, 3))
     file = video(tmp_path / "clip.mp4", frames)

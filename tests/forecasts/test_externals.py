@@ -21,7 +21,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.experiment.data_config import DataConfig
 from dualrate.forecasts.externals import EQUINOX, TILT, Externals, Forcings, beside, zenith
 from dualrate.forecasts.fields import Forecast, Windows
-from dualrate.forecasts.geometry import packed, unpacked
+from dualrate.forecasts.geometry import as_text, from_text
 from dualrate.forecasts.recipe import Forecasting
 from dualrate.forecasts.rollout import roll_out, with_stride
 from dualrate.forecasts.starts import Starts, held_out_starts, read_starts
@@ -131,9 +131,9 @@ def test_members_share_what_is_known_of_their_start() -> None:
 
 def test_packed_fields_are_restored() -> None:
     fields = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
-    np.testing.assert_array_equal(unpacked(packed(fields), np.float32), fields)
+    np.testing.assert_array_equal(from_text(as_text(fields), np.float32), fields)
     with pytest.raises(ValueError, match="is no static field"):
-        unpacked(packed(fields)[:-8], np.float32)
+        from_text(as_text(fields)[:-8], np.float32)
 
 
 # Runs

@@ -22,7 +22,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.experiment.experiment import Start
 from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.folder import shown, write_forecast
-from dualrate.forecasts.geometry import Geometry, Order, circles, packed, row_areas, unpacked
+from dualrate.forecasts.geometry import Geometry, Order, as_text, circles, from_text, row_areas
 from dualrate.forecasts.metadata import Coordinate, Description
 from dualrate.forecasts.sources import find_fields
 from dualrate.forecasts.starts import held_out_starts, read_starts
@@ -240,12 +240,12 @@ def test_every_part_of_a_loss_is_weighed(
 
 def test_a_mask_is_packed_in_a_short_text() -> None:
     hidden = np.random.default_rng(0).random((3, 5, 7)) < 0.3
-    np.testing.assert_array_equal(unpacked(packed(hidden)), hidden)
+    np.testing.assert_array_equal(from_text(as_text(hidden)), hidden)
     geometry = Geometry().masked(hidden)
     assert from_plain(Geometry, to_plain(geometry)) == geometry
     for text in ("", "3x5:AAAA", "3x5x7:AAAA", "3x5x7:!", "999999x999999x9:eJwDAAAAAAE="):
         with pytest.raises(ValueError, match="is no mask"):
-            unpacked(text)
+            from_text(text)
     with pytest.raises(ValueError, match="hides all points of channel 1"):
         Geometry().masked(np.stack([hidden[0], np.ones((5, 7), bool)]))
 
@@ -352,7 +352,7 @@ def test_a_start_in_another_file_needs_no_mask_and_no_order(tmp_path: Path) -> N
 
 
 def test_what_a_file_says_of_order_is_no_part_of_a_run_and_a_mask_is() -> None:
-    mask = packed(np.eye(4, dtype=bool)[None])
+    mask = as_text(np.eye(4, dtype=bool)[None])
     plain = Forecast()
     assert replace(plain, geometry=Geometry(order=Order(True))).identity == plain.identity
     assert replace(plain, geometry=Geometry(mask=mask)).identity["condition"]["mask"] == mask

@@ -49,7 +49,7 @@ def prognostic(model: dr.Model, **how: Any) -> Prognostic:
 
 
 def test_its_signatures_are_those_of_the_protocol(model: dr.Model) -> None:
-    """Those of earth2studio/models/px/base.py of 0.19.0."""
+    """Signatures of earth2studio/models/px/base.py of 0.19.0."""
     published = {
         "__call__": ["self", "x", "coords"],
         "create_iterator": ["self", "x", "coords"],

@@ -247,7 +247,7 @@ SHORTER = TWO_LEVELS, replace(FLAT, patch=4), GIVEN
 
 @pytest.mark.parametrize("networks", [TwoConditional(*SHORTER), ResidualNetworks(*SHORTER)])
 def test_a_light_network_of_a_condition_may_begin_at_the_second_level(networks):
-    """What the heavy network's first level adds to no feature reaches it through the second."""
+    """The second level brings what the heavy network's first level adds to no feature."""
     built, denoiser = networks.build(PROCESS)
     randomised(built).double()
     z, t = start().requires_grad_(), torch.tensor(0.4).double()

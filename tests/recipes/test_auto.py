@@ -162,7 +162,7 @@ def macs(config: UViTConfig) -> int:
 @pytest.mark.parametrize("size", TIERS)
 @pytest.mark.parametrize("side", SIDES)
 def test_a_light_network_is_light_at_every_side(size, side, channels):
-    """Of an unconditional pair and of a task."""
+    """An unconditional pair, and one of a task."""
     heavy = network(TIERS[size], side, channels, 0)
     for light in (heavy.lighter(), reduced(heavy, "light")):
         assert heavy.macs >= 3 * light.macs

@@ -174,7 +174,7 @@ def test_requests_of_one_condition_share_its_heavy_call():
 
 
 def test_the_oldest_requests_go_first_where_not_all_have_room():
-    """Of three requests two have room in a batch: the third has its first step when the first has had its last."""
+    """Two of three requests have room in a batch: the third has its first step when the first has had its last."""
     step, plan = ancestral(4, 4)
     ends, counted = [], Counted(MADE["dual"]())
     with Engine(Capacity(rows=2)) as engine:

@@ -85,7 +85,7 @@ class Demo(Ranged):
         print(self.out / "report.html")
 
     def _requests(self, plans: Sequence[Plan], progress: Reporter) -> list[str]:
-        """What `compare` is asked for, of the weights that are there."""
+        """The requests to `compare`, of the weights that are there."""
         from dualrate.runs.store import EXPERIMENT
 
         present = {name for _, name, _ in plans if (self.weights / name / EXPERIMENT).is_file()}

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from dualrate.data.cache import cache_dir
 from dualrate.data.decode import MAX_PIXELS, OnBad, Options, frames_of, image_of, resize
 from dualrate.data.folders import by_number
-from dualrate.data.source import SUFFIXES, DataProgress, hidden, one_line, printable, reading, silent, split_named
+from dualrate.data.source import SUFFIXES, DataProgress, hidden, printable, reading, silent, split_named
 from dualrate.forecasts.metadata import Description, Metadata
 from dualrate.forecasts.trajectories import FieldSource, Lazy, Trajectory, common_step
-from dualrate.system.files import check_regular, naming, read_json, whole, write_whole
+from dualrate.system.files import check_regular, naming, read_json, shown, whole, write_whole
 from dualrate.system.folders import some_of
 
 CLIPS = "clips:"  # begins a source of them
@@ -69,7 +69,7 @@ def metadata_of(channels: int) -> Metadata:
     return Metadata(variables=LEVELS.variables[:channels], time=LEVELS.time)
 
 
-def is_clip(path: Path) -> bool:
+def holds_clip(path: Path) -> bool:
     """Whether a file is a clip by itself, by its name, a WEBP by whether it moves."""
     ending = path.suffix.lower()
     if ending == ".webp" and path.is_file():
@@ -90,7 +90,7 @@ def find_clips(place: Path) -> tuple[list[Path], str]:
     for root, folders, names in os.walk(place):
         folders[:] = [name for name in folders if not hidden(name)]
         files = [Path(root, name) for name in names if not hidden(name)]
-        moving = [file for file in files if is_clip(file)]
+        moving = [file for file in files if holds_clip(file)]
         pictures = [file for file in files if file.suffix.lower() in SUFFIXES and file not in moving]
         clips += moving or [Path(root)] * bool(pictures)
         beside += pictures * bool(moving)
@@ -137,7 +137,7 @@ def read_clips(place: Path, how: ClipReading, progress: DataProgress = silent) -
         except ValueError as error:
             if how.on_bad == "fail":
                 raise ValueError(f"{error}; or leave such clips out by --data.on-bad skip") from error
-            skipped.append(f"{printable(clip.name)} ({one_line(error)})")
+            skipped.append(f"{printable(clip.name)} ({shown(error)})")
             continue
         splits.setdefault(top[0] if named else "", []).append(frames)
         steps.append(step)
@@ -272,5 +272,5 @@ def _video(clip: Path, files: Sequence[Path], how: ClipReading) -> Timed:
             if count < WHOLE * stream.frames or (alone and begins is not None and begins < lasts / 2):
                 raise ValueError(f"it ends after {count} frame(s), before it says so")
     except (av.FFmpegError, ValueError, IndexError) as error:
-        said = getattr(error, "strerror", None) or one_line(error)
+        said = getattr(error, "strerror", None) or shown(error)
         raise ValueError(f"{clip}: cannot be decoded as MP4, WebM, MKV or AVI ({said})") from error

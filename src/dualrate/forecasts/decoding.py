@@ -1,4 +1,4 @@
-"""Numbers of files as their attributes say: packed ones unpacked, fills and what lies outside a valid range as NaN."""
+"""Numbers of files as their attributes say: packed ones physical, fills and what lies outside a valid range as NaN."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 PACKING = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned")
 
 
-def unpacked(values: NDArray[Any], attributes: Mapping[str, Any]) -> NDArray[Any]:
+def physical(values: NDArray[Any], attributes: Mapping[str, Any]) -> NDArray[Any]:
     """Numbers of a dataset that nothing has decoded yet, by the conventions of NetCDF as xarray knows them."""
     if packing := {name: attributes[name] for name in PACKING if name in attributes}:
         from xarray import Variable, conventions

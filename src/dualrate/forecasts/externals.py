@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.forecasts.geometry import Geometry, packed, static_of, unpacked
+from dualrate.forecasts.geometry import Geometry, as_text, from_text, static_of
 from dualrate.forecasts.statistics import as_float32, survey
 from dualrate.forecasts.trajectories import FieldSource, Trajectory, timing_of
 
@@ -130,7 +130,7 @@ class Forcings:
                 timedelta(hours=(after + externals.lead * k) * externals.hours) for k in range(externals.frames + 1)
             ]
             dates = plain_dates(self.dates[np.asarray(numbers) % len(self.dates)])
-            moments = np.array([[parts_of(date + each) for each in hours] for date in dates])
+            moments = np.array([[parts_of_time(date + each) for each in hours] for date in dates])
         values = np.stack([self.values(int(i), after) for i in numbers]) if externals.variables else np.zeros(0)
         for name in externals.forcings:
             if name in CYCLES:
@@ -190,13 +190,13 @@ def packed_statics(source: str, fields: FieldSource, names: Sequence[str]) -> st
         if not inside.size or not inside.std():
             raise ValueError(f"{name} is the same at all points, which tells networks nothing: drop --static {name}")
         planes.append(np.nan_to_num((plane - inside.mean()) / inside.std(), posinf=0, neginf=0))
-    return packed(np.stack(planes).astype("<f4")) if planes else ""
+    return as_text(np.stack(planes).astype("<f4")) if planes else ""
 
 
 @lru_cache(maxsize=16)
 def statics_on(device: torch.device, externals: Externals) -> Tensor:
     """The static fields, (S, H, W) on a device."""
-    return torch.from_numpy(unpacked(externals.fields, np.float32).copy()).to(device)
+    return torch.from_numpy(from_text(externals.fields, np.float32).copy()).to(device)
 
 
 def plain_dates(dates: NDArray[Any]) -> list[Any]:
@@ -213,7 +213,7 @@ def hours_between(times: NDArray[Any], breaks: Sequence[int]) -> NDArray[np.floa
     return np.array([(dates[i] - dates[i - 1]).total_seconds() / 3600 for i in pairs])
 
 
-def parts_of(date: Any) -> tuple[float, float]:
+def parts_of_time(date: Any) -> tuple[float, float]:
     """The parts of the year and of the day that are over."""
     day = date.replace(hour=0, minute=0, second=0, microsecond=0)
     begun = day.replace(month=1, day=1)

@@ -37,7 +37,7 @@ from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
 from dualrate.forecasts.clips import CLIPS, LEVELS, ClipReading
 from dualrate.forecasts.externals import Externals, Forcings, beside, forcings_after, statics_on
-from dualrate.forecasts.geometry import Geometry, Mask, Masked, hidden_on, ordered, planes_on, weights_on
+from dualrate.forecasts.geometry import Geometry, Hiding, Mask, hidden_on, ordered, planes_on, weights_on
 from dualrate.forecasts.metadata import Metadata
 from dualrate.forecasts.sources import AS_THEY_ARE, find_fields
 from dualrate.forecasts.splits import check_frames, divided, pieces_of
@@ -278,7 +278,7 @@ class Forecast(Condition, Ranged):
         return read_fields(data.source, split, statistics, progress, **how)
 
     def around(self, denoiser: Denoiser) -> Denoiser:
-        return Masked(denoiser, self.geometry, self.frames) if self.geometry.mask else denoiser
+        return Hiding(denoiser, self.geometry, self.frames) if self.geometry.mask else denoiser
 
     def weighed(self, x: Tensor, power: float = 0.5) -> Tensor:
         if not (self.geometry.spherical or self.geometry.mask):

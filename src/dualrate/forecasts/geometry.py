@@ -132,7 +132,7 @@ class Geometry:
     @property
     def hidden(self) -> Mask | None:
         """The hidden points, (C, H, W); None: there are none."""
-        return unpacked(self.mask) if self.mask else None
+        return from_text(self.mask) if self.mask else None
 
     def weights(self, shape: Sequence[int]) -> NDArray[np.float64]:
         """(C, H, W): the weight of each number of a frame in a mean, 0 where it is hidden; of mean 1 in a channel."""
@@ -165,7 +165,7 @@ class Geometry:
         """This geometry with these points hidden, (C, H, W). Raises ValueError for a channel of which all would be."""
         if (whole := np.flatnonzero(hidden.all((1, 2)))).size:
             raise ValueError(f"the mask hides all points of channel {whole[0]}: leave that variable out")
-        return replace(self, mask=packed(hidden) if hidden.any() else "")
+        return replace(self, mask=as_text(hidden) if hidden.any() else "")
 
 
 # Order
@@ -270,7 +270,7 @@ def row_areas(latitudes: NDArray[np.float64]) -> NDArray[np.float64]:
 # Masks
 
 
-def packed(numbers: NDArray[Any]) -> str:
+def as_text(numbers: NDArray[Any]) -> str:
     """Hidden points or float32 (C, H, W) as a short text."""
     raw = np.packbits(numbers) if numbers.dtype == bool else numbers.astype("<f4")
     content = base64.b64encode(zlib.compress(raw.tobytes(), 9)).decode()
@@ -320,7 +320,7 @@ def static_of(source: str, fields: FieldSource, name: str, words: Sequence[str] 
 
 
 @lru_cache(maxsize=4)
-def unpacked(text: str, dtype: type = bool) -> NDArray[Any]:
+def from_text(text: str, dtype: type = bool) -> NDArray[Any]:
     """The inverse of `packed`, of float32 or bool. Raises ValueError for what is none."""
     try:
         sizes, _, content = text.partition(":")
@@ -358,7 +358,7 @@ def hidden_on(device: torch.device, geometry: Geometry, frames: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Masked(Wrapper):
+class Hiding(Wrapper):
     """A denoiser whose x_hat is 0 at hidden points: the data's own value there. frames: of a window"""
 
     geometry: Geometry

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualrate.data.source import reading, split_named
-from dualrate.forecasts.decoding import unpacked
+from dualrate.forecasts.decoding import physical
 from dualrate.forecasts.file_checks import (
     array_of,
     check_count,
@@ -149,7 +149,7 @@ def _of_hdf5(path: Path, parts: Sequence[Any], number: int, shape: tuple[int, ..
     """A trajectory of one array of all channels, or of an array for each."""
 
     def read(i: int, j: int) -> NDArray[Any]:
-        frames = [unpacked(part[number, i:j], part.attrs) for part in parts]
+        frames = [physical(part[number, i:j], part.attrs) for part in parts]
         return np.stack(frames, 1).reshape(j - i, *shape[1:])
 
     return Lazy(shape, read, timing, path)  # pyright: ignore[reportArgumentType]
@@ -190,7 +190,7 @@ def _well(file: Any, path: Path, split: str) -> FieldSource | None:
             data = array_of(path, group, name)
             if not data.attrs.get("time_varying", True):
                 if data.ndim == len(axes) and not data.attrs.get("sample_varying", True):
-                    statics[name] = lambda data=data: unpacked(data[...], data.attrs).reshape(grid_of(data.shape))
+                    statics[name] = lambda data=data: physical(data[...], data.attrs).reshape(grid_of(data.shape))
                 continue
             parts.append((data, bool(data.attrs.get("sample_varying", True))))
             components = int(np.prod(data.shape[1 + parts[-1][1] + len(axes) :]))
@@ -215,7 +215,7 @@ def _well(file: Any, path: Path, split: str) -> FieldSource | None:
     def trajectory(number: int, timing: Timing) -> Lazy:
         def read(first: int, last: int) -> NDArray[Any]:
             arrays = [
-                unpacked(data[number, first:last] if varies else data[first:last], data.attrs) for data, varies in parts
+                physical(data[number, first:last] if varies else data[first:last], data.attrs) for data, varies in parts
             ]
             wide = [array.reshape(last - first, *grid, -1) for array in arrays]
             return np.moveaxis(np.concatenate(wide, -1), -1, 1)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.drawing.drawer import spread
-from dualrate.forecasts.externals import hours_between, parts_of, plain_dates
+from dualrate.forecasts.externals import hours_between, parts_of_time, plain_dates
 from dualrate.forecasts.fields import Fields
 from dualrate.forecasts.starts import Starts
 from dualrate.forecasts.trajectories import timing_of
@@ -41,9 +41,9 @@ class Seasons:
             return None
         step = float(np.concatenate(hours).mean()) * ahead
         leads = [timedelta(hours=step * (k + 1)) for k in range(starts.known)]
-        later = [[parts_of(date + lead)[0] for lead in leads] for date in plain_dates(dates)]
+        later = [[parts_of_time(date + lead)[0] for lead in leads] for date in plain_dates(dates)]
         places = _places(data, 0)
-        some = [parts_of(plain_dates(times[i].times[at : at + 1])[0])[0] for i, at in places]
+        some = [parts_of_time(plain_dates(times[i].times[at : at + 1])[0])[0] for i, at in places]
         return Seasons(np.array(some), np.array(later))
 
     def drawn(self, frames: Tensor, part: range, members: int, leads: int) -> Iterator[Tensor]:

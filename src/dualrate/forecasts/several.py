@@ -32,7 +32,7 @@ def joined(files: Sequence[Named]) -> Named:
     return _beside([_in_time(group) for group in groups.values()])
 
 
-def check_alike(first: Named, other: Named, *, splits: bool = False) -> None:
+def check_same_kind(first: Named, other: Named, *, splits: bool = False) -> None:
     """Raises ValueError for other places; of one split for another number of trajectories, else for other variables."""
     (path, fields), (other_path, other_fields) = first, other
     pairs = [
@@ -53,7 +53,7 @@ def check_alike(first: Named, other: Named, *, splits: bool = False) -> None:
 def _in_time(files: Sequence[Named]) -> Named:
     """Files of the same variables, one after the other."""
     for other in files[1:]:
-        check_alike(files[0], other)
+        check_same_kind(files[0], other)
     if len(files) == 1:
         return files[0]
     times = {path: timing_of(fields.trajectories[0]).times for path, fields in files}
@@ -108,7 +108,7 @@ def _beside(groups: Sequence[Named]) -> Named:
     """Variables of several sources over the same times as channels of one."""
     path, first = groups[0]
     for other, fields in groups[1:]:
-        check_alike(groups[0], (other, fields))
+        check_same_kind(groups[0], (other, fields))
         for mine, theirs in zip(fields.trajectories, first.trajectories, strict=True):
             a, b = timing_of(mine).times, timing_of(theirs).times
             if mine.shape[0] != theirs.shape[0] or not np.array_equal(a, b):

@@ -42,7 +42,7 @@ from dualrate.forecasts.datasets import NoFields
 from dualrate.forecasts.file_checks import check_count, check_size
 from dualrate.forecasts.hdf5 import HDF5, read_hdf5
 from dualrate.forecasts.netcdf import LABELLED, read_labelled
-from dualrate.forecasts.several import check_alike, joined
+from dualrate.forecasts.several import check_same_kind, joined
 from dualrate.forecasts.simulations import SIMULATIONS
 from dualrate.forecasts.trajectories import EXPECTED, FRAMES, FieldSource, Lazy, numbered
 from dualrate.system.files import check_regular, whole
@@ -178,7 +178,7 @@ def _read_several(members: Sequence[tuple[str, Path]], names: Sequence[str], lev
     splits = [(split, *joined(files)) for split, files in parts.items() if files]
     _, path, first = splits[0]
     for _, other_path, other in splits[1:]:
-        check_alike((path, first), (other_path, other), splits=True)
+        check_same_kind((path, first), (other_path, other), splits=True)
     note = "; ".join(
         [first.note] * bool(first.note)
         + [f"without fields: {some_of([file.name for file in without])}"] * bool(without)

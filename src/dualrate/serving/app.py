@@ -213,7 +213,7 @@ def measurements(jobs: Jobs) -> bytes:
         seconds.add_metric([kind], engine.batches[kind], engine.seconds[kind])
 
     class Now:
-        def collect(self) -> Iterator[object]:
+        def collect(self) -> Iterator[core.Metric]:
             yield from (at_work, ended, calls, rows, seconds)
 
     registry = core.CollectorRegistry()
