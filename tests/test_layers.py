@@ -367,7 +367,7 @@ def test_the_checks_find_what_they_look_for() -> None:
     )
 
     late = imports("def f():\n    from dualrate.texts import pieces", "dualrate.runs.load", MODULES)
-    for module in ("dualrate.runs.load", "dualrate.forecasts.fields", "dualrate.comparison.results"):
+    for module in ("dualrate.runs.load", "dualrate.forecasts.condition", "dualrate.comparison.results"):
         assert into_wings(module, late) == ["dualrate.texts.pieces"], module
     assert not any(into_wings(module, late) for module in ("dualrate.texts.recipe", "dualrate.cli.train"))
 

@@ -15,7 +15,7 @@ from forecasts.made_forecasts import CHANNELS, WIDTH, experiment_of
 from forecasts.test_rollout import by_lead
 from runs.made import ONE, saved_random
 
-from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.condition import Forecast
 from dualrate.runs.store import load
 from dualrate.runs.train import FORECAST, check_out
 from dualrate.serving.offer import Offer

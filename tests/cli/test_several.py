@@ -19,7 +19,7 @@ from dualrate.data.latent_set import encode
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import TwoNetworks
-from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.condition import Forecast
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.metrics.features import Architecture

@@ -68,7 +68,7 @@ from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
 from dualrate.experiment.network_configs import OneConditional, OneNetwork, ThreeConditional, TwoConditional
 from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, OwnSteps, steps_at, steps_of_ddim
-from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.refiner import Levels, RefinerConfig, Refining
 from dualrate.forecasts.rolling import RollingConfig, RollingDenoising
 from dualrate.forecasts.rolling_process import Rolling

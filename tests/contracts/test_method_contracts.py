@@ -38,7 +38,7 @@ from dualrate.experiment.network_configs import (
     TwoTransformers,
 )
 from dualrate.experiment.plan_support import AtLeast, OnePlan
-from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.refiner import Refinement, RefinerConfig
 from dualrate.forecasts.rolling import RollingConfig
 from dualrate.forecasts.rolling_process import Rolling

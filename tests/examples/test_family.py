@@ -24,7 +24,7 @@ from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.rolling import WHOLE, RollingDenoising, roll
 from dualrate.forecasts.rolling_process import Rolling
 from dualrate.methods.consistency import Consistency, TeacherSteps

@@ -14,7 +14,7 @@ from dualrate.data.conditions import Latent
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneConditional, TwoConditional
 from dualrate.experiment.upgrade import RETIRED, upgraded
-from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.rolling import RollingConfig
 from dualrate.forecasts.rolling_process import Rolling
 from dualrate.methods.times import GivenTimes

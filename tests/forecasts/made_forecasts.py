@@ -11,7 +11,8 @@ from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import TwoConditional
-from dualrate.forecasts.fields import Forecast, read_fields
+from dualrate.forecasts.condition import Forecast
+from dualrate.forecasts.fields import read_fields
 from dualrate.forecasts.folder import write_forecast
 from dualrate.forecasts.rollout import roll_out
 from dualrate.forecasts.starts import held_out_starts

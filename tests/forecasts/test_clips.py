@@ -21,7 +21,7 @@ from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Start
 from dualrate.forecasts import clips
 from dualrate.forecasts.clips import ClipReading, read_clips
-from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.film import Film, pixels_of, write_video
 from dualrate.forecasts.forecast import forecast
 from dualrate.forecasts.recipe import TIERS, Clips, Forecasting, ForecastTier

@@ -21,8 +21,8 @@ from trouble import forked
 import dualrate as dr
 from dualrate.comparison import compare as comparison
 from dualrate.forecasts.comparison import ForecastYardstick
+from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.evaluation import window_scores
-from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.folder import JOURNAL, ForecastArray
 from dualrate.runs.store import load
 from dualrate.system.progress import Silent

@@ -11,8 +11,9 @@ from forecasts.made_forecasts import CHANNELS, WIDTH, experiment_of
 from runs.made import saved_random
 
 from dualrate.drawing.choice import Choice
+from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.evaluation import BY_NAME, bad_news, forecast_scores, judged
-from dualrate.forecasts.fields import Fields, Forecast
+from dualrate.forecasts.fields import Fields
 from dualrate.forecasts.folder import write_forecast
 from dualrate.forecasts.page import _spectra, _steady_panel, forecast_page
 from dualrate.forecasts.rollout import forecast_of

@@ -19,8 +19,8 @@ from dualrate.cli.main import parsed
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.random import Draws
 from dualrate.experiment.data_config import DataConfig
+from dualrate.forecasts.condition import Forecast, Windows
 from dualrate.forecasts.externals import EQUINOX, TILT, Externals, Forcings, beside, zenith
-from dualrate.forecasts.fields import Forecast, Windows
 from dualrate.forecasts.geometry import as_text, from_text
 from dualrate.forecasts.recipe import Forecasting
 from dualrate.forecasts.rollout import roll_out, with_stride

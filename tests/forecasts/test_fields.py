@@ -17,7 +17,8 @@ from dualrate.diffusion.process import GaussianProcess, SharedNoise
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiment.network_configs import OneConditional, TwoConditional
-from dualrate.forecasts.fields import Fields, Forecast, Statistics, Windows, survey
+from dualrate.forecasts.condition import Forecast, Windows
+from dualrate.forecasts.fields import Fields, Statistics, survey
 from dualrate.forecasts.recipe import TIERS, Forecasting, heavy_network
 from dualrate.forecasts.rolling import RollingConfig
 from dualrate.forecasts.rolling_process import Rolling

@@ -20,7 +20,7 @@ from dualrate.data.loader import Batches
 from dualrate.diffusion.context import Cond
 from dualrate.diffusion.random import Draws
 from dualrate.experiment.experiment import Start
-from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.folder import shown, write_forecast
 from dualrate.forecasts.geometry import Geometry, Order, as_text, circles, from_text, row_areas
 from dualrate.forecasts.metadata import Coordinate, Description

@@ -18,8 +18,9 @@ from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import OneConditional
 from dualrate.forecasts import pictures as field_pictures
 from dualrate.forecasts.comparison import check_same_starts
+from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.evaluation import forecast_scores
-from dualrate.forecasts.fields import Forecast, read_fields
+from dualrate.forecasts.fields import read_fields
 from dualrate.forecasts.folder import shown
 from dualrate.forecasts.geometry import Geometry
 from dualrate.forecasts.metadata import Metadata

@@ -32,7 +32,7 @@ from dualrate.diffusion.context import Batch, Cond, Context, Reuse, shared_time
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
 from dualrate.experiment.network_configs import ThreeConditional, TwoConditional
-from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.rolling import RollingConfig, RollingDenoising, Window, roll
 from dualrate.forecasts.rolling_process import Rolling
 from dualrate.methods.times import BothTimes, SingleTime, TimeSampler

@@ -30,7 +30,8 @@ from dualrate.experiment.network_configs import OneNetwork, ThreeConditional
 from dualrate.forecasts import folder as forecast_folder
 from dualrate.forecasts import pictures as field_pictures
 from dualrate.forecasts import rollout as module
-from dualrate.forecasts.fields import Forecast, read_fields
+from dualrate.forecasts.condition import Forecast
+from dualrate.forecasts.fields import read_fields
 from dualrate.forecasts.folder import ForecastArray, write_forecast
 from dualrate.forecasts.rolling import RollingConfig, roll
 from dualrate.forecasts.rolling_process import Rolling

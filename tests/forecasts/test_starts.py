@@ -18,7 +18,8 @@ from dualrate.diffusion.context import Cond, Context, Reuse
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneConditional
-from dualrate.forecasts.fields import Forecast, read_fields
+from dualrate.forecasts.condition import Forecast
+from dualrate.forecasts.fields import read_fields
 from dualrate.forecasts.folder import write_forecast
 from dualrate.forecasts.rolling import RollingConfig
 from dualrate.forecasts.rolling_process import Rolling

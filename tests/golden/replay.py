@@ -18,7 +18,7 @@ from dualrate.data.conditions import SuperResolution
 from dualrate.drawing import samples
 from dualrate.experiment.model import Model
 from dualrate.forecasts import folder as forecast_folder
-from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.starts import held_out_starts
 from dualrate.pipelines.condition import Prompts
 from dualrate.pipelines.retrofitted import prompts_of

@@ -80,7 +80,7 @@ def main(system: str, folder: Path) -> None:
     import dualrate_command
     from dualrate.cli.doctor import check_device, check_disk, check_installation, examine
     from dualrate.cli.main import parsed
-    from dualrate.forecasts.fields import Forecast
+    from dualrate.forecasts.condition import Forecast
     from dualrate.forecasts.folder import write_forecast
     from dualrate.forecasts.starts import held_out_starts
 

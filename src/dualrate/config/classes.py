@@ -14,7 +14,7 @@ OF_MODULES = {
     "dualrate.methods.early_exit": ("EarlyExitNetwork", "EarlyExitConfig"),
     "dualrate.data.pairs": ("Pairs",),
     "dualrate.diffusion.categorical": ("Masked", "Uniform", "NoisePlanes"),
-    "dualrate.forecasts.fields": ("Forecast",),
+    "dualrate.forecasts.condition": ("Forecast",),
     "dualrate.forecasts.refiner": ("AtLevels", "Levels", "RefinerConfig", "Refinement"),
     "dualrate.forecasts.rolling": ("RollingConfig",),
     "dualrate.forecasts.rolling_process": ("Rolling",),

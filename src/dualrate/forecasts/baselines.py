@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dualrate.drawing.drawer import spread
-from dualrate.forecasts.fields import Fields, Forecast
+from dualrate.forecasts.condition import Forecast
+from dualrate.forecasts.fields import Fields
 
 NUMBERS, LEAST, MOST = 2**24, 20, 512  # of all targets of a regression; windows that it is fit to, at least and at most
 PENALTIES = tuple(10.0**power for power in range(-5, 3))  # of its coefficients, in mean squares of the inputs

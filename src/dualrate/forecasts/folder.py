@@ -27,7 +27,7 @@ from dualrate.config.ranges import as_path
 from dualrate.data.source import reading
 from dualrate.drawing.drawer import Drawer, spread
 from dualrate.drawing.record import SamplingRecord, as_before, drawn_by, naming_progress
-from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.file_checks import with_extra
 from dualrate.forecasts.film import Film, write_video
 from dualrate.forecasts.metadata import Coordinate

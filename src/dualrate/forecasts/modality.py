@@ -27,12 +27,12 @@ class OfFields(Modality):
         return is_fields(source)
 
     def makes(self, experiment: Any) -> bool:
-        from dualrate.forecasts.fields import Forecast
+        from dualrate.forecasts.condition import Forecast
 
         return isinstance(experiment.condition, Forecast)
 
     def read(self, data: Any, split: Split, progress: DataProgress) -> TrainingSet:
-        from dualrate.forecasts.fields import Forecast
+        from dualrate.forecasts.condition import Forecast
 
         return Forecast().read_fields(data, split, progress=progress)
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from xarray.backends.common import BackendArray
 from xarray.core.indexing import IndexingSupport, LazilyIndexedArray, explicit_indexing_adapter
 
-from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.geometry import Mask, Order
 from dualrate.forecasts.metadata import Coordinate, Description
 from dualrate.forecasts.rollout import Frame

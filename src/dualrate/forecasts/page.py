@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.curves import Panel, curves_figure, spectra_figure
 from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, bad_news, shown_leads
-from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.folder import ForecastWritten, lead_axis, shown
 from dualrate.forecasts.pictures import forecast_figure
 from dualrate.forecasts.scores import THRESHOLDS, ForecastScores, Score

@@ -21,8 +21,8 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
 from dualrate.forecasts.clips import CLIPS, ClipReading
+from dualrate.forecasts.condition import Forecast, Frames, Windows
 from dualrate.forecasts.externals import Externals, packed_statics
-from dualrate.forecasts.fields import Forecast, Frames, Windows
 from dualrate.forecasts.geometry import Geometry, hidden_points, ordered
 from dualrate.forecasts.refiner import Refinement, RefinerConfig
 from dualrate.forecasts.rolling import RollingConfig

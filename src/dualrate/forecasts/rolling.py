@@ -42,8 +42,8 @@ from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.random import Draws
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import AnyPlan
+from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.externals import beside
-from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.rolling_process import Rolling
 from dualrate.methods.denoising import WeightedDenoising
 from dualrate.methods.times import SingleTime, TimeSource, to_device

@@ -36,8 +36,8 @@ from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.model import Model
+from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.externals import Forcings, beside
-from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.rolling import roll
 from dualrate.forecasts.rolling_process import Rolling
 from dualrate.sampling.trajectory import MEMBER, sample_batches

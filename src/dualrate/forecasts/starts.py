@@ -19,8 +19,9 @@ from dualrate.diffusion.context import Shape
 from dualrate.drawing.drawer import spread
 from dualrate.experiment.model import Model
 from dualrate.forecasts.clips import CLIPS, ClipReading
+from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.externals import Forcings, forcings_after
-from dualrate.forecasts.fields import Fields, Forecast
+from dualrate.forecasts.fields import Fields
 from dualrate.forecasts.geometry import Order, ordered
 from dualrate.forecasts.metadata import SAME_AXIS, Metadata
 from dualrate.forecasts.rolling_process import Rolling

@@ -5,8 +5,8 @@ Every block ends in a zero-initialised projection, so at initialisation it is th
 MACs per image: convolution block 18 C^2 HW; transformer block 12 C^2 n + 2 C n^2 with n = HW tokens.
 
 Precision. Autocast casts the weights of linear layers and convolutions wherever they are used; it keeps the result only
-of weights that require gradients, and only until its block ends. A network that samples has none of those: 72 of the
-170 operators of a light call were casts. Weights held in bfloat16 (`copied`) have the same bits, and are cast once.
+of weights that require gradients, and only until its block ends. A network that samples has none of those. Weights held
+in bfloat16 (`copied`) have the same bits, and are cast once.
 
 Training. `frozen` switches parameters off for a while; `eval_mode` switches dropout off too. A frozen parameter gets no
 gradient, so an optimiser keeps no state for it and leaves it alone, and its moving average stays where it is. The

@@ -9,8 +9,7 @@
 If all blocks are the identity, as at initialisation, h - after_i = 0 and `before_i` passes through unchanged.
 
 A level is convolutional or transformer blocks; a single level with transformer blocks is a flat, DiT-like network.
-The layout of the ImageNet recipes is that of the multistep consistency paper (arXiv 2403.06807) without its
-concatenated skips: see `recipes/imagenet.py`.
+The ImageNet recipes have the layout of arXiv 2403.06807 without its concatenated skips: see `recipes/imagenet.py`.
 """
 
 from __future__ import annotations
