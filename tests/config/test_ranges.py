@@ -74,6 +74,7 @@ from dualrate.forecasts.rolling import RollingConfig, RollingDenoising
 from dualrate.forecasts.rolling_process import Rolling
 from dualrate.forecasts.simulations import Kolmogorov, KuramotoSivashinsky, MovingGarments
 from dualrate.forecasts.sphere import Barotropic
+from dualrate.forecasts.sprites import MovingSprites
 from dualrate.forecasts.systems import Evolving, Simulation, System
 from dualrate.methods.consistency import Consistency, ConsistencyConfig
 from dualrate.methods.crps import OneCall, OneCallConfig
@@ -250,7 +251,7 @@ def examples() -> Iterator[Any]:
     yield from (Prepare(source="photos", out=run, size=64), Encode(source="photos", out=run, codec=run), Verify(run))
     yield from (EncodeImages(images="photos", run_dir=run), CheckCodec(folder=run, source="photos"))
     yield from (Simulate(system="kolmogorov", out=run), KuramotoSivashinsky(), Kolmogorov(), MovingGarments())
-    yield Barotropic()
+    yield from (Barotropic(), MovingSprites())
     yield from (_Images(), _ToFolder(source="photos", out=run))
     yield from (Decode(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
     yield from (Train(cli_train.RECIPES["fashion-mnist-dual-45"]()), AnyPlan((1, 2)))

@@ -49,14 +49,14 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page. drawings: SVG and caption; gallery: pixels and caption; details: a page."""
+    """A part of the page. drawings: SVG and caption; gallery: pixels and caption; table: a `Table`; details: a page."""
 
     title: str
     lead: str
     text: Sequence[str] = ()
     drawings: Sequence[tuple[str, str]] = ()
     gallery: Sequence[tuple[Any, str]] = ()
-    table: Table | None = None
+    table: Any = None
     details: str = ""
 
 

@@ -15,6 +15,7 @@ OF_MODULES = {
     "dualrate.data.pairs": ("Pairs",),
     "dualrate.diffusion.categorical": ("Masked", "Uniform", "NoisePlanes"),
     "dualrate.forecasts.condition": ("Forecast",),
+    "dualrate.forecasts.externals": ("Externals",),
     "dualrate.forecasts.refiner": ("AtLevels", "Levels", "RefinerConfig", "Refinement"),
     "dualrate.forecasts.rolling": ("RollingConfig",),
     "dualrate.forecasts.rolling_process": ("Rolling",),

@@ -1,7 +1,6 @@
 """Building blocks of the networks: FiLM-modulated residual blocks, transformer blocks, embeddings.
 
-Activations are (B, C, H, W), kept in channels-last memory, so that (B, H * W, C) tokens are a view of them.
-Every block ends in a zero-initialised projection, so at initialisation it is the identity.
+Activations (B, C, H, W) are in channels-last memory: tokens (B, H W, C) are a view. Every block begins as the identity.
 MACs per image: convolution block 18 C^2 HW; transformer block 12 C^2 n + 2 C n^2 with n = HW tokens.
 
 Precision. Autocast casts the weights of linear layers and convolutions wherever they are used; it keeps the result only
