@@ -80,7 +80,7 @@ def made(out: Path) -> dict[str, object]:
             content[name] = timeless(json.loads(file.read_text(), object_hook=alike))
         elif file.suffix == ".safetensors":  # beside features stands how long drawing took
             content[name] = {key: array.tobytes() for key, array in load_file(file).items()}
-        elif file.suffix not in (".journal", ".html") and file.name != ".lock":
+        elif file.suffix not in (".journal", ".html", ".csv", ".svg") and file.name != ".lock":
             content[name] = file.read_bytes()
     return content
 
