@@ -63,6 +63,7 @@ from studies.equal_score import resampled
 
 PAGE = RESULTS / "forecasts.md"
 SHARED, FRAMES = (1, 16, 64), 3
+PARTS = "windows", "roll-outs", "students"  # of what is trained
 TIMED, ROUNDS = 128, 3  # members that are drawn together for milliseconds, and how often
 Plan = tuple[str, str, int]  # a network, what trained it, and steps
 Scores = dict[Plan, NDArray[np.float64]]
@@ -128,7 +129,7 @@ SYSTEMS = {
             ("single", "diffusion", 1, (2, 4, 8)), ("dual", "diffusion", 1, (2, 4, 8)),
             ("dual", "diffusion", 4, (2, 4, 8)), ("single", "rolling", 4, (1, 2, 4)), ("both", "rolling", 4, (1, 2, 4)),
         ),
-        roll_out=Forecasting(lead=4, noise=0.1, periodic=True),
+        roll_out=Forecasting(lead=4, noise=0.1, periodic=True), batch_size=16,
     ),
     "kolmogorov": System(
         Kolmogorov(points=32, viscosity=0.01, waves=2, dt=0.05), 1000, 40,
@@ -265,14 +266,14 @@ def simulate(system: System, out: Path) -> None:
     write_fields(out / "fields.npz", made, system.simulation.variables, system.simulation.every)
 
 
-def train(system: System, out: Path, seconds: float, seeds: Sequence[int]) -> None:
+def train(system: System, out: Path, seconds: float, seeds: Sequence[int], parts: Sequence[str] = PARTS) -> None:
     windows = [replace(system.windows, rate=rate, trained_by=trained_by) for rate, trained_by in system.models]
     rolled = {
         replace(system.roll_out, rate=rate, trained_by=by, frames=frames): steps
         for rate, by, frames, steps in system.rolled
     }
     for seed in seeds:
-        for recipe in (*windows, *rolled):
+        for recipe in (*windows * ("windows" in parts), *(rolled if "roll-outs" in parts else ())):
             known = {"rate": recipe.rate, "trained_by": recipe.trained_by, "frames": recipe.frames, "seed": seed}
             name = f"{recipe.rate}-{recipe.trained_by}-{recipe.frames}-{seed}"
             make = partial(experiment, recipe, system, out / "fields.npz", name, seconds, seed)
@@ -280,7 +281,7 @@ def train(system: System, out: Path, seconds: float, seeds: Sequence[int]) -> No
                 trained(system, out, known, make, rolled_out, rolled[recipe])
             else:
                 trained(system, out, known, make, scored, system.steps if recipe.trained_by in BY_STEPS else [None])
-        for by, steps in system.students:
+        for by, steps in system.students * ("students" in parts):
             known = {"rate": "dual", "trained_by": by, "frames": FRAMES, "seed": seed, "steps": steps}
             make = partial(student, by, steps, system, out, seconds, seed)
             trained(system, out, known, make, scored, [None])
@@ -467,6 +468,7 @@ def main() -> None:
     parser.add_argument("--system", choices=SYSTEMS, default="kuramoto-sivashinsky")
     parser.add_argument("--seconds", type=float, default=400)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     system = SYSTEMS[options.system]
     if options.verb == "simulate":
@@ -476,7 +478,7 @@ def main() -> None:
     else:
         torch.set_num_threads(1)
         if options.verb == "train":
-            train(system, options.out, options.seconds, options.seeds)
+            train(system, options.out, options.seconds, options.seeds, options.parts)
         else:
             times(system, options.out)
 
