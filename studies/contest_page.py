@@ -26,6 +26,7 @@ from studies.equal_score import TAILS, at_equal_score, resampled
 from studies.forecasts import PAGE, SYSTEMS, crps, interval
 
 SECONDS, SHOWN = 400, (2, 4, 8)  # of training; steps of the tables of ratios and lengths
+LISTED = 1, 2, 4, 8, 16  # steps of the table of scores, which has the best cell of ML-EM alone
 WORDS = {
     "dual": "two rates", "single": "large", "crps": "CRPS, one call", "medium + single": "medium, large",
     "medium + broad + single": "medium, broad, large", "crps-4": "CRPS of four draws, one call",
@@ -90,9 +91,12 @@ def score_table(rows: Sequence[Row]) -> str:
     scored = [*finals(rows), *levels(rows)]
     trainings, cost = by_plan(scored), costs(rows)
     scores = {name: resampled(scored, plan_of, values) for name, values in METRICS.items()}
-    lines = []
+    lines, levelled = [], [plan for plan in trainings if plan[1] == "ML-EM"]
+    best = min(levelled, key=lambda plan: scores["CRPS"][plan][0], default=None)
     for plan in sorted(trainings, key=lambda plan: scores["CRPS"][plan][0]):
         network, method, steps = plan
+        if plan != best and steps not in LISTED:
+            continue
         spread = np.mean([row["spread_skill"] for row in trainings[plan]], 0)
         lines.append([
             word(network), word(method), steps, *(f"{cost[of][plan]:.2f}" if plan in cost[of] else "" for of in COSTS),
@@ -150,16 +154,18 @@ def ratio_table(rows: Sequence[Row]) -> str:
 
 
 def search_table(rows: Sequence[Row]) -> str:
-    """The batch and rate that the search chose for each network, and what every cell scored."""
+    """The batch and rate that the search chose for each network, of how many cells, and the next best."""
     lines = []
     for network, method in product(NETWORKS, METHODS):
         which = {"kind": "search", "network": network, "method": method, "halflife": HALFLIFE}
         cells = [row for row in rows if which.items() <= row.items()]
         if cells:
             best, *rest = sorted(cells, key=mean)
-            others = "; ".join(f"{row['batch']}, {row['rate']:g}: {mean(row):.4f}" for row in rest)
-            lines.append([word(network), word(method), best["batch"], f"{best['rate']:g}", f"{mean(best):.4f}", others])
-    return markdown(["network", "trained by", "batch", "rate", "CRPS", "others: batch, rate: CRPS"], lines, texts=2)
+            second = f"{rest[0]['batch']}, {rest[0]['rate']:g}: {mean(rest[0]):.4f}" if rest else ""
+            setting = best["batch"], f"{best['rate']:g}", f"{mean(best):.4f}"
+            lines.append([word(network), word(method), *setting, len(cells), second])
+    heads = ["network", "trained by", "batch", "rate", "CRPS", "cells", "the second: batch, rate: CRPS"]
+    return markdown(heads, lines, texts=2)
 
 
 def length_table(rows: Sequence[Row]) -> str:

@@ -122,7 +122,7 @@ class Setting:
 ONCE, START = "once an image", "once a start"
 KS, SHORT = "kuramoto-sivashinsky", "[searched; three trainings of 400 s, 256 starts](forecasts.md)"
 LEADS = "[three trainings of 400 s, 256 starts](forecasts.md#frames-that-are-each-made-by-themselves)"
-FLOW = "[three trainings of 500 s, 128 starts](forecasts.md#in-two-dimensions)"
+KF, FLOW = "kolmogorov", "[searched; trainings of 400 s, 128 starts](forecasts.md#in-two-dimensions)"
 MINUTES = "[two trainings of 300 and 640 s, 256 conditions](conditions.md#{})".format
 SHAPES = "[one training, 512 captions](captions.md)"
 DIFFUSION, CRPS = ("dual", "diffusion", 4), ("dual", "crps", 1)
@@ -143,10 +143,10 @@ SETTINGS = (
         partial(of_rows, "forecasts-leads", ("dual", "diffusion", 2)), LEADS,
     ),
     Setting(
-        "forecast in 2-D, diffusion in 4 steps", START, partial(of_rows, "forecasts-kolmogorov", DIFFUSION), FLOW,
+        "forecast in 2-D, diffusion in 4 steps", START, partial(of_contest, KF, DIFFUSION), FLOW,
         "forecasts-kolmogorov",
     ),
-    Setting("forecast in 2-D, one call by CRPS", START, partial(of_rows, "forecasts-kolmogorov", CRPS), FLOW),
+    Setting("forecast in 2-D, one call by CRPS", START, partial(of_contest, KF, CRPS), FLOW),
     *(
         setting
         for task in ("super-resolution", "inpainting")

@@ -257,3 +257,11 @@ def test_a_run_of_before_has_the_same_identity() -> None:
     assert from_plain(Externals, externals) == Externals()
     assert "externals" not in task.identity["condition"]
     assert "externals" in replace(task, externals=Externals(forcings=("day",))).identity["condition"]
+
+
+def test_runs_without_known_channels_go_on_as_those_of_before_there_were_any():
+    without = Forecast(1, 3, 2, externals=Externals(lead=2, frames=3))
+    assert "externals" not in without.identity["condition"]
+    assert without.identity == Forecast(1, 3, 2).identity
+    for some in (Externals(forcings=("day",)), Externals(statics=("land",))):
+        assert "externals" in replace(without, externals=some).identity["condition"]

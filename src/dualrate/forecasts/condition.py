@@ -89,7 +89,7 @@ class Forecast(Condition, Ranged):
     def identity(self) -> dict[str, Any]:
         """Without the fingerprint, since the identity of a run has that of its data, and without what its file says of
         axes, units and coordinates, which changes nothing but the weights of points."""
-        left_out = "fingerprint", "axes", "metadata", "geometry", *["externals"] * (self.externals == Externals())
+        left_out = "fingerprint", "axes", "metadata", "geometry", *["externals"] * (not self.externals)
         plain = {name: value for name, value in to_plain(self).items() if name not in left_out}
         return {"condition": plain | self.geometry.identity}
 

@@ -52,6 +52,9 @@ class Externals:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
+    def __bool__(self) -> bool:
+        return bool(self.statics or self.forcings)
+
     @property
     def variables(self) -> tuple[str, ...]:
         """Forcings that are variables of the data."""
