@@ -78,7 +78,7 @@ HELD_BY = {  # what happens: the tests
     ],
     "more processes than rows of a micro-batch": [f"{TOGETHER}::test_every_process_has_a_row_of_every_micro_batch"],
     "a process of `sample`, `evaluate`, `compare`, `forecast`, `plan` or `data` is killed": [
-        "cli/test_several.py::test_a_command_has_the_bits_of_one_process_also_where_one_died_and_another_number_goes_on",
+        "cli/test_several_processes.py::test_a_command_has_the_bits_of_one_process_also_where_one_died_and_another_number_goes_on",
         f"{TEAM}::test_a_process_that_is_killed_ends_all_after_what_the_others_did",
     ],
     "a signal comes to one of them, or to all": [

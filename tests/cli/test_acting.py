@@ -190,6 +190,7 @@ OF_DATA = {  # by recipe, of the data's options
     "auto": {"source", "size", "channels", "on-bad", "label", "augment.flip", "augment.translate"},
     "text-tokens": {"source", "size"},
     "ks-forecast": {"source", "variables", "levels"},
+    "clips": {"source", "variables", "levels", "size", "channels", "on-bad", "fps"},
 }
 
 

@@ -25,7 +25,8 @@ PAIR = dr.Experiment("run", dr.TwoNetworks(NET, NET), dr.DenoisingConfig(dr.Time
 
 def test_released_weights_are_read() -> None:
     for file in sorted((Path(__file__).parents[2] / "weights").glob("*/experiment.json")):
-        assert from_plain(dr.Experiment, upgraded(json.loads(file.read_text()))).shape == (1, 28, 28), file
+        shape = (1, 28, 28) if file.parent.name.startswith("fashion") else (3, 1, 64)
+        assert from_plain(dr.Experiment, upgraded(json.loads(file.read_text()))).shape == shape, file
 
 
 def with_fields(plain: Any, fields: dict[str, dict[str, Any]]) -> Any:

@@ -93,9 +93,9 @@ def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter)
         more = "; its learning rate is 0: name another --out" if over else f"; to go on, raise --fit.{option}"
     nothing = "nothing is left to do: " if idle else ""
     spent = f"at iteration {result.iteration} after {result.seconds:.0f} s of training"
-    progress.note(f"{nothing}{why} {spent}: {out}{more}")
-    if 0 < (samples := result.iteration * fit.batch_size) < ENOUGH:
+    if not idle and (samples := result.iteration * fit.batch_size) < ENOUGH:
         progress.note(f"too early to judge: the networks saw {samples:,} samples, and {ENOUGH:,} are few")
+    progress.note(f"{nothing}{why} {spent}: {out}{more}")
     if result.stopped == "signal":
         raise SystemExit(75)
 

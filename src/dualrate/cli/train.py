@@ -58,7 +58,10 @@ FIRST = (  # of each family, what to begin with
     "imagenet512-latents",
     "imagenet-decoder",
 )
-NO_IMAGES = {name: {"condition": {"type": "Forecast"}} for name in forecasts.RECIPES}  # runs of recipes
+NO_IMAGES = {  # runs of recipes
+    name: {"condition": {"type": "Forecast"}, "data": {"source": "clips:" if name == "clips" else ""}}
+    for name in forecasts.RECIPES
+}
 NO_IMAGES |= {"text-tokens": {"codec": {"type": "Characters"}}}
 LIST = "--list"
 
