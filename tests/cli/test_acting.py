@@ -207,9 +207,9 @@ def test_help_for_a_recipe_shows_the_options_of_its_data(recipe, monkeypatch, ca
     [
         ("train fashion-mnist-small --data.levels 500", "--data.levels", "forecasts"),
         ("train auto --data.source x --data.variables=t", "--data.variables", "forecasts"),
-        ("train text-tokens --data.on_bad skip", "--data.on-bad", "runs that make images"),
+        ("train text-tokens --data.on_bad skip", "--data.on-bad", "runs that make images or clips"),
         ("train ks-forecast --data.augment.no-flip", "--data.augment.no-flip", "runs that make images"),
-        ("train ks-forecast --data.source x --data.size 8", "--data.size", "runs that make images or texts"),
+        ("train ks-forecast --data.source x --data.size 8", "--data.size", "runs that make images, texts or clips"),
         ("retrofit folder --name x --data.levels 500", "--data.levels", "forecasts"),
     ],
 )
