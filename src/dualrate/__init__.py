@@ -13,7 +13,7 @@ from typing import Any
 
 from dualrate.config.imports import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _STUB = Path(__file__).with_suffix(".pyi").read_text("utf-8")
 _WHERE = {name: module for module, name in re.findall(r"^from (dualrate\.\S+) import (\w+) as", _STUB, re.MULTILINE)}
