@@ -295,6 +295,22 @@ def test_an_engine_that_ends_ends_what_waits():
         engine.enter(1)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_where_the_engine_dies_its_requests_end(monkeypatch):
+    """So a server that is told to stop then waits for none of them."""
+    counted = Counted(MADE["dual"]())
+
+    def dies(*of: object) -> None:
+        raise SystemError
+
+    monkeypatch.setattr(Engine, "_answer", dies)  # with a call that was taken
+    with ThreadPoolExecutor(1) as pool, Engine() as engine:
+        drawn = pool.submit(Asked(counted, *ancestral(3, 3), [0]).through, Batched(counted, engine.enter(1), False))
+        with pytest.raises(CancelledError):
+            drawn.result(30)
+        assert not engine.alive
+
+
 def test_drawers_of_many_settings_are_drawn_as_alone():
     """Plans, samplers, guidance, classes and seeds of their own, in whole bytes."""
     of = model()

@@ -23,7 +23,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from weakref import WeakValueDictionary
@@ -248,10 +248,11 @@ class Drawing:
     def answer(self, call: Call) -> Any:
         """The result of a call, after some turn. Raises CancelledError."""
         self.engine.submit(call)
-        result = call.answer.result()
-        if self.cancelled:
+        while not wait([call.answer], 1).done and self.engine.alive:
+            pass
+        if self.cancelled or not call.answer.done():
             raise CancelledError
-        return result
+        return call.answer.result()
 
     def images(self, drawer: Drawer, seeds: Sequence[int], watch: Watch | None = None) -> NDArray[np.uint8]:
         """The images of these seeds, as `Drawer.batches` yields them, which raises the rest.
@@ -391,8 +392,7 @@ class Engine:
             batches: defaultdict[tuple[object, ...], list[Call]] = defaultdict(list)
             for call in sorted(self._calls, key=lambda call: call.drawing.number):
                 if call.method in KINDS[kind]:
-                    key = call.alike
-                    key = (id(call),) if key in self._alone else key
+                    key = (id(call),) if call.alike in self._alone else call.alike
                     batch, most = batches[key], self.capacity.rows
                     if key in self._a_row:
                         most = min(most, self.capacity.seconds / self._a_row[key])
