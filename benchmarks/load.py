@@ -36,7 +36,7 @@ from benchmarks import child
 from dualrate.data.condition_rows import Given
 from dualrate.data.conditions import SuperResolution
 from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.network_configs import TwoConditional
+from dualrate.experiment.network_configs import TwoConditional, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import GivenTimes
 from dualrate.serving import offer as queue
@@ -53,7 +53,9 @@ def conditional(of: dr.Model, conditions: int) -> dr.Model:
     """A model of random weights that makes images larger, of so many conditions by turns. Its light network is that of
     another, its heavy one three times as wide and as deep, and called once.
     """
-    light = replace(of.experiment.networks.light, num_classes=0)
+    networks = of.experiment.networks
+    assert isinstance(networks, TwoNetworks)
+    light = replace(networks.light, num_classes=0)
     wide = [replace(level, channels=3 * level.channels, blocks=3 * level.blocks) for level in light.levels]
     networks = TwoConditional(replace(light, levels=tuple(wide)), light, (1, 7, 7))
     method = DenoisingConfig(GivenTimes(), label_dropout=0.0)
