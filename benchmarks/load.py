@@ -225,7 +225,7 @@ def main() -> None:
     finally:
         for server in servers.values():
             server.process.terminate()
-            server.process.wait(30)
+            server.process.wait(120)
 
 
 if __name__ == "__main__":
