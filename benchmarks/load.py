@@ -33,6 +33,12 @@ import torch
 
 import dualrate as dr
 from benchmarks import child
+from dualrate.data.condition_rows import Given
+from dualrate.data.conditions import SuperResolution
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.network_configs import TwoConditional, TwoNetworks
+from dualrate.methods.denoising import DenoisingConfig
+from dualrate.methods.times import GivenTimes
 from dualrate.serving import offer as queue
 from dualrate.serving.app import serve
 from dualrate.serving.offer import Job, Limits, Offer, data_uris
@@ -43,8 +49,30 @@ SAMPLERS = "ancestral", "sde-dpm++2m"
 GUIDANCE = 1.0, 1.5, 2.0
 
 
-def requests(plans: int) -> list[dict[str, object]]:
+def conditional(of: dr.Model, conditions: int) -> dr.Model:
+    """A model of random weights that makes images larger, of so many conditions by turns. Its light network is that of
+    another, its heavy one three times as wide and as deep, and called once.
+    """
+    networks = of.experiment.networks
+    assert isinstance(networks, TwoNetworks)
+    light = replace(networks.light, num_classes=0)
+    wide = [replace(level, channels=3 * level.channels, blocks=3 * level.blocks) for level in light.levels]
+    networks = TwoConditional(replace(light, levels=tuple(wide)), light, (1, 7, 7))
+    method = DenoisingConfig(GivenTimes(), label_dropout=0.0)
+    larger = Experiment("larger", networks, method, of.experiment.fit, condition=SuperResolution(4))
+    torch.manual_seed(0)
+    built, denoiser = larger.build()
+    for weight in built.eval().requires_grad_(False).parameters():
+        torch.nn.init.normal_(weight, std=0.02)
+    model = dr.Model("larger", larger, built, denoiser, 0, "random")
+    return model.with_given(Given(torch.rand(conditions, 1, 7, 7) * 2 - 1))
+
+
+def requests(plans: int, conditions: int = 0) -> list[dict[str, object]]:
     """Settings of clients in turn. plans: how many of PLANS they take."""
+    if conditions:
+        settings = itertools.product(SAMPLERS, PLANS[:plans])
+        return [{"steps": n, "sampler": name, "images": 1, "beside": "nothing"} for name, (n, _) in settings]
     mixed = itertools.product(GUIDANCE, SAMPLERS, PLANS[:plans]) if plans > 1 else [(1.0, "ancestral", PLANS[2])]
     fields = [{"steps": n, "heavy": h, "sampler": name, "guidance": w} for w, name, (n, h) in mixed]
     order = np.random.default_rng(0).permutation(len(fields))
@@ -81,13 +109,15 @@ class Merged(Job):
         return repr((side.drawer.plan, side.drawer.sampler, side.drawer.label))
 
 
-def serve_as(kind: str, run: Path, clients: int) -> None:
+def serve_as(kind: str, run: Path, clients: int, conditions: int) -> None:
     """A server in this process, until it is told to end."""
     torch.set_num_threads(1)
     at_once = {"engine": clients}.get(kind, 1)
     if kind == "requests":
         queue.Job = Merged  # pyright: ignore[reportPrivateImportUsage]
-    offer = Offer(dr.load(run), limits=Limits(at_once=at_once, waiting=2 * clients))
+    model = dr.load(run)
+    model = conditional(model, conditions) if conditions else model
+    offer = Offer(model, limits=Limits(at_once=at_once, waiting=2 * clients))
     serve(offer, "127.0.0.1", 0, lambda text: print(text, flush=True))
 
 
@@ -97,9 +127,10 @@ class Server:
     url: str
 
     @staticmethod
-    def start(kind: str, run: Path, clients: int) -> Server:
-        command = [sys.executable, "-m", "benchmarks.load", "--run", str(run), "--clients", str(clients)]
-        process = subprocess.Popen([*command, "--serve", kind], stdout=subprocess.PIPE, text=True)
+    def start(kind: str, options: argparse.Namespace) -> Server:
+        fields = {name: getattr(options, name) for name in ("run", "clients", "conditions")} | {"serve": kind}
+        words = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
+        process = subprocess.Popen([sys.executable, "-m", "benchmarks.load", *words], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         match = re.search(r"http://\S+", process.stdout.readline())
         if match is None:
@@ -146,21 +177,28 @@ def under_load(server: Server, fields: list[dict[str, object]], clients: int, se
     return taken
 
 
+def spread(values: Any) -> str:
+    """Median of the rounds, and their range."""
+    return f"{np.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", type=Path, default=child.ROOT / "weights/fashion-mnist-dual-25")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--plans", type=int, default=len(PLANS), help="1: all clients ask for the same plan")
+    parser.add_argument("--conditions", type=int, default=0, help="of a conditional model, which the clients share")
     parser.add_argument("--seconds", type=float, default=20, help="of a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=SERVERS)
     parser.add_argument("--serve", choices=SERVERS)
     options = parser.parse_args()
     if options.serve:
-        serve_as(options.serve, options.run, options.clients)
+        serve_as(options.serve, options.run, options.clients, options.conditions)
         return
-    fields = requests(options.plans)
-    servers = {kind: Server.start(kind, options.run, options.clients) for kind in SERVERS}
-    taken, walls, cpu = defaultdict(list), defaultdict(float), defaultdict(float)
+    fields = requests(options.plans, options.conditions)
+    servers = {kind: Server.start(kind, options) for kind in options.servers}
+    taken, rates, per_cpu = defaultdict(list), defaultdict(list), defaultdict(list)
     try:
         for server in servers.values():
             under_load(server, fields, 4, 2)
@@ -168,14 +206,18 @@ def main() -> None:
         for _ in range(options.rounds):
             for kind, server in servers.items():
                 start, used = time.perf_counter(), server.cpu_seconds
-                taken[kind] += under_load(server, fields, options.clients, options.seconds)
-                walls[kind] += time.perf_counter() - start
-                cpu[kind] += server.cpu_seconds - used
+                drawn = under_load(server, fields, options.clients, options.seconds)
+                rates[kind].append(len(drawn) / (time.perf_counter() - start))
+                per_cpu[kind].append(len(drawn) / (server.cpu_seconds - used))
+                taken[kind] += drawn
+                rate = f"{per_cpu[kind][-1]:.2f} a second of its CPU time"
+                print(f"{kind:8}: {len(taken[kind])} requests so far, {rate}, {server.megabytes} MB", flush=True)
         for kind, server in servers.items():
-            count, marks = len(taken[kind]), np.quantile(taken[kind], (0.5, 0.95, 0.99))
+            marks = np.quantile(taken[kind], (0.5, 0.95, 0.99))
             print(
-                f"{kind:8}: {count} requests, {count / walls[kind]:.2f} a second, "
-                f"{count / cpu[kind]:.2f} a second of its CPU time; "
+                f"{kind:8}: {len(taken[kind])} requests, {spread(rates[kind])} a second, "
+                f"{spread(per_cpu[kind])} a second of its CPU time, "
+                f"the last one {spread(np.divide(per_cpu[options.servers[-1]], per_cpu[kind]))} times as many; "
                 f"p50, p95, p99 {', '.join(f'{mark:.2f}' for mark in marks)} s; "
                 f"{before[kind]} MB before, {server.megabytes} MB after",
                 flush=True,
@@ -183,7 +225,7 @@ def main() -> None:
     finally:
         for server in servers.values():
             server.process.terminate()
-            server.process.wait(30)
+            server.process.wait(120)
 
 
 if __name__ == "__main__":

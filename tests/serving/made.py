@@ -11,15 +11,23 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from runs.made import ONE, TWO
+import torch
+from runs.made import NET, ONE, TWO
 from torch import Tensor, nn
 
+from dualrate.data.condition_rows import Given
+from dualrate.data.conditions import SuperResolution
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.context import Cond, Context, Reuse
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.model import Model
+from dualrate.experiment.network_configs import TwoConditional
 from dualrate.experiment.plan_support import AtLeast, OnePlan
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.moment_matching import MomentMatchingConfig
+from dualrate.methods.times import GivenTimes
+from dualrate.networks.uvit import Level
+from dualrate.training.config import FitConfig
 
 
 def model(experiment: Experiment = TWO) -> Model:
@@ -28,6 +36,15 @@ def model(experiment: Experiment = TWO) -> Model:
         nn.init.normal_(parameter, std=0.1)
     networks.eval().requires_grad_(False)
     return Model(experiment.name, experiment, networks, denoiser, 7, "0123456789abcdef")
+
+
+def conditional() -> Model:
+    """Makes five images larger."""
+    large = replace(NET, num_classes=0)
+    networks = TwoConditional(large, replace(large, levels=(Level("conv", 8, 1),) * 2), (1, 4, 4))
+    method = DenoisingConfig(GivenTimes(), label_dropout=0.0)
+    larger = Experiment("larger", networks, method, FitConfig(1), condition=SuperResolution(2))
+    return model(larger).with_given(Given(torch.rand(5, 1, 4, 4) * 2 - 1))
 
 
 def student(serves: OnePlan | AtLeast) -> Model:

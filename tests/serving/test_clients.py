@@ -64,7 +64,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
             yield Server(found[0], log, process)
             held = [Server(found[0], log, process).open(POST) for _ in range(3)]
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
+            assert process.wait(120) == 0  # over a second of CPU time, of a machine that others use
             assert process.stdout.read() == "stopped by SIGTERM\n"
             assert log.read_text() == ""
             for one in held:

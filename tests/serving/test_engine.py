@@ -173,26 +173,28 @@ def test_requests_of_one_condition_share_its_heavy_call():
         assert sum(counted.rows("encode")) == 3
 
 
-def test_the_oldest_requests_go_first_where_not_all_have_room():
-    """Two of three requests have room in a batch: the third has its first step when the first has had its last."""
-    step, plan = ancestral(4, 4)
-    ends, counted = [], Counted(MADE["dual"]())
-    with Engine(Capacity(rows=2)) as engine:
-        drawings = [engine.enter(1) for _ in range(3)]
+def test_requests_take_turns_where_not_all_have_room():
+    """A small one is drawn while large ones that came before it are at work, and keeps none of them from its steps."""
+    counted, ends = Counted(MADE["dual"]()), []
+    of = [([0, 1], 20), ([2, 3], 20), ([4], 4)]
+    with Engine(Capacity(rows=2)) as engine, ThreadPoolExecutor(3) as pool:
 
-        def draw(number: int) -> None:
-            Asked(MADE["dual"](), step, plan, [number]).through(Batched(counted, drawings[number], False))
-            ends.append(number)
-            engine.leave(drawings[number])
+        def draw(seeds: list[int], steps: int) -> None:
+            with engine.enter(len(seeds)) as drawing:
+                Asked(counted.inner, *ancestral(steps, steps), seeds).through(Batched(counted, drawing, False))
+            ends.append(len(seeds))
 
-        with ThreadPoolExecutor(3) as pool:
-            waiting = [pool.submit(draw, number) for number in (2, 1, 0)]
-            wait_until(lambda: engine.waiting + len(engine._between) >= 2)
-            counted.gate.set()
-            for one in waiting:
-                one.result(30)
-    assert ends.index(2) == 2
-    assert max(counted.rows("encode")) == 2
+        waiting = [pool.submit(draw, *of[0])]
+        wait_until(lambda: engine.batches.total() == 0 and engine.waiting == 0 and bool(engine._drawings))
+        waiting += [pool.submit(draw, *one) for one in of[1:]]
+        wait_until(lambda: engine.waiting == 2)
+        counted.gate.set()
+        for one in waiting:
+            one.result(30)
+    assert ends == [1, 2, 2]
+    turns = counted.rows("encode")[:12]
+    assert all(sorted(turns[first : first + 3]) == [1, 2, 2] for first in (0, 3, 6, 9)), turns
+    assert max(counted.rows("denoise")) == 2
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
@@ -293,6 +295,22 @@ def test_an_engine_that_ends_ends_what_waits():
         drawn.result(30)
     with pytest.raises(Full):
         engine.enter(1)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_where_the_engine_dies_its_requests_end(monkeypatch):
+    """So a server that is told to stop then waits for none of them."""
+    counted = Counted(MADE["dual"]())
+
+    def dies(*of: object) -> None:
+        raise SystemError
+
+    monkeypatch.setattr(Engine, "_answer", dies)  # with a call that was taken
+    with ThreadPoolExecutor(1) as pool, Engine() as engine:
+        drawn = pool.submit(Asked(counted, *ancestral(3, 3), [0]).through, Batched(counted, engine.enter(1), False))
+        with pytest.raises(CancelledError):
+            drawn.result(30)
+        assert not engine.alive
 
 
 def test_drawers_of_many_settings_are_drawn_as_alone():

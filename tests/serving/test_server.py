@@ -1,5 +1,6 @@
 """Promises of the page's server to whoever asks it, page or program."""
 
+import asyncio
 import base64
 import io
 import os
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from reader import ROOT, commands
-from serving.made import Held, ask, finished, model
+from serving.made import Held, ask, conditional, finished, model
 
 from dualrate.cli import main
 from dualrate.cli.serve import Serve
@@ -153,6 +154,29 @@ def test_a_class_is_drawn_alone_beside_nothing(url):
     asked = ask(url, "POST", "/api/samples", {"steps": 2, "heavy": 1, "label": 1, "images": 2, "beside": "nothing"})
     report = finished(url, asked.json["id"])
     assert (len(report["sides"]), report["labels"]) == (1, [1, 1])
+
+
+def test_members_of_a_condition_share_its_heavy_call(in_float32):
+    """Of two seeds there are three images each: one heavy call has a row for each seed."""
+    of, rows = conditional(), []
+    offer = Offer(of, limits=Limits(steps=12, images=6))  # which makes a call to count
+    of.networks["encoder"].register_forward_hook(lambda network, values, result: rows.append(len(result[0])))
+    with listening(offer) as place:
+        fields = {"steps": 3, "seed": 4, "images": 2, "members": 3, "beside": "nothing"}
+        report = finished(place, ask(place, "POST", "/api/samples", fields).json["id"])
+        assert ask(place, "GET", "/api/model").json["members"] == 6
+        wrong = ask(place, "POST", "/api/plan", {**fields, "images": 3})
+        assert (wrong.status, wrong.json["field"]) == (400, "images")
+        assert wrong.json["message"] == "images is at most 6 on this page, got 3 times 3 members"
+        usual = ask(place, "POST", "/api/samples", {"steps": 1, "members": 4, "beside": "nothing"}).json
+        assert (usual["seeds"], finished(place, usual["id"])["status"]) == ([0] * 4, "done")
+        assert ask(place, "POST", "/api/samples", {"members": 7}).status == 400
+    assert rows == [2, 1]
+    assert (report["status"], report["seeds"]) == ("done", [4, 4, 4, 5, 5, 5])
+    drawer = Choice(3).drawer(of, batch_size=6, members=3)
+    drawn = np.stack([pixels(image) for image in report["sides"][0]["images"]])
+    np.testing.assert_array_equal(drawn, drawer.draw(range(4, 6)).images)
+    assert report["sides"][0]["macs"] == drawer.cost.macs
 
 
 def test_progress_is_told_step_by_step(slow):
@@ -310,6 +334,7 @@ def test_a_class_is_asked_for_by_its_name(offer):
         ({"heavy": -1}, "heavy", "heavy is a whole number"),
         ({"images": 5}, "images", "images is at most 4"),
         ({"images": 10**30}, "images", "images is a whole number from 1 to 256"),
+        ({"members": 2}, None, "has no condition that members would share"),
         ({"label": 3}, None, "knows the classes 0 to 2, got label 3"),
         ({"guidance": 1000}, "guidance", "guidance is a number from -100 to 100, got 1000"),
         ({"sampler": "ddmi"}, "sampler", "sampler is one of ancestral"),
@@ -409,6 +434,26 @@ def test_the_page_of_the_documentation_is_true(url, capsys):
     told = {found[0] for found in re.findall(r'Refused\(\d+, "([\w-]+)"()', SERVER.read_text())}
     assert told
     assert not [name for name in told if f"`{name}`" not in text]
+
+
+def test_a_server_that_tells_its_beginning_and_end_may_run_it(offer):
+    """As uvicorn and Ray Serve do: neither event has headers."""
+
+    async def lives() -> list[str]:
+        said = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+        answers: list[str] = []
+
+        async def receive():
+            return said.pop(0)
+
+        async def send(message):
+            answers.append(message["type"])
+
+        await app.make_app(offer, queue, "", False)({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send)
+        return answers
+
+    with jobs.Jobs(LIMITS) as queue:
+        assert asyncio.run(lives()) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
 def test_by_default_the_page_is_for_this_machine_alone():

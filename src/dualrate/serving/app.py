@@ -244,6 +244,9 @@ def make_app(offer: Offer, jobs: Jobs, host: str, loopback: bool, streams: int =
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
+        if scope["type"] != "http":  # its beginning and its end, which some servers tell
+            await app(scope, receive, send)
+            return
         name = re.sub(r":\d+$", "", Headers(scope=scope).get("host", "")).strip("[]").lower()
         answer: ASGIApp = app
         if loopback and name != host.lower() and not _is_loopback(name):

@@ -3,13 +3,13 @@
 A request may come at any time, with its own plan, sampler, guidance, seeds and members. It runs the one sampling loop
 in a thread of its caller, and the calls of its denoiser wait for the engine's next turn:
 
-    turn:   heavy calls that wait (`encode`, `read`, `renew`)   one batch of those that are alike, oldest request first
+    turn:   heavy calls that wait (`encode`, `read`, `renew`)   one batch of those that are alike, in turn
             light calls that wait then (`denoise`)              likewise
 
 So a turn is a step of every request. Alike are calls of the same network on rows of the same shapes; their times
 differ, by row. Requests of one condition share its heavy call, as long as one of them is at work. A batch has a limited
-number of rows, and takes about a limited time; what is beyond waits for the next turn. The oldest request goes first,
-so those that come never keep others from their last steps, and finish in turn.
+number of rows, and takes about a limited time; what is beyond waits for the next turn, and goes first then. So no
+request keeps another from its next step, be it the first or the last, whatever it asks for.
 
 Results are those that a request has alone, up to the rounding of a batch: of a call that was alone, the same bits.
 """
@@ -23,7 +23,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from weakref import WeakValueDictionary
@@ -230,7 +230,6 @@ class Drawing:
     """A request at work: `images` draws, in the thread that calls it; `cancel`, from any thread, ends that at once."""
 
     engine: Engine
-    number: int  # in the order in which they came
     rows: int
     shared: list[Any] = field(default_factory=list)  # what it was answered of its condition, for others of the same
     cancelled: bool = False
@@ -248,10 +247,11 @@ class Drawing:
     def answer(self, call: Call) -> Any:
         """The result of a call, after some turn. Raises CancelledError."""
         self.engine.submit(call)
-        result = call.answer.result()
-        if self.cancelled:
+        while not wait([call.answer], 1).done and self.engine.alive:
+            pass
+        if self.cancelled or not call.answer.done():
             raise CancelledError
-        return result
+        return call.answer.result()
 
     def images(self, drawer: Drawer, seeds: Sequence[int], watch: Watch | None = None) -> NDArray[np.uint8]:
         """The images of these seeds, as `Drawer.batches` yields them, which raises the rest.
@@ -289,7 +289,6 @@ class Engine:
         self._calls: list[Call] = []  # that wait
         self._between: set[Drawing] = set()  # whose last call was answered, and whose next has not come
         self._drawings: set[Drawing] = set()
-        self._numbers = itertools.count()
         self._shared: WeakValueDictionary[object, Any] = WeakValueDictionary()
         self._empty: dict[int, Any] = {}  # denoisers whose heavy call is none
         self._a_row: dict[tuple[object, ...], float] = {}  # seconds, of calls that are alike
@@ -338,7 +337,7 @@ class Engine:
                     f"{at_work} images are at work, and of {images} more there would be over {most}: try again in a "
                     "few seconds, or ask for fewer"
                 )
-            drawing = Drawing(self, next(self._numbers), images)
+            drawing = Drawing(self, images)
             self._drawings.add(drawing)
             return drawing
 
@@ -389,10 +388,9 @@ class Engine:
             if not self.changed.wait_for(lambda: not self._between, PAUSE):
                 self._between.clear()
             batches: defaultdict[tuple[object, ...], list[Call]] = defaultdict(list)
-            for call in sorted(self._calls, key=lambda call: call.drawing.number):
+            for call in self._calls:  # in the order in which they came
                 if call.method in KINDS[kind]:
-                    key = call.alike
-                    key = (id(call),) if key in self._alone else key
+                    key = (id(call),) if call.alike in self._alone else call.alike
                     batch, most = batches[key], self.capacity.rows
                     if key in self._a_row:
                         most = min(most, self.capacity.seconds / self._a_row[key])

@@ -64,6 +64,7 @@ class Request(Ranged):
 
     label:  one class for all images, its number or its name; None: class `seed mod classes` for each
     seed:   of the first image; image i has seed + i
+    members: images of each seed, of a conditional model, which share its condition
     beside: the baseline that is drawn too: of as many steps, of about the same MACs, or nothing
     """
 
@@ -74,6 +75,7 @@ class Request(Ranged):
     label: Classes | str | None = None
     seed: Seed = 0
     images: ShownImages | None = None
+    members: ShownImages = 1
     beside: Baseline | None = None
 
 
@@ -196,8 +198,9 @@ class Offer:
         self.baselines: tuple[Baseline, ...] = ("nothing",) if alone else ("steps", "cost", "nothing")
 
     def images(self, request: Request) -> int:
-        """The number of images that a request asks for."""
-        return min(USUAL_IMAGES, self.limits.images) if request.images is None else request.images
+        """The number of seeds that a request asks for, each of which has its members."""
+        usual = max(1, min(USUAL_IMAGES, self.limits.images) // request.members)
+        return usual if request.images is None else request.images
 
     def sides(self, request: Request) -> list[Side]:
         """Sides of the page for a request: the model's, then the baseline's unless it asks for nothing beside.
@@ -211,8 +214,11 @@ class Offer:
             raise ValueError(f"steps is {allowed} on this page, got {request.steps}")
         if request.sampler is not None and request.sampler not in samplers:
             raise ValueError(f"sampler is one of {', '.join(samplers)}, got {request.sampler[:60]!r}")
-        if self.images(request) > self.limits.images:
-            raise ValueError(f"images is at most {self.limits.images} on this page, got {request.images}")
+        if self.images(request) * request.members > self.limits.images:
+            of_members = f" times {request.members} members" * (request.members > 1)
+            raise ValueError(
+                f"images is at most {self.limits.images} on this page, got {self.images(request)}{of_members}"
+            )
         if request.beside is not None and request.beside not in self.baselines:
             raise ValueError(f"beside is one of {', '.join(self.baselines)} for this model, got {request.beside}")
         choice = Choice(request.steps or self.offered.steps, request.heavy, request.sampler)
@@ -236,19 +242,22 @@ class Offer:
         return self._side(self.baseline, Choice(steps, heavy, sampler), request)
 
     def _side(self, model: Model, choice: Choice, request: Request) -> Side:
-        drawer, note = self._drawer(model is self.model, choice, request.guidance, request.label, self.images(request))
+        rows, members = self.images(request) * request.members, request.members
+        drawer, note = self._drawer(model is self.model, choice, request.guidance, request.label, rows, members)
         name, heavy = model.name, drawer.plan.num_heavy
         if choice.heavy == choice.steps and model.reuses_context:
             name += ", all heavy" if heavy == choice.steps else f", {heavy} of {choice.steps} heavy"
         return Side(name, drawer, note)
 
     def _make_drawer(
-        self, of_model: bool, choice: Choice, weight: float, label: int | str | None, images: int
+        self, of_model: bool, choice: Choice, weight: float, label: int | str | None, images: int, members: int
     ) -> tuple[Drawer, str]:
         """Drawer of a side, and why it has fewer heavy calls than were asked for."""
         notes: list[str] = []
         guidance, model = Guidance(weight), self.model if of_model else self.baseline
-        drawer = choice.drawer(model, note=notes.append, guidance=guidance, label=label, batch_size=images)
+        drawer = choice.drawer(
+            model, note=notes.append, guidance=guidance, label=label, batch_size=images, members=members
+        )
         return drawer, "".join(notes)
 
     def described(self) -> dict[str, Any]:
@@ -271,6 +280,7 @@ class Offer:
             "steps": [min(self.offered.usual), max(self.offered.usual)],
             "usual_heavy": self.offered.usual,
             "least_heavy": self.offered.least,
+            "members": 1 if model.experiment.networks.given is None else self.limits.images,
             "samplers": self.offered.samplers,
             "beside": self.baselines,
             "limits": asdict(self.limits),
@@ -356,14 +366,16 @@ class Job:
         return f"{type(failed).__name__}: {failed}" if failed else ""
 
     def report(self, ahead: int) -> dict[str, Any]:
-        """The job's status for the page. ahead: jobs that are drawn before it."""
+        """The job's status for the page, with the seed of each image. ahead: jobs that are drawn before it."""
+        drawer = self.sides[0].drawer
+        seeds = [seed for seed in self.seeds for _ in range(drawer.members)]
         return {
             "id": self.name,
             "status": self.status,
             "ahead": ahead,
             "error": self.error,
-            "seeds": list(self.seeds),
-            "labels": self.sides[0].drawer.labels(self.seeds),
+            "seeds": seeds,
+            "labels": drawer.labels(seeds),
             "sides": [side.report() for side in self.sides],
         }
 
@@ -405,8 +417,8 @@ class Jobs:
     def submit(self, seeds: range, sides: Sequence[Side], client: str = "") -> Job:
         """Raises Full as `require_place`, and where there are too many images at work."""
         self.require_place(client)
-        guided = any(side.drawer.guidance.weight != 1 for side in sides)
-        job = Job(seeds, sides, self._limits.seconds, client, self.engine.enter(len(seeds) * (1 + guided)))
+        rows = max(side.drawer.members * (1 + (side.drawer.guidance.weight != 1)) for side in sides)
+        job = Job(seeds, sides, self._limits.seconds, client, self.engine.enter(len(seeds) * rows))
         job.drawing = self._pool.submit(job.draw)
         job.drawing.add_done_callback(lambda _: self._leave(job))
         self._jobs[job.name] = job

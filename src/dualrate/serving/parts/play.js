@@ -1,9 +1,9 @@
 "use strict";
 const at = (id) => document.getElementById(id);
 const model = JSON.parse(at("model").textContent);
-const NUMBERS = ["steps", "heavy", "guidance", "seed", "images"], CHOICES = ["sampler", "label", "beside"];
+const NUMBERS = ["steps", "heavy", "guidance", "seed", "images", "members"], CHOICES = ["sampler", "label", "beside"];
 const FIELDS = [...NUMBERS, ...CHOICES];
-const DEFAULTS = { guidance: "1", seed: "0", sampler: "", label: "", beside: model.beside[0] };
+const DEFAULTS = { guidance: "1", seed: "0", members: "1", sampler: "", label: "", beside: model.beside[0] };
 let job = null, heavyChosen = false, asked = 0, timer = 0;
 
 // Elements
@@ -57,6 +57,7 @@ function offer() {
   at("steps").value = model.default.steps;
   bounds("images", 1, limits.images);
   at("images").value = DEFAULTS.images = String(model.default.images);
+  bounds("members", 1, model.members);
   at("heavy").disabled = model.least_heavy === null;
   options("sampler", [["", "recommended"]]);
   const groups = [[true, "with as many heavy calls as chosen"], [false, "with a heavy call at every step only"]];
@@ -69,6 +70,7 @@ function offer() {
   const names = { steps: `as many steps: ${baseline}`, cost: `as many MACs: ${baseline}`, nothing: "nothing" };
   options("beside", model.beside.map((name) => [name, names[name]]));
   for (const id of ["guidance", "label"]) at(id).closest(".field").classList.toggle("none", !classes);
+  at("members").closest(".field").classList.toggle("none", model.members < 2);
   at("beside").closest(".field").classList.toggle("none", model.beside.length < 2);
   for (const id of ["steps", "heavy", "guidance", "images"]) slider(at(id));
   follow();
