@@ -293,7 +293,8 @@ def test_code_needs_only_declared_dependencies() -> None:
     allowed |= {"denoising_diffusion_pytorch", "ema_pytorch", "mamba_ssm"}
     used = {target.split(".")[0]: module for module in MODULES for target in imports_of(module)}
     for name, paths in beside.items():
-        local = {path.stem for path in paths} | (declared("dev") | ({"contracts"} if name == "tools" else set()))
+        more = {"tools": {"contracts"}, "studies": {"examples"}}.get(name, set())
+        local = {path.stem for path in paths} | declared("dev") | more
         for path in paths:
             targets = {target.split(".")[0] for target in imports(path.read_text(), path.stem, MODULES)}
             used |= dict.fromkeys(targets - local, str(path))

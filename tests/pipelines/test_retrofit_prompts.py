@@ -118,8 +118,8 @@ def test_each_latent_trains_with_its_own_prompt(root):
     assert all(one.half().numpy().tobytes() in captions for one in batch.given)
 
 
-def sample(patch, root, out, *options):
-    how = ("--steps", "2", *ON_CPU, "--out", out)
+def sample(patch, root, out, *options, steps="2"):
+    how = ("--steps", steps, *ON_CPU, "--out", out)
     return call(patch, "sample", root, *how, *options)
 
 
@@ -255,7 +255,9 @@ def test_plans_are_searched_on_held_out_latents_with_their_prompts(root):
 
 STUDENTS = {
     "moments, two rates": ("--student-from", "run", "--steps", 4, "--heavy", 2, "--guidance", "2"),
+    "moments, one rate": ("--source", "latents", "--student", "plain", "--steps", 2, "--guidance", "2"),
     "consistency": ("--method", "consistency", "--source", "latents", "--steps", 2, "--guidance", "2"),
+    "em": ("--method", "em", "--source", "latents", "--langevin-steps", 1, "--guidance", "2"),
 }
 
 
@@ -279,7 +281,8 @@ def test_a_model_of_texts_is_distilled_with_its_prompts(root, tmp_path, monkeypa
 
     assert loss(batch.given) == loss(batch.given)
     assert loss(batch.given) != loss(batch.given.flip(0))
-    assert sample(monkeypatch, out, tmp_path / "images", "--prompt", "a red circle") == (2 if "--heavy" in own else 0)
+    images, steps = tmp_path / "images", "1" if "em" in own else "2"
+    assert sample(monkeypatch, out, images, "--prompt", "a red circle", steps=steps) == (2 if "--heavy" in own else 0)
 
 
 def test_a_student_of_other_texts_or_latents_is_refused(root, tmp_path, monkeypatch, capsys):
