@@ -380,7 +380,14 @@ class Engine:
             with self.changed:
                 self.changed.wait_for(lambda: self._calls or not self._open)
             for kind in KINDS:
-                for calls in self._take(kind):
+                try:
+                    batches = self._take(kind)
+                except Exception as error:  # of one that waits, nobody knows which: none is to wait for ever
+                    with self.changed:
+                        batches, failed, self._calls = [], self._calls, []
+                    for call in failed:
+                        call.answer.set_exception(error)
+                for calls in batches:
                     self._answer(kind, calls)
 
     def _take(self, kind: str) -> list[list[Call]]:
@@ -407,7 +414,8 @@ class Engine:
         """Make these calls, those of one condition once. Where a batch fails each is made alone, to fail alone."""
         try:
             keys = [call.condition or call for call in calls]
-            results: dict[Any, Any] = {key: self._shared[key] for key in keys if key in self._shared}
+            held = {key: self._shared.get(key) for key in keys}  # one look: they go with their last request, any time
+            results: dict[Any, Any] = {key: result for key, result in held.items() if result is not None}
             fresh = {key: call for key, call in zip(keys, calls, strict=True) if key not in results}
             if fresh:
                 results.update(zip(fresh, self._batch(kind, list(fresh.values())), strict=True))
