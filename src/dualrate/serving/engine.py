@@ -364,6 +364,7 @@ class Engine:
 
     def submit(self, call: Call) -> None:
         """Have a call wait for its turn. Raises CancelledError for one of a drawing that was cancelled."""
+        hash(call.alike)  # its error belongs to this thread: the engine's has none
         with self.changed:
             if call.drawing.cancelled or not self._open:
                 raise CancelledError
@@ -372,7 +373,7 @@ class Engine:
             self.changed.notify_all()
 
     def is_empty(self, denoiser: Any) -> bool:
-        """Whether its heavy call makes nothing, as that of a single network, and so needs no turn."""
+        """Whether its heavy call makes nothing, as that of a single network."""
         return id(denoiser) in self._empty
 
     def _work(self) -> None:
@@ -380,14 +381,7 @@ class Engine:
             with self.changed:
                 self.changed.wait_for(lambda: self._calls or not self._open)
             for kind in KINDS:
-                try:
-                    batches = self._take(kind)
-                except Exception as error:  # of one that waits, nobody knows which: none is to wait for ever
-                    with self.changed:
-                        batches, failed, self._calls = [], self._calls, []
-                    for call in failed:
-                        call.answer.set_exception(error)
-                for calls in batches:
+                for calls in self._take(kind):
                     self._answer(kind, calls)
 
     def _take(self, kind: str) -> list[list[Call]]:
@@ -398,8 +392,7 @@ class Engine:
             batches: defaultdict[tuple[object, ...], list[Call]] = defaultdict(list)
             for call in sorted(self._calls, key=lambda call: call.drawing.number):
                 if call.method in KINDS[kind]:
-                    key = call.alike
-                    key = (id(call),) if key in self._alone else key
+                    key = (id(call),) if call.alike in self._alone else call.alike
                     batch, most = batches[key], self.capacity.rows
                     if key in self._a_row:
                         most = min(most, self.capacity.seconds / self._a_row[key])
@@ -414,8 +407,7 @@ class Engine:
         """Make these calls, those of one condition once. Where a batch fails each is made alone, to fail alone."""
         try:
             keys = [call.condition or call for call in calls]
-            held = {key: self._shared.get(key) for key in keys}  # one look: they go with their last request, any time
-            results: dict[Any, Any] = {key: result for key, result in held.items() if result is not None}
+            results: dict[Any, Any] = {key: held for key in keys if (held := self._shared.get(key)) is not None}
             fresh = {key: call for key, call in zip(keys, calls, strict=True) if key not in results}
             if fresh:
                 results.update(zip(fresh, self._batch(kind, list(fresh.values())), strict=True))

@@ -302,7 +302,7 @@ def _gathered(store: Any) -> Iterator[Team]:
 
 
 def _shown(opened: socket.socket) -> bytes:
-    """The word, and the rank, that somebody who connects shows within FAREWELL seconds in all, in however many parts."""
+    """The word and the rank that somebody who connects shows, in parts too, within FAREWELL seconds in all."""
     shown, end = b"", time.monotonic() + FAREWELL
     with suppress(OSError):
         while len(shown) < WORD + 4:
