@@ -174,6 +174,8 @@ def test_the_headline_has_the_time_of_both_sides():
     assert "and 8000 ms an image" in said
     assert "In time a baseline is cheaper: single in 4 steps has 2.00 [1.90, 2.10] and takes 4000 ms, 0.500 of" in said
     assert "In time no baseline of such a score is cheaper" in headline(findings([quick], BASELINES))
+    overlapping = finished("dual", 1, 1.85, seconds=8)  # to 1.95, and the baseline from 1.90
+    assert "In time a baseline is cheaper: single" in headline(findings([overlapping], BASELINES))
     assert "In time" not in headline(findings([finished("dual", 1, 1.0, seconds=9)], BASELINES))  # none is as good
 
 

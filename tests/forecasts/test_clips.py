@@ -23,7 +23,7 @@ from dualrate.experiment.experiment import Start
 from dualrate.forecasts import clips
 from dualrate.forecasts.clips import ClipReading, read_clips
 from dualrate.forecasts.condition import Forecast
-from dualrate.forecasts.film import Film, pixels_of, write_video
+from dualrate.forecasts.film import BLUE, Film, pixels_of, write_video
 from dualrate.forecasts.forecast import forecast
 from dualrate.forecasts.recipe import TIERS, Clips, Forecasting, ForecastTier
 from dualrate.forecasts.simulations import SIMULATIONS
@@ -123,6 +123,12 @@ def test_a_clip_has_so_many_frames_at_a_rate_too(tmp_path: Path, monkeypatch: py
     assert content(file, replace(WHOLE, rate=20.0))[0].shape[0] == 41
     with pytest.raises(ValueError, match=r"slow.gif has more than 50 frames, at 100 a second: .*--data.fps"):
         read_clips(file, replace(WHOLE, rate=100.0))
+
+
+def test_the_bar_below_a_film_is_whole_at_its_last_frame(tmp_path: Path) -> None:
+    film = Film.of(np.zeros((2, 1, 32, 32)), np.zeros((1, 4, 1, 32, 32)), None, None)
+    blue = (film.moving() == BLUE).all(-1).any(1).sum(1)  # pixels across of each frame
+    assert blue.tolist() == [0, 0, 32, 64, 96, 128]
 
 
 def test_frames_that_are_years_apart_are_shown(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from dualrate.forecasts.externals import EQUINOX, TILT, Externals, Forcings, bes
 from dualrate.forecasts.folder import write_forecast
 from dualrate.forecasts.geometry import as_text, from_text
 from dualrate.forecasts.recipe import Forecasting
-from dualrate.forecasts.rollout import roll_out, with_stride
+from dualrate.forecasts.rollout import begins, roll_out, with_stride
 from dualrate.forecasts.starts import Starts, held_out_starts, read_starts
 from dualrate.system.progress import Silent
 
@@ -198,6 +198,13 @@ def test_what_is_known_ahead_is_looked_at_before_anything_is_written(tmp_path: P
         with pytest.raises(ValueError, match=message):
             write_forecast(drawer, starts(other, message[:12]), 6, tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_held_out_starts_have_what_is_known_ahead_of_whole_windows(tmp_path: Path) -> None:
+    """Also where the last window is not used to its end."""
+    model = untrained(saved(world(100), tmp_path / "a.nc"), tmp_path / "run", forcings=("s",), frames=2)
+    starts = held_out_starts(model, 3)
+    assert starts.digest(begins(model, 3)) != starts.digest()
 
 
 def test_a_start_is_the_last_frame_of_what_is_forecast(tmp_path: Path) -> None:
