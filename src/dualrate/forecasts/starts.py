@@ -75,11 +75,10 @@ class Starts:
         Raises ValueError where that is not known.
         """
         ahead: list[bytes] = []
-        for i in range(len(self) if self.forcings is not None else 0):
-            assert self.forcings is not None
-            ahead.append(self.forcings([i]).numpy().tobytes())
-            later = begins[1:] if self.forcings.externals.variables else ()  # what is computed follows from the first
-            ahead += [self.forcings.values(i, after).tobytes() for after in later]
+        if (forcings := self.forcings) is not None:
+            later = begins[1:] if forcings.externals.variables else ()  # what is computed follows from the first
+            for i in range(len(self)):
+                ahead += [forcings([i]).numpy().tobytes(), *(forcings.values(i, after).tobytes() for after in later)]
         kind = repr((self.past.shape, "observed")) if self.observed else repr(self.past.shape)
         return hashlib.sha256(b"".join((kind.encode(), self.past.tobytes(), *ahead))).hexdigest()
 
