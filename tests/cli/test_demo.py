@@ -21,6 +21,7 @@ from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.metrics.features import Architecture
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import fashion_mnist
+from dualrate.system.progress import Silent
 from dualrate.training.config import FitConfig, FitResult
 
 NET = UViTConfig(12, 1, (Level("transformer", 16, 1),), 2, patch=4, embedding=16, head_dim=16)
@@ -69,6 +70,13 @@ def test_what_is_there_is_measured_beside_the_model_that_it_trained(place, monke
     features = {file: file.stat().st_mtime_ns for file in (place / "demo").rglob("*.safetensors")}
     assert call(monkeypatch, "demo", "--count", "40") == 0
     assert all(file.stat().st_mtime_ns == at for file, at in features.items())
+
+
+def test_without_the_pair_of_forecasts_there_is_no_section_of_it(tmp_path, monkeypatch):
+    (tmp_path / "kuramoto-sivashinsky-large").mkdir()
+    (tmp_path / "kuramoto-sivashinsky-large" / "experiment.json").touch()
+    monkeypatch.setattr(comparison, "compare", lambda *of, **how: pytest.fail("nothing is measured"))
+    assert demo.Demo(weights=tmp_path, out=tmp_path / "out")._forecasts(Silent()) == []
 
 
 def test_an_interrupted_training_measures_nothing(place, monkeypatch):

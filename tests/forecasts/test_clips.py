@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from dualrate.experiment.experiment import Start
 from dualrate.forecasts import clips
 from dualrate.forecasts.clips import ClipReading, read_clips
 from dualrate.forecasts.condition import Forecast
-from dualrate.forecasts.film import Film, pixels_of, write_video
+from dualrate.forecasts.film import BLUE, Film, pixels_of, write_video
 from dualrate.forecasts.forecast import forecast
 from dualrate.forecasts.recipe import TIERS, Clips, Forecasting, ForecastTier
 from dualrate.forecasts.simulations import SIMULATIONS
@@ -113,6 +114,30 @@ def test_at_a_rate_the_frames_are_those_that_are_shown_then(tmp_path: Path) -> N
     folder = save(tmp_path / "frames", frames)
     np.testing.assert_array_equal(content(folder, replace(WHOLE, rate=4.0))[0], frames.transpose(0, 3, 1, 2))
     assert read_clips(folder, replace(WHOLE, rate=4.0)).step == 0.25
+
+
+def test_a_clip_has_so_many_frames_at_a_rate_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three pictures that are shown for a second each are few, and many at a high rate."""
+    monkeypatch.setattr(clips, "LONGEST", 50)
+    file = save(tmp_path / "slow.gif", drawn(3), 1000)
+    assert content(file, replace(WHOLE, rate=20.0))[0].shape[0] == 41
+    with pytest.raises(ValueError, match=r"slow.gif has more than 50 frames, at 100 a second: .*--data.fps"):
+        read_clips(file, replace(WHOLE, rate=100.0))
+
+
+def test_the_bar_below_a_film_is_whole_at_its_last_frame(tmp_path: Path) -> None:
+    film = Film.of(np.zeros((2, 1, 32, 32)), np.zeros((1, 4, 1, 32, 32)), None, None)
+    blue = (film.moving() == BLUE).all(-1).any(1).sum(1)  # pixels across of each frame
+    assert blue.tolist() == [0, 0, 32, 64, 96, 128]
+
+
+def test_frames_that_are_years_apart_are_shown(tmp_path: Path) -> None:
+    """Neither a WEBP nor a video has room for such times."""
+    past = np.zeros((1, 3, 16, 16), np.float32)
+    film = Film.of(past, past[None] + 200, None, 1e8)
+    with Image.open(io.BytesIO(film.animation())) as moving:
+        assert getattr(moving, "n_frames", 0) == 2
+    video(tmp_path / "slow.mp4", film.moving(), 1 / film.seconds)
 
 
 def test_clips_of_other_rates_are_named_until_one_is_asked_for(tmp_path: Path) -> None:
@@ -269,6 +294,24 @@ def test_a_video_that_ends_too_soon_is_refused_by_name(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
     with pytest.raises(ValueError, match=r"clip.mkv: cannot be decoded .*ends after \d frame"):
         read_clips(file, WHOLE)
+
+
+def test_a_video_may_stand_still_at_its_end(tmp_path: Path) -> None:
+    av: Any = pytest.importorskip("av")
+    file = tmp_path / "talk.mp4"
+    with av.open(str(file), "w") as container:
+        stream, packets = container.add_stream("mpeg4", rate=10), []
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for shade in range(0, 250, 50):
+            frame = np.full((32, 32, 3), shade, np.uint8)
+            packets += stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24"))
+        packets += stream.encode()
+        packets[-1].duration = round(10 / packets[-1].time_base)  # ten seconds
+        for packet in packets:
+            container.mux(packet)
+    with av.open(str(file)) as container:
+        assert container.duration > 4e6
+    assert read_clips(file, WHOLE).trajectories[0].shape == (5, 3, 32, 32)
 
 
 def test_a_video_without_its_reader_says_which_extra_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,9 +21,10 @@ from dualrate.diffusion.random import Draws
 from dualrate.experiment.data_config import DataConfig
 from dualrate.forecasts.condition import Forecast, Windows
 from dualrate.forecasts.externals import EQUINOX, TILT, Externals, Forcings, beside, zenith
+from dualrate.forecasts.folder import write_forecast
 from dualrate.forecasts.geometry import as_text, from_text
 from dualrate.forecasts.recipe import Forecasting
-from dualrate.forecasts.rollout import roll_out, with_stride
+from dualrate.forecasts.rollout import begins, roll_out, with_stride
 from dualrate.forecasts.starts import Starts, held_out_starts, read_starts
 from dualrate.system.progress import Silent
 
@@ -134,6 +135,8 @@ def test_packed_fields_are_restored() -> None:
     np.testing.assert_array_equal(from_text(as_text(fields), np.float32), fields)
     with pytest.raises(ValueError, match="is no static field"):
         from_text(as_text(fields)[:-8], np.float32)
+    with pytest.raises(ValueError, match=r"\(1 of 0 bytes\)"):  # however many it holds
+        from_text("0x0x0:" + as_text(fields).partition(":")[2])
 
 
 # Runs
@@ -161,7 +164,7 @@ def test_a_forecast_knows_what_is_ahead(tmp_path: Path, how: dict[str, Any]) -> 
     np.testing.assert_array_equal(frames_of(model, mine), expected)
     for i, other in enumerate((own.assign(s=own.s + 3), own.assign_coords(time=own.time + np.timedelta64(9, "h")))):
         changed = read_starts(saved(other, tmp_path / f"{i}.nc"), model, pytest.fail)
-        assert changed.digest != mine.digest
+        assert changed.digest() != mine.digest()
         assert (frames_of(model, changed) != expected).any()
     with pytest.raises(ValueError, match="the forcings s are known for"):
         frames_of(model, mine, 60)
@@ -170,6 +173,47 @@ def test_a_forecast_knows_what_is_ahead(tmp_path: Path, how: dict[str, Any]) -> 
         read_starts(tmp_path / "array.npy", model)
     with pytest.raises(ValueError, match="no variable s among t"):
         read_starts(saved(own.drop_vars("s"), tmp_path / "without.nc"), model)
+
+
+@pytest.mark.parametrize("how", [{"frames": 2}, {"trained_by": "rolling", "frames": 3}], ids=str)
+def test_what_is_known_ahead_is_looked_at_before_anything_is_written(tmp_path: Path, how: dict[str, Any]) -> None:
+    """All of it, not that of the first window alone: a folder goes on with no others, of too few nothing is made."""
+    data = world(60)
+    model = untrained(saved(data, tmp_path / "a.nc"), tmp_path / "run", forcings=("s",), **how)
+    drawer = dr.Choice(steps=2).drawer(model, precision="float32")
+    now = data.isel(time=slice(40, None)).drop_vars("z")
+    now["t"] = now.t.where(now.time <= now.time[2])
+
+    def starts(data: xarray.Dataset, name: str) -> Starts:
+        return read_starts(saved(data, tmp_path / f"{name}.nc"), model, lambda text: None)
+
+    write_forecast(drawer, starts(now, "mine"), 6, tmp_path / "out")
+    others = now.assign(s=now.s.where(now.time < now.time[7], 300))
+    with pytest.raises(ValueError, match="holds other forecasts"):
+        write_forecast(drawer, starts(others, "others"), 6, tmp_path / "out")
+    for other, message in (
+        (now.isel(time=slice(7)), "the forcings s are known for"),
+        (now.assign(s=now.s.where(now.time != now.time[7])), "the forcing s has numbers that are not finite: fill"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_forecast(drawer, starts(other, message[:12]), 6, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_held_out_starts_have_what_is_known_ahead_of_whole_windows(tmp_path: Path) -> None:
+    """Also where the last window is not used to its end."""
+    model = untrained(saved(world(100), tmp_path / "a.nc"), tmp_path / "run", forcings=("s",), frames=2)
+    starts = held_out_starts(model, 3)
+    assert starts.digest(begins(model, 3)) != starts.digest()
+
+
+def test_a_start_is_the_last_frame_of_what_is_forecast(tmp_path: Path) -> None:
+    """Whatever else the file has numbers of after it."""
+    data = world(60)
+    model = untrained(saved(data, tmp_path / "a.nc"), tmp_path / "run", forcings=("s",))
+    own = data.isel(time=slice(40, None)).drop_vars("z")
+    own = own.assign(t=own.t.where(own.time <= own.time[2]), u=own.s + 1)
+    assert read_starts(saved(own, tmp_path / "own.nc"), model, lambda text: None).dates == own.time.values[2]
 
 
 def test_a_forecast_goes_on_with_its_forcings_and_none_of_other_dates(tmp_path: Path) -> None:
@@ -186,7 +230,7 @@ def test_a_forecast_goes_on_with_its_forcings_and_none_of_other_dates(tmp_path: 
     assert forcings is not None
     assert forcings.dates is not None
     other = replace(starts, forcings=replace(forcings, dates=forcings.dates + np.timedelta64(8, "D")))
-    assert other.digest != starts.digest
+    assert other.digest() != starts.digest()
 
 
 def test_frames_may_be_left_out(tmp_path: Path) -> None:

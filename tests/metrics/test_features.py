@@ -240,6 +240,14 @@ def test_without_classes_a_net_tells_how_an_image_is_turned():
     assert train_feature_net(of_one_class, None, epochs=1).card.task == "turns"
 
 
+def test_of_fewer_images_than_turns_a_net_learns_all_turns():
+    images = oriented(3)
+    net = train_feature_net(images, None, seed=0)
+    pictures = np.concatenate([np.rot90(images.images, k, (2, 3)) for k in range(4)])
+    guessed = net.module.classify(net.features(pictures)).argmax(1)
+    assert guessed.tolist() == [k for k in range(4) for _ in range(3)]
+
+
 def test_images_that_look_alike_from_all_sides_give_no_metric():
     rng = np.random.default_rng(0)
     noise = (rng.integers(0, 256, (count, 1, 12, 12), dtype=np.uint8) for count in (200, 80))

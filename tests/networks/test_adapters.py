@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import dualrate as dr
 from dualrate.networks.adapters import Adapted, adapter_state, layers_of, merged
+from dualrate.networks.blocks import conv3
 from dualrate.networks.dit import DiTConfig
 from dualrate.networks.tokens import TokensConfig, TokenTransformer
 
@@ -58,8 +59,12 @@ def test_a_new_adapter_changes_no_bit(net: nn.Module) -> None:
         nn.Linear(5, 7),
         nn.Conv2d(5, 7, 3, padding=1, padding_mode="circular"),
         nn.Conv2d(5, 7, (1, 3), stride=2, padding=(0, 1), dilation=(1, 2)),
+        conv3(5, 7, poles=True),
+        conv3(5, 7, periodic=(False, True)),
+        conv3(5, 7, periodic=(True, False)),
+        conv3(5, 7, line=True, periodic=(False, True)),
     ],
-    ids=["linear", "circular", "strided"],
+    ids=["linear", "circular", "strided", "poles", "across", "down", "line"],
 )
 def test_an_update_is_s_b_a(layer: nn.Linear | nn.Conv2d) -> None:
     net = nn.Sequential()

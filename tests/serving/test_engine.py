@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pytest
@@ -264,6 +265,33 @@ def test_a_call_that_fails_is_an_error_of_its_own_request_alone():
             with pytest.raises(FloatingPointError, match="not a number"):
                 drawn[-1].result(30)
         assert (engine.alive, engine.images_at_work, engine._alone) == (True, 0, set())
+
+
+def test_a_call_that_cannot_be_told_from_others_fails_and_the_engine_goes_on():
+    counted = Counted(MADE["dual"]())
+    counted.gate.set()
+    asked = Asked(counted, *ancestral(3, 2), [0])
+    with Engine() as engine, engine.enter(1) as drawing:
+        z, t, cond = torch.zeros(1, *SHAPE), torch.tensor(0.5).double(), Cond(label=[1])  # type: ignore[arg-type]
+        with ThreadPoolExecutor(1) as pool, pytest.raises(TypeError, match="unhashable"):
+            pool.submit(Batched(counted, drawing, False).denoise, z, t, Context(), cond).result(10)
+        assert engine.alive
+        torch.testing.assert_close(together(engine, asked)[0], asked.through(counted.inner), rtol=1e-9, atol=1e-10)
+
+
+def test_a_context_that_goes_while_it_is_looked_for_is_made_again():
+    """Its last request may be left at any time."""
+
+    class Going(WeakValueDictionary):
+        def __contains__(self, key: object) -> bool:
+            there = super().__contains__(key)
+            self.pop(key, None)
+            return there
+
+    asked = Asked(MADE["dual decoder"](), *ancestral(3, 1), [5])
+    with Engine() as engine:
+        engine._shared = Going()
+        same(engine, [asked, asked])
 
 
 def test_a_denoiser_that_takes_no_batch_is_called_for_each_request():

@@ -198,6 +198,22 @@ def test_whoever_does_not_know_the_word_is_not_of_the_team(tmp_path):
     assert json.loads((tmp_path / "sums").read_text()) == [[block.start, sum(block)] for block in BLOCKS]
 
 
+def test_a_word_may_come_in_parts(tmp_path):
+    def work() -> None:
+        if os.environ["RANK"] == "1":
+            at_once = socket.socket.sendall
+
+            def in_parts(self: socket.socket, content: bytes) -> None:
+                for first in range(0, len(content), 10):
+                    at_once(self, content[first : first + 10])
+                    time.sleep(0.1)
+
+            socket.socket.sendall = in_parts
+        launched.team(lambda: (tmp_path / "sums").write_text(json.dumps(mapped(sum))) and None)()
+
+    assert launched.ended(launched.start(work, 2, tmp_path / "log"), 60) == [0, 0]
+
+
 def test_processes_that_do_not_come_are_waited_for_so_long(tmp_path):
     run = launched.team(lambda: None)
     (alone, _) = launched.start(

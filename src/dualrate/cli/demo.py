@@ -106,7 +106,7 @@ class Demo(Ranged):
         from dualrate.runs.store import load
 
         requests = self._requests(FORECASTS, progress)
-        if not requests:
+        if not (self.weights / FORECASTS[0][1]).is_dir():  # the pair, which the section is of
             return []
         results = compare(
             requests, self.out / "forecasts.html", members=MEMBERS, count=STARTS, progress=progress,

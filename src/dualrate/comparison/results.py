@@ -287,7 +287,8 @@ def _pays(flops_saving: Saving | None, row: Row, baselines: Sequence[Row], noun:
         needs = "no baseline reaches their score" if never else f"baselines need {significant(ratio)} times their FLOPs"
         return f"Two rates pay here: {needs}{'' if never else ' for the same score'}{_in_brackets(low, high)}."
     if high < 1:
-        costs = f"they need {significant(1 / ratio)} times the FLOPs of the cheapest baseline for the same score"
+        least = "at least " * flops_saving.at_most
+        costs = f"they need {least}{significant(1 / ratio)} times the FLOPs of the cheapest baseline for the same score"
         return f"Two rates do not pay here: {costs}{_in_brackets(1 / high, 1 / low if low else math.inf)}."
     bounds = _bounds(low, high)
     known = f": for the same score baselines need {bounds} times their FLOPs (95%)" if bounds else ""

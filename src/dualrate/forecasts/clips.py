@@ -164,7 +164,7 @@ def _cached(clip: Path, how: ClipReading) -> tuple[Lazy, float | None]:
     if not (record.is_file() and array.is_file()):
         array.parent.mkdir(parents=True, exist_ok=True)
         with whole(array) as aside:
-            content = _write(aside, _timed(clip, files, how), how.rate)
+            content = _write(clip, aside, _timed(clip, files, how), how.rate)
         write_whole(record, json.dumps(content))
     content = read_json(record)
 
@@ -176,20 +176,28 @@ def _cached(clip: Path, how: ClipReading) -> tuple[Lazy, float | None]:
         return Lazy((count, *frame), read, source=array), content["step"]  # pyright: ignore[reportArgumentType]
 
 
-def _write(path: Path, frames: Timed, rate: float | None) -> dict[str, Any]:
-    """Write frames to a .npy file as they come; its shape, and the seconds between frames if they are even."""
+def _write(clip: Path, path: Path, frames: Timed, rate: float | None) -> dict[str, Any]:
+    """Write frames to a .npy file as they come; its shape, and the seconds between frames if they are even.
+
+    Raises ValueError for a clip of no frames, and for one of more than LONGEST at this rate.
+    """
     times: list[float | None] = []
     shape: tuple[int, ...] | None = None
     header = {"descr": "|u1", "fortran_order": False}
     with path.open("wb") as file:
         for pixels, begins in frames if rate is None else _at(rate, frames):
+            if len(times) == LONGEST and rate is not None:
+                raise ValueError(
+                    f"{clip} has more than {LONGEST:,} frames, at {rate:g} a second: cut it there, or take fewer of "
+                    "them (--data.fps)"
+                )
             if shape is None:
                 shape = pixels.shape
                 np.lib.format.write_array_header_1_0(file, header | {"shape": (0, *shape)})
             file.write(pixels.tobytes())
             times.append(begins)
         if shape is None:
-            raise ValueError("it has no frames")
+            raise ValueError(f"{clip} has no frames")
         file.seek(0)  # the header has room for the digits of the first axis
         np.lib.format.write_array_header_1_0(file, header | {"shape": (len(times), *shape)})
     if rate is not None:
@@ -269,7 +277,8 @@ def _video(clip: Path, files: Sequence[Path], how: ClipReading) -> Timed:
                 begins = None if frame.time is None or start is None else frame.time - start
                 yield resize(np.ascontiguousarray(pixels), size=how.size, channels=how.channels), begins
             alone, lasts = len(container.streams) == 1, (container.duration or 0) / av.time_base
-            if count < WHOLE * stream.frames or (alone and begins is not None and begins < lasts / 2):
+            early = begins is not None and begins < lasts / 2  # told of a stream that does not say how many it has
+            if count < WHOLE * stream.frames or (alone and early and not stream.frames):
                 raise ValueError(f"it ends after {count} frame(s), before it says so")
     except (av.FFmpegError, ValueError, IndexError) as error:
         said = getattr(error, "strerror", None) or shown(error)

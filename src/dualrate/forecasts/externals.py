@@ -91,14 +91,21 @@ class Externals:
         return replace(externals, hours=float(np.concatenate(steps).mean()))
 
     def values(self, trajectory: Trajectory, at: int) -> NDArray[np.float32]:
-        """Variables (F, V, H, W) at the frames of a window after time step `at`. Raises ValueError beyond the end."""
+        """Variables (F, V, H, W) at the frames of a window after time step `at`.
+
+        Raises ValueError beyond the end, and for what is not finite.
+        """
         first, stop = at + self.lead, at + self.lead * self.frames + 1
         if stop > trajectory.shape[0]:
             names, more = ", ".join(self.variables), trajectory.shape[0] - 1 - at
             raise ValueError(
                 f"the forcings {names} are known for {more} time step(s) of the next {stop - 1 - at}: give more of them"
             )
-        return as_float32("forcings", trajectory[first:stop][:: self.lead])
+        values = as_float32("forcings", trajectory[first:stop][:: self.lead])
+        for name, x in zip(self.variables, values.swapaxes(0, 1), strict=True):
+            if not np.isfinite(x).all():
+                raise ValueError(f"the forcing {name} has numbers that are not finite: fill what is missing")
+        return values
 
 
 @dataclass(frozen=True, eq=False)

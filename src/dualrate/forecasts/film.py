@@ -25,6 +25,7 @@ MOVING = 200  # frames in motion, at most
 SIDE, GAP, BAR = 128, 4, 4  # pixels that a frame has in motion, about; between frames; of the bar
 UNKNOWN, GROUND, BLUE = 217, 255, (36, 99, 235)
 USUAL = 0.1  # seconds from frame to frame, where the data does not say it
+SLOWEST = 10.0  # seconds that a frame is shown, at most, however far apart they are
 Pixels, Frames = NDArray[np.uint8], NDArray[np.floating]
 
 
@@ -52,7 +53,7 @@ class Film:
             panels = {"truth": np.full_like(members[0], np.nan)} | panels
             panels["truth"][: len(truth)] = truth[: members.shape[1]]
         films = {name: pixels_of(np.concatenate([past, each])) for name, each in panels.items()}
-        return Film(films, len(past), seconds or USUAL)
+        return Film(films, len(past), min(seconds or USUAL, SLOWEST))
 
     @property
     def names(self) -> str:

@@ -36,6 +36,7 @@ from dualrate.forecasts.pictures import Axis, Shown, forecast_figure, write_anim
 from dualrate.forecasts.rollout import (
     Frame,
     FrameBlock,
+    begins,
     checked_starts,
     costs,
     forecast_of,
@@ -91,7 +92,7 @@ class Record(SamplingRecord):
             starts=len(starts),
             frames=frames,
             source=starts.source,
-            digest=starts.digest,
+            digest=starts.digest(begins(drawer.model, frames)),
             known=starts.known,
             variables=forecast.names,
             lead_times=forecast.lead_times(frames),

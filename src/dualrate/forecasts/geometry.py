@@ -327,7 +327,7 @@ def from_text(text: str, dtype: type = bool) -> NDArray[Any]:
         channels, height, width = map(int, sizes.split("x"))
         count = channels * height * width
         size = -(-count // 8) if dtype is bool else 4 * count
-        raw = zlib.decompressobj().decompress(base64.b64decode(content, validate=True), size)
+        raw = zlib.decompressobj().decompress(base64.b64decode(content, validate=True), max(1, size))
         if len(raw) != size:
             raise ValueError(f"{len(raw)} of {size} bytes")
         numbers = np.frombuffer(raw, np.uint8 if dtype is bool else "<f4")

@@ -116,6 +116,13 @@ def costs(drawer: Drawer) -> dict[str, float]:
     return {"frames": 1, "first_window": round(first), "later_window": round(calls.of(steps, 1))}
 
 
+def begins(model: Model, frames: int) -> range:
+    """Time steps after a start at which windows of its first frames begin: forcings are known from there on."""
+    forecast = forecast_of(model)
+    apart = (1 if isinstance(model.process, Rolling) else forecast.frames) * forecast.ahead
+    return range(0, frames * forecast.ahead, apart)
+
+
 def window_cost(drawer: Drawer) -> int:
     """Multiply-adds of a member's first window: of one that rolls, of as many frames."""
     cost = costs(drawer)

@@ -24,8 +24,7 @@ from dualrate.forecasts.externals import Forcings, forcings_after
 from dualrate.forecasts.fields import Fields
 from dualrate.forecasts.geometry import Order, ordered
 from dualrate.forecasts.metadata import SAME_AXIS, Metadata
-from dualrate.forecasts.rolling_process import Rolling
-from dualrate.forecasts.rollout import Frame, forecast_of, frame_shape
+from dualrate.forecasts.rollout import Frame, begins, forecast_of, frame_shape
 from dualrate.forecasts.sources import check_variable_names, find_fields, step_of
 from dualrate.forecasts.splits import part_of, pieces_of
 from dualrate.forecasts.statistics import as_float32
@@ -70,10 +69,16 @@ class Starts:
         """(N,) int64: the trajectory of each, whose starts are not independent."""
         return torch.arange(len(self)) if self.places is None else torch.from_numpy(self.places[:, 0])
 
-    @property
-    def digest(self) -> str:
-        """sha256 of all starts, and of what is known ahead of them."""
-        ahead = [] if self.forcings is None else [self.forcings([i]).numpy().tobytes() for i in range(len(self))]
+    def digest(self, begins: Sequence[int] = (0,)) -> str:
+        """sha256 of all starts, and of what is known ahead of them for windows that begin at these time steps.
+
+        Raises ValueError where that is not known.
+        """
+        ahead: list[bytes] = []
+        if (forcings := self.forcings) is not None:
+            later = begins[1:] if forcings.externals.variables else ()  # what is computed follows from the first
+            for i in range(len(self)):
+                ahead += [forcings([i]).numpy().tobytes(), *(forcings.values(i, after).tobytes() for after in later)]
         kind = repr((self.past.shape, "observed")) if self.observed else repr(self.past.shape)
         return hashlib.sha256(b"".join((kind.encode(), self.past.tobytes(), *ahead))).hexdigest()
 
@@ -108,9 +113,7 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
     short = sum(length < span for length in lengths)
     reach = span
     if forecast.externals.variables:  # the last window wants those of all its frames
-        window = 1 if isinstance(model.process, Rolling) else forecast.frames
-        last = (frames - 1) // window * window * forecast.ahead
-        reach = max(span, past + last + forecast.externals.lead * forecast.externals.frames)
+        reach = max(span, past + begins(model, frames)[-1] + forecast.externals.lead * forecast.externals.frames)
     windows = data.windows(reach)
     if count is not None and count > len(windows):
         raise ValueError(
@@ -243,13 +246,14 @@ def _from_fields(
     forced = fields.picked(forecast.externals.variables) if forecast.externals.variables else None
     if forced is not None:
         fields = fields.picked([name for name in fields.variables if name not in forced.variables])
-        ends = [_last_known(trajectory) for trajectory in fields.trajectories]
-        parts = [part_of(each, 0, end) for each, end in zip(fields.trajectories, ends, strict=True)]
-        fields = replace(fields, splits={"": parts})
     if {*forecast.variables} <= {*fields.variables}:
         if others := [name for name in fields.variables if name not in forecast.variables]:
             note(f"{path}: {some_of(others)} are left out, which {model.name} was not trained on")
         fields = fields.picked(forecast.variables)
+    if forced is not None:
+        ends = [_last_known(trajectory) for trajectory in fields.trajectories]
+        parts = [part_of(each, 0, end) for each, end in zip(fields.trajectories, ends, strict=True)]
+        fields = replace(fields, splits={"": parts})
     kinds = [trajectory.shape[1:] for trajectory in fields.trajectories]
     expected = kinds[0] if kinds and kinds[0] in shapes else shapes[0]
     if wrong := [trajectory.shape for trajectory in fields.trajectories if trajectory.shape[1:] != expected]:

@@ -333,7 +333,7 @@ def train_feature_net(
 
     def loss_of(iteration: int) -> Tensor:
         batch = batches.batch(iteration)
-        x, label = turned(batch.x) if turns or batch.label is None else (batch.x, batch.label)
+        x, label = turned(batch.x, iteration) if turns or batch.label is None else (batch.x, batch.label)
         return F.cross_entropy(module(x.contiguous(memory_format=torch.channels_last)), label)
 
     iterations = max(1, round(epochs * len(images) / batches.batch_size))
@@ -357,9 +357,12 @@ def train_feature_net(
     return replace(net, card=replace(net.card, accuracy=accuracy))
 
 
-def turned(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Images (B, C, S, S), each turned by as many quarters as its place says, and that number, (B,) int64."""
-    quarters = torch.arange(len(x), device=x.device) % TURNS
+def turned(x: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Images (B, C, S, S), each turned by as many quarters as its place says, and that number, (B,) int64.
+
+    first: quarters of the first one
+    """
+    quarters = (first + torch.arange(len(x), device=x.device)) % TURNS
     return torch.stack([torch.rot90(image, int(k), (1, 2)) for image, k in zip(x, quarters, strict=True)]), quarters
 
 

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685), one set of weights a phase of sampling.
 
     layer(x) = W x + s B_p A_p x        p the phase of the call, s the scale, alpha / rank
-    a convolution: A_p is one of the same kernel, stride and padding to `rank` channels, B_p one of 1 x 1
+    a convolution: A_p is one of the same kind, kernel, stride and padding to `rank` channels, B_p one of 1 x 1
 
 B is zero at first, A normal with standard deviation 1 / rank, so a new adapter changes nothing.
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -84,12 +85,12 @@ class LowRank(nn.Module):
 
 def _reducing(base: nn.Linear | nn.Conv2d, rank: int) -> nn.Module:
     """The layer A, from `base`'s input to `rank` channels, with random weights."""
-    how: dict[str, Any] = {"bias": False, "device": base.weight.device, "dtype": base.weight.dtype}
     if isinstance(base, nn.Linear):
-        layer = nn.Linear(base.in_features, rank, **how)
+        layer = nn.Linear(base.in_features, rank, bias=False, device=base.weight.device, dtype=base.weight.dtype)
     else:
-        how |= {name: getattr(base, name) for name in ("stride", "padding", "dilation", "padding_mode")}
-        layer = nn.Conv2d(base.in_channels, rank, base.kernel_size, **how)  # pyright: ignore[reportArgumentType]
+        layer = deepcopy(base)  # whatever it does at edges
+        layer.out_channels, layer.bias = rank, None
+        layer.weight = nn.Parameter(base.weight.new_empty(rank, *base.weight.shape[1:]))
     nn.init.normal_(layer.weight, std=1 / rank)
     return layer
 

@@ -363,6 +363,7 @@ class Engine:
 
     def submit(self, call: Call) -> None:
         """Have a call wait for its turn. Raises CancelledError for one of a drawing that was cancelled."""
+        hash(call.alike)  # its error belongs to this thread: the engine's has none
         with self.changed:
             if call.drawing.cancelled or not self._open:
                 raise CancelledError
@@ -371,7 +372,7 @@ class Engine:
             self.changed.notify_all()
 
     def is_empty(self, denoiser: Any) -> bool:
-        """Whether its heavy call makes nothing, as that of a single network, and so needs no turn."""
+        """Whether its heavy call makes nothing, as that of a single network."""
         return id(denoiser) in self._empty
 
     def _work(self) -> None:
@@ -405,7 +406,7 @@ class Engine:
         """Make these calls, those of one condition once. Where a batch fails each is made alone, to fail alone."""
         try:
             keys = [call.condition or call for call in calls]
-            results: dict[Any, Any] = {key: self._shared[key] for key in keys if key in self._shared}
+            results: dict[Any, Any] = {key: held for key in keys if (held := self._shared.get(key)) is not None}
             fresh = {key: call for key, call in zip(keys, calls, strict=True) if key not in results}
             if fresh:
                 results.update(zip(fresh, self._batch(kind, list(fresh.values())), strict=True))

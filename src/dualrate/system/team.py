@@ -275,19 +275,16 @@ def _gathered(store: Any) -> Iterator[Team]:
     here = "127.0.0.1" if os.environ["MASTER_ADDR"] in ("localhost", "127.0.0.1") else ""
     both = {"family": socket.AF_INET6, "dualstack_ipv6": True} if not here and socket.has_dualstack_ipv6() else {}
     with socket.create_server((here, 0), backlog=size, **both) as server:
-        server.settimeout(timeout())
+        end = time.monotonic() + timeout()
         store.set(PLACE, f"{server.getsockname()[1]} {word.hex()}")
         while len(followers) < size - 1:
+            server.settimeout(max(0.01, end - time.monotonic()))
             try:
                 opened, _ = server.accept()
             except TimeoutError:
                 raise Lost(f"{len(followers) + 1} of {size} processes came in {timeout():g} seconds") from None
-            opened.settimeout(FAREWELL)
-            try:
-                shown = opened.recv(WORD + 4, socket.MSG_WAITALL)
-            except OSError:
-                shown = b""
-            if secrets.compare_digest(shown[:WORD], word):
+            shown = _shown(opened)
+            if len(shown) == WORD + 4 and secrets.compare_digest(shown[:WORD], word):
                 followers[_connection(opened)] = int.from_bytes(shown[WORD:])
             else:
                 opened.close()
@@ -302,6 +299,19 @@ def _gathered(store: Any) -> Iterator[Team]:
         raise
     finally:
         team.dismiss(code)
+
+
+def _shown(opened: socket.socket) -> bytes:
+    """The word and the rank that somebody who connects shows, in parts too, within FAREWELL seconds in all."""
+    shown, end = b"", time.monotonic() + FAREWELL
+    with suppress(OSError):
+        while len(shown) < WORD + 4:
+            opened.settimeout(max(0.01, end - time.monotonic()))
+            part = opened.recv(WORD + 4 - len(shown))
+            if not part or time.monotonic() > end:
+                break
+            shown += part
+    return shown
 
 
 def _joined(store: Any) -> Connection:
