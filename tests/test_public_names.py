@@ -93,6 +93,7 @@ def test_every_kind_of_images_is_saved_as_the_same_grid(root, models, tmp_path):
         (torch.full((1, 1, 8, 8), torch.nan), "not finite"),
         ([torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 4, 4)], "batches of one shape"),
         ([], "got list"),
+        ("images.npy", "got str"),
         (dr.Drawer, "got type"),
     ],
 )

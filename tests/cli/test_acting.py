@@ -190,6 +190,7 @@ OF_DATA = {  # by recipe, of the data's options
     "auto": {"source", "size", "channels", "on-bad", "label", "augment.flip", "augment.translate"},
     "text-tokens": {"source", "size"},
     "ks-forecast": {"source", "variables", "levels"},
+    "forecast": {"source", "variables", "levels", "size", "channels", "on-bad", "fps"},
     "clips": {"source", "variables", "levels", "size", "channels", "on-bad", "fps"},
 }
 
@@ -207,9 +208,10 @@ def test_help_for_a_recipe_shows_the_options_of_its_data(recipe, monkeypatch, ca
     [
         ("train fashion-mnist-small --data.levels 500", "--data.levels", "forecasts"),
         ("train auto --data.source x --data.variables=t", "--data.variables", "forecasts"),
-        ("train text-tokens --data.on_bad skip", "--data.on-bad", "runs that make images or clips"),
+        ("train text-tokens --data.on_bad skip", "--data.on-bad", "runs of images or clips"),
         ("train ks-forecast --data.augment.no-flip", "--data.augment.no-flip", "runs that make images"),
-        ("train ks-forecast --data.source x --data.size 8", "--data.size", "runs that make images, texts or clips"),
+        ("train ks-forecast --data.source x --data.size 8", "--data.size", "runs of images, texts or clips"),
+        ("train auto --data.source x --data.fps 4", "--data.fps", "forecasts of clips"),
         ("retrofit folder --name x --data.levels 500", "--data.levels", "forecasts"),
     ],
 )

@@ -214,6 +214,7 @@ FILES: dict[str, tuple[str, bytes, str]] = {  # what is wrong: the file's name, 
     "cut off": ("x.parquet", parquet()[:-1], "cannot be read as Parquet"),
     "empty": ("x.parquet", b"", "cannot be read as Parquet"),
     "more than one line": ("x.parquet", b"PAR1\0\0\0\0\0\0\0\0PAR1", "cannot be read as Parquet"),
+    "fields": ("x.nc", b"x", r"fields over time are for `dualrate train forecast`"),
     "another kind": ("x.zip", b"x", r"expected \.tar \(not compressed\), \.parquet, \.npz, or a folder"),
 }  # fmt: skip
 

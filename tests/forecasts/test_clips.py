@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from runs.made import saved_random
 
+from dualrate.cli.main import parsed
 from dualrate.data.decode import resize
 from dualrate.diffusion.context import Cond
 from dualrate.diffusion.random import Draws
@@ -367,6 +368,15 @@ def test_windows_that_attend_may_roll(tmp_path: Path, monkeypatch: pytest.Monkey
     assert ensemble.shape == (1, 2, 4, 3, 8, 8)
     assert np.isfinite(ensemble).all()
     assert not np.array_equal(ensemble[0, 0], ensemble[0, 1])
+
+
+@pytest.mark.parametrize(("recipe", "prefix"), [("clips", ""), ("clips", "clips:"), ("forecast", "clips:")])
+def test_a_training_takes_the_options_that_are_documented_for_clips(recipe: str, prefix: str, tmp_path: Path) -> None:
+    file = save(tmp_path / "mine.gif", drawn(20, 8, 8))
+    words = "--data.size 8 --data.channels 1 --data.fps 10 --data.on-bad skip --size mini"
+    command: Any = parsed(["train", recipe, "--data.source", f"{prefix}{file}", *words.split()])
+    data = command.experiment.data
+    assert data == DataConfig(f"clips:{file}", size=8, channels=1, fps=10, on_bad="skip")
 
 
 def test_without_data_the_recipe_of_clips_has_sprites() -> None:

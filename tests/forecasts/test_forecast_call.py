@@ -74,6 +74,15 @@ def test_starts_are_an_array_a_file_or_those_of_the_data(model, result, tmp_path
     assert of_array.written.record.source == "an array"
     with pytest.raises(ValueError, match="time step"):
         dr.forecast(model, frames[:, :0], **HOW)
+    with pytest.raises(ValueError, match=r"^starts holds an array of "):
+        dr.forecast(model, frames[..., :-1], **HOW)
+
+
+def test_the_name_of_a_model_is_refused_with_the_way_to_load_it(model: dr.Model) -> None:
+    name = str(model.path)
+    for use in (dr.forecast, dr.evaluate, dr.sample, lambda name, _: dr.Choice(steps=2).drawer(name)):
+        with pytest.raises(TypeError, match=r"expected a model, got .* dr\.load"):
+            use(name, 2)
 
 
 def test_the_call_of_the_readme_runs(model, tmp_path, monkeypatch):

@@ -87,6 +87,7 @@ def test_a_start_in_another_order_comes_back_in_its_own(tmp_path: Path) -> None:
     result = dr.forecast(made, starts, **HOW)
     assert result.dataset.t.dims[3:] == ("lon", "lat")
     np.testing.assert_array_equal(result.dataset.lon, other.lon)
+    assert (result.plain()["last_lead_time"], result.plain()["unit"]) == (result.dataset.lead_time[-1], "hours")
     plain = dr.forecast(made, saved(waves(), tmp_path / "plain.nc"), **HOW).dataset
     east = plain.t.assign_coords(lon=(plain.lon + 180) % 360 - 180).sortby("lon")
     np.testing.assert_array_equal(result.dataset.t.transpose(*east.dims), east)

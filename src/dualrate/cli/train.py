@@ -5,7 +5,7 @@ adapt`: low-rank adapters by phase.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -58,9 +58,10 @@ FIRST = (  # of each family, what to begin with
     "imagenet512-latents",
     "imagenet-decoder",
 )
-NO_IMAGES = {  # runs of recipes
-    name: {"condition": {"type": "Forecast"}, "data": {"source": "clips:" if name == "clips" else ""}}
-    for name in forecasts.RECIPES
+ANY_SOURCE = ("forecast", "clips")  # recipes that make forecasts of fields or of clips
+NO_IMAGES: dict[str, Mapping[str, Any]] = {  # runs of recipes
+    name: {"condition": {"type": "Forecast"}, "data": {"source": "" if name in ANY_SOURCE else recipe.data.source}}
+    for name, (_, recipe) in forecasts.RECIPES.items()
 }
 NO_IMAGES |= {"text-tokens": {"codec": {"type": "Characters"}}}
 LIST = "--list"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dualrate.config.ranges import Images, WorkerCount, as_path
-from dualrate.drawing.choice import Choice, check_loaded
+from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.evaluators import evaluators, features_named, messages
 from dualrate.drawing.latents import latent_scores
@@ -53,8 +53,6 @@ def evaluate(
     """
     progress = progress or PlainReporter(seconds=10)
     features_named(features)
-    if not isinstance(model, Drawer):
-        check_loaded(model)
     drawer = model if isinstance(model, Drawer) else Choice().drawer(model, note=progress.note)
     with closing(progress):
         modality, named = maker_of(drawer.model.experiment), {"features": features, "details": details}

@@ -72,7 +72,10 @@ def find_source(
         return npz_source(path, split, label)
     if path.suffix == ".tar":
         return tar_source([path], path, split, progress)
-    raise ValueError(f"{path} is a file; expected .tar (not compressed), .parquet, .npz, or a folder")
+    raise ValueError(
+        f"{path} is a file; expected .tar (not compressed), .parquet, .npz, or a folder; fields over time are for "
+        "`dualrate train forecast`, clips for `dualrate train clips`"
+    )
 
 
 def named_splits(

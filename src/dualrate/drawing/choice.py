@@ -93,7 +93,8 @@ class Choice(Brief, Ranged):
     def drawer(self, model: Model, *, note: Note = warnings.warn, **more: Any) -> Drawer:
         """Drawer of the model, as chosen. note: as of `step_plan`; more: fields of a `Drawer`.
 
-        Raises what `step_for` and `Drawer` raise."""
+        Raises what `check_loaded`, `step_for` and `Drawer` raise."""
+        check_loaded(model)
         name, gamma = self._sampler(model)
         plan = self.step_plan(model, note)
         return Drawer(model, step_for(model, plan, name, gamma, self.eta), plan, **more)

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualrate.config.ranges import Precision
-from dualrate.drawing.choice import Choice
+from dualrate.drawing.choice import Choice, check_loaded
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.model import Model
 from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, bad_news, forecast_scores, judged
 from dualrate.forecasts.folder import PAGE, SCORES, ForecastWritten, Format, write_forecast
 from dualrate.forecasts.page import forecast_page
 from dualrate.forecasts.rollout import Frame, forecast_of, with_stride
-from dualrate.forecasts.starts import Starts, held_out_starts, read_starts
+from dualrate.forecasts.starts import Starts, held_out_starts, lead_unit, read_starts
 from dualrate.forecasts.views import EVERYTHING, Views
 from dualrate.system.files import write_whole
 from dualrate.system.progress import ImageProgress
@@ -64,7 +64,7 @@ class ForecastResult:
             "frames_drawn": written.drawn,
             "frames_of_truth": record.known,
             "last_lead_time": record.lead_times[-1],
-            "unit": record.unit,
+            "unit": lead_unit(written.forecast) or record.unit,
             "macs_per_frame_at_first": record.cost["first_window"] / record.cost["frames"],
             "macs_per_frame_later": record.cost["later_window"] / record.cost["frames"],
             "seconds_per_frame": written.seconds / written.drawn if written.drawn else None,
@@ -105,8 +105,10 @@ def forecast(
     choice:  steps, heavy calls and sampler; seed: start i has seed + i
     note:    called with what is taken for granted
     views:   regions and events that are scored besides
-    Raises ValueError for a model that makes no forecasts, and as `held_out_starts`, `read_starts` and `write_forecast`.
+    Raises TypeError for the name of a model, ValueError for one that makes no forecasts, and as `held_out_starts`,
+    `read_starts` and `write_forecast`.
     """
+    check_loaded(model)
     model = with_stride(model, stride)
     ready = starts if isinstance(starts, Starts) else starts_of(model, starts, frames, note)
     how = {"members": members, "batch_size": batch_size, "precision": precision}
@@ -132,7 +134,10 @@ def starts_of(
     with TemporaryDirectory() as folder:
         file = Path(folder, "array.npy")
         np.save(file, np.asarray(starts))
-        return replace(read_starts(file, model), source="an array")  # which says nothing to note
+        try:
+            return replace(read_starts(file, model), source="an array")  # which says nothing to note
+        except ValueError as error:  # of a file that the caller never named
+            raise ValueError(str(error).replace(str(file), "starts")) from None
 
 
 def forecast_by(

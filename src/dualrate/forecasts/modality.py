@@ -40,7 +40,7 @@ class OfFields(Modality):
         raise ValueError(f"{data.source} holds fields, which are no images: dualrate forecast RUN scores forecasts")
 
     def files(self, model: Any) -> NoReturn:
-        raise ValueError("a forecast makes fields, not pictures: draw it by dualrate forecast RUN")
+        raise ValueError("a forecast makes fields, not pictures: draw it by dualrate forecast RUN, dr.forecast(model)")
 
     def save(self, experiment: Any, samples: Tensor, file: Path) -> None:
         super().save(experiment, experiment.condition.shown(samples), file)

@@ -66,7 +66,9 @@ def save_grid(images: Images | Iterable[Images], path: Path | str, columns: int 
 def _pixels(images: Images | Iterable[Images]) -> np.ndarray:
     """Pixels of images or batches of them, (N, C, H, W) uint8."""
     if not isinstance(images, (np.ndarray, Tensor)):
-        parts = [_pixels(batch) for batch in images] if isinstance(images, Iterable) else []
+        parts = (
+            [_pixels(batch) for batch in images] if isinstance(images, Iterable) and not isinstance(images, str) else []
+        )
         if len({part.shape[1:] for part in parts}) != 1:
             raise ValueError(
                 f"images are an array (N, C, H, W), or batches of one shape, got {type(images).__name__}: pass the "
