@@ -55,7 +55,8 @@ def conditional(of: dr.Model, conditions: int) -> dr.Model:
     """
     networks = of.experiment.networks
     assert isinstance(networks, TwoNetworks)
-    light = replace(networks.light, num_classes=0)
+    light: Any = networks.light  # a dataclass, as every configuration is
+    light = replace(light, num_classes=0)
     wide = [replace(level, channels=3 * level.channels, blocks=3 * level.blocks) for level in light.levels]
     networks = TwoConditional(replace(light, levels=tuple(wide)), light, (1, 7, 7))
     method = DenoisingConfig(GivenTimes(), label_dropout=0.0)

@@ -23,10 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = {
     "engine": 8810,
     "carriers": 9300,
-    "forecasts": 6193,
+    "forecasts": 6210,
     "pipelines": 3750,
     "texts": 430,
-    "front": 4120,
+    "front": 4140,
 }
 REFUSALS = 10  # lines in 100 of code
 VAGUE = 3  # in 1,000 identifiers

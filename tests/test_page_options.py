@@ -26,11 +26,11 @@ PAGES = [
     for path in sorted(ROOT.glob(pattern))
     if path.is_file() and path.name != "CHANGELOG.md"  # what was there once
 ]
-OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
+OPTION = re.compile(r"(?<![\w-])--(?!jp-|xr-|pst-)[A-Za-z][\w.-]*")  # but for styles of notebooks
 PROGRAM = re.compile(r"python (?:-m )?((?:studies|tools|benchmarks|examples)[\w./]*)")
 FOREIGN = {  # of torchrun, srun, pip, hf and git
     *("--nproc-per-node", "--max-restarts", "--gpus-per-task", "--extra-index-url", "--force-reinstall", "--no-deps"),
-    *("--local-dir", "--revision", "--error-unmatch", "--always", "--dirty", "--exclude"),
+    *("--local-dir", "--revision", "--error-unmatch", "--always", "--dirty", "--exclude", "--depth"),
 }
 BEFORE = {"--import", "--version", "--help", "--help-all", "--list"}  # the parser, and not its list, knows these
 STAGES = ("first", "base")  # of a recipe of two

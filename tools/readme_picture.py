@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,8 @@ def main() -> None:
     for i in range(STEPS + 1):
         figure = Figure(figsize=(10, 3.6), dpi=100, layout="constrained")
         canvas = FigureCanvasAgg(figure)
-        images, forecast = figure.subfigures(1, 2, width_ratios=(1.25, 1), wspace=0.06)
+        parts: Any = figure.subfigures(1, 2, width_ratios=(1.25, 1), wspace=0.06)
+        images, forecast = parts
         bars, shown = images.subplots(2, 1, height_ratios=(1, 1.3))
         timeline(bars, drawer.plan.refresh, i)
         bars.set_title(f"{STEPS} steps: {HEAVY} heavy calls and {STEPS - HEAVY} light ones", fontsize=11, loc="left")

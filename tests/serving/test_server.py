@@ -157,7 +157,7 @@ def test_a_class_is_drawn_alone_beside_nothing(url):
 
 
 def test_members_of_a_condition_share_its_heavy_call(in_float32):
-    """Of two seeds there are three images each: one heavy call has a row for each seed."""
+    """Three images of each of two seeds: one heavy call has a row for each seed."""
     of, rows = conditional(), []
     offer = Offer(of, limits=Limits(steps=12, images=6))  # which makes a call to count
     of.networks["encoder"].register_forward_hook(lambda network, values, result: rows.append(len(result[0])))

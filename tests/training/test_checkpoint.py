@@ -351,7 +351,7 @@ def test_a_checkpoint_that_another_process_found_is_awaited(tmp_path, monkeypatc
         if len(slept) == 3:
             write(tmp_path, 1)
 
-    monkeypatch.setattr(checkpoint.time, "sleep", sleep)
+    monkeypatch.setattr("dualrate.system.files.time.sleep", sleep)
     assert checkpoint.load_when_seen(checkpoint.path_of(tmp_path, 1), 60).state["iteration"] == 1
     assert len(slept) == 3
     with pytest.raises(OSError, match="no manifest"):
