@@ -208,9 +208,9 @@ def test_help_for_a_recipe_shows_the_options_of_its_data(recipe, monkeypatch, ca
     [
         ("train fashion-mnist-small --data.levels 500", "--data.levels", "forecasts"),
         ("train auto --data.source x --data.variables=t", "--data.variables", "forecasts"),
-        ("train text-tokens --data.on_bad skip", "--data.on-bad", "runs of images or clips"),
+        ("train text-tokens --data.on_bad skip", "--data.on-bad", "images or clips"),
         ("train ks-forecast --data.augment.no-flip", "--data.augment.no-flip", "runs that make images"),
-        ("train ks-forecast --data.source x --data.size 8", "--data.size", "runs of images, texts or clips"),
+        ("train ks-forecast --data.source x --data.size 8", "--data.size", "images, texts or clips"),
         ("train auto --data.source x --data.fps 4", "--data.fps", "forecasts of clips"),
         ("retrofit folder --name x --data.levels 500", "--data.levels", "forecasts"),
     ],

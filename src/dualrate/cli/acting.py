@@ -40,8 +40,7 @@ def _of_forecasts(run: Run) -> bool:
 
 def _of_clips(run: Run) -> bool:
     """Whether frames are pictures of clips; true where no source is named yet, which may be of clips."""
-    source = str((run.get("data") or {}).get("source", ""))
-    return _of_forecasts(run) and (not source or source.startswith("clips:"))
+    return _of_forecasts(run) and re.match("clips:|$", str((run.get("data") or {}).get("source", ""))) is not None
 
 
 def _of_leads(run: Run) -> bool:
@@ -77,19 +76,14 @@ def _of_latents(run: Run) -> bool:
 
 TRAINING = ("train", "retrofit", "adapt")  # commands that make a run; their options are those of train
 OF_IMAGES = "train --codec", "train --data.label", "train --data.augment"
+OF_PICTURES = "train --data.channels", "train --data.on-bad"
 SCORING = ("--features", "--reference", "--keep", "--details", "--equal-classes")
 COMPARING = ("--baselines", "--mixed", "--screen", "compare --workers", "evaluate --workers")
 KINDS = (
     Runs("runs that make images", ("--npz", *SCORING, *OF_IMAGES), _of_images),
     Runs("runs that make images or texts", (*COMPARING, "train --eval-every"), lambda run: not _of_forecasts(run)),
-    Runs(
-        "runs of images, texts or clips", ("train --data.size",), lambda run: not _of_forecasts(run) or _of_clips(run)
-    ),
-    Runs(
-        "runs of images or clips",
-        ("train --data.channels", "train --data.on-bad"),
-        lambda run: _of_images(run) or _of_clips(run),
-    ),
+    Runs("images, texts or clips", ("train --data.size",), lambda run: not _of_forecasts(run) or _of_clips(run)),
+    Runs("images or clips", OF_PICTURES, lambda run: _of_images(run) or _of_clips(run)),
     Runs("forecasts of clips", ("train --data.fps",), _of_clips),
     Runs("runs with classes or prompts", ("--label", "--guidance", "--interval"), _of_classes),
     Runs("text-to-image runs", ("--prompt",), lambda run: _type(run, "condition") == "Prompts"),

@@ -5,7 +5,7 @@ adapt`: low-rank adapters by phase.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -58,11 +58,9 @@ FIRST = (  # of each family, what to begin with
     "imagenet512-latents",
     "imagenet-decoder",
 )
-ANY_SOURCE = ("forecast", "clips")  # recipes that make forecasts of fields or of clips
-NO_IMAGES: dict[str, Mapping[str, Any]] = {  # runs of recipes
-    name: {"condition": {"type": "Forecast"}, "data": {"source": "" if name in ANY_SOURCE else recipe.data.source}}
-    for name, (_, recipe) in forecasts.RECIPES.items()
-}
+# sources of recipes; empty: of fields or clips, as is said later
+SOURCES = {name: recipe.data.source for name, (_, recipe) in forecasts.RECIPES.items()} | {"forecast": "", "clips": ""}
+NO_IMAGES = {name: {"condition": {"type": "Forecast"}, "data": {"source": place}} for name, place in SOURCES.items()}
 NO_IMAGES |= {"text-tokens": {"codec": {"type": "Characters"}}}
 LIST = "--list"
 
