@@ -289,7 +289,7 @@ class Offer:
 
 DRAWERS = 256  # that are kept, the latest, with what they cost
 PATIENCE = 120.0  # seconds that a job goes on without being asked about; pages in the background ask once a minute
-KEPT = 32  # jobs that have ended and can still be asked about
+KEPT = 128  # jobs that have ended and can still be asked about
 PREVIEW = 2**17  # numbers of all x_hat that are shown while they are drawn, at most: making PNGs takes time too
 
 Status = Literal["waiting", "running", "done", "stopped", "late", "failed"]
