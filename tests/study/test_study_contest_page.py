@@ -53,7 +53,7 @@ def test_ratios_are_interpolated_and_one_call_is_a_rival_of_its_own() -> None:
 
 def test_the_search_and_the_length_of_training_are_shown() -> None:
     assert cells(contest_page.search_table(ROWS)) == [
-        ["two rates", "diffusion", "16", "0.002", "0.2000", "8, 0.002: 0.3000"]
+        ["two rates", "diffusion", "16", "0.002", "0.2000", "2", "8, 0.002: 0.3000"]
     ]
     assert cells(contest_page.length_table(ROWS)) == [["two rates", "diffusion", "2", "0.2309", "0.2000"]]
 

@@ -57,7 +57,7 @@ class ForecastYardstick(Yardstick):
         self.frames = forecast_of(models[0]).frames
         self.starts = held_out_starts(models[0], self.frames, terms.count)
         self.count = len(self.starts)
-        digest = hashlib.sha256(self.starts.digest.encode())
+        digest = hashlib.sha256(self.starts.digest().encode())
         assert self.starts.truth is not None
         self.geometry = forecast_of(models[0]).geometry  # by which points of all candidates count
         if self.geometry.identity:

@@ -247,8 +247,8 @@ class Drawing:
     def answer(self, call: Call) -> Any:
         """The result of a call, after some turn. Raises CancelledError."""
         self.engine.submit(call)
-        while not wait([call.answer], 1).done and self.engine.alive:
-            pass
+        while not call.answer.done() and self.engine.alive:
+            wait([call.answer], 1)
         if self.cancelled or not call.answer.done():
             raise CancelledError
         return call.answer.result()
@@ -359,6 +359,7 @@ class Engine:
             for call in [call for call in self._calls if call.drawing is drawing]:
                 self._calls.remove(call)
                 call.answer.cancel()
+                call.answer.set_running_or_notify_cancel()  # else nobody who waits hears of it
         self.rest(drawing)
 
     def submit(self, call: Call) -> None:
