@@ -112,12 +112,14 @@ class Counted(dr.Denoiser):
     calls: list[tuple[str, int]] = field(default_factory=list)
     fails: Callable[[str, Tensor], bool] = lambda method, z: False
     gate: threading.Event = field(default_factory=threading.Event)
+    begun: threading.Event = field(default_factory=threading.Event)
 
     @property
     def reuse(self) -> Reuse:
         return self.inner.reuse
 
     def _count(self, method: str, z: Tensor) -> None:
+        self.begun.set()
         assert self.gate.wait(30)
         self.calls.append((method, len(z)))
         if self.fails(method, z):
@@ -228,8 +230,7 @@ def test_what_is_cancelled_ends_while_it_waits_and_its_place_is_free():
                 return asked.through(Batched(counted, drawing, False))
 
         at_work = pool.submit(draw, first)
-        wait_until(lambda: engine.waiting == 0 and not first.cancelled and bool(engine._drawings) and at_work.running())
-        wait_until(lambda: engine.waiting == 0)
+        assert counted.begun.wait(30)
         waiting = pool.submit(draw, second)
         wait_until(lambda: engine.waiting == 1)
         with pytest.raises(Full, match="2 images are at work, and of 1 more there would be over 2: try again in a few"):
