@@ -138,7 +138,7 @@ def test_moment_matching_has_the_package_s_losses_and_samples() -> None:
 def test_multistep_consistency_has_the_package_s_loss_and_samples(
     taught: bool, huber: float | None, eta: float
 ) -> None:
-    """Where the file inverts a step of DDIM, the package has the inverse solved."""
+    """The file inverts a step of DDIM, where the package has the inverse solved."""
     file = example("multistep_consistency")
     student = shaken(file.FromTeacher(2, 8), 1)
     teach = file.teacher if taught else None

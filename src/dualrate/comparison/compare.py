@@ -35,7 +35,7 @@ from typing import Any, TypeVar
 import torch
 
 from dualrate.comparison.candidates import Candidate, RunRequest, baselines_of, candidates_of, check_requests
-from dualrate.comparison.results import FIGURES, ComparisonResults, as_csv, as_json, compare_page, figures
+from dualrate.comparison.results import FIGURES, ComparisonResults, as_csv, as_json, compare_page
 from dualrate.comparison.rows import MeasuredCandidate, keep_row, read_row
 from dualrate.comparison.yardstick import SCREEN_SEED, Terms, Yardstick
 from dualrate.config.ranges import GuidanceWeight, Images, Members, Minutes, Precision, WorkerCount, as_path
@@ -210,7 +210,7 @@ class Session:
         write_whole(self.page.with_suffix(".json"), as_json(results))
         if results.finished:
             write_whole(self.page.with_suffix(".csv"), as_csv(results))
-        for name, (figure, _) in zip(FIGURES, figures(results), strict=False):
+        for name, (figure, _) in zip(FIGURES, results.figures, strict=False):
             write_whole(self.page.with_suffix(f".{name}.svg"), figure)
         write_whole(self.page, compare_page(results))
 

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from dualrate.comparison.rows import MeasuredCandidate, Saving, saving
@@ -89,6 +89,17 @@ class ComparisonResults:
         ]
         return replace(self, finished=finished)
 
+    @cached_property
+    def figures(self) -> list[tuple[str, str]]:
+        """Figures of the page as SVG, each with its caption."""
+        rows, drawn = [measured.row for measured in self.scored], self.yardstick.figures(self.scored)
+        for cost, axis in [("seconds", "measured time"), ("flops", "FLOPs")] if rows else []:
+            caption = (
+                f"Score against {axis}. Each point has its N/H; faint points are worse than others of their network."
+            )
+            drawn.insert(0, (pareto_figure(rows, cost, self.yardstick.noun), caption))
+        return [(svg(figure), caption) for figure, caption in drawn]
+
     @property
     def page(self) -> str:
         """The page, as HTML."""
@@ -102,7 +113,7 @@ class ComparisonResults:
     def _repr_html_(self) -> str:
         """The table and the first figure, for a notebook."""
         front = [front_table(self.finished, self.yardstick)] if self.finished else []
-        return page("tables.html", says=says(self), tables=front, figures=figures(self)[:1], text="")
+        return page("tables.html", says=says(self), tables=front, figures=self.figures[:1], text="")
 
 
 def as_records(results: ComparisonResults) -> list[dict[str, object]]:
@@ -196,22 +207,13 @@ def compare_page(results: ComparisonResults) -> str:
         headline=first,
         notes=notes,
         front=front_table(finished, results.yardstick) if finished else None,
-        figures=figures(results),
+        figures=results.figures,
         samples=samples,
         plans=svg(plan_figure(plans)) if plans else "",
         screening=table([each.row for each in results.screened], noun=noun) if results.screened else None,
         noun=noun,
         made_by=made_by,
     )
-
-
-def figures(results: ComparisonResults) -> list[tuple[str, str]]:
-    """Figures of the page as SVG, each with its caption."""
-    rows, drawn = [measured.row for measured in results.scored], results.yardstick.figures(results.scored)
-    for cost, axis in [("seconds", "measured time"), ("flops", "FLOPs")] if rows else []:
-        caption = f"Score against {axis}. Each point has its N/H; faint points are worse than others of their network."
-        drawn.insert(0, (pareto_figure(rows, cost, results.yardstick.noun), caption))
-    return [(svg(figure), caption) for figure, caption in drawn]
 
 
 def headline(results: ComparisonResults) -> str:
