@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import launched
 import torch
 from contracts.test_method_contracts import CASES, images, method_of, prepared
 
@@ -146,9 +147,7 @@ def _process(work: Work, rank: int, size: int, port: int, timeout: float) -> Non
 
 def start(work: Work, size: int = 2, timeout: float = 60) -> list:
     """Processes that do the same work. timeout: seconds that they wait for each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = launched.free_port()
     started = [
         context.Process(target=_process, args=(work, rank, size, port, timeout), daemon=True) for rank in range(size)
     ]
@@ -157,9 +156,4 @@ def start(work: Work, size: int = 2, timeout: float = 60) -> list:
     return started
 
 
-def ended(started: list, seconds: float = 280) -> list[int]:
-    """Their exit codes."""
-    for process in started:
-        process.join(seconds)
-        assert process.exitcode is not None
-    return [process.exitcode for process in started]
+ended = partial(launched.ended, seconds=280)
