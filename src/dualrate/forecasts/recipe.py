@@ -108,7 +108,7 @@ class Forecasting(Ranged):
     """Variables over space alone, such as orography, as inputs of the network that reads the past; FILE:VARIABLE: of
     another file."""
     forcings: tuple[str, ...] = ()
-    """What is known ahead, as inputs of the same network. day: the time of the year. hour: of the day. sun: the height
+    """Inputs of the same network that are known ahead. day: the time of the year. hour: of the day. sun: the height
     of the sun at each lead time. Or variables of the data, which are then not forecast."""
     size: Size = "tiny"
     """Size of the networks. mini: ten minutes of a CPU core for fields of two dimensions. tiny: minutes of one for a
