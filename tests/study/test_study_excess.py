@@ -1,0 +1,60 @@
+"""The registered test of the excess: what it predicts, and what refutes it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from studies.excess import FILE, KNOBS, high, kendall, prediction, wrong
+
+
+def setting(excess: float, *ratio: float | None) -> dict:
+    losses = {"large": [1.0] * 12, "light": [1.0] * 8 + [1 + excess] * 4}
+    return {"losses": losses, "prediction": prediction(excess), "ratio": ratio}
+
+
+def test_the_excess_at_high_noise_is_the_noisiest_thirds() -> None:
+    assert high(setting(0.25)) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("excess", "words"), [(-0.1, "below 1"), (0.08, "no side"), (0.2, "above 2")])
+def test_the_excess_predicts_a_side(excess: float, words: str) -> None:
+    assert prediction(excess) == words
+
+
+def test_the_order_of_ratios_is_kendalls_with_never_above_all() -> None:
+    rising = [(-0.1, 0.5, 0.4), (0.05, 3, 1), (0.2, None, 2), (0.4, None, 5)]
+    settings = {str(i): setting(excess, *ratio, None) for i, (excess, *ratio) in enumerate(rising)}
+    assert kendall(settings) == 1
+    falling = {str(i): setting(-excess, *ratio, None) for i, (excess, *ratio) in enumerate(rising)}
+    assert kendall(falling) == -1
+    settings["0"]["ratio"] = (4, 3, 5)  # one of six pairs is in the other order
+    assert kendall(settings) == pytest.approx(4 / 6)
+
+
+@pytest.mark.parametrize(
+    ("excess", "ratio", "refuted"),
+    [
+        (-0.1, (1.5, 1.1, 2), True),
+        (-0.1, (1.5, 0.9, 2), False),
+        (-0.1, (None, 2, None), True),
+        (0.2, (0.5, 0, 0.9), True),
+        (0.2, (0.5, 0, None), False),
+        (0.08, (0.5, 0.4, 0.6), False),
+    ],
+)
+def test_a_ratio_on_the_other_side_refutes_beyond_its_interval(
+    excess: float, ratio: tuple[float | None, ...], refuted: bool
+) -> None:
+    assert wrong(setting(excess, *ratio)) is refuted
+
+
+def test_the_file_has_the_predictions_that_its_losses_make() -> None:
+    if FILE.exists():
+        settings = json.loads(FILE.read_text())
+        assert list(settings) == list(KNOBS)
+        for values in settings.values():
+            assert all(math.isfinite(loss) for losses in values["losses"].values() for loss in losses)
+            assert values["prediction"] == prediction(high(values))
