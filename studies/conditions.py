@@ -131,9 +131,8 @@ def scored_table(rows: Sequence[Row]) -> str:
         lines.append(
             [*cells, with_interval(distances[:, 0].mean(), distances[:, 1].min(), distances[:, 2].max(), places=0)]
         )
-    seeds = {row["seed"] for row in rows}
     below = f"{SHOWN * CONDITIONS} training images have a distance of {rows[0]['floor'][0]:.0f}."
-    return f"{markdown(head, lines, texts=1)}\n{below} Trainings of each network: {len(seeds)}.\n"
+    return f"{markdown(head, lines, texts=1)}\n{below}\n"
 
 
 def ratio_table(rows: Sequence[Row]) -> str:
