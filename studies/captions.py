@@ -459,59 +459,40 @@ def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float, float
     return share, middle - half, middle + half
 
 
-LIGHTER = ("retrofit", "consistency", "moments")  # ways that a table compares at equal captions right
-UNLISTED = ("ddim", "guidance", "fora 3", "taylor 3", "taylor 4", "model, 2,")  # parts of ways that no table has
+UNLISTED = (  # parts of ways that the table does not have
+    "ddim", "guidance", "fora", "taylor 2, dpm", "taylor 3", "taylor 4", "model, 2,", "model, 6,",
+    "model, 12,", "model, 32,",
+)  # fmt: skip
 HEADER = (
-    "way", "million multiply-adds", "all three right, %", "over the model as cheap",
-    "over the smaller one as cheap",
+    "way", "million multiply-adds", "all three right, %", "ratio to the model: multiply-adds", "ms",
+    "to the smaller one: multiply-adds",
 )  # fmt: skip
 
 
 def listed(rows: Sequence[Row]) -> list[Row]:
-    """Those that tables have, the cheapest way first."""
+    """Those that the table has, the cheapest way first."""
     shown = [row for row in rows if row["way"] != "model, 16" and not any(part in row["way"] for part in UNLISTED)]
     return sorted(shown, key=lambda row: (row["macs"], row["way"]))
 
 
-def against(row: Row, rows: Sequence[Row], cost: str, network: str) -> str:
-    """How many more captions, in %, have all three right than by a network alone, in as few steps as it takes to cost
-    no more; +- 95%. The same captions make it a paired mean. Nothing of the model and the smaller one themselves.
-    """
-    baselines = [one for one in rows if rival_of(one["way"]) == network]
-    as_cheap = [one for one in baselines if one[cost] <= 1.01 * row[cost] and one is not row]
-    if rival_of(row["way"]) or not as_cheap:
-        return ""
-    best = max(as_cheap, key=lambda one: (_right(one).sum(), one["way"]))
-    more = 100.0 * (_right(row).astype(float) - _right(best))
-    return f"{more.mean():+.1f} +- {1.96 * more.std(ddof=1) / math.sqrt(len(more)):.1f}"
-
-
 def table(rows: Sequence[Row]) -> str:
-    """In Markdown, the cheapest way first."""
-    lines = []
-    for row in listed(rows):
-        right = with_interval(*(100 * share for share in _share(row)), places=1)
-        cells = [row["way"].replace(", dpm++2m", ""), f"{row['macs']:.1f}", right]
-        lines.append([*cells, *(against(row, rows, "macs", network) for network in ("model", "small"))])
-    return markdown(HEADER, lines, texts=1)
+    """In Markdown, the cheapest way first: shares, and of each way but the model and the smaller one what these cost,
+    in as few steps as they take to draw as many captions right, over what the way costs.
 
-
-def ratio_table(rows: Sequence[Row]) -> str:
-    """What the model and the smaller one alone cost that draw as many captions right as a way, over what it costs.
-
-    Intervals are over captions, the same for all.
+    Intervals of ratios are over captions, the same for all.
     """
     scores = wrong(rows)
     costs = {cost: {row["way"]: row[cost] for row in rows} for cost in ("macs", "ms")}
     rivals_of = {network: rivals(scores, network) for network in ("model", "small")}
-    ways = ("model", "macs"), ("model", "ms"), ("small", "macs")
-    lines = [
-        [way, *(at_equal_score(scores, costs[cost], way, rivals_of[network], curve_of) for network, cost in ways)]
-        for way in (row["way"] for row in listed(rows))
-        if way.startswith(LIGHTER)
-    ]
-    head = ("way", "the model: multiply-adds", "the model: ms", "the smaller one: multiply-adds")
-    return markdown(head, lines, texts=1)
+    columns = ("model", "macs"), ("model", "ms"), ("small", "macs")
+    lines = []
+    for row in listed(rows):
+        way = row["way"]
+        ratios = (at_equal_score(scores, costs[cost], way, rivals_of[network], curve_of) for network, cost in columns)
+        cells = ("", "", "") if rival_of(way) else ratios
+        right = with_interval(*(100 * share for share in _share(row)), places=1)
+        lines.append([way.replace(", dpm++2m", ""), f"{row['macs']:.1f}", right, *cells])
+    return markdown(HEADER, lines, texts=1)
 
 
 def wrong(rows: Sequence[Row]) -> dict[str, NDArray[np.float64]]:
@@ -539,10 +520,9 @@ def rivals(ways: Iterable[str], network: str) -> list[str]:
 
 
 def page(out: Path) -> None:
-    """Tables and figures of docs/results/captions.md, of OUT or of the kept rows."""
+    """The table and figures of docs/results/captions.md, of OUT or of the kept rows."""
     rows = kept(RESULTS / "captions.json.xz", out)
     place("captions", table(rows), RESULTS / "captions.md")
-    place("captions ratios", ratio_table(rows), RESULTS / "captions.md")
     print(table(rows), end="")
     write_whole(RESULTS / "captions.png", png(front(rows)))
     if (out / "shown").is_dir():

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,12 @@ from numpy.typing import NDArray
 from dualrate.report.figures import log_axis, png
 from dualrate.system.files import write_whole
 from studies.common import RESULTS, Row, kept_in, markdown, place
-from studies.contest import HALFLIFE, METHODS, NETWORKS, mean
+from studies.contest import mean
 from studies.equal_score import TAILS, at_equal_score, resampled
 from studies.forecasts import PAGE, SYSTEMS, crps, interval
 
-SECONDS, SHOWN = 400, (2, 4, 8)  # of training; steps of the tables of ratios and lengths
-LISTED = 1, 2, 4, 8, 16  # steps of the table of scores, which has the best cell of ML-EM alone
+SECONDS, SHOWN = 400, (4, 8)  # of training; steps of the tables of ratios and lengths
+LISTED = 4, 8, 16  # steps of the table of scores by diffusion, of two rates and the large network
 WORDS = {
     "dual": "two rates", "single": "large", "crps": "CRPS, one call", "medium + single": "medium, large",
     "medium + broad + single": "medium, broad, large", "crps-4": "CRPS of four draws, one call",
@@ -36,7 +35,6 @@ COLOURS = {"dual": "C3", "single": "C0", "broad": "C4", "medium": "C2", "light":
 MARKS = {"diffusion": ("o", "-"), "crps": ("*", ""), "ML-EM": ("s", "")}  # others: a small cross
 Plan = tuple[str, str, Any]  # a network, what trained it, and steps or, of ML-EM, a cell
 COSTS = [("macs", 1), ("macs", 16), ("ms", 1), ("ms", 16)]
-HEADS = ["multiply-adds, of 1", "of 16", "milliseconds, of 1", "of 16"]
 
 
 def plan_of(row: Row) -> Plan:
@@ -87,51 +85,45 @@ def by_plan(rows: Sequence[Row]) -> dict[Plan, list[Row]]:
 
 
 def score_table(rows: Sequence[Row]) -> str:
-    """A line for each network and plan, the best first."""
+    """A line for each plan of two rates and of the large network, and the best one of every other; the best first."""
     scored = [*finals(rows), *levels(rows)]
     trainings, cost = by_plan(scored), costs(rows)
-    scores = {name: resampled(scored, plan_of, values) for name, values in METRICS.items()}
-    lines, levelled = [], [plan for plan in trainings if plan[1] == "ML-EM"]
-    best = min(levelled, key=lambda plan: scores["CRPS"][plan][0], default=None)
-    for plan in sorted(trainings, key=lambda plan: scores["CRPS"][plan][0]):
+    scores = resampled(scored, plan_of, crps)
+    ordered = sorted(trainings, key=lambda plan: scores[plan][0])
+    best = {plan[:2]: plan for plan in reversed(ordered)}
+    lines = []
+    for plan in ordered:
         network, method, steps = plan
-        if plan != best and steps not in LISTED:
+        listed = method != "diffusion" or steps in LISTED
+        if not (listed if network in ("dual", "single") else plan == best[network, method]):
             continue
-        spread = np.mean([row["spread_skill"] for row in trainings[plan]], 0)
-        lines.append([
-            word(network), word(method), steps, *(f"{cost[of][plan]:.2f}" if plan in cost[of] else "" for of in COSTS),
-            *(interval(table[plan], 4) for table in scores.values()), ", ".join(f"{value:.2f}" for value in spread),
-            len(trainings[plan]),
-        ])  # fmt: skip
-    heads = [
-        "million multiply-adds a member, of 1",
-        "of 16",
-        "ms, of 1",
-        "of 16",
-        *METRICS,
-        "spread / skill",
-        "trainings",
-    ]
-    return markdown(["network", "trained by", "steps", *heads], lines)
+        training = trainings[plan][0]
+        setting = f"{training['batch']}, {training['rate']:g}" if "rate" in training else ""
+        spread = f"{np.mean([row['spread_skill'] for row in trainings[plan]]):.2f}"
+        cells = [f"{cost[of][plan]:.2f}" if plan in cost[of] else "" for of in COSTS]
+        cells = [setting, len(trainings[plan]), *cells, interval(scores[plan], 4), spread]
+        lines.append([word(network), word(method), steps, *cells])
+    heads = ["batch, rate", "trainings", "million multiply-adds a member, of 1", "of 16", "ms, of 1", "of 16"]
+    return markdown(["network", "trained by", "steps", *heads, "CRPS", "spread / skill"], lines)
 
 
 def ratio_table(rows: Sequence[Row]) -> str:
-    """Ratios of the cost of rivals that score as well as two rates to what these cost."""
-    scored = [*finals(rows), *levels(rows)]
-    trainings, cost = by_plan(scored), costs(rows)
-    scores = {name: resampled(scored, plan_of, values) for name, values in METRICS.items()}
-    singles = [plan for plan in trainings if plan[0] != "dual" and plan[1] != "ML-EM"]
+    """Ratios of the cost of single networks that score as well as two rates to what these cost."""
+    trainings, cost = finals(rows), costs(rows)
+    scores = {name: resampled(trainings, plan_of, values) for name, values in METRICS.items()}
+    singles = [plan for plan in scores["CRPS"] if plan[0] != "dual"]
     rivals = {
         "the best single network": singles,
         "the best one in one call": [plan for plan in singles if plan[2] == 1],
-        "ML-EM": [plan for plan in trainings if plan[1] == "ML-EM"],
     }
     lines = []
-    pairs = [plan for plan in trainings if plan[0] == "dual" and (plan[1] != "diffusion" or plan[2] in SHOWN)]
+    pairs = [plan for plan in scores["CRPS"] if plan[0] == "dual" and (plan[1] != "diffusion" or plan[2] in SHOWN)]
     for plan in sorted(pairs):
         for name, plans in rivals.items():
+            if plan[2] > 1 and name == "the best one in one call":
+                continue
             cells = []
-            for metric, of in [*(("CRPS", of) for of in COSTS), *(("energy score", of) for of in COSTS[:2])]:
+            for metric, of in [*(("CRPS", of) for of in COSTS), ("energy score", COSTS[1])]:
                 timed = [rival for rival in plans if rival in cost[of]]
                 known = plan in cost[of] and timed
                 cells.append(at_equal_score(scores[metric], cost[of], plan, timed) if known else "")
@@ -147,25 +139,9 @@ def ratio_table(rows: Sequence[Row]) -> str:
         "of 16",
         "ms, of 1",
         "of 16",
-        "at equal energy score: multiply-adds, of 1",
-        "of 16",
+        "at equal energy score: multiply-adds, of 16",
     ]
     return markdown(["two rates", "against", *heads], lines, texts=2)
-
-
-def search_table(rows: Sequence[Row]) -> str:
-    """The batch and rate that the search chose for each network, of how many cells, and the next best."""
-    lines = []
-    for network, method in product(NETWORKS, METHODS):
-        which = {"kind": "search", "network": network, "method": method, "halflife": HALFLIFE}
-        cells = [row for row in rows if which.items() <= row.items()]
-        if cells:
-            best, *rest = sorted(cells, key=mean)
-            second = f"{rest[0]['batch']}, {rest[0]['rate']:g}: {mean(rest[0]):.4f}" if rest else ""
-            setting = best["batch"], f"{best['rate']:g}", f"{mean(best):.4f}"
-            lines.append([word(network), word(method), *setting, len(cells), second])
-    heads = ["network", "trained by", "batch", "rate", "CRPS", "cells", "the second: batch, rate: CRPS"]
-    return markdown(heads, lines, texts=2)
 
 
 def length_table(rows: Sequence[Row]) -> str:
@@ -216,7 +192,7 @@ def figure(rows: Sequence[Row]) -> Figure:
     return canvas
 
 
-TABLES = {"scores": score_table, "ratios": ratio_table, "search": search_table, "length": length_table}
+TABLES = {"scores": score_table, "ratios": ratio_table, "length": length_table}
 
 
 def page() -> None:

@@ -19,7 +19,7 @@ from dualrate.system.files import write_whole
 from studies.common import RESULTS, markdown, place
 from studies.saving import Saving
 
-COSTS = ("FLOPs", "time in batches", "time alone")
+COSTS = "FLOPs", "time alone"
 Record = Mapping[str, Any]  # a plan's numbers
 
 
@@ -59,7 +59,7 @@ def scored_table(records: Sequence[Record]) -> str:
 
 
 def savings_table(savings: Sequence[Record]) -> str:
-    """Three lines for each plan whose score a single decoder reaches by some metric, and a column a metric."""
+    """Two lines for each plan whose score a single decoder reaches by some metric, and a column a metric."""
     lines = []
     for one in savings:
         judged = {of: [ratio(by[of]) for by in one["judges"].values()] for of in COSTS}

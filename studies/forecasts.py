@@ -79,11 +79,11 @@ WORDS = {  # of the page
 DRAWN = {"diffusion": ("o", "-", "diffusion"), "crps": ("*", "", "one call"), "moments": ("s", ":", "moments")}
 DRAWN["consistency"] = "D", ":", "consistency"  # marker, line and legend
 SCORED = (
-    "network", "trained by", "steps", "million multiply-adds a member, of 1", "of 16", "of 64", "ms, of 1", "of 16",
-    "of 64", "CRPS",
-    "CRPS by lead time", "spread / skill",
+    "network", "trained by", "steps", "million multiply-adds a member, of 1", "of 16", "ms, of 1", "of 16", "CRPS",
+    "spread / skill",
 )  # fmt: skip
-ROLLED = "network", "method", "steps", "million multiply-adds a frame", "ms a frame", "CRPS", "frame 1"
+ROLLED = "network", "method", "steps", "million multiply-adds a frame", "ms a frame", "CRPS"
+SHOWN = 16  # members beside 1 in a table
 
 
 @dataclass(frozen=True)
@@ -395,32 +395,38 @@ def tables(system: System, rows: Sequence[Row]) -> dict[str, str]:
 
 
 def scored_table(rows: Sequence[Row]) -> str:
-    """A line for each network and plan, the best first: means over seeds, and the interval over starts."""
+    """A line for each plan that no cheaper one of its network beats, the best first; of the light network its best.
+
+    Means over seeds, and the interval over starts.
+    """
     scores, lines = resampled(rows, plan_of, crps), []
+    cost = {plan_of(row): row["macs"][str(SHOWN)] for row in rows}
     for key in sorted(scores, key=lambda key: scores[key][0]):
         rate, trained_by, steps = key
+        rivals = [other for other in scores if other[:2] == key[:2] and scores[other][0] < scores[key][0]]
+        if any(rate == "light" or cost[other] < cost[key] for other in rivals):
+            continue
         own = [row for row in rows if plan_of(row) == key]
         ms = next((row["ms"] for row in own if "ms" in row), {})
-        cells = [word(rate), word(trained_by), steps, *(f"{own[0]['macs'][str(count)]:.2f}" for count in SHARED)]
-        cells += [*(f"{ms[str(count)]:.2f}" if ms else "" for count in SHARED)]
-        cells.append(interval(scores[key], 4))
-        leads = np.mean([np.mean(row["crps"], 0) for row in own], 0), np.mean([row["spread_skill"] for row in own], 0)
-        lines.append([*cells, *(", ".join(f"{value:.3g}" for value in values) for values in leads)])
+        cells = [word(rate), word(trained_by), steps, *(f"{own[0]['macs'][str(count)]:.2f}" for count in (1, SHOWN))]
+        cells += [*(f"{ms[str(count)]:.2f}" if ms else "" for count in (1, SHOWN))]
+        lines.append([*cells, interval(scores[key], 4), f"{np.mean([row['spread_skill'] for row in own]):.2f}"])
     return markdown(SCORED, lines)
 
 
 def rolled_table(rows: Sequence[Row]) -> str:
-    """The same of roll-outs, by method, network and steps."""
+    """The best number of steps of each method and network."""
     scores, lines = resampled(rows, rolled_plan, crps), []
     for key in sorted(scores, key=lambda key: (key[1], key[2], key[0], key[3])):
         rate, trained_by, frames, steps = key
+        if any(scores[other][0] < scores[key][0] for other in scores if other[:3] == key[:3]):
+            continue
         own = [row for row in rows if rolled_plan(row) == key]
-        first, *_, last = np.mean([np.mean(row["crps"], 0) for row in own], 0)
         alone = "frame after frame" if frames == 1 else f"windows of {frames}, one after the other"
         method = alone if trained_by == "diffusion" else word(trained_by)
         cells = [word(rate), method, steps, f"{own[0]['macs']:.1f}", f"{np.mean([row['ms'] for row in own]):.1f}"]
-        lines.append([*cells, interval(scores[key], 3), f"{first:.3f}", f"{last:.3f}"])
-    return markdown((*ROLLED, f"frame {len(rows[0]['spread_skill'])}"), lines)
+        lines.append([*cells, interval(scores[key], 3)])
+    return markdown(ROLLED, lines)
 
 
 def interval(score: NDArray[np.float64], digits: int) -> str:

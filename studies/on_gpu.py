@@ -38,7 +38,7 @@ def calls(rows: Rows) -> str:
     """Milliseconds of a call. A network's multiply-adds are as its share of the peak times its milliseconds."""
     lines = []
     for network, words in NETWORKS.items():
-        for batch in (1, 8, 64):
+        for batch in (1, 64):
             eager, graph = (rows[f"calls of {network}, {way}, batch {batch}"] for way in ("eager", "graphs"))
             ms = [f"{significant(eager[f'{one} ms'])}, {significant(graph[f'{one} ms'])}" for one in ("heavy", "light")]
             heavy, light = (eager[f"{one} MFU"] * eager[f"{one} ms"] for one in ("heavy", "light"))

@@ -37,6 +37,7 @@ COSTS = (
     Costs("time in batches", lambda one: one.row.seconds_per_image, measured=True),
     Costs("time alone", lambda one: one.seconds_alone, measured=True),
 )
+SHOWN = "FLOPs", "time alone"  # those of the table
 
 
 Savings = tuple[Saving, ...]  # by one metric: what a candidate saves by each of COSTS
@@ -162,7 +163,7 @@ def _sides(results: ComparisonResults, plans: Collection[str], metrics: Sequence
 
 
 def verdict_table(results: ComparisonResults) -> Table:
-    """A line for each of COSTS of a plan: what it saves by every metric. results: not pooled."""
+    """A line for each of the costs SHOWN of a plan: what it saves by every metric. results: not pooled."""
     found = verdicts(pooled_results(results))
     metrics = tuple(found[0].by_metric) if found else ()
     cells: list[tuple[str, ...]] = []
@@ -170,18 +171,18 @@ def verdict_table(results: ComparisonResults) -> Table:
         row, ratios = verdict.finished.row, zip(*verdict.by_metric.values(), strict=True)
         named = (f"{row.network} {row.plan}", row.sampler)
         for costs, by_metric, word in zip(COSTS, ratios, verdict.words, strict=True):
-            cells.append((*named, costs.name, *map(str, by_metric), word))
-            named = ("", "")
+            if costs.name in SHOWN:
+                cells.append((*named, costs.name, *map(str, by_metric), word))
+                named = ("", "")
     sides = [beyond(one[0]) for verdict in found for one in verdict.by_metric.values()]
     notes = (
-        "the cost at which a single network reaches the plan's score, over the plan's cost; above 1 the plan is "
-        "cheaper. at most: even the cheapest single network beats the score",
-        "brackets: 95% intervals over images and trainings of both sides, not over the noise of timing",
-        f"{CHEAPER}, {COSTLIER}: every metric's interval lies on that side of 1, for times by a factor of {TIMING}; "
+        "the cost at which a single network reaches the plan's score, over the plan's; above 1 the plan is cheaper. "
+        "at most: the cheapest single network is better",
+        "brackets: 95% intervals over images and trainings, not over the noise of timing",
+        f"{CHEAPER}, {COSTLIER}: every metric's interval lies on that side of 1, of times by a factor of {TIMING}; "
         f"{OPEN}: every interval holds 1; {SPLIT}: anything else, and nothing is claimed",
-        f"on {COSTS[0].name} {sides.count(1)} ratios of {len(sides)} are significantly above 1, and {sides.count(-1)} "
-        f"are significantly below; {significant_together(results, found)} remain significant after Holm's correction "
-        f"at {100 * LEVEL:.0f}%",
+        f"on {COSTS[0].name} {sides.count(1)} ratios of {len(sides)} are significantly above 1, {sides.count(-1)} "
+        f"below; {significant_together(results, found)} remain so after Holm's correction at {100 * LEVEL:.0f}%",
     )
     return Table(("plan", "sampler", "what", *metrics, "together"), tuple(cells), notes, texts=3)
 

@@ -119,8 +119,7 @@ def tables_of_studies() -> Iterator[tuple[Callable[[list[common.Row]], object], 
     rows = common.kept_in(common.RESULTS / "conditions.json.xz")
     yield conditions.ratio_table, rows
     yield from ((conditions.scored_table, own) for own in conditions.by_task(rows).values())
-    rows = common.kept_in(common.RESULTS / "captions.json.xz")
-    yield from ((make, rows) for make in (captions.table, captions.ratio_table))
+    yield captions.table, common.kept_in(common.RESULTS / "captions.json.xz")
     yield sudoku.table, common.kept_in(sudoku.KEPT)
 
 

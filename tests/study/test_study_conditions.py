@@ -13,13 +13,12 @@ def row(rate: str, steps: int, crps: float, macs: dict[str, float]) -> dict:
 
 
 def test_a_network_that_needs_more_steps_costs_their_ratio() -> None:
-    rows = [row("dual", 8, 0.05, {"1": 20.0, "16": 10.0}), row("light", 8, 0.08, {"1": 8.0, "16": 8.0})]
-    rows += [row("single", steps, 0.1 / steps, {"1": 10.0 * steps, "16": 10.0 * steps}) for steps in (2, 4, 8)]
+    rows = [row("dual", 8, 0.05, {"1": 20.0, "16": 10.0}), row("single", 8, 0.08, {"1": 8.0, "16": 8.0})]
+    rows += [row("light", steps, 0.1 / steps, {"1": 10.0 * steps, "16": 10.0 * steps}) for steps in (2, 4, 8)]
 
     scores, ratios = scored_table(rows).splitlines(), ratio_table(rows).splitlines()
 
     first = [line.split(" | ")[0] for line in scores[2:5]]
-    assert first == ["| large, diffusion", "| two rates, diffusion", "| light, diffusion"]
+    assert first == ["| light, diffusion", "| two rates, diffusion", "| large, diffusion"]
     assert "| 20.0 | 10.0 | 0.2500 [" in scores[3]
-    assert ratios[2] == "| inpainting | the best single network | 1.00 | 2.00 |"
-    assert ratios[3] == "| inpainting | the light one by diffusion | never | never |"
+    assert ratios[2:] == ["| inpainting | 1.00 | 2.00 |"]

@@ -18,14 +18,12 @@ def final(network: str, method: str, steps: int, score: float, macs: float, seed
 
 ROWS = [
     *(final("single", "diffusion", steps, 0.4 / steps**0.5, 10.0 * steps) for steps in (1, 2, 4, 8)),
-    *(final("dual", "diffusion", 2, 0.4 / 3**0.5, 5.0, seed) for seed in (0, 1)),  # as large in 3 steps
+    *(final("dual", "diffusion", 4, 0.4 / 3**0.5, 5.0, seed) for seed in (0, 1)),  # as large in 3 steps
     final("single", "crps", 1, 0.3, 10.0),
-    final("dual", "diffusion", 2, 0.2, 5.0, seconds=1600),
-    {"kind": "time", "network": "dual", "method": "diffusion", "steps": 2, "ms": {"1": 0.5, "16": 0.25}},
+    final("dual", "diffusion", 4, 0.2, 5.0, seconds=1600),
+    {"kind": "time", "network": "dual", "method": "diffusion", "steps": 4, "ms": {"1": 0.5, "16": 0.25}},
     {"kind": "search", "network": "dual", "method": "diffusion", "batch": 8, "rate": 2e-3, "halflife": HALFLIFE,
      "crps": [[0.3]]},
-    {"kind": "search", "network": "dual", "method": "diffusion", "batch": 16, "rate": 2e-3, "halflife": HALFLIFE,
-     "crps": [[0.2]]},
 ]  # fmt: skip
 
 
@@ -37,25 +35,30 @@ def test_scores_are_means_of_trainings_with_their_costs() -> None:
     lines = cells(contest_page.score_table(ROWS))
     assert [line[:3] for line in lines[:2]] == [["large", "diffusion", "8"], ["large", "diffusion", "4"]]
     (pair,) = (line for line in lines if line[0] == "two rates")
-    assert pair[3:8] == ["5.00", "2.50", "0.50", "0.25", "0.2309 [0.2309, 0.2309]"]
-    assert pair[-1] == "2"
+    assert pair[3:] == ["16, 0.002", "2", "5.00", "2.50", "0.50", "0.25", "0.2309 [0.2309, 0.2309]", "1.00"]
+
+
+def test_scores_leave_out_few_steps_and_all_but_the_best_plan_of_further_networks() -> None:
+    rows = [*ROWS, *(final("medium", "diffusion", steps, 0.5 / steps, 3.0 * steps) for steps in (1, 2))]
+    lines = [line[:3] for line in cells(contest_page.score_table(rows))]
+    assert ["large", "diffusion", "2"] not in lines
+    assert ["large", "CRPS, one call", "1"] in lines
+    assert [line for line in lines if line[0] == "medium"] == [["medium", "diffusion", "2"]]
 
 
 def test_ratios_are_interpolated_and_one_call_is_a_rival_of_its_own() -> None:
-    best, one_call = cells(contest_page.ratio_table(ROWS))
-    assert best[:2] == ["diffusion, 2 steps", "the best single network"]
+    crps_best, one_call, best = cells(contest_page.ratio_table([*ROWS, final("dual", "crps", 1, 0.4 / 2**0.5, 5.0)]))
+    assert best[:2] == ["diffusion, 4 steps", "the best single network"]
     assert best[2].startswith(f"{0.4 / 3**0.5 - 0.4 / 8**0.5:.4f} [")
     assert best[3:5] == ["6.00", "12.0"]
     assert best[5:7] == ["", ""]  # no single network was timed
-    assert one_call[1] == "the best one in one call"
-    assert one_call[3:5] == ["never", "never"]
+    assert best[7] == "12.0"  # its energy score is the same
+    assert crps_best[1:2] + crps_best[3:5] == ["the best single network", "4.00", "8.00"]
+    assert one_call[1:2] + one_call[3:5] == ["the best one in one call", "never", "never"]
 
 
-def test_the_search_and_the_length_of_training_are_shown() -> None:
-    assert cells(contest_page.search_table(ROWS)) == [
-        ["two rates", "diffusion", "16", "0.002", "0.2000", "2", "8, 0.002: 0.3000"]
-    ]
-    assert cells(contest_page.length_table(ROWS)) == [["two rates", "diffusion", "2", "0.2309", "0.2000"]]
+def test_the_length_of_training_is_shown() -> None:
+    assert cells(contest_page.length_table(ROWS)) == [["two rates", "diffusion", "4", "0.2309", "0.2000"]]
 
 
 def test_the_figure_has_a_curve_for_each_network_and_method() -> None:

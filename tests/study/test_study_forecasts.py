@@ -55,7 +55,7 @@ def test_a_system_is_trained_scored_and_shown(
     assert sorted(lines(place)) == [
         ("large", "diffusion", "2"), ("two rates", "diffusion", "2"), ("two rates", "diffusion, then consistency", "1"),
     ]  # fmt: skip
-    shown = [line.split("|")[7:10] for line in on_page(place).splitlines()[2:]]
+    shown = [line.split("|")[6:8] for line in on_page(place).splitlines()[2:]]
     assert all(float(cell) > 0 for line in shown for cell in line)
     two, one, student = (row["macs"] for row in forecasts.rows_of(tmp_path) if "persistence" not in row)
     heavy = (two["1"] - two["16"]) / (1 - 1 / 16)
