@@ -193,7 +193,7 @@ def parse_train(arguments: list[str]) -> Train | TrainStages:
         ours, experiment = experiment, as_published(experiment)
         if not is_launched():
             print(listed_costs(experiment, ours), file=sys.stderr)
-    return override(Train(experiment), rest, "train")
+    return override(Train(experiment), rest, "train", recipe)
 
 
 def parse_retrofit(arguments: list[str]) -> Retrofit:
@@ -223,4 +223,4 @@ def _of_model(
         )
         raise SystemExit(0 if arguments[:1] and arguments[0] in HELP else 2)
     recipe, rest = with_own_options(recipe, arguments, name, {})
-    return override(kind(recipe(rest[0])), rest, name)
+    return override(kind(recipe(rest[0])), rest, name, recipe)

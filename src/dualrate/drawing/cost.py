@@ -83,11 +83,15 @@ def _storages(values: object) -> list[torch.UntypedStorage]:
 
 def drawing_bytes(drawer: Drawer, seeds: Sequence[int] = (0,)) -> int:
     """The most bytes that tensors take at once, beside the weights, while samples of these seeds are drawn."""
-    for _ in range(2):  # what is kept from the first time on is not counted
+
+    def most() -> int:
         with TensorBytes() as tensors:
             for _ in drawer.states(seeds):
                 pass
-    return tensors.most
+        return tensors.most
+
+    most()  # what is kept from the first time on is not counted
+    return most()
 
 
 def cost_report(drawer: Drawer) -> dict[str, object]:
