@@ -66,6 +66,7 @@ def test_what_is_there_is_measured_beside_the_model_that_it_trained(place, monke
     }
     page = (place / "demo/report.html").read_text()
     assert page.count("<img") == 3
+    assert "Here there were 6." in page
     assert "The best plan of two rates is" in page
     assert "Trained here, in 2 minutes" in page
     features = {file: file.stat().st_mtime_ns for file in (place / "demo").rglob("*.safetensors")}
