@@ -44,7 +44,7 @@ def with_way_on(refused: OtherRun, out: Path, experiment: Experiment, origin: Or
 
 
 def _by_history(out: Path, free: Container[str]) -> str:
-    """What the first command in the run's history has besides today's, and what it lacks."""
+    """Compare the first command in the run's history with today's."""
     (_, first), *_ = read_records(out / HISTORY) or [("", {})]
     words, now = shlex.split(str(first.get("command", ""))), ["dualrate", *sys.argv[1:]]
     if words[:2] != now[:2]:  # begun in Python, say

@@ -1,4 +1,4 @@
-"""What tyro refuses, in one line of our words: its own message is a box of several, made for reading only."""
+"""Read what tyro refuses, a box of several lines, and say it in one line of our words."""
 
 from __future__ import annotations
 

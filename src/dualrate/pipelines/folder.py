@@ -166,7 +166,7 @@ def read_folder(path: Path) -> Folder:
 
 
 def way_to_load(path: Path) -> str:
-    """What to do with a folder, or the name of one on a hub, where a pipeline in memory is wanted."""
+    """Words for what to do with a folder, or the name of one on a hub, where a pipeline in memory is wanted."""
     index = path / INDEX
     if (path / "experiment.json").is_file():
         return f"this is a model of dualrate, which dr.sample(dr.load({str(path)!r}), 16) draws from"
