@@ -14,7 +14,6 @@ Torch computes in the threads of OpenMP, which reads its settings once, when tor
 
 from __future__ import annotations
 
-import difflib
 import gc
 import io
 import json
@@ -147,7 +146,7 @@ def answer(arguments: Sequence[str]) -> tuple[int, str] | None:
         name = f"{name} {recipe}"
     elif "about" in command and not set(HELP).isdisjoint(rest):
         return 0, _help(name, command, rest)
-    if wrong := _wrong(rest, command["options"], command["required"]) if "options" in command else []:
+    if wrong := _wrong(name, rest, command) if "options" in command else []:
         lines = "".join(f"dualrate {name}: {line}\n" for line in wrong)
         return 2, f"{lines}dualrate {name} --help lists all options\n"
     idle = None if "--" in rest else refusal(name, rest)
@@ -190,34 +189,32 @@ def _help(name: str, command: Mapping[str, Any], arguments: Sequence[str]) -> st
     return "\n".join([*lines, "", f"dualrate {name} RUN --help: in full, what acts on RUN. {HELP[2]}: all in full", ""])
 
 
-def _wrong(arguments: Sequence[str], options: Mapping[str, str], required: Mapping[str, str]) -> list[str]:
-    """Which options there are none of, or else what is missing, in words.
+def _wrong(name: str, arguments: Sequence[str], command: Mapping[str, Any]) -> list[str]:
+    """Which options there are none of, or else what is missing, in words. name: of the command, with its recipe's
 
-    options, required: by name, the least number of values, their name, and the help, with two spaces in between; a
-                       required argument may be a place instead of a name
+    command: in options.json. Of each option and each required argument, which may be a place instead of a name, it has
+    the least number of values, their name, and the help, with two spaces in between
     """
-    from dualrate.cli.acting import option_name
+    from dualrate.cli.acting import near_options, option_name, options_here
 
+    options, required = command["options"], command["required"]
     if "--" in arguments or not set(HELP).isdisjoint(arguments):
         return []
     words = [argument for argument in arguments if re.match("--[A-Za-z]", argument)]
     names = [option_name(word) for word in words]
     if unknown := [i for i, name in enumerate(names) if name not in options]:
         shown = [words[i].partition("=")[0].encode("unicode_escape").decode() for i in unknown]
-        return [f"there is no option {name}{_near(names[i], options)}" for i, name in zip(unknown, shown, strict=True)]
+        here = options_here(name, arguments, command)
+        near = ["".join(_listed(options, meant) for meant in near_options(names[i], here)) for i in unknown]
+        return [
+            f"there is no option {name}{f'; perhaps you meant:{lines}' if lines else ''}"
+            for name, lines in zip(shown, near, strict=True)
+        ]
     values = sum(options[name][0] != "0" for name, word in zip(names, words, strict=True) if "=" not in word)
     alone = [name for name in required if not name.startswith("--")]
     short = len(arguments) - len(words) - values < len(alone)  # an option may take more words than one
     missing = [_listed(required, name) for name in required if (short if name in alone else name not in names)]
     return [f"missing:{''.join(missing)}"] if missing else []
-
-
-def _near(name: str, options: Mapping[str, str]) -> str:
-    """The options that may be meant, with their help."""
-    last = name.replace("--", ".").rpartition(".")[2]
-    near = [one for one in options if one.replace("--", ".").endswith(f".{last}")]
-    near = near[:3] or difflib.get_close_matches(name, options, 3, 0.7)
-    return "; perhaps you meant:" + "".join(_listed(options, one) for one in near) if near else ""
 
 
 def _listed(options: Mapping[str, str], name: str) -> str:

@@ -180,6 +180,7 @@ def small_networks(place, monkeypatch) -> None:
         monkeypatch.setattr(calibration, name, least)
     few_features = partial(train_feature_net, kind=lambda *of: Architecture(*of, features=4), epochs=1)
     monkeypatch.setattr(evaluators, "train_feature_net", lambda images, test, **how: few_features(images, None, **how))
+    monkeypatch.setattr(Architecture, "features", 4)
     monkeypatch.setattr(comparing, "BATCH", 2)
     monkeypatch.setattr(comparing, "SHOWN", 2)
     monkeypatch.setattr("dualrate.serving.app.serve", lambda offer, host, port, note: None)  # it would not return

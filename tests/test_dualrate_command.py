@@ -234,17 +234,22 @@ def listed(folder: Path) -> dict[str, dict]:
     ]
     looking = ("auto", "text-tokens", "forecast", "ks-forecast", "sphere-forecast")  # at their data
     own = [name for name in cli_train.RECIPES if name not in (*UNLISTED, *looking)]
-    alike = {repr(shape_of(cli_train.RECIPES[name]())): name for name in own}  # these have the same options
+    shapes = {name: repr(shape_of(cli_train.RECIPES[name]())) for name in own}
+    alike = {shape: name for name, shape in shapes.items()}  # these have the same options
     trained = [*((name,) for name in alike.values()), *of_auto, *of_text, *ahead]
     other = [(recipe, "--method", "consistency") for recipe in ("cifar10-heavy", "cifar10-dual")]
     found: dict[str, dict] = {}
     for name, kind in CLASSES.items():
         found[name] = about(kind) | options([tuple(name.split())], defaults=True)
     forms = [("train", *one) for one in (*trained, *other)]
-    found["train"] = recipes("train", [*own, *looking], forms)
+    groups = [[name for name in own if shapes[name] == shape] for shape in alike] + [[name] for name in looking]
+    found["train"] = recipes("train", [*own, *looking], forms, groups)
     found["train"]["list"] = told("train --list")["usage"]
     found["distill"] = recipes(
-        "distill", list(cli_distill.RECIPES), [("distill", name) for name in cli_distill.RECIPES]
+        "distill",
+        list(cli_distill.RECIPES),
+        [("distill", name) for name in cli_distill.RECIPES],
+        [[name] for name in cli_distill.RECIPES],
     )
     found["retrofit"] = told("retrofit")
     found["adapt"] = told("adapt")
@@ -255,9 +260,27 @@ def about(kind: type) -> dict:
     return {"about": inspect.cleandoc(kind.__doc__ or "")}
 
 
-def recipes(name: str, names: list[str], forms: list[tuple[str, ...]]) -> dict:
+def recipes(name: str, names: list[str], forms: list[tuple[str, ...]], groups: list[list[str]]) -> dict:
+    """Return all that is listed of a command of recipes. groups: of recipes that have the same options."""
     unlisted = UNLISTED if name == "train" else ()
-    return {"recipes": [*names, *unlisted], "unlisted": list(unlisted)} | told(name) | options(forms)
+    found = options(forms)
+    having = {option: set[int]() for option in found["options"]}
+    for number, group in enumerate(groups):
+        run = cli_train.NO_IMAGES.get(group[0], {}) if name == "train" else {}
+        mine = options([form for form in forms if form[1] in group])["options"]
+        for option in mine:
+            if name != "train" or acting.acts(name, option, run):
+                having[option].add(number)
+    some = {option: " ".join(map(str, sorted(of))) for option, of in having.items() if len(of) < len(groups)}
+    return (
+        {"recipes": [*names, *unlisted], "unlisted": list(unlisted)}
+        | told(name)
+        | found
+        | {
+            "groups": [" ".join(group) for group in groups],
+            "of": some,
+        }
+    )
 
 
 def told(name: str) -> dict:
@@ -373,6 +396,30 @@ def test_a_wrong_name_is_told_without_loading_anything(line, code, says, monkeyp
     with pytest.raises(SystemExit) as stop:
         cli_main.main()
     assert stop.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("train forecast --windw 3", ["--window"]),
+        ("train fashion-mnist-light --windw 3", []),
+        ("train clips --fps 3", ["--data.fps"]),
+        ("train auto --fps 3", []),
+        ("train text-tokens --fps 3", []),
+        ("train cifar10-dual --head-dim 3", ["--networks.encoder.head-dim", "--networks.light.head-dim"]),
+        ("train fashion-mnist-light --head-dim 3", ["--networks.model.head-dim"]),
+        ("distill cifar10 --teacher x --vocabulary 3", []),
+        ("distill fashion-mnist-tokens --teacher x --vocabulary 3", ["--light.vocabulary"]),
+        (f"sample {SINGLE} --out x --codec-stps 3", []),
+        ("sample RUN --out x --codec-stps 3", ["--codec-steps", "--codec-sampler", "--codec"]),
+        (f"evaluate {SINGLE} --guidnce 3", ["--guidance"]),
+        (f"evaluate {SINGLE.parent / 'channels'} --guidnce 3", []),
+    ],
+)  # fmt: skip
+def test_options_that_may_be_meant_are_the_recipe_s_or_act_on_the_run(line, meant):
+    code, text = answer(line.split())
+    listed = [words.split()[0] for words in text.splitlines() if words.startswith("  ")]
+    assert (code, listed) == (2, meant)
 
 
 def test_the_package_costs_next_to_nothing_beside_torch():

@@ -21,6 +21,7 @@ from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.metrics.features import Architecture
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import fashion_mnist
+from dualrate.runs.store import load
 from dualrate.system.progress import Silent
 from dualrate.training.config import FitConfig, FitResult
 
@@ -65,6 +66,7 @@ def test_what_is_there_is_measured_beside_the_model_that_it_trained(place, monke
     }
     page = (place / "demo/report.html").read_text()
     assert page.count("<img") == 3
+    assert "Here there were 6." in page
     assert "The best plan of two rates is" in page
     assert "Trained here, in 2 minutes" in page
     features = {file: file.stat().st_mtime_ns for file in (place / "demo").rglob("*.safetensors")}
@@ -77,6 +79,19 @@ def test_without_the_pair_of_forecasts_there_is_no_section_of_it(tmp_path, monke
     (tmp_path / "kuramoto-sivashinsky-large" / "experiment.json").touch()
     monkeypatch.setattr(comparison, "compare", lambda *of, **how: pytest.fail("nothing is measured"))
     assert demo.Demo(weights=tmp_path, out=tmp_path / "out")._forecasts(Silent()) == []
+
+
+def test_forecasts_are_shown_with_the_memory_of_their_members(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "GOLDEN").symlink_to(Path(__file__).parents[1] / "golden")
+    monkeypatch.setattr(demo, "FORECASTS", (("pair", "channels", "2"), ("other", "leads", "2")))
+    monkeypatch.setattr(demo, "STARTS", 2)
+    monkeypatch.setattr(demo, "MEMBERS", 3)
+    (section,) = demo.Demo(weights=Path("GOLDEN"), out=tmp_path / "out")._forecasts(Silent())
+    assert section.table.header[-1] == "MB for 3 members"
+    assert all(float(line[-1]) > 0 for line in section.table.cells)
+    megabytes = 4 * sum(load(Path("GOLDEN/channels")).parameters.values()) / 1e6
+    assert f"pair {megabytes:.3g} MB" in " ".join(section.text)
 
 
 def test_an_interrupted_training_measures_nothing(place, monkeypatch):

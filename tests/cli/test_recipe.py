@@ -1,15 +1,18 @@
 """Recipes by name, and help that leaves groups within groups out."""
 
+import os
 from dataclasses import fields
 
 import pytest
 from cli.command import call
 
+from dualrate.cli.demo import Demo
 from dualrate.cli.distill import parse_distill
 from dualrate.cli.recipe import _outer, parse, recipe_named, recipe_result
 from dualrate.cli.sample import Sample
 from dualrate.cli.train import Retrofit, parse_retrofit, parse_train
 from dualrate.comparison.candidates import _planned
+from dualrate.pipelines.recipe import RetrofitRecipe
 from dualrate.recipes.tasks import task_named
 from dualrate.sampling.catalogue import at_gamma
 from dualrate.sampling.grids import check_grid
@@ -139,3 +142,65 @@ def test_numbers_are_written_in_the_digits_0_to_9(option):
 def test_numbers_within_texts_too(read, text):
     with pytest.raises(ValueError, match=r"got|no grid|no plan|no noise level"):
         read(text)
+
+
+PLACES = {
+    "MODEL": "--networks.model.levels.0.channels",
+    "LIGHT": "fashion-mnist-light",
+    "DUAL": "fashion-mnist-dual-45",
+    "LISTS": "--help` lists them",
+}
+ONE_LINE = [
+    (
+        "train LIGHT --fit.precision float23",
+        "--fit.precision is auto, bfloat16 or float32, got 'float23' (did you mean float32?)",
+    ),
+    (
+        "train auto --data.source . --rate dul",
+        "--rate is both, dual, light, medium, single or None, got 'dul' (did you mean dual?)",
+    ),
+    ("evaluate RUN --variance mine", "--variance is measured or own, got 'mine'"),
+    (
+        "train DUAL --networks.light.levels.0.kind convv",
+        "--networks.light.levels.0.kind is conv or transformer, got 'convv' (did you mean conv?)",
+    ),
+    ("demo --minutes", "--minutes takes a value, and none follows: `dualrate demo --help` says which"),
+    (
+        "train DUAL --method.times.heavy 3",
+        "--method.times.heavy takes 2 values, and fewer follow: `dualrate train DUAL --help` says which",
+    ),
+    ("demo --minutes soon", "minutes is a number above 0 and at most 1,000,000, got 'soon'"),
+    (
+        "train DUAL --method.times.heavy few many",
+        "heavy is 2 values, each a whole number from 1 to 100,000, got ('few', 'many')",
+    ),
+    ("sample RUN --out out --num 4 5", "no option takes '5': `dualrate sample LISTS"),
+    ("sample RUN --out out --compile=maybe", "--compile takes no value, got 'maybe': `dualrate sample LISTS"),
+    ("train LIGHT --window leads", "there is no option --window: `dualrate train LIGHT LISTS"),
+    (
+        "train LIGHT --networks.light.channels 4",
+        "there is no option --networks.light.channels (did you mean MODEL?): `dualrate train LIGHT LISTS",
+    ),
+    ("train LIGHT --out " + "long/" * 40 + "er and more", "no option takes 'and': `dualrate train LIGHT LISTS"),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), ONE_LINE)
+def test_what_the_parser_refuses_is_one_line_with_what_to_do(line, says, monkeypatch, capsys):
+    """An invalid choice, a value that is missing or that none takes, and an option that there is not."""
+    for short, text in PLACES.items():
+        line, says = line.replace(short, text), says.replace(short, text)
+    assert call(monkeypatch, *line.split()) == 2
+    assert capsys.readouterr().err == f"dualrate: {says}\n"
+
+
+def test_a_recipe_s_option_is_meant_where_the_recipe_has_taken_its_options(monkeypatch, capsys):
+    with pytest.raises(ValueError, match=r"no option --shar \(did you mean --share\?\)"):
+        parse(Demo, ["--shar", "0.5"], "dualrate retrofit FOLDER", beside=RetrofitRecipe())
+
+
+def test_the_width_of_a_terminal_is_left_as_it_was(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    with pytest.raises(ValueError, match="--minutes takes a value"):
+        parse(Demo, ["--minutes"], "dualrate demo")
+    assert "COLUMNS" not in os.environ

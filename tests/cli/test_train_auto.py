@@ -105,3 +105,26 @@ def test_help_tells_its_own_options_and_with_a_source_all_with_what_was_chosen(h
     assert "--fit.iterations" in all_of_them
     assert "(default: pets-tiny-single)" in all_of_them
     assert not (here / "runs").exists()
+
+
+def test_a_run_that_is_another_one_is_gone_on_with_by_the_options_that_are_named(here, monkeypatch, capsys):
+    """One that was begun when another rate was usual; by another size; with another setting; without a task."""
+    words = ["train", "auto", "--data.source", "pets", "--size", "tiny", "--fit.iterations", "1", "--out", "run"]
+    words += ["--fit.batch-size", "2"]
+    assert call(monkeypatch, *words, "--rate", "dual") == 0
+    for options, way in [
+        ([], "give --rate dual"),
+        (["--rate", "dual", "--size", "small"], "give --size tiny"),
+        (["--rate", "dual", "--fit.batch-size", "4"], "give --fit.batch-size 2"),
+        (["--rate", "dual", "--method.label-dropout", "0.5", "--fit.no-compile"], "give --method.label-dropout 0.1"),
+        (["--task", "super-resolution:2"], "give --rate dual and drop --task"),
+        (["--rate", "dual", "--data.augment.flip"], "give --data.augment.no-flip"),
+    ]:
+        capsys.readouterr()
+        assert call(monkeypatch, *words, *options) == 2
+        *_, line = capsys.readouterr().err.splitlines()
+        assert line.endswith(
+            f"was trained with another configuration: to go on with it, {way}; or choose another --out"
+        )
+        assert line.startswith("dualrate: run/checkpoints/step-00000001 ")
+    assert call(monkeypatch, *words, "--rate", "dual") == 0

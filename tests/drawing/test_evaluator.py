@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from cli.command import call
 from metrics.squares import two_classes
 from metrics.untrained import untrained
+from runs.made import ONE, saved_random
 
 from dualrate.data.images import ImageSet, load_images
 from dualrate.drawing import evaluators as module
@@ -64,6 +66,30 @@ def test_a_net_is_trained_on_first_use_and_then_found(data, tmp_path):
     assert again.net.card == judge.net.card
     assert not second.notes
     assert not second.done
+
+
+@pytest.mark.parametrize(
+    ("features", "least"),
+    [(None, "FD-squares needs at least 192"), ("inception", "FID needs at least 4096"), ("dinov2", "least 2048")],
+)
+def test_too_few_images_are_refused_before_a_net_is_trained_or_loaded(data, tmp_path, monkeypatch, features, least):
+    def nothing(*of, **how):
+        pytest.fail("a net is trained, or loaded")
+
+    monkeypatch.setattr(module, "train_feature_net", nothing)
+    monkeypatch.setattr(module.pretrained, "load", nothing)
+    for judges in (evaluator, evaluators):
+        with pytest.raises(ValueError, match=f"got 100 images; {'.*' * (features == 'dinov2')}{least}"):
+            judges(data, features=features, progress=Notes(), count=100)
+
+
+@pytest.mark.parametrize("command", ["evaluate RUN --num 100", "compare RUN --screen 100 --count 200 --out out.html"])
+def test_commands_refuse_too_few_images_before_a_net_is_trained(data, tmp_path, monkeypatch, capsys, command):
+    saved_random(replace(ONE, data=data), tmp_path / "run")
+    monkeypatch.setattr(module, "train_feature_net", lambda *of, **how: pytest.fail("a net is trained"))
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, *command.replace("RUN", "run").split()) == 2
+    assert "dualrate: got 100 images; FD-squares needs at least 192: draw or give more" in capsys.readouterr().err
 
 
 def test_a_shipped_net_needs_no_training_and_serves_only_its_own_images(data, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ model          a text-to-image pipeline of diffusers, whose text encoders are st
 pipeline       the dual run as a folder of diffusers
 released       the single run as released weights
 earlier        runs, experiments and a pipeline as an earlier version wrote them: these are not made again
+earlier/begun  one that `train forecast` began before convolutions went over poles
 killed-*       folders of forecasts and of samples that were left half way
 images.npz     20 images of each sampler; samples, or four frames, of each other run (replay.py). All in float32 on a
                CPU: other machines draw them up to rounding

@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cli.command import call
 from pipelines.stub_texts import encoders
 from replay import GOLDEN, HERE, KILLED, drawer_of, drawn, forecast, images, link
+from safetensors.torch import load_file
 
 import dualrate as dr
+from dualrate.forecasts import recipe as forecasts
 from dualrate.report.image_grid import read_png
 from dualrate.runs.store import load, read_experiment, read_stored
 from dualrate.system.folders import Manifest
@@ -89,6 +92,21 @@ def test_a_run_of_an_earlier_version_is_the_same_run(run: str) -> None:
     """All that decides what it draws is as in today's run, and so are its images."""
     earlier, now = load(GOLDEN / "earlier" / run), load(GOLDEN / run)
     assert (earlier.experiment.drawing, earlier.identity) == (now.experiment.drawing, now.identity)
+
+
+def test_what_an_earlier_recipe_began_goes_on_by_the_command_to_the_same_bits(monkeypatch, capsys) -> None:
+    """Its experiment, and the checkpoint's, lack the fields that came later: poles, forcings, frames a second."""
+    fit = dr.FitConfig(2, batch_size=2, log_every=1, precision="float32")
+    monkeypatch.setitem(forecasts.TIERS, "tiny", forecasts.ForecastTier((4, 4), (1, 1), fit, embedding=4))
+    began = Path(shutil.copytree(GOLDEN / "earlier" / "begun", "began"))
+    assert not any(name in (began / "experiment.json").read_text() for name in ("poles", "externals", "fps"))
+    words = ["--data.source", GOLDEN / "fields.npz", "--frames", 2, "--fit.optim.decay", "none", "--fit.iterations", 2]
+    for out in (began, Path("whole")):
+        assert call(monkeypatch, "train", "forecast", *words, "--out", out) == 0
+    assert "resuming at iteration 1" in capsys.readouterr().err
+    resumed, whole = (load_file(next(out.glob("checkpoints/*2/model.safetensors"))) for out in (began, Path("whole")))
+    for name, weight in whole.items():  # the first iteration may have been another machine's: up to rounding
+        torch.testing.assert_close(resumed[name], weight, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("run", [run for run in KILLED if run != "dual"])

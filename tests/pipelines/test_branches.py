@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -235,3 +236,20 @@ def test_a_sampling_that_a_callback_ended_leaves_nothing_to_the_next():
         draw(seed=1, callback_on_step_end=stop)
         same(draw(), first)
     assert [len(sampling) for sampling in handle.samplings["transformer"]] == [4, 2, 4]
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.parametrize(
+    ("place", "way"),
+    [
+        ("model", r"pass diffusers\.DiffusionPipeline\.from_pretrained\('.*model'\)"),
+        ("some/name-on-a-hub", r"pass diffusers\.DiffusionPipeline\.from_pretrained\('.*some/name-on-a-hub'\)"),
+        ("model/unet", r"pass the network in it, diffusers\.AutoModel\.from_pretrained\('.*unet'\), and scheduler="),
+        ("pipeline", r"dualrate exported this; DualRatePipeline\.from_pretrained\('.*pipeline'\) of \S+ draws from it"),
+        ("single", r"a model of dualrate, which dr\.sample\(dr\.load\('.*single'\), 16\) draws from"),
+    ],
+)
+def test_a_name_in_place_of_a_pipeline_is_refused_with_the_way_to_load_it(place, way, kind):
+    folder = kind(Path(__file__).parents[1] / "golden" / place)
+    with pytest.raises(TypeError, match=f"^pipe is a pipeline of diffusers, got '.*': .*{way}$"):
+        dr.accelerate(folder)

@@ -7,6 +7,7 @@ A run that is yet to be trained is what its recipe says.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -130,6 +131,27 @@ def named_runs(command: str, arguments: Sequence[str]) -> Iterator[tuple[str, Ru
             if (run := _read(folder)) is not None:
                 yield folder, run
                 break
+
+
+def options_here(name: str, arguments: Sequence[str], command: Mapping[str, Any]) -> list[str]:
+    """The options that act on the runs among the arguments of a command, or that its recipe has.
+
+    name: of the command, with its recipe's; command: in options.json
+    """
+    recipe = name.rpartition(" ")[2]
+    group = next((str(i) for i, names in enumerate(command.get("groups", ())) if recipe in names.split()), None)
+    lacks = {option for option, groups in command.get("of", {}).items() if group and group not in groups.split()}
+    runs = [run for _, run in named_runs(name, arguments)]
+    return [
+        option for option in command["options"] if option not in lacks and all(acts(name, option, run) for run in runs)
+    ]
+
+
+def near_options(name: str, names: Sequence[str]) -> list[str]:
+    """The options that may be meant by a name that is none of them, the nearest first; those of its last word first."""
+    last = name.replace("--", ".").rpartition(".")[2]
+    ends = [option for option in names if option.replace("--", ".").endswith(f".{last}")]
+    return ends[:3] or difflib.get_close_matches(name, names, 3, 0.7)
 
 
 def option_name(word: str) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +42,8 @@ IDEA = (
     "that work: a heavy one is called now and then, a light one at every step. Here is where that pays, and where not."
 )
 EXPECTED = (
-    "After two minutes of a quiet core clothes are recognisable, and some are torn or shapeless. The networks above "
-    "trained for two hours."
+    "A quiet core makes 400 to 600 iterations in two minutes: clothes are recognisable then, and some are torn or "
+    "shapeless. Here there were {}. The networks above trained for two hours."
 )
 
 
@@ -118,6 +118,7 @@ class Demo(Ranged):
         frames = forecast_of(model).frames
         drawn = forecast(model, 1, frames=frames, members=MEMBERS, choice=Choice(steps=int(steps)), note=progress.note)
         figure = lines_figure(shown(drawn.ensemble, drawn.truth, drawn.written.record, forecast_of(model), MEMBERS))
+        memory, weights = memory_of(results)
         return [
             Section(
                 "A forecast with many members",
@@ -127,6 +128,8 @@ class Demo(Ranged):
                     "A chaotic wave. Its past is known at every fourth point, with noise, so the future is open: the "
                     "members show what can come. The pair reads the past once, with its heavy network, and draws all "
                     "members with the light one. CRPS is how far the members are from the truth: less is better.",
+                    f"Memory is what all tensors take together at most, while the {MEMBERS} members of one start are "
+                    f"drawn, counted here. The weights come on top: {weights}.",
                 ],
                 [
                     (
@@ -134,7 +137,7 @@ class Demo(Ranged):
                         f"{MEMBERS} members by two rates, and what came, from the first start that was held out.",
                     )
                 ],
-                table=short_table(results),
+                table=short_table(results, memory),
                 details="forecasts.html",
             )
         ]
@@ -193,28 +196,45 @@ class Demo(Ranged):
         return Section(
             f"Trained here, in {self.minutes:g} minute{'s' * (self.minutes != 1)}",
             "A small network, trained from nothing. Each column is a kind of clothes.",
-            [EXPECTED],
+            [EXPECTED.format(trained.iteration)],
             gallery=[(image_grid(images, ROW), f"{PICTURES} images in 16 steps, one network at every step")],
         )
 
 
-def short_table(results: ComparisonResults) -> Table:
-    """The columns that need no explanation, the best score first."""
+def memory_of(results: ComparisonResults) -> tuple[dict[str, float], str]:
+    """MB of the tensors by which each plan draws the members of one start, by its key; those of weights, in words."""
+    from dualrate.drawing.cost import drawing_bytes
+    from dualrate.report.table import significant
+    from dualrate.runs.store import load
+
+    models = {measured.candidate.network: load(measured.candidate.run) for measured in results.scored}
+    memory = {}
+    for measured in results.scored:
+        drawer = measured.candidate.drawer(models[measured.candidate.network])
+        memory[measured.candidate.key] = drawing_bytes(replace(drawer, members=MEMBERS, batch_size=MEMBERS)) / 1e6
+    sizes = {
+        name: sum(weight.numel() * weight.element_size() for weight in model.networks.parameters()) / 1e6
+        for name, model in models.items()
+    }
+    return memory, ", ".join(f"{name} {significant(size)} MB" for name, size in sizes.items())
+
+
+def short_table(results: ComparisonResults, memory: Mapping[str, float] | None = None) -> Table:
+    """The columns that need no explanation, the best score first. memory: a column, MB by a candidate's key"""
     from dualrate.report.table import Table, scored, significant, with_article
 
-    rows = sorted((measured.row for measured in results.scored), key=lambda row: row.score.value)
+    best_first = sorted(results.scored, key=lambda measured: measured.row.score.value)
     noun = results.yardstick.noun
-    header = (
-        "network",
-        "steps",
-        "of them heavy",
-        rows[0].score.metric,
-        "million multiply-adds",
-        f"ms {with_article(noun)}",
-    )
-    cells = tuple(
-        (row.network, str(row.num_steps), str(row.num_heavy), scored(row.score), significant(row.macs / 1e6),
-         significant(1000 * row.seconds_per_image))
-        for row in rows
-    )  # fmt: skip
-    return Table(header, cells, ("Brackets: 95% intervals.",), texts=1)
+    columns = {
+        "network": lambda row: row.network,
+        "steps (heavy)": lambda row: f"{row.num_steps} ({row.num_heavy})",
+        best_first[0].row.score.metric: lambda row: scored(row.score),
+        "million multiply-adds": lambda row: significant(row.macs / 1e6),
+        f"ms {with_article(noun)}": lambda row: significant(1000 * row.seconds_per_image),
+    }
+    cells = [tuple(cell(measured.row) for cell in columns.values()) for measured in best_first]
+    header = tuple(columns)
+    if memory is not None:
+        header = (*header, f"MB for {MEMBERS} members")
+        cells = [(*line, significant(memory[each.candidate.key])) for line, each in zip(cells, best_first, strict=True)]
+    return Table(header, tuple(cells), ("Brackets: 95% intervals.",), texts=1)

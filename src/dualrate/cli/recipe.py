@@ -12,9 +12,8 @@ import re
 import shutil
 import sys
 import textwrap
-import traceback
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -24,8 +23,9 @@ from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from dualrate.cli.acting import Run, acts, refusal
+from dualrate.cli.parser_errors import printed, raised
 from dualrate.config.imports import imported
-from dualrate.config.ranges import BatchSize, Processes, WorkerCount, as_path, described
+from dualrate.config.ranges import BatchSize, Processes, WorkerCount, as_path
 from dualrate.config.serial import to_plain
 from dualrate.system.terminal import did_you_mean
 
@@ -66,8 +66,8 @@ AsJson = Annotated[bool, arg(help="Print the report as JSON.")]
 PRIMITIVES = ConstructorRegistry()
 ALL = "--help-all"
 HELP = ("-h", "--help", ALL)
+UNBROKEN = 1 << 16  # columns of a message that is read here
 WIDTH = 100  # of help, at most; from 130 on tyro puts groups side by side
-WORDS = re.compile(r"\[.*\]")  # in tyro's messages, what was given
 GROUP = re.compile(r"(?:╭─)? ([\w.]+) options ")  # the upper edge of a group; without lines where they cannot be drawn
 
 OPTION = re.compile(r"[│ ] (--[\w.-]+)")  # its line; what it means is further in
@@ -112,40 +112,67 @@ def parse(
     *,
     with_rest: bool = False,
     run: Run | None = None,
+    beside: Any = None,
 ) -> Any:
     """The command that these arguments say. default: its options where the arguments do not name them.
 
     with_rest: also return the arguments that are none of its options; run: that the command makes, to which help and
-    refusals keep
-    Raises ValueError for a value that a dataclass refuses, in its own words; SystemExit after an error of other kinds,
-    or after help.
+    refusals keep; beside: a recipe whose options were taken before
+    Raises ValueError for a value that a dataclass refuses, in its own words, and for what tyro refuses, in ours;
+    SystemExit after help.
     """
     command, _, name = prog.removeprefix("dualrate ").partition(" ")
     if run is not None and (says := refusal(command, arguments, [(name, run)])):
         raise ValueError(says)
-    errors, shown = io.StringIO(), io.StringIO()
-    os.environ["COLUMNS"] = str(min(WIDTH, shutil.get_terminal_size().columns))  # of help: `_outer` drops lines
-    try:
-        with redirect_stderr(errors), redirect_stdout(shown):
+    shown, errors = io.StringIO(), io.StringIO()
+
+    def taken(kind: type[Any], default: Any, words: list[str], columns: int) -> Any:
+        with redirect_stdout(shown), redirect_stderr(errors), _columns(columns):
             return tyro.cli(
                 kind,
-                args=["--help" if argument == ALL else argument for argument in arguments],
+                args=words,
                 prog=prog,
                 default=tyro.MISSING_NONPROP if default is None else default,
                 registry=PRIMITIVES,
                 config=(tyro.conf.AvoidSubcommands,),
                 return_unknown_args=with_rest,
             )
+
+    def idle(option: str) -> bool:
+        return run is not None and not acts(command, option, run)
+
+    def options() -> list[str]:
+        """All that can act, of the recipe too."""
+        for kind_of, value in ((kind, default), *([(type(beside), beside)] if is_dataclass(type(beside)) else [])):
+            with suppress(SystemExit):
+                taken(kind_of, value, ["--help"], WIDTH)
+        lines = map(OPTION.match, shown.getvalue().splitlines())
+        return [option[1] for option in lines if option and not idle(option[1])]
+
+    helps, width = not set(HELP).isdisjoint(arguments), min(WIDTH, shutil.get_terminal_size().columns)
+    words = ["--help" if argument == ALL else argument for argument in arguments]
+    try:
+        return taken(kind, default, words, width if helps else UNBROKEN)  # of help `_outer` drops lines
     except NoPath as error:
         refused = ValueError(str(error))
     except SystemExit as stop:
-        refused = _refusal(stop)
+        refused = raised(stop) or printed(errors.getvalue(), arguments, prog, options)
         if refused is None:
-            idle = (lambda option: False) if run is None else (lambda option: not acts(command, option, run))
             sys.stdout.write(_outer(shown.getvalue(), ALL in arguments, idle))
-            sys.stderr.write(errors.getvalue())
             raise
     raise refused
+
+
+@contextmanager
+def _columns(count: int) -> Iterator[None]:
+    """Have lines broken as for a terminal of this width."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(count)
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS")
+        os.environ.update({} if before is None else {"COLUMNS": before})
 
 
 def _outer(text: str, inner: bool = False, idle: Callable[[str], bool] = lambda option: False) -> str:
@@ -169,24 +196,6 @@ def _outer(text: str, inner: bool = False, idle: Callable[[str], bool] = lambda 
         return "".join(lines)
     names = ", ".join(f"--{name}.*" for name in dict.fromkeys(left))
     return "".join(lines) + "\n" + textwrap.fill(f"More: {names}. {ALL} shows these too.", 100) + "\n"
-
-
-def _refusal(stop: SystemExit) -> ValueError | None:
-    """The error for which tyro stopped: as a dataclass raised it, or in our words for text that fits no option."""
-    cause, unfit = stop.__context__, None
-    while cause is not None:
-        if isinstance(cause, ValueError):
-            *_, (frame, _) = traceback.walk_tb(cause.__traceback__)
-            if not frame.f_globals["__name__"].startswith("tyro."):
-                return cause
-        option: Any = getattr(cause, "arg", None)  # of tyro's own error, whose message shows Python's types
-        if getattr(option, "lowered", None) is not None:
-            message = str(getattr(cause, "message", "")).splitlines()[0]
-            words = WORDS.search(message)
-            name = "/".join(option.lowered.name_or_flags)
-            unfit = ValueError(f"{name} is {described(option.field.type)}, got {words[0] if words else message}")
-        cause = cause.__context__
-    return unfit
 
 
 Made = TypeVar("Made")
@@ -242,8 +251,8 @@ def by_the_clock(options: list[str]) -> list[str]:
     return options + [word for end in ends if end not in names for word in (end, "None")]
 
 
-def override(default: Command, arguments: list[str], command: str) -> Command:
-    """The command with the options that follow the recipe's name."""
+def override(default: Command, arguments: list[str], command: str, recipe: object = None) -> Command:
+    """The command with the options that follow the recipe's name, but the recipe's own, which were taken before."""
     experiment = getattr(default, "experiment", None)
-    run = None if experiment is None else to_plain(experiment)
-    return parse(type(default), by_the_clock(arguments[1:]), f"dualrate {command} {arguments[0]}", default, run=run)
+    run, prog = None if experiment is None else to_plain(experiment), f"dualrate {command} {arguments[0]}"
+    return parse(type(default), by_the_clock(arguments[1:]), prog, default, run=run, beside=recipe)

@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from tyro.conf import arg
 
 from dualrate.cli.console import command_line, data_progress, report_end, reporter
+from dualrate.cli.going_on import Origin, with_way_on
 from dualrate.cli.recipe import HELP, Device, override, recipe_named, recipe_result, with_own_options
 from dualrate.config.ranges import Iterations, Processes, Ranged, Retries
 from dualrate.data.finding import check_outside
@@ -31,9 +32,10 @@ from dualrate.system.progress import Silent
 from dualrate.texts import recipe as texts
 from dualrate.training.config import FitResult
 from dualrate.training.distributed import launched_world
+from dualrate.training.state import OtherRun
 
 FILES = (auto, forecasts, fashion_mnist, fashion_mnist_latents, texts, cifar10, imagenet)
-Made = TypeVar("Made")
+Command = TypeVar("Command", bound="OfExperiment")
 RECIPES: dict[str, Callable[[], Experiment]] = {
     name: recipe for file in FILES for name, (_, recipe) in file.RECIPES.items()
 }
@@ -83,8 +85,11 @@ class Run(Ranged):
     log: Literal["tensorboard", "wandb"] | None = None
     """Also log losses to tensorboard or wandb: pip install 'dualrate[tensorboard]' or 'dualrate[wandb]'."""
 
-    def train(self, experiment: Experiment) -> FitResult:
-        """Train the experiment in `out`, or in runs/ under its name, in `nproc` processes, and say how it ended."""
+    def train(self, experiment: Experiment, origin: Origin | None = None) -> FitResult:
+        """Train the experiment in `out`, or in runs/ under its name, in `nproc` processes, and say how it ended.
+
+        origin: the experiment by its recipe, which tells with what options another run in `out` would go on
+        """
         from dualrate.drawing.measure import scorer
         from dualrate.runs.train import check_out, resume_threads, train
 
@@ -100,18 +105,21 @@ class Run(Ranged):
         resume_threads(out)
         with launched_world(where) as world:
             progress = reporter() if world.leads else Silent()
-            result = train(
-                experiment,
-                out,
-                score=scorer(experiment.data, progress) if every is not None and world.leads else None,
-                score_every=every,
-                progress=progress,
-                decoding=data_progress(progress),
-                device=where,
-                command=command_line(),
-                log=self.log,
-                world=world,
-            )
+            try:
+                result = train(
+                    experiment,
+                    out,
+                    score=scorer(experiment.data, progress) if every is not None and world.leads else None,
+                    score_every=every,
+                    progress=progress,
+                    decoding=data_progress(progress),
+                    device=where,
+                    command=command_line(),
+                    log=self.log,
+                    world=world,
+                )
+            except OtherRun as refused:
+                raise with_way_on(refused, out, experiment, origin) from None
         report_end(result, experiment.fit, out, progress)
         return result
 
@@ -121,9 +129,15 @@ class OfExperiment(Run):
     """The experiment of a recipe, with the options that follow its name."""
 
     experiment: Annotated[Experiment, arg(name="")]
+    origin: Origin | None = field(default=None, init=False, repr=False, compare=False)
 
     def run(self) -> None:
-        self.train(self.experiment)
+        self.train(self.experiment, self.origin)
+
+    def with_recipe(self, origin: Origin) -> Self:
+        """The command, with the recipe of its experiment."""
+        object.__setattr__(self, "origin", origin)
+        return self
 
 
 @dataclass(frozen=True)
@@ -186,14 +200,20 @@ def parse_train(arguments: list[str]) -> Train | TrainStages:
         return override(TrainStages(STAGES[name]()), arguments, "train")
     run = NO_IMAGES.get(name, {} if name in RECIPES else None)
     recipe, rest = with_own_options(recipe_named(name, RECIPES, "train"), arguments, "train", run)
-    experiment = recipe_result(recipe(), Experiment, name)
-    if "--method=consistency" in rest or ("--method", "consistency") in pairwise(rest):  # it has options of its own
-        experiment = (imagenet.pixels_by_consistency if name in imagenet.ON_PIXELS else by_consistency)(experiment)
-    if "--as=paper" in rest or ("--as", "paper") in pairwise(rest):
-        ours, experiment = experiment, as_published(experiment)
-        if not is_launched():
-            print(listed_costs(experiment, ours), file=sys.stderr)
-    return override(Train(experiment), rest, "train")
+    consistency = "--method=consistency" in rest or ("--method", "consistency") in pairwise(rest)  # has its own options
+    paper = "--as=paper" in rest or ("--as", "paper") in pairwise(rest)
+
+    def ours(recipe: Callable[[], object]) -> Experiment:
+        experiment = recipe_result(recipe(), Experiment, name)
+        if not consistency:
+            return experiment
+        return (imagenet.pixels_by_consistency if name in imagenet.ON_PIXELS else by_consistency)(experiment)
+
+    origin = Origin(recipe, lambda recipe: as_published(ours(recipe)) if paper else ours(recipe))
+    experiment = origin.makes(recipe)
+    if paper and not is_launched():
+        print(listed_costs(experiment, ours(recipe)), file=sys.stderr)
+    return override(Train(experiment), rest, "train", recipe).with_recipe(origin)
 
 
 def parse_retrofit(arguments: list[str]) -> Retrofit:
@@ -209,8 +229,8 @@ def parse_adapt(arguments: list[str]) -> Adapt:
 
 
 def _of_model(
-    name: str, recipe: Any, kind: Callable[[Experiment], Made], arguments: list[str], required: str, like: str
-) -> Made:
+    name: str, recipe: Any, kind: Callable[[Experiment], Command], arguments: list[str], required: str, like: str
+) -> Command:
     """The command of a recipe that begins with a model; without one it prints its usage.
 
     required: what the command takes at least; like: an example of it
@@ -223,4 +243,5 @@ def _of_model(
         )
         raise SystemExit(0 if arguments[:1] and arguments[0] in HELP else 2)
     recipe, rest = with_own_options(recipe, arguments, name, {})
-    return override(kind(recipe(rest[0])), rest, name)
+    origin = Origin(recipe, lambda recipe: recipe(rest[0]))
+    return override(kind(origin.makes(recipe)), rest, name, recipe).with_recipe(origin)

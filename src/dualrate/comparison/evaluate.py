@@ -75,7 +75,7 @@ def _of_images(
 ) -> Evaluation:
     """Scores of images; of a data set that no net judges those of members alone, if there are any."""
     model, shown = drawer.model, image_progress(progress)
-    how = {"reference": named["reference"], "device": model.device, "progress": progress}
+    how = {"reference": named["reference"], "device": model.device, "progress": progress, "count": len(seeds)}
     try:
         judges = evaluators(model.experiment.data, named["features"], **how)
         check(judges, len(seeds), details=named["details"])

@@ -285,9 +285,13 @@ def _pays(flops_saving: Saving | None, row: Row, baselines: Sequence[Row], noun:
     ratio, low, high = flops_saving.ratio, flops_saving.low, flops_saving.high
     measured = f"{row.score.fingerprint.count:,} {noun}s"
     if low > 1 or (math.isnan(low) and math.isinf(ratio)):
-        never = math.isinf(ratio)
-        needs = "no baseline reaches their score" if never else f"baselines need {significant(ratio)} times their FLOPs"
-        return f"Two rates pay here: {needs}{'' if never else ' for the same score'}{_in_brackets(low, high)}."
+        nearest = min(baselines, key=lambda baseline: baseline.score.value).macs / row.macs
+        needs = (
+            f"no baseline reaches their score, and the nearest costs {significant(nearest)} times their FLOPs"
+            if math.isinf(ratio)
+            else f"baselines need {significant(ratio)} times their FLOPs for the same score"
+        )
+        return f"Two rates pay here: {needs}{_in_brackets(low, high)}."
     if high < 1:
         least = "at least " * flops_saving.at_most
         costs = f"they need {least}{significant(1 / ratio)} times the FLOPs of the cheapest baseline for the same score"

@@ -82,7 +82,8 @@ class Yardstick:
         """
         configs = [model.experiment.data for model in self.models]
         data = next((config for config in configs if config.source), configs[0])  # a folder of diffusers has no source
-        self.evaluators = evaluators(data, self.terms.features, device=self.device, progress=self.progress)
+        features, least = self.terms.features, self.count if self.terms.features else self.screen
+        self.evaluators = evaluators(data, features, device=self.device, progress=self.progress, count=least)
         check(self.evaluators[:1], self.screen, details=False)
         check(self.evaluators, self.count, details=True)
         with mapper(self.terms.workers, self.device) as self.mapper:

@@ -1,11 +1,17 @@
-"""Costs of drawing, measured now: seconds of a network's calls, and a report with parameters and operations."""
+"""Costs of drawing, measured now: seconds of a network's calls, bytes that tensors take, and a report with parameters
+and operations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dualrate.codecs.codec import decoded
 from dualrate.config.ranges import Precision
@@ -42,6 +48,50 @@ def call_seconds(model: Model, batch_size: int, *, seconds: float = 1.0, precisi
         return calls
     x, draws = torch.zeros(batch_size, *model.shape, device=device), Draws(0, torch.arange(batch_size, device=device))
     return replace(calls, decode=taken(lambda: decoded(model.codec, x, draws)))
+
+
+class TensorBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made within it: how many there are now, and the most at once.
+
+    What an operation takes for itself while it runs is not counted, nor what was there before, such as weights.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.seen = set[int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen |= {storage._cdata for storage in _storages((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            if (key := storage._cdata) not in self.seen:
+                self.seen.add(key)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, key, storage.nbytes())
+        self.most = max(self.most, self.now)
+        return result
+
+    def _freed(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.now -= size
+
+
+def _storages(values: object) -> list[torch.UntypedStorage]:
+    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
+def drawing_bytes(drawer: Drawer, seeds: Sequence[int] = (0,)) -> int:
+    """The most bytes that tensors take at once, beside the weights, while samples of these seeds are drawn."""
+
+    def most() -> int:
+        with TensorBytes() as tensors:
+            for _ in drawer.states(seeds):
+                pass
+        return tensors.most
+
+    most()  # what is kept from the first time on is not counted
+    return most()
 
 
 def cost_report(drawer: Drawer) -> dict[str, object]:

@@ -21,8 +21,8 @@ from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.modality import modalities, reader_of
 from dualrate.metrics import features as feature_nets
 from dualrate.metrics import pretrained
-from dualrate.metrics.evaluate import Evaluator
-from dualrate.metrics.features import CARD, Card, FeatureNet, check_trainable, train_feature_net
+from dualrate.metrics.evaluate import Evaluator, check_count
+from dualrate.metrics.features import CARD, Architecture, Card, FeatureNet, check_trainable, train_feature_net
 from dualrate.metrics.pretrained import PRETRAINED, Pretrained
 from dualrate.metrics.references import load_reference
 from dualrate.metrics.trained_network import TrainingProgress, read_card
@@ -39,13 +39,16 @@ def evaluators(
     reference: Path | None = None,
     device: torch.device | str | None = None,
     progress: Reporter,
+    count: int | None = None,
 ) -> tuple[Evaluator[Any], ...]:
     """An evaluator for each net in `features` (see `features_named`); the first one's score is the one that orders.
+
+    count: images that are to be scored
 
     Raises ValueError for two of one metric, and what `features_named` and `evaluator` raise.
     """
     judges = tuple(
-        evaluator(data, features=net, reference=reference, device=device, progress=progress)
+        evaluator(data, features=net, reference=reference, device=device, progress=progress, count=count)
         for net in features_named(features)
     )
     names = [judge.metric for judge in judges]
@@ -86,6 +89,7 @@ def evaluator(
     reference: Path | None = None,
     device: torch.device | str | None = None,
     progress: Reporter,
+    count: int | None = None,
 ) -> Evaluator[Any]:
     """Training and test images of `data` with a net.
 
@@ -95,6 +99,7 @@ def evaluator(
     reference: statistics (see `load_reference`) that take the place of the training images'; then there is no floor,
                since the file does not say which images it is of, and with `features` named `data` need not be here
     device:    as of `pick_device`, of pretrained nets, whose features of these images are kept in the user's cache
+    count:     images that are to be scored, where it is known: too few are refused before a net is loaded or trained
     Raises ValueError for features or a reference with a text, for images that are not square, a net that is
     damaged, that knows its classes badly (`Card.check_accuracy`) or takes other images, or a reference that is not of
     its features; OSError for a missing one; what `pretrained.load` raises.
@@ -108,11 +113,13 @@ def evaluator(
         for each in modalities():
             if (judge := each.evaluator_by(features, data, device, progress)) is not None:
                 return judge
+    if count is not None and isinstance(features, str):
+        check_count(pretrained.METRICS[features], pretrained.DIMS[features], count)
     shown = image_progress(progress)
     splits = splits_of(data, progress) if features is None or reference is None else None
     if features is None:
         assert splits is not None
-        net = _feature_net(*splits, progress=progress)
+        net = _feature_net(*splits, progress=progress, count=count)
     elif isinstance(features, Path):
         net = FeatureNet.load(features)
         taken = (net.card.architecture.channels, net.card.architecture.size, net.card.architecture.size)
@@ -157,11 +164,13 @@ def messages(note: Callable[[str], None]) -> Callable[[int, int, str], None]:
     return report
 
 
-def _feature_net(train: ImageSet, test: ImageSet, *, progress: Reporter) -> FeatureNet:
-    """The shipped one, or the one in the user's cache, trained there on first use."""
+def _feature_net(train: ImageSet, test: ImageSet, *, progress: Reporter, count: int | None) -> FeatureNet:
+    """The shipped one, or the one in the user's cache, trained there on first use. Raises as `check_count`."""
     place = shipped(train.fingerprint) or cache_dir() / "features" / train.fingerprint[:16]
     if not (place / CARD).exists():
         check_trainable(train)
+        if count is not None:
+            check_count(f"FD-{train.name.removesuffix('/train')}", Architecture.features, count)
         by = "" if train.num_classes > 1 else ", which has no classes, to tell how an image is turned"
         progress.note(f"training a feature net on {train.name}{by}, once; it is kept in {place}")
         train_feature_net(train, test, progress=training_progress(progress, feature_nets.BATCH_SIZE)).save(place)

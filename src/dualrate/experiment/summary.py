@@ -10,7 +10,7 @@ import torch
 
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.sampling.cost import CallCost, call_cost
+from dualrate.sampling.cost import CallCost, call_cost, in_macs
 
 
 def on_paper(experiment: Any, called_by: str | None = None) -> tuple[dict[str, int], CallCost | None]:
@@ -49,8 +49,8 @@ def networks_line(parameters: dict[str, int], cost: CallCost | None) -> str:
     """Parameters of networks, and multiply-adds of their calls on a sample."""
     calls = ""
     if cost is not None:
-        heavy = f"{_macs(cost.heavy)} a heavy call, " * bool(cost.heavy)
-        calls = f"; {heavy}{_macs(cost.light)} a {'light ' * bool(cost.heavy)}call"
+        heavy = f"{in_macs(cost.heavy)} a heavy call, " * bool(cost.heavy)
+        calls = f"; {heavy}{in_macs(cost.light)} a {'light ' * bool(cost.heavy)}call"
     sizes = ", ".join(f"{name} {count:,}" for name, count in parameters.items())
     return f"  networks  parameters: {sizes or 'unknown'}{calls}"
 
@@ -71,8 +71,3 @@ def sampling_line(experiment: Any, called_by: str | None = None) -> str:
     plan = experiment.serves.default_plan()
     heavy = f", {plan.num_heavy} of them heavy" * (plan.num_heavy < plan.num_steps)
     return f"  sampling  {plan.num_steps} steps{heavy}, where no others are asked for"
-
-
-def _macs(count: float) -> str:
-    unit, size = next(((unit, size) for unit, size in (("G", 1e9), ("M", 1e6)) if count >= size), ("k", 1e3))
-    return f"{count / size:.3g} {unit}MACs"

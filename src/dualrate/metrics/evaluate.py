@@ -46,6 +46,12 @@ RECONSTRUCTED = "rFD: of reconstructions, from the held-out images that they are
 CONDITIONAL = "from the held-out images that their conditions are of"
 
 
+def check_count(metric: str, dim: int, count: int) -> None:
+    """Raises ValueError for fewer images than a metric by D = `dim` features needs."""
+    if count < (minimum := PER_FEATURE * dim):
+        raise ValueError(f"got {count} images; {metric} needs at least {minimum}: draw or give more")
+
+
 @dataclass(frozen=True)
 class Evaluator(Generic[Net]):
     """Scores images against real ones in the features of one net.
@@ -196,9 +202,7 @@ class Evaluator(Generic[Net]):
 
         A score's note names a data set that has no more training images.
         """
-        minimum = PER_FEATURE * self.net.dim
-        if count < minimum:
-            raise ValueError(f"got {count} images; {self.metric} needs at least {minimum}: draw or give more")
+        check_count(self.metric, self.net.dim, count)
 
     def floor(self, count: int, codec: Codec = ON_PIXELS) -> tuple[float, int]:
         """The value of `count` held-out images, drawn without replacement by a fixed seed, and how many those are.

@@ -51,6 +51,7 @@ from dualrate.system.folders import some_of
 Pretrained = Literal["inception", "dinov2", "efficientnet"]
 PRETRAINED: tuple[Pretrained, ...] = get_args(Pretrained)
 METRICS = {"inception": "FID", "dinov2": "FD-DINOv2", "efficientnet": "FD-EfficientNet", "clip": "CLIP score"}
+DIMS: dict[Pretrained, int] = {"inception": 2048, "dinov2": 1024, "efficientnet": 320}  # features of an image
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def load_inception(
     extractor = fidelity.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights)
     module = InceptionFeatures(extractor)
     identity = f"torch-fidelity/inception-2015-12-05:{INCEPTION_SHA256[:12]}"
-    return PhotoNet("inception", module.to(device).eval(), identity, 2048, device, batch_size=100)
+    return PhotoNet("inception", module.to(device).eval(), identity, DIMS["inception"], device, batch_size=100)
 
 
 def inception_path() -> Path:
@@ -320,4 +321,4 @@ def load_efficientnet(device: torch.device | str | None = None) -> PhotoNet:
     net.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
     identity = f"{EFFICIENTNET}/{EFFICIENTNET_SIZE}:{EFFICIENTNET_SHA256[:12]}"
     module = EfficientNetFeatures(net).to(device)
-    return PhotoNet("efficientnet", module, identity, 320, device, batch_size=10, usual_count=10_000)
+    return PhotoNet("efficientnet", module, identity, DIMS["efficientnet"], device, batch_size=10, usual_count=10_000)

@@ -12,9 +12,11 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import os
 import warnings
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -27,6 +29,7 @@ from dualrate.diffusion.prediction import Convention, Flow
 from dualrate.diffusion.schedule import RectifiedFlow, Schedule
 from dualrate.pipelines.caching import Cache, CachedLevels, CachedTokens, CacheMethod, Did, Features, by_name
 from dualrate.pipelines.classes.catalogue import KINDS
+from dualrate.pipelines.folder import way_to_load
 from dualrate.pipelines.policies import Fixed, Policy
 from dualrate.pipelines.schedulers import draws_noise, read_scheduler
 
@@ -132,8 +135,8 @@ def accelerate(
     scheduler: of diffusers, beside a network alone: polynomial, duca and SpeCa ask it for its times
     All networks of the pipeline take part whose class is in `KINDS` (`classes/catalogue.py`). Raises ValueError where
     there is none, where one cannot have this method or policy, and where one is compiled as a whole or changed by
-    another tool. Warns, here or as it draws, of a scheduler that draws noise, of few steps, and where the calls of a
-    sampling cost more than plain ones.
+    another tool; TypeError for the name of a model, with the way to load it. Warns, here or as it draws, of a scheduler
+    that draws noise, of few steps, and where the calls of a sampling cost more than plain ones.
     """
     if method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}, got {method!r}")
@@ -144,6 +147,8 @@ def accelerate(
     if not isinstance(order, int) or order < 0:
         raise ValueError(f"order is a whole number, 0 or more, got {order!r}")
     source = type(pipe).__name__
+    if isinstance(pipe, str | os.PathLike):
+        raise TypeError(f"pipe is a pipeline of diffusers, got {os.fspath(pipe)!r}: {way_to_load(Path(pipe))}")
     if isinstance(pipe, nn.Module):
         kind = KINDS.get(type(pipe).__name__)
         role = "unet" if kind and kind.has_levels(pipe) else "transformer"

@@ -165,6 +165,18 @@ def read_folder(path: Path) -> Folder:
     )
 
 
+def way_to_load(path: Path) -> str:
+    """Words for what to do with a folder, or the name of one on a hub, where a pipeline in memory is wanted."""
+    index = path / INDEX
+    if (path / "experiment.json").is_file():
+        return f"this is a model of dualrate, which dr.sample(dr.load({str(path)!r}), 16) draws from"
+    if index.is_file() and "DualRatePipeline" in index.read_text("utf-8", errors="replace"):
+        return f"dualrate exported this; DualRatePipeline.from_pretrained({str(path)!r}) of {EXPORT} draws from it"
+    if (path / NETWORK).is_file() and not index.is_file():
+        return f"pass the network in it, diffusers.AutoModel.from_pretrained({str(path)!r}), and scheduler="
+    return f"pass diffusers.DiffusionPipeline.from_pretrained({str(path)!r})"
+
+
 def check_own(path: Path, index: Mapping[str, Any]) -> None:
     """Raises ValueError for a pipeline with code of its own, by its model_index.json, in a part that is read."""
     read = {name: part for name, part in index.items() if name.startswith(READ) and isinstance(part, list)}

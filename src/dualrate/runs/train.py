@@ -55,6 +55,7 @@ from dualrate.training.config import FitResult
 from dualrate.training.distributed import Share, World
 from dualrate.training.log import Logger, MetricsFile, logged
 from dualrate.training.loop import fit
+from dualrate.training.state import OtherRun
 
 SAMPLES, FORECAST = "sample.json", "forecast.json"  # is in a folder of samples; in one of a forecast
 OTHERS = {"model.safetensors": "released weights", SAMPLES: "samples", FORECAST: "a forecast"}  # by a file in a folder
@@ -204,9 +205,8 @@ def check_start(experiment: Experiment, out: Path, score_every: int | None) -> N
     if (out / EXPERIMENT).exists():
         earlier, wanted = (type_name(type(each.method)) for each in (read_experiment(out), experiment))
         if earlier != wanted:
-            raise ValueError(
-                f"{out} holds a run trained by {earlier}, not by {wanted}: choose a new directory as --out"
-            )
+            place = f"{out} holds a run trained by {earlier}, not by {wanted}"
+            raise OtherRun(place, ["method.type"], ": choose a new directory as --out")
     else:
         check_importable(plain)
     every = experiment.fit.sample_every

@@ -99,7 +99,13 @@ class CallCost:
         return np.array([[fits(heavy, alone) for alone in columns] for heavy in range(steps + 1)])
 
 
-@dataclass(frozen=True)
+def in_macs(count: float) -> str:
+    """A number of multiply-adds, in words."""
+    unit, size = next(((unit, size) for unit, size in (("G", 1e9), ("M", 1e6)) if count >= size), ("k", 1e3))
+    return f"{count / size:.3g} {unit}MACs"
+
+
+@dataclass(frozen=True, repr=False)
 class PlanCost:
     """The calls that one image takes, and their cost.
 
@@ -133,6 +139,22 @@ class PlanCost:
     @property
     def flops(self) -> int:
         return 2 * self.macs
+
+    def __repr__(self) -> str:
+        """The sum, then a line for each kind of calls, with what one of them costs."""
+        calls, reusing = self.calls, self.light_calls - self.partial_calls - self.alone_calls
+        shared = f", shared by {self.members} members" * (self.members > 1)
+        kinds = (
+            (self.read_calls, calls.read, f"to read the condition{shared}"),
+            (self.heavy_calls, calls.heavy, f"a heavy call{shared * calls.of_condition}"),
+            (reusing, calls.light, "a light call"),
+            (self.partial_calls, calls.partial, "a light call that renews a part"),
+            (self.alone_calls, calls.without, "a light call without a context"),
+            (int(calls.decode > 0), calls.decode, "to decode"),
+        )
+        lines = [f"  {count:4} x {in_macs(each)} {name}" for count, each, name in kinds if count]
+        mean = ", on average" * (self.mean is not None)
+        return "\n".join([f"{in_macs(self.macs)} a sample{mean} (two FLOPs each)", *lines])
 
 
 def macs_of(call: Callable[[], object]) -> int:

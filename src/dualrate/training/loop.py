@@ -51,7 +51,7 @@ from dualrate.training.config import ROUNDING, FitConfig, FitResult, lr_at
 from dualrate.training.distributed import Share, World, sum_gradients
 from dualrate.training.log import MetricsFile
 from dualrate.training.method import Method, Phase
-from dualrate.training.state import PhaseState, RunState, differences, finite
+from dualrate.training.state import OtherRun, PhaseState, RunState, differences, finite
 
 PATIENCE = 10  # updates of a phase skipped in a row before giving up
 
@@ -175,7 +175,8 @@ class _Trainer:
                 written = saved.state["config"]
                 if changes := differences(before := upgrade(written), self.identity, free, places):
                     lines = "\n  ".join(("use a new run, or undo:", *changes)) + self.config.on_seconds(before["fit"])
-                    raise ValueError(f"{saved.path} was trained with another configuration; {lines}")
+                    place = f"{saved.path} was trained with another configuration"
+                    raise OtherRun(place, (line.partition(": ")[0] for line in changes), f"; {lines}")
                 then = {"processes": 1, **saved.state["surroundings"], **written["fit"]}
                 now = self.surroundings() | {name: getattr(self.config, name) for name in ROUNDING}
                 if other := [f"{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key]]:

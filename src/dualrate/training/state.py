@@ -14,7 +14,7 @@ Counting images rather than updates makes the average independent of the batch s
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -224,6 +224,14 @@ class RunState:
             phase.skipped_in_a_row = counts["skipped_in_a_row"]
         self.iteration, self.seconds, self.skipped = record["iteration"], record["seconds"], record["skipped"]
         self.precision, self.running_means = record["precision"], RunningMeans(record["meter"])
+
+
+class OtherRun(ValueError):
+    """A run in its folder is another one than is trained. place: in words; changes: names of settings that differ"""
+
+    def __init__(self, place: str, changes: Iterable[str], ways: str) -> None:
+        super().__init__(f"{place}{ways}")
+        self.place, self.changes = place, tuple(changes)
 
 
 def differences(

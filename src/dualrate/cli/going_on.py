@@ -1,0 +1,132 @@
+"""Options by which a command goes on with a run that it was refused: other ones were given, or were usual, then."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import sys
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import redirect_stderr, suppress
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from dualrate.experiment.experiment import Experiment
+from dualrate.runs.store import HISTORY, read_experiment
+from dualrate.system.files import read_records
+from dualrate.training.state import OtherRun, differences
+
+FEW = 3  # settings that are named one by one
+RUN = ("out", "device", "nproc", "retries", "log", "eval-every")  # options that are none of the experiment's
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A recipe, and what makes an experiment of it or of the same with other options."""
+
+    recipe: Any
+    makes: Callable[[Any], Experiment]
+
+
+def with_way_on(refused: OtherRun, out: Path, experiment: Experiment, origin: Origin | None) -> ValueError:
+    """The refusal, in a line with the options to give where they are known. origin: the experiment, as it began"""
+    if "fit.max_seconds" in refused.changes:  # of which the message has a way
+        return refused
+    free = {f"--{name}" for name in RUN} | {f"--fit.{name.replace('_', '-')}" for name in experiment.fit.free()}
+    with suppress(ValueError, OSError):  # of a history that is damaged, or an experiment of other code
+        began = read_experiment(out)
+        way = _by_settings(began, refused.changes) or (origin and _by_choice(began, experiment, origin))
+        if way := way or _by_history(out, free):
+            return ValueError(f"{refused.place}: to go on with it, {way}; or choose another --out")
+    return refused
+
+
+def _by_history(out: Path, free: Container[str]) -> str:
+    """Compare the first command in the run's history with today's."""
+    (_, first), *_ = read_records(out / HISTORY) or [("", {})]
+    words, now = shlex.split(str(first.get("command", ""))), ["dualrate", *sys.argv[1:]]
+    if words[:2] != now[:2]:  # begun in Python, say
+        return ""
+    before, here = _options(words[2:]), _options(now[2:])
+    add = [word for name, values in before.items() if name not in free and here.get(name) != values
+           for word in (name, *values) if word]  # fmt: skip
+    drop = [name for name in here if name not in before and name not in free]
+    return _in_words(add, drop)
+
+
+def _options(words: Sequence[str]) -> dict[str, list[str]]:
+    """The values of each option; those before the first one by the name of none."""
+    name, options = "", dict[str, list[str]]()
+    for word in words:
+        if re.match("--[A-Za-z]", word):
+            name, equals, value = word.partition("=")
+            name = name.replace("_", "-")
+            options[name] = [value] if equals else []
+        else:
+            options.setdefault(name, []).append(word)
+    return options
+
+
+def _in_words(add: Sequence[str], drop: Sequence[str] = ()) -> str:
+    return " and ".join([f"give {shlex.join(add)}"] * bool(add) + [f"drop {' and '.join(drop)}"] * bool(drop))
+
+
+def _by_choice(began: Experiment, experiment: Experiment, origin: Origin) -> str:
+    """The one choice of the recipe by which its experiment is the one that was begun, but for what is set besides."""
+
+    def differ(one: Experiment, other: Experiment) -> set[str]:
+        lines = differences(one.drawing, other.drawing, ("name",), {})
+        return {line.partition(": ")[0] for line in lines}
+
+    if is_dataclass(origin.recipe) and differ(began, experiment):
+        with redirect_stderr(io.StringIO()):  # what recipes say of the data was said
+            besides = differ(origin.makes(origin.recipe), experiment)
+            for words, other in _others(origin.recipe):
+                with suppress(ValueError, OSError):
+                    if differ(began, origin.makes(other)) <= besides:
+                        return _in_words(words)
+    return ""
+
+
+def _others(recipe: Any) -> Iterator[tuple[list[str], Any]]:
+    """The recipe with another choice of one of its options, beside the words for that."""
+    hints = get_type_hints(type(recipe))
+    for field in fields(recipe):
+        name, value = field.name.replace("_", "-"), getattr(recipe, field.name)
+        for choice in _choices(hints[field.name]):
+            if choice != value:
+                with suppress(ValueError):
+                    yield _as_option(f"--{name}", choice), replace(recipe, **{field.name: choice})
+
+
+def _choices(kind: Any) -> list[Any]:
+    if kind is bool:
+        return [True, False]
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    either = get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
+    return [choice for part in either for choice in _choices(part)]
+
+
+def _by_settings(began: Experiment, changes: Sequence[str]) -> str:
+    """The settings that differ, as options with their values in the run, where they are few and all have one."""
+    words: list[str] = []
+    for key in changes:
+        value: Any = began
+        for name in key.split("."):
+            value = getattr(value, name, ...)
+        plain = value if isinstance(value, tuple) else (value,)
+        if len(changes) > FEW or not all(isinstance(part, bool | int | float | str | NoneType) for part in plain):
+            return ""
+        words += _as_option(f"--{key.replace('_', '-')}", value)
+    return _in_words(words)
+
+
+def _as_option(name: str, value: Any) -> list[str]:
+    """Words that give an option this value."""
+    if isinstance(value, bool):
+        *place, last = name.removeprefix("--").split(".")
+        return ["--" + ".".join([*place, last if value else f"no-{last}"])]
+    return [name, *map(str, value if isinstance(value, tuple) else (value,))]
