@@ -105,7 +105,7 @@ from dualrate.pipelines.clip import Clip
 from dualrate.pipelines.condition import Prompts
 from dualrate.pipelines.cut import CutNetwork
 from dualrate.pipelines.foreign import ForeignConfig
-from dualrate.pipelines.policies import Accumulated, FirstBlock, Fixed, SpeCa, Verified
+from dualrate.pipelines.policies import FirstBlock, Fixed, SpeCa, Verified
 from dualrate.pipelines.recipe import RetrofitRecipe
 from dualrate.pipelines.retrofitted import OwnBlocks, Tap
 from dualrate.recipes import imagenet
@@ -148,10 +148,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.pipelines.classes.kind.PromptPart",
     "dualrate.forecasts.curves.Panel",
     "dualrate.report.table.Table",
-    *(
-        f"dualrate.pipelines.caching.{name}"
-        for name in ("Cache", "CacheMethod", "Features", "CachedTokens", "CachedLevels")
-    ),
+    *(f"dualrate.pipelines.caching.{name}" for name in ("Cache", "CacheMethod", "Features", "CachedLevels")),
     "dualrate.comparison.rows.KeptRow",
     "dualrate.comparison.rows.Saving",
     "dualrate.comparison.compare.Session",
@@ -318,7 +315,7 @@ def examples() -> Iterator[Any]:
     yield ThreeConditional(config, config, config, (4, 2, 2))
     yield from (SuperResolution(), Inpainting(), Pairs("photos"), OneCallConfig(), ResidualConfig(), RollingConfig())
     yield from (Levels(), RefinerConfig(), OwnSteps(4))
-    yield from (Prompts(), Fixed(4), FirstBlock(0.1), Accumulated(0.1), Verified(0.1), SpeCa(0.1))
+    yield from (Prompts(), Fixed(4), FirstBlock(0.1), Verified(0.1), SpeCa(0.1))
     yield from (steps_at((1.0, 0.5)), AdaptedNetwork(OneNetwork(config)), GlanceConfig("run"), AdaptRecipe())
     yield Glance(networks, ByPhase(networks, of), of, ((1.0, 0.5),))
     yield from (Forecast(scale=(1.0, 2.0), step=0.5), ForecastCommand(Path("run"), Path("out")))

@@ -113,14 +113,10 @@ class Rows:
                in the first list and none in the others. Blocks in lists that are not named always run
     streams:   what a block takes, by the names of its arguments, and returns, in this order. `hidden_states` is the
                image's tokens alone, or a retrofit can make no map of them
-    embedded:  the block's argument that is the time's embedding; "": none
-    attention: the block's part that is given its modulated input
     """
 
     names: tuple[str, ...] = (BLOCKS,)
     streams: tuple[str, ...] = (HIDDEN,)
-    embedded: str = ""
-    attention: str = "attn1"
 
     def __post_init__(self) -> None:
         if not self.names or HIDDEN not in self.streams:
@@ -225,7 +221,7 @@ class NetworkSpec:
 
 MASK, POOLED = "encoder_attention_mask", "pooled_projections"
 CONTROL = "controlnet_block_samples"
-PAIRED = Rows(streams=(TEXT, HIDDEN), embedded="temb", attention="attn")  # blocks of a text's tokens and an image's
+PAIRED = Rows(streams=(TEXT, HIDDEN))  # blocks of a text's tokens and an image's
 
 
 def masked_prompt(
