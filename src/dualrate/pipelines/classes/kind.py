@@ -143,7 +143,6 @@ class NetworkSpec:
     tokens:   of a text, unless another number is chosen; as many as its pipeline has. 0: it takes no texts
     encode:   texts, by a pipeline's own encoders
     negative: the negative text (None: what the pipeline takes for none), where it is not as `encode` of it, or of ""
-    even:     whether its pipeline passes 1, 1 - 1/N, ..., 1/N on to a flow's scheduler, which shifts these
     settings: that another process, or another input, would have otherwise, and the values that are known, first the
               one that a configuration without the setting has
     rows:     of its blocks; None: there are none, and caches take it for a U-Net
@@ -160,7 +159,6 @@ class NetworkSpec:
     tokens: int = 0
     encode: Encode = no_texts
     negative: Callable[[Any, str | None, int], TextInputs] | None = None
-    even: bool = False
     settings: Mapping[str, tuple[object, ...]] | None = None
     rows: Rows | None = None
     between: tuple[str, ...] = ()
@@ -258,7 +256,6 @@ PATCHED: dict[str, Any] = {  # of classes whose tokens are patches of 2 x 2 that
     "channels": lambda config: config.get("in_channels", 64) // 4,
     "patch": lambda config: 2,
     "tokens": 512,
-    "even": True,
     "units": lambda net: 1000.0,
 }
 
