@@ -45,7 +45,7 @@ from dualrate.cli.distill import Distill
 from dualrate.cli.evaluate import Evaluate
 from dualrate.cli.export import Export
 from dualrate.cli.forecast import Forecast as ForecastCommand
-from dualrate.cli.plan import Calibrate, Plan
+from dualrate.cli.plan import Plan
 from dualrate.cli.sample import Cost, Sample
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.cli.serve import Serve
@@ -111,7 +111,7 @@ from dualrate.pipelines.retrofitted import OwnBlocks, Tap
 from dualrate.recipes import imagenet
 from dualrate.recipes.students import AdaptRecipe
 from dualrate.runs.store import read_experiment
-from dualrate.sampling.covariance import Bands, NoiseCovariance, TabulatedCovariance
+from dualrate.sampling.covariance import Bands, NoiseCovariance
 from dualrate.sampling.fourier import FourierCovariance
 from dualrate.sampling.lanczos import LanczosCovariance
 from dualrate.serving.offer import Request
@@ -202,7 +202,6 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.serving.offer.Job",
     "dualrate.serving.offer.Limits",
     "dualrate.serving.offer.Side",
-    "dualrate.sampling.covariance.CovarianceTable",
     "dualrate.forecasts.rolling_process.FirstFrame",
     "dualrate.drawing.likelihood.Estimate",
     "dualrate.drawing.likelihood.Likelihood",
@@ -260,7 +259,7 @@ def examples() -> Iterator[Any]:
     yield from (_Images(), _ToFolder(source="photos", out=run))
     yield from (Decode(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
     yield from (Train(cli_train.RECIPES["fashion-mnist-dual-45"]()), AnyPlan((1, 2)))
-    yield from (Plan(run, "1x"), Calibrate(run), Compare(("run",)), Terms(), dr.Guidance())
+    yield from (Plan(run, "1x"), Compare(("run",)), Terms(), dr.Guidance())
     yield SamplingOptions()
     yield from (
         RunRequest(run, "run", dr.Choice()),
@@ -275,8 +274,7 @@ def examples() -> Iterator[Any]:
     )
     two = cli_train.RECIPES["fashion-mnist-dual-45"]()
     yield dr.Drawer(dr.Model("dual", two, nn.ModuleDict(), NeededContext(of, 1.0), 1, "0"), dr.Ancestral(of), plan)
-    bands = Bands((1, 4, 4))
-    yield TabulatedCovariance(of, bands, torch.tensor([1.0]), torch.ones(1, bands.count))
+    yield Bands((1, 4, 4))
     yield UViTCut(UViT(config), 1, 1)
     yield from (DiTConfig(8, 1, 16, 2, head_dim=8), DiSConfig(8, 1, 16, 3), concatenated(config, "run"))
     yield DiTConfig(8, 1, 16, 2, head_dim=8).network().cut(0)

@@ -84,7 +84,7 @@ class Decoding:
         """Raises ValueError for a sampler that nobody knows, a gamma that it cannot have, or one that needs a table."""
         name, gamma = at_gamma(sampler)
         plan = StepPlan.at(grid_times(sampler_named(name).grid, process.schedule, steps), [0])
-        return Decoding(decoder, process, sampler, make_step(name, process, gamma, plan=plan), plan)
+        return Decoding(decoder, process, sampler, make_step(name, process, gamma), plan)
 
     def under(self, sampler: str | None, steps: int | None) -> Decoding:
         """The same decoder with another sampler or number of steps; None: unchanged. Raises as `by`."""
