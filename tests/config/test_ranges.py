@@ -57,11 +57,9 @@ from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.conditions import Inpainting, SuperResolution
 from dualrate.data.pairs import Pairs
-from dualrate.denoisers.denoiser import Plain
 from dualrate.denoisers.early_exit import EarlyExit, ExitUViT
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
-from dualrate.denoisers.multilevel import Multilevel
 from dualrate.diffusion.categorical import Masked, NoisePlanes
 from dualrate.diffusion.prediction import Discrete, Flow, Sigmoid
 from dualrate.diffusion.process import SharedNoise
@@ -270,7 +268,6 @@ def examples() -> Iterator[Any]:
     yield from (
         FourierCovariance(of),
         LanczosCovariance(of),
-        Multilevel((Plain(UViT(config), of),) * 2, plan.t, (0.5,)),
     )
     two = cli_train.RECIPES["fashion-mnist-dual-45"]()
     yield dr.Drawer(dr.Model("dual", two, nn.ModuleDict(), NeededContext(of, 1.0), 1, "0"), dr.Ancestral(of), plan)

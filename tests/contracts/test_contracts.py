@@ -24,7 +24,6 @@ from dualrate.denoisers.denoiser import (
 from dualrate.denoisers.duodiff import Switched
 from dualrate.denoisers.early_exit import EarlyExit, ExitUViT
 from dualrate.denoisers.guidance import Guided, Sharpened
-from dualrate.denoisers.multilevel import Multilevel
 from dualrate.diffusion.categorical import CategoricalProcess, Masked
 from dualrate.diffusion.context import Cond
 from dualrate.diffusion.random import Draws
@@ -183,8 +182,8 @@ def test_every_denoiser_and_every_named_one_is_tested_here():
     found = {kind for kind in in_room("denoisers") if hasattr(kind, "encode")} - {dr.Denoiser}
     assert all(hasattr(kind, "denoise") and hasattr(kind, "reuse") for kind in found)
     made = {type(make()) for make in MADE.values()} - {OracleDenoiser}  # of other rooms
-    # of tokens, and of one plan: denoisers/test_sharpened.py, test_multilevel.py
-    assert found - {Sharpened, Multilevel} == made
+    # of tokens, and of one plan: denoisers/test_sharpened.py
+    assert found - {Sharpened} == made
     assert MADE.keys() >= DENOISERS.keys()
 
 
