@@ -35,7 +35,6 @@ import numpy as np
 import dualrate as dr
 from benchmarks.workloads import in_cpu_seconds, whole
 from dualrate.cli.distill import Student
-from dualrate.denoisers.multilevel import Multilevel
 from dualrate.experiment.data_config import DataConfig
 from dualrate.methods.crps import OneCallConfig
 from dualrate.networks.uvit import UViTConfig
@@ -45,6 +44,7 @@ from dualrate.sampling.trajectory import sample_batches
 from dualrate.system.progress import Silent
 from studies.common import RESULTS, Row, add_rows, keep, kept, markdown, on_one_thread, rows_of, write_rows
 from studies.forecasts import SHARED, SYSTEMS, System, by_lead, by_start, scored, starts_of
+from studies.multilevel import Multilevel
 
 BATCHES, RATES, HALFLIFE = (16, 8, 32, 64), (2e-3, 1e-3, 4e-3), 10_000
 SECONDS, SEARCHED, STARTS = 400, 100.0, 128  # of a training; of one of the search, and its starts

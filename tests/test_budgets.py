@@ -21,12 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # Lines of code. Above the first budget, and to come down to it: carriers (8,500), forecasts (2,900), pipelines (3,200),
 # front (3,200).
 CODE = {
-    "engine": 8810,
-    "carriers": 9330,
+    "engine": 8550,
+    "carriers": 9160,
     "forecasts": 6210,
-    "pipelines": 3765,
+    "pipelines": 3560,
     "texts": 430,
-    "front": 4330,
+    "front": 4100,
 }
 REFUSALS = 10  # lines in 100 of code
 VAGUE = 3  # in 1,000 identifiers

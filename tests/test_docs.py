@@ -20,7 +20,7 @@ from dualrate.cli import main
 from dualrate.comparison import candidates
 from dualrate.comparison import compare as comparing
 from dualrate.data import fashion_mnist as images_of_fashion
-from dualrate.drawing import calibration, evaluators
+from dualrate.drawing import evaluators
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.modality import WINGS
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
@@ -176,8 +176,6 @@ def small_networks(place, monkeypatch) -> None:
     monkeypatch.setitem(forecast.TIERS, "mini", replace(small, patch=8))
     for name, few in {"LADDER": (4,), "DUAL_PLANS": ((4, 2),), "LIGHT_FIRST_PLANS": ((4, 2),)}.items():
         monkeypatch.setattr(candidates, name, few)
-    for name, least in {"LOWEST": -2, "HIGHEST": 2}.items():
-        monkeypatch.setattr(calibration, name, least)
     few_features = partial(train_feature_net, kind=lambda *of: Architecture(*of, features=4), epochs=1)
     monkeypatch.setattr(evaluators, "train_feature_net", lambda images, test, **how: few_features(images, None, **how))
     monkeypatch.setattr(Architecture, "features", 4)

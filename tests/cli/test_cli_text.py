@@ -192,7 +192,6 @@ def test_what_texts_cannot_have_is_refused(root, tmp_path, monkeypatch, capsys):
             "--features: only for runs that make images",
         ),
         (("plan", root / "dual", "--budget", "0.25x"), "no Gaussian noise"),
-        (("plan", "calibrate", root / "run"), "no Gaussian noise"),
     ):
         assert call(monkeypatch, *command, "--device", "cpu") == 2, command
         assert message in capsys.readouterr().err

@@ -31,7 +31,6 @@ COMMANDS = {  # by name: options, in which DUAL and ONE are runs and OUT is a ne
     "sample": ["sample", "DUAL", "--out", "OUT", "--num", "2", "--steps", "2", "--json"],
     "evaluate": ["evaluate", "DUAL", "--features", "dinov2", "--json"],
     "bound": ["evaluate", "DUAL", "--bound", "--num", "2", "--steps", "2", "--variance", "own", "--json"],
-    "calibrate": ["plan", "calibrate", "ONE", "--images", "2", "--rings", "2", "--json"],
     "cost": ["cost", "DUAL", "--steps", "2", "--json"],
     "export": ["export", "DUAL", "--out", "OUT"],
     "plan": ["plan", "DUAL", "--out", "OUT.json", "--grid", "4", "--images", "2", "--steps", "2", "--budget", "1x"],

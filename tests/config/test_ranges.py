@@ -45,7 +45,7 @@ from dualrate.cli.distill import Distill
 from dualrate.cli.evaluate import Evaluate
 from dualrate.cli.export import Export
 from dualrate.cli.forecast import Forecast as ForecastCommand
-from dualrate.cli.plan import Calibrate, Plan
+from dualrate.cli.plan import Plan
 from dualrate.cli.sample import Cost, Sample
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.cli.serve import Serve
@@ -57,11 +57,9 @@ from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.conditions import Inpainting, SuperResolution
 from dualrate.data.pairs import Pairs
-from dualrate.denoisers.denoiser import Plain
 from dualrate.denoisers.early_exit import EarlyExit, ExitUViT
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
-from dualrate.denoisers.multilevel import Multilevel
 from dualrate.diffusion.categorical import Masked, NoisePlanes
 from dualrate.diffusion.prediction import Discrete, Flow, Sigmoid
 from dualrate.diffusion.process import SharedNoise
@@ -105,13 +103,13 @@ from dualrate.pipelines.clip import Clip
 from dualrate.pipelines.condition import Prompts
 from dualrate.pipelines.cut import CutNetwork
 from dualrate.pipelines.foreign import ForeignConfig
-from dualrate.pipelines.policies import Accumulated, FirstBlock, Fixed, SpeCa, Verified
+from dualrate.pipelines.policies import FirstBlock, Fixed, SpeCa, Verified
 from dualrate.pipelines.recipe import RetrofitRecipe
 from dualrate.pipelines.retrofitted import OwnBlocks, Tap
 from dualrate.recipes import imagenet
 from dualrate.recipes.students import AdaptRecipe
 from dualrate.runs.store import read_experiment
-from dualrate.sampling.covariance import Bands, NoiseCovariance, TabulatedCovariance
+from dualrate.sampling.covariance import Bands, NoiseCovariance
 from dualrate.sampling.fourier import FourierCovariance
 from dualrate.sampling.lanczos import LanczosCovariance
 from dualrate.serving.offer import Request
@@ -148,10 +146,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.pipelines.classes.kind.PromptPart",
     "dualrate.forecasts.curves.Panel",
     "dualrate.report.table.Table",
-    *(
-        f"dualrate.pipelines.caching.{name}"
-        for name in ("Cache", "CacheMethod", "Features", "CachedTokens", "CachedLevels")
-    ),
+    *(f"dualrate.pipelines.caching.{name}" for name in ("Cache", "CacheMethod", "Features", "CachedLevels")),
     "dualrate.comparison.rows.KeptRow",
     "dualrate.comparison.rows.Saving",
     "dualrate.comparison.compare.Session",
@@ -205,7 +200,6 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.serving.offer.Job",
     "dualrate.serving.offer.Limits",
     "dualrate.serving.offer.Side",
-    "dualrate.sampling.covariance.CovarianceTable",
     "dualrate.forecasts.rolling_process.FirstFrame",
     "dualrate.drawing.likelihood.Estimate",
     "dualrate.drawing.likelihood.Likelihood",
@@ -263,7 +257,7 @@ def examples() -> Iterator[Any]:
     yield from (_Images(), _ToFolder(source="photos", out=run))
     yield from (Decode(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
     yield from (Train(cli_train.RECIPES["fashion-mnist-dual-45"]()), AnyPlan((1, 2)))
-    yield from (Plan(run, "1x"), Calibrate(run), Compare(("run",)), Terms(), dr.Guidance())
+    yield from (Plan(run, "1x"), Compare(("run",)), Terms(), dr.Guidance())
     yield SamplingOptions()
     yield from (
         RunRequest(run, "run", dr.Choice()),
@@ -274,12 +268,10 @@ def examples() -> Iterator[Any]:
     yield from (
         FourierCovariance(of),
         LanczosCovariance(of),
-        Multilevel((Plain(UViT(config), of),) * 2, plan.t, (0.5,)),
     )
     two = cli_train.RECIPES["fashion-mnist-dual-45"]()
     yield dr.Drawer(dr.Model("dual", two, nn.ModuleDict(), NeededContext(of, 1.0), 1, "0"), dr.Ancestral(of), plan)
-    bands = Bands((1, 4, 4))
-    yield TabulatedCovariance(of, bands, torch.tensor([1.0]), torch.ones(1, bands.count))
+    yield Bands((1, 4, 4))
     yield UViTCut(UViT(config), 1, 1)
     yield from (DiTConfig(8, 1, 16, 2, head_dim=8), DiSConfig(8, 1, 16, 3), concatenated(config, "run"))
     yield DiTConfig(8, 1, 16, 2, head_dim=8).network().cut(0)
@@ -318,7 +310,7 @@ def examples() -> Iterator[Any]:
     yield ThreeConditional(config, config, config, (4, 2, 2))
     yield from (SuperResolution(), Inpainting(), Pairs("photos"), OneCallConfig(), ResidualConfig(), RollingConfig())
     yield from (Levels(), RefinerConfig(), OwnSteps(4))
-    yield from (Prompts(), Fixed(4), FirstBlock(0.1), Accumulated(0.1), Verified(0.1), SpeCa(0.1))
+    yield from (Prompts(), Fixed(4), FirstBlock(0.1), Verified(0.1), SpeCa(0.1))
     yield from (steps_at((1.0, 0.5)), AdaptedNetwork(OneNetwork(config)), GlanceConfig("run"), AdaptRecipe())
     yield Glance(networks, ByPhase(networks, of), of, ((1.0, 0.5),))
     yield from (Forecast(scale=(1.0, 2.0), step=0.5), ForecastCommand(Path("run"), Path("out")))

@@ -24,7 +24,6 @@ from dualrate.denoisers.denoiser import (
 from dualrate.denoisers.duodiff import Switched
 from dualrate.denoisers.early_exit import EarlyExit, ExitUViT
 from dualrate.denoisers.guidance import Guided, Sharpened
-from dualrate.denoisers.multilevel import Multilevel
 from dualrate.diffusion.categorical import CategoricalProcess, Masked
 from dualrate.diffusion.context import Cond
 from dualrate.diffusion.random import Draws
@@ -35,7 +34,7 @@ from dualrate.networks.uvit import UViT
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.bound import FittedVariance
 from dualrate.sampling.catalogue import SAMPLERS, Sampler, make_step
-from dualrate.sampling.covariance import Bands, CovarianceTable, NoiseCovariance, ProbedCovariance, TabulatedCovariance
+from dualrate.sampling.covariance import NoiseCovariance
 from dualrate.sampling.ddim import AdjustedDDIM
 from dualrate.sampling.trajectory import rollout, trajectory
 
@@ -44,11 +43,8 @@ NET = dr.UViTConfig(
     8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16
 )
 LATENT = (3, 2, 2)  # of a decoder
-TABLE = CovarianceTable.of_white_noise(Bands((1, 8, 8), rings=4))
 Make = Callable[[dr.StepPlan], dr.Step]
-STEPS: dict[str, Make] = {
-    name: lambda plan, name=name: make_step(name, PROCESS, plan=plan, table=TABLE) for name in SAMPLERS
-} | {
+STEPS: dict[str, Make] = {name: lambda plan, name=name: make_step(name, PROCESS) for name in SAMPLERS} | {
     str(step): lambda plan, step=step: step
     for step in (
         Reverse(PROCESS),
@@ -132,7 +128,7 @@ TRIED_WITH_EVERY_DENOISER = (
     "ancestral",  # draws noise, and may reuse a context
     "heun",  # calls twice
     "dpm++2m",  # has a memory, on a smooth path
-    "covariance-jvp",  # takes a derivative of the denoiser
+    "covariance-dct",  # takes a derivative of the denoiser
 )
 
 
@@ -170,7 +166,7 @@ def test_a_step_for_tokens_alone_says_whether_it_may_reuse_a_context():
     class OfTokens(Reverse):
         of = CategoricalProcess
 
-    assert Sampler(OfTokens).build(Masked(), {}, None, None).markovian
+    assert Sampler(OfTokens).build(Masked(), {}).markovian
     with pytest.raises(ValueError, match="OfTokens is for a CategoricalProcess"):
         _ = Sampler(OfTokens).markovian
 
@@ -186,8 +182,8 @@ def test_every_denoiser_and_every_named_one_is_tested_here():
     found = {kind for kind in in_room("denoisers") if hasattr(kind, "encode")} - {dr.Denoiser}
     assert all(hasattr(kind, "denoise") and hasattr(kind, "reuse") for kind in found)
     made = {type(make()) for make in MADE.values()} - {OracleDenoiser}  # of other rooms
-    # of tokens, and of one plan: denoisers/test_sharpened.py, test_multilevel.py
-    assert found - {Sharpened, Multilevel} == made
+    # of tokens, and of one plan: denoisers/test_sharpened.py
+    assert found - {Sharpened} == made
     assert MADE.keys() >= DENOISERS.keys()
 
 
@@ -257,16 +253,12 @@ class Linear:
 
 @every_step
 def test_a_point_mass_is_reached_in_one_step(step_for):
-    """If all data are one image, x_hat is that image, and any sampler's last step must return it.
-
-    A step made of a table goes to the end of the schedule, where the noise is sigma(0).
-    """
-    plan, end = dr.StepPlan.uniform(1), PROCESS.sigma(torch.zeros(1, dtype=torch.float64)).item()
+    """If all data are one image, x_hat is that image, and any sampler's last step must return it."""
+    plan = dr.StepPlan.uniform(1)
     z, image = (torch.randn(*shape, dtype=torch.float64) for shape in ((5, 1, 8, 8), (1, 8, 8)))
     step = step_for(plan)
     x = rollout(Linear(torch.zeros_like, image), step, plan, z, Cond(), lambda i, j: torch.zeros_like(z))
-    tabulated = isinstance(step, (TabulatedCovariance, ProbedCovariance))
-    torch.testing.assert_close(x, image.expand_as(z), atol=8 * end if tabulated else 1e-6, rtol=0)
+    torch.testing.assert_close(x, image.expand_as(z), atol=1e-6, rtol=0)
 
 
 @every_step

@@ -40,7 +40,6 @@ from dualrate.methods import (
 from dualrate.methods.early_exit import EarlyExitNetwork
 from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.sampling.catalogue import SAMPLERS, make_step
-from dualrate.sampling.covariance import Bands, CovarianceTable
 from dualrate.sampling.trajectory import trajectory
 from dualrate.system.progress import Silent
 from dualrate.training import loop
@@ -150,7 +149,7 @@ def built(networks: NetworksConfig) -> tuple[torch.nn.ModuleDict, dr.Denoiser]:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_step_of_a_sampler(name):
     """The second of a plan, once its coefficients are known."""
-    step = make_step(name, PROCESS, plan=PLAN, table=CovarianceTable.of_white_noise(Bands(SHAPE, rings=4)))
+    step = make_step(name, PROCESS)
     z = torch.randn(ROWS, *SHAPE)
     before, t, s = (shared_time(time) for time in PLAN.t[:3])
     carry = step(lambda z, t: 0.5 * z, z, before, t, lambda: z, step.start())[1]

@@ -25,7 +25,6 @@ NET = dr.UViTConfig(
 )
 LIGHT = replace(NET, levels=(dr.Level("conv", 4, 1), dr.Level("conv", 8, 1)))
 LATENT = (3, 2, 2)
-PLAIN_SAMPLERS = [name for name, sampler in SAMPLERS.items() if sampler.of_table is None]
 
 
 def randomised(net: nn.Module) -> nn.Module:
@@ -61,10 +60,10 @@ def test_the_heavy_network_is_told_that_all_is_noise():
     torch.testing.assert_close(told[0].double(), PROCESS.log_snr(torch.ones(2, dtype=torch.float64)))
 
 
-@pytest.mark.parametrize("name", PLAIN_SAMPLERS)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_one_heavy_call_serves_every_sampler_and_what_it_sees_is_z_0_alone(name):
     plan, every = dr.StepPlan.uniform(4, 1), dr.StepPlan.uniform(4)
-    step, meter = make_step(name, PROCESS, plan=plan), Metered(dual())
+    step, meter = make_step(name, PROCESS), Metered(dual())
     images = decode(meter, step, plan, cond())
     assert meter.meter.heavy == 2
     calls = step.calls_per_step * 4 - step.single_call_steps * (step.calls_per_step - 1)
@@ -178,7 +177,7 @@ def test_an_exact_decoder_draws_from_the_posterior(name):
     """Mean and variance of 4,096 images of one z_0 each, within five standard errors; one heavy call."""
     plan = uniform_log_snr(300, heavy=1)
     r, z_0, count = 0.5, torch.full((4096, 1, 1, 1), 1.2, dtype=torch.float64), 4096
-    step = make_step(name, PROCESS, plan=plan)
+    step = make_step(name, PROCESS)
     x = rollout(
         LinearGaussian(r),
         step,

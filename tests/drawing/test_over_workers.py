@@ -24,7 +24,6 @@ from dualrate.cli.main import main
 from dualrate.codecs.codec import CodecFolder
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.plan import StepPlan
-from dualrate.drawing.calibration import _measured as table_of
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer, Guidance, plain_step
 from dualrate.drawing.measure import measure
@@ -44,7 +43,6 @@ from dualrate.runs import store
 from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.catalogue import SAMPLERS
-from dualrate.sampling.covariance import Bands
 from dualrate.system.workers import Workers, in_turn, packed
 from dualrate.training.config import FitConfig
 
@@ -145,32 +143,20 @@ def test_a_score_is_the_same_kept_or_not_and_kept_features_are_found_with_any_nu
 
 
 def few(monkeypatch, rows: int) -> None:
-    """Noise levels of a table, and images at a time."""
-    for name, value in {"ROWS": rows, "LOWEST": -2, "HIGHEST": 1}.items():
-        monkeypatch.setattr(f"dualrate.drawing.calibration.{name}", value)
+    """Images at a time."""
     monkeypatch.setattr("dualrate.drawing.planning.ROWS", rows)
 
 
-def test_a_table_and_errors_are_measured_the_same(model, images, monkeypatch, tmp_path):
+def test_errors_are_measured_the_same(model, images, monkeypatch, tmp_path):
     """Packed as for a worker; what a worker computes has the bits of one process, as the tests above show."""
     few(monkeypatch, rows=4)
-    two = Stand(2, "cpu")
-    bands, progress = Bands(model.shape, 3), Quiet()
-    of = (model, images, 6)
-    tables = [table_of(*of, bands, progress, mapper=over) for over in (in_turn, two)]
-    assert all(torch.equal(*pair) for pair in zip(*map(tensors, tables), strict=True))
-    assert progress.told[-1] == (6, 6)
-    found = []
+    two, progress, found = Stand(2, "cpu"), Quiet(), []
     for name, over in {"one": in_turn, "two": two}.items():
         monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / name))
         found.append(measured_errors(model, grid=3, images=6, progress=progress, mapper=over).errors)
         done, total = progress.told[-1]
         assert done == total > 0
     assert np.array_equal(*found)
-
-
-def tensors(table) -> tuple[torch.Tensor, ...]:
-    return table.log_snr, table.variance, table.ratio
 
 
 def test_a_model_of_no_directory_or_of_other_weights_is_refused(drawer, two, tmp_path):
@@ -183,9 +169,7 @@ def test_a_model_of_no_directory_or_of_other_weights_is_refused(drawer, two, tmp
 
 def test_every_sampler_and_a_shared_encoder_are_what_they_were_in_a_worker(model):
     """Sent and received in this process, which finds the model where it was."""
-    for name, sampler in SAMPLERS.items():
-        if sampler.of_table:
-            continue
+    for name in SAMPLERS:
         drawer = Choice(steps=4, heavy=4, sampler=name).drawer(model).resolved
         sent = pickle.loads(packed(drawer))
         assert (plain_step(sent.step), sent.plan, sent.origin("x")) == (
@@ -212,7 +196,6 @@ def test_a_large_feature_net_is_loaded_by_the_worker_once(kind, monkeypatch):
         ("sample RUN --out OUT --num 7 --batch-size 3", 3),
         ("evaluate RUN --num 20 --batch-size 8 --features NET", 3),
         ("evaluate RUN --num 130 --features NET --keep OUT", 2),
-        ("plan calibrate RUN --images 4 --rings 3", 2),
         ("plan RUN --budget 0.5x --grid 8 --steps 4 --images 4 --out plan.json", 2),
     ],
 )

@@ -19,7 +19,6 @@ from dualrate.diffusion.context import Cond, Refresh
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
-from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.planning import candidates, measured_errors
 from dualrate.experiment.data_config import DataConfig
@@ -348,13 +347,6 @@ def test_a_heavy_call_of_the_condition_is_planned_once_and_paid_by_all_members(c
     assert drawer.cost.macs == int(budget)
     plan = plan_command(conditional, monkeypatch, "--budget", "1x", "--steps", "4")
     assert plan == StepPlan.uniform(4, 1)
-
-
-def test_a_table_of_a_conditional_model_is_of_held_out_images_and_draws(conditional, monkeypatch):
-    assert call(monkeypatch, "plan", "calibrate", conditional, "--images", 4, "--rings", 2) == 0
-    drawer = Choice(steps=2, sampler="covariance-table").drawer(load(conditional))
-    apart = replace(drawer, members=1).draw(range(2)).images.astype(int)
-    assert np.abs(replace(drawer, members=3).draw(range(2)).images[::3] - apart).max() <= 1
 
 
 def test_what_no_plan_for_a_condition_can_be_is_said(run, conditional, monkeypatch, capsys):

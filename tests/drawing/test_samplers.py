@@ -63,7 +63,7 @@ def dual() -> Model:
 
 @pytest.fixture(scope="module")
 def small(heavy) -> Model:
-    """A small network in place of the heavy one, with its table: where calls are only counted."""
+    """A small network in place of the heavy one, where calls are only counted."""
     assert isinstance(heavy.experiment.networks, OneNetwork)
     net = UViTConfig(28, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 10, patch=2, embedding=16, head_dim=16)
     experiment = replace(heavy.experiment, networks=OneNetwork(net))
@@ -72,7 +72,7 @@ def small(heavy) -> Model:
 
 
 def test_every_name_makes_its_step():
-    made = {name: make_step(name, PROCESS) for name in SAMPLERS if name not in TABLED}
+    made = {name: make_step(name, PROCESS) for name in SAMPLERS}
     for name, step in made.items():
         assert step == SAMPLERS[name].step(PROCESS, **SAMPLERS[name].chosen)
     assert made["covariance-ddim"] == NoiseCovariance(PROCESS, "ddim")
@@ -82,7 +82,6 @@ def test_every_name_makes_its_step():
     assert len(set(map(str, made.values()))) == len(made)  # told apart in a table
 
 
-TABLED = [name for name, sampler in SAMPLERS.items() if sampler.of_table]
 WITHOUT_GAMMA = [name for name in SAMPLERS if name not in taking("gamma")]
 
 
@@ -116,21 +115,7 @@ def test_a_distilled_student_is_for_plain_ancestral_sampling(heavy):
     ):
         with pytest.raises(ValueError, match="distilled student, for plain ancestral sampling"):
             sampler_of(student, options)
-    with pytest.raises(ValueError, match="is a distilled student: its x_hat is no posterior mean"):
-        sampler_of(student, SamplingOptions(sampler="covariance-table"))
     assert sampler_of(student, SamplingOptions())[0] == Ancestral(heavy.process)
-
-
-def test_a_shared_encoder_has_no_table():
-    model = load(WEIGHTS / "fashion-mnist-heavy-annealed").with_denoiser("shared-encoder")
-    with pytest.raises(ValueError, match="not of shared-encoder"):
-        Choice(8, 4, "covariance-table").drawer(model)
-
-
-def test_a_sampler_with_a_table_belongs_to_a_model_and_a_plan():
-    for name in TABLED:
-        with pytest.raises(ValueError, match="use `step_for`"):
-            make_step(name, PROCESS)
 
 
 @pytest.mark.parametrize("name", WITHOUT_GAMMA)
@@ -326,8 +311,7 @@ def test_the_command_line_knows_the_names(monkeypatch, capsys):
 def test_a_comparison_takes_them_with_a_plan(name, heavy):
     (candidate,) = RunRequest.parse(f"{WEIGHTS / 'fashion-mnist-heavy-annealed'}:8@{name}").candidates(heavy, ())
     step = candidate.drawer(heavy).step
-    assert str(step) == str(step_for(heavy, candidate.plan, name))
-    assert name in TABLED or step == make_step(name, heavy.process)
+    assert step == step_for(heavy, name) == make_step(name, heavy.process)
     assert candidate.plan.num_steps == 8
 
 

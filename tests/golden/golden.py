@@ -219,7 +219,7 @@ def forget_places() -> None:
 
 def samplers(run: str) -> list[str]:
     """Names of samplers that need no table of the model, and may reuse a context where the run does."""
-    return [name for name, of in SAMPLERS.items() if of.of_table is None and (run == "single" or of.markovian)]
+    return [name for name, of in SAMPLERS.items() if run == "single" or of.markovian]
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def link(folder: Path) -> None:
 def of_sampler(run: str, sampler: str) -> np.ndarray:
     """(20, 1, 8, 8): 8 calls of the single network, or 8 steps with 4 heavy calls of the pair."""
     model = dr.load(GOLDEN / run)
-    step, plan = SAMPLERS[sampler].build(model.process, {}, None, None), dr.StepPlan.uniform(8, HEAVY[run])
+    step, plan = SAMPLERS[sampler].build(model.process, {}), dr.StepPlan.uniform(8, HEAVY[run])
     label = [i % 3 for i in range(20)]
     batches = dr.sample_batches(model.denoiser, step, plan, model.shape, range(20), label, batch_size=20)
     return torch.cat(list(batches)).numpy()

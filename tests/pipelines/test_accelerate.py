@@ -20,15 +20,15 @@ from dualrate.diffusion.context import Refresh
 from dualrate.pipelines.accelerate import CallRecord
 from dualrate.pipelines.caching import Features
 from dualrate.pipelines.classes.catalogue import KINDS
-from dualrate.pipelines.policies import Accumulated, FirstBlock, Fixed, Policy, SpeCa, Verified
+from dualrate.pipelines.policies import FirstBlock, Fixed, Policy, SpeCa, Verified
 from dualrate.pipelines.schedulers import read_scheduler
 from dualrate.sampling.cost import macs_of
 from dualrate.sampling.trajectory import trajectory
 
 PAGE = Path(__file__).parents[2] / "docs/accelerate.md"
 FIRST = "forecast of first"
-NEVER = [Accumulated(0.0), FirstBlock(0.0), Verified(0.0), Verified(0.0, FIRST), 1]  # skip
-ALWAYS = [3, FirstBlock(1e9), Accumulated(1e9), Verified(1e9, FIRST), Verified(1e9)]
+NEVER = [FirstBlock(0.0), Verified(0.0), Verified(0.0, FIRST), 1]  # skip
+ALWAYS = [3, FirstBlock(1e9), Verified(1e9, FIRST), Verified(1e9)]
 
 
 def same(one, other):
@@ -179,43 +179,6 @@ def test_first_block_is_that_of_cache_dit():
         (summary,) = cache_dit.summary(pipe, details=False, logging=False)[:1]
         assert list(summary.cached_steps) == steps(handle, "skipped")
         torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize(("polynomial", "threshold"), [((1.0, 0.0), 0.4), ((3.0, -0.5, 0.02), 0.5)])
-def test_changes_of_the_modulated_input_are_accumulated_as_published(polynomial, threshold):
-    pipe, draw = of_dit(steps=12)
-    inputs = []
-
-    def note(module, given, out):
-        if not inputs or not torch.equal(inputs[-1], out[0]):  # a whole step computes it twice
-            inputs.append(out[0])
-
-    hook = pipe.transformer.transformer_blocks[0].norm1.register_forward_hook(note)
-    with dr.accelerate(pipe, "fora", refresh=Accumulated(threshold, polynomial)) as handle:
-        draw()
-    hook.remove()
-    refreshed, total = [0], 0.0
-    for k in range(1, 12):
-        change = ((inputs[k] - inputs[k - 1]).abs().mean() / inputs[k - 1].abs().mean()).item()
-        total += sum(factor * change**power for power, factor in enumerate(reversed(polynomial)))
-        if total >= threshold:
-            refreshed.append(k)
-            total = 0.0
-    assert steps(handle) == refreshed
-    assert 1 < len(refreshed) < 12
-
-
-def test_changes_of_the_embedded_time_are_accumulated():
-    pipe, draw = of_sd3()
-    with dr.accelerate(pipe, "fora", refresh=Accumulated(0.0, sees="time")) as handle:
-        draw()
-    changes = [call.change for call in calls(handle)[1:]]
-    with dr.accelerate(pipe, "fora", refresh=Accumulated(1.5 * max(changes), sees="time")) as handle:
-        draw()
-        first = steps(handle)
-        draw(seed=1)
-    assert 1 < len(first) < STEPS
-    assert steps(handle) == first  # whatever is drawn
 
 
 def log_snr_of(pipe, time):
@@ -486,7 +449,6 @@ NOTHING = SimpleNamespace(components={"text_encoder": nn.Linear(1, 1)}, schedule
         (of_unet, "deep-cache", FirstBlock(0.1), "take refresh=N, got FirstBlock"),
         (of_sd3, "toca", 4, "got JointTransformerBlock"),
         (of_dit, "duca", FirstBlock(0.1), "refresh=N is expected, got FirstBlock"),
-        (of_dit, "fora", Accumulated(0.1, sees="time"), "let Accumulated see the 'input'"),
         (lambda: (NOTHING, None), "fora", 4, "FluxTransformer2DModel.* is expected, got SimpleNamespace with Linear"),
         (lambda: (nn.Linear(1, 1), None), "fora", 4, "FluxTransformer2DModel.* is expected, got Linear"),
     ],

@@ -14,7 +14,7 @@ from pipelines.tiny_pipelines import of_dit, of_sd3
 
 import dualrate as dr
 from dualrate.pipelines.accelerate import Digests
-from dualrate.pipelines.policies import Accumulated, FirstBlock, Verified
+from dualrate.pipelines.policies import FirstBlock, Verified
 
 TIMES = range(900, 100, -100)
 STATES = torch.randn(len(TIMES), 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -213,7 +213,7 @@ def test_a_batch_that_is_halved_begins_anew_and_counts_as_another_branch():
     assert [call.step for call in calls(handle) if call.branch == 1 and call.did == "full"] == [0]
 
 
-@pytest.mark.parametrize("policy", [FirstBlock(0.1), Accumulated(0.1), Verified(0.1)])
+@pytest.mark.parametrize("policy", [FirstBlock(0.1), Verified(0.1)])
 def test_a_handle_says_that_a_policy_decides_for_a_batch(policy):
     pipe, _ = of_dit()
     with dr.accelerate(pipe, "taylor", refresh=policy) as handle:

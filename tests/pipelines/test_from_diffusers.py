@@ -10,6 +10,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from pipelines.models import TOKENS, diffusers, dit, pixart, prompted, randomised, sana, unet
+from pipelines.own_times import own_times
 from theory.exact import GaussianMixture, OracleDenoiser
 from torch import nn
 
@@ -22,7 +23,7 @@ from dualrate.pipelines.folder import check_name, class_named, read_folder
 from dualrate.pipelines.foreign import adopted
 from dualrate.pipelines.network import ForeignNetwork, check_direction, labels_of
 from dualrate.pipelines.retrofitted import experiment_of
-from dualrate.pipelines.schedulers import DISCRETE, FLOW, own_times, read_scheduler
+from dualrate.pipelines.schedulers import DISCRETE, FLOW, read_scheduler
 from dualrate.sampling.trajectory import trajectory
 
 pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z")

@@ -242,7 +242,6 @@ def test_the_library_of_the_hub_pushes_to_a_server_what_loads_again(run, tmp_pat
         (["--to", "diffusers", "a", "--denoiser", "shared-encoder"], "does not hold --denoiser"),
         (["--to", "diffusers", "a", "--codec-steps", "4"], "--codec-steps: only for runs of latents"),
         (["--to", "diffusers", "a", "--push-to-hub", "me/it"], "need a licence: name one"),
-        (["--to", "diffusers", "a", "--sampler", "covariance-table"], "has no covariance table"),
     ],
 )
 def test_what_makes_no_sense_is_refused(run, tmp_path, monkeypatch, capsys, options, message):

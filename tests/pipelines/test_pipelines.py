@@ -25,6 +25,7 @@ from pipelines.models import (
     unet,
     unet_text,
 )
+from pipelines.own_times import own_times
 from pipelines.test_retrofit import saved
 
 import dualrate as dr
@@ -34,7 +35,7 @@ from dualrate.pipelines import prompts as pipelines
 from dualrate.pipelines.classes.catalogue import KINDS
 from dualrate.pipelines.classes.kind import in_patches
 from dualrate.pipelines.condition import Prompts
-from dualrate.pipelines.foreign import adopted, scheduler_plan
+from dualrate.pipelines.foreign import adopted, image_tokens
 from dualrate.pipelines.retrofitted import OneForeign
 from dualrate.sampling.trajectory import rollout
 
@@ -173,7 +174,9 @@ def ours(pipe, net, guidance, patch=0):
         made["guidance"] = torch.tensor([2.5])
     shape = {} if net.config.get("sample_size") else {"shape": (4, 8, 8)}
     denoiser = dr.from_diffusers(pipe, negative=texts(net, 1, 3), tokens=TOKENS, **shape)
-    plan = scheduler_plan(denoiser, pipe.scheduler, N, (4, 8, 8))
+    even = type(net).__name__ in ("FluxTransformer2DModel", "QwenImageTransformer2DModel")
+    tokens = image_tokens(denoiser.network.kind, net.config, (4, 8, 8))
+    plan = dr.StepPlan.spread(own_times(pipe.scheduler, denoiser.process.schedule, N, tokens, even=even))
     process, cond = denoiser.process, dr.prompts(denoiser, made)
     called = denoiser if guidance == 1 else Guided(denoiser, process, guidance, null=1, patch=patch)
     with torch.no_grad():

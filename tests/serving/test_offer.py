@@ -25,9 +25,9 @@ def test_a_dual_rate_model_leaves_all_choices(dual):
     told = dual.described()
     assert (told["steps"], told["least_heavy"], told["beside"]) == ([1, 12], 0, ("steps", "cost", "nothing"))
     assert told["usual_heavy"][12] == dual.sides(Request(steps=12))[0].plan.num_heavy
-    may_reuse = {name for name, sampler in SAMPLERS.items() if sampler.markovian and not sampler.of_table}
+    may_reuse = {name for name, sampler in SAMPLERS.items() if sampler.markovian}
     assert {name for name, reuses in told["samplers"].items() if reuses} == may_reuse
-    assert {name for name in SAMPLERS if not SAMPLERS[name].of_table} == set(told["samplers"])
+    assert SAMPLERS.keys() == set(told["samplers"])
 
 
 def test_its_baseline_is_itself_with_a_heavy_call_at_every_step(dual):

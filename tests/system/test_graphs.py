@@ -19,7 +19,6 @@ from dualrate.diffusion.schedule import Betas, Cosine
 from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.sampling.catalogue import SAMPLERS, make_step
-from dualrate.sampling.covariance import Bands, CovarianceTable
 from dualrate.sampling.trajectory import sample_batches
 from dualrate.system import device as graphs
 from dualrate.system.device import graph_calls
@@ -73,7 +72,7 @@ def late(steps: int) -> StepPlan:
 
 def recorded_cases() -> list:
     """Every sampler; of one network and in bfloat16, which ask the same of a recording, those that call differently."""
-    differently = "ancestral", "heun", "covariance-jvp"  # once, twice, and for a derivative
+    differently = "ancestral", "heun", "covariance-dct"  # once, twice, and for a derivative
     return [
         pytest.param(name, networks, bfloat16, id=f"{name}-{label}-{'bfloat16' if bfloat16 else 'float32'}")
         for label, networks in (("dual-rate", DUAL), ("one network", ONE))
@@ -88,8 +87,7 @@ def test_images_are_those_of_calls_that_are_not_recorded(name, networks, bfloat1
     """Also of a last batch that is smaller, and with the heavy calls of several segments."""
     reuses = networks is DUAL and SAMPLERS[name].markovian
     plan = late(6) if reuses else StepPlan.uniform(3)
-    table = CovarianceTable.of_white_noise(Bands((1, 8, 8), rings=4))
-    step, seeds = make_step(name, PROCESS, plan=plan, table=table), range(5)
+    step, seeds = make_step(name, PROCESS), range(5)
 
     def images(denoiser) -> Tensor:
         labels = [seed % 3 for seed in seeds]
@@ -99,7 +97,9 @@ def test_images_are_those_of_calls_that_are_not_recorded(name, networks, bfloat1
 
     expected = images(denoiser_of(networks))
     assert torch.equal(images(denoiser_of(networks, played)), expected)
-    light = 0 if "jvp" in name else 2  # of a batch of three and of two; calls with a derivative are not recorded
+    light = (
+        0 if name in ("covariance-dct", "covariance-dft") else 2
+    )  # of a batch of three and of two; calls with a derivative are not recorded
     if networks is ONE:
         assert played.records == light
     if reuses:

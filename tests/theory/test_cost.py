@@ -51,14 +51,13 @@ def test_a_plan_costs_the_calls_it_makes(head, light_calls):
 
 SMALL = dr.UViTConfig(8, 1, (dr.Level("conv", 8, 1),), 3, patch=4, embedding=8)
 PAIRS = {head: dual(head, SMALL) for head in (True, False)}
-NO_TABLE = [name for name, sampler in SAMPLERS.items() if sampler.of_table is None]
 
 
 @pytest.mark.parametrize("heavy", [2, 5])
-@pytest.mark.parametrize("name", NO_TABLE)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_expected_costs_are_those_of_the_calls_without_making_them(name, heavy):
     """Every sampler, also guided in an interval; with and without an encoder that answers itself."""
-    plan, step = dr.StepPlan.late(5, heavy), SAMPLERS[name].build(PROCESS, {}, None, None)
+    plan, step = dr.StepPlan.late(5, heavy), SAMPLERS[name].build(PROCESS, {})
     if heavy < 5 and not step.markovian:
         pytest.skip("reuses no context")
     for model in PAIRS.values():

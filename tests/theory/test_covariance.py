@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,12 +13,11 @@ from dualrate.diffusion.context import Cond, Context, Refresh, Reuse
 from dualrate.sampling.covariance import (
     Bands,
     NoiseCovariance,
-    ProbedCovariance,
-    TabulatedCovariance,
     derivative,
     probed,
     tweedie,
 )
+from dualrate.sampling.fourier import FourierCovariance
 from dualrate.sampling.trajectory import trajectory
 from theory.common import PROCESS, f64, normals, space_mixture, uniform_log_snr
 from theory.exact import OracleDenoiser
@@ -55,16 +54,7 @@ class Field:
 FIELD = Field(POWER)
 
 
-def tabulated(plan, power=POWER):
-    t = f64(*plan.t[:-1])
-    return TabulatedCovariance(PROCESS, BANDS, t, uncertainty(t, power))
-
-
-def estimated(plan):
-    """All bands trusted; the table is wrong, so that nothing of it may be used."""
-    right = tabulated(plan)
-    wrong = replace(right, variance=100 * right.variance)
-    return ProbedCovariance(wrong, torch.ones_like(right.variance, dtype=torch.bool), POWER)
+IN_BANDS = FourierCovariance(PROCESS, "markov", rings=6, most=1e9)
 
 
 def amplitudes(step, plan, denoiser=FIELD):
@@ -91,10 +81,8 @@ def variances(step, plan, denoiser=FIELD):
 
 
 @few_steps
-@pytest.mark.parametrize("make", [tabulated, estimated])
-def test_a_field_is_reproduced_in_every_band_by_any_number_of_steps(make, steps):
-    plan = dr.StepPlan.uniform(steps)
-    torch.testing.assert_close(variances(make(plan), plan), POWER, rtol=1e-4, atol=1e-6)
+def test_a_field_is_reproduced_in_every_band_by_any_number_of_steps(steps):
+    torch.testing.assert_close(variances(IN_BANDS, dr.StepPlan.uniform(steps)), POWER, rtol=1e-4, atol=1e-6)
 
 
 @few_steps
@@ -128,9 +116,8 @@ def test_only_the_markov_kernel_keeps_the_law_of_pairs():
     plan = uniform_log_snr(4, -15, 3)
     t, s = f64(plan.t[-2]), f64(plan.t[-1])
     law = PROCESS.alpha(t) / PROCESS.alpha(s) * (PROCESS.alpha(s) ** 2 * POWER + PROCESS.sigma(s) ** 2)
-    for make in (tabulated, estimated):
-        torch.testing.assert_close(last_pair(make(plan), plan)[0], law, rtol=1e-4, atol=1e-6)
-        assert make(plan).markovian
+    torch.testing.assert_close(last_pair(IN_BANDS, plan)[0], law, rtol=1e-4, atol=1e-6)
+    assert IN_BANDS.markovian
     for step in (dr.DDIM(PROCESS), NoiseCovariance(PROCESS, "ddim")):
         assert (last_pair(step, plan)[0] / law - 1).abs().max() > 0.2
         assert not step.markovian
@@ -258,28 +245,6 @@ def test_at_a_fixed_context_the_derivative_is_the_light_networks(head, length):
     assert (calls.meter.heavy, calls.meter.light) == (2, 2 * at_heavy + 2 * 2)
 
 
-def test_an_estimate_is_moved_to_what_a_variance_can_be():
-    """x_hat = -z has a negative derivative, x_hat = 1e3 z one above that of any such data."""
-    plan = dr.StepPlan((0.5, 0.4), (Refresh.FULL,))
-    table = tabulated(plan)
-    draws = [normals(1, 2, *BANDS.shape), normals(2, 2, *BANDS.shape)]
-    for factor, want in ((-1.0, 0 * POWER), (1e3, POWER)):
-        step = ProbedCovariance(table, torch.ones(1, BANDS.count, dtype=torch.bool), POWER)
-        given = iter(draws)
-        z, t, s = normals(0, 2, *BANDS.shape), f64(0.5, 0.5), f64(0.4, 0.4)
-        made, _ = step(lambda z, t, f=factor: f * z, z, t, s, lambda g=given: next(g), ())
-        known = TabulatedCovariance(PROCESS, BANDS, f64(0.5), want[None])
-        other, _ = known(lambda z, t, f=factor: f * z, z, t, s, lambda: draws[1], ())
-        torch.testing.assert_close(made, other)
-
-
-def test_a_band_that_is_not_trusted_uses_the_table():
-    plan = dr.StepPlan.uniform(2)
-    table = tabulated(plan, power=2 * POWER)
-    step = ProbedCovariance(table, torch.zeros(2, BANDS.count, dtype=torch.bool), POWER)
-    torch.testing.assert_close(variances(step, plan), variances(table, plan))
-
-
 def test_differences_take_over_where_an_operation_has_no_forward_rule():
     def denoise(z, t):
         if torch.autograd.forward_ad.unpack_dual(z).tangent is not None:
@@ -336,11 +301,6 @@ def test_a_kernel_of_another_name_is_refused():
         NoiseCovariance(PROCESS, "Markov")
 
 
-def test_a_table_belongs_to_its_plan():
-    plan = dr.StepPlan.uniform(4)
-    with pytest.raises(ValueError, match=r"no step of the plan starts at t = 0.5: make the step for the plan"):
-        variances(tabulated(dr.StepPlan((1.0, 0.3, 0.0), (Refresh.FULL,) * 2)), dr.StepPlan.uniform(2))
-    with pytest.raises(ValueError, match=r"one variance per step and band: expected \(4, 18\), got \(3, 18\)"):
-        TabulatedCovariance(PROCESS, BANDS, f64(*plan.t[:-1]), torch.zeros(3, 18))
+def test_a_difference_has_a_length():
     with pytest.raises(ValueError, match="length is a number above 0"):
         NoiseCovariance(PROCESS, length=0)

@@ -10,17 +10,15 @@ from dualrate.diffusion.context import Cond, cached_for_shared_time, shared_time
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.sampling.catalogue import SAMPLERS, make_step
-from dualrate.sampling.covariance import Bands, CovarianceTable
 
 PROCESS = GaussianProcess(Cosine())
-TABLE = CovarianceTable.of_white_noise(Bands((1, 8, 8), rings=4))
 PLAN = dr.StepPlan.uniform(4)
 ROWS = 3
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
 
 
 def made(name: str) -> dr.Step:
-    return make_step(name, PROCESS, plan=PLAN, table=TABLE)
+    return make_step(name, PROCESS)
 
 
 def test_a_formula_is_evaluated_once_for_a_plan_and_every_time_for_rows():

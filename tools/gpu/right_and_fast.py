@@ -28,7 +28,6 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.experiment.experiment import Start
 from dualrate.recipes import cifar10, fashion_mnist, imagenet
 from dualrate.sampling.catalogue import SAMPLERS, make_step
-from dualrate.sampling.covariance import Bands, CovarianceTable
 from dualrate.system.device import settle_products
 from tools.gpu.piece import FAILED, Job, Piece, Row
 
@@ -95,8 +94,7 @@ def drawn(kind: str, name: str, where: torch.device, precision: str, *, graphs: 
     if kind == "cache":
         denoiser = denoiser_named(name)(denoiser, PROCESS)
         plan = plan.renewing(abilities(denoiser).between)
-    table = CovarianceTable.of_white_noise(Bands((1, SIDE, SIDE), rings=4))
-    step, labels = make_step(sampler, PROCESS, plan=plan, table=table), [seed % CLASSES for seed in range(ROWS)]
+    step, labels = make_step(sampler, PROCESS), [seed % CLASSES for seed in range(ROWS)]
     found = dr.sample_batches(
         denoiser, step, plan, (1, SIDE, SIDE), range(ROWS), labels, device=where, bfloat16=HALF[precision]
     )

@@ -11,7 +11,6 @@ from tyro.conf import Positional, arg
 from dualrate.cli.console import reporter
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Ranged
-from dualrate.runs.store import COVARIANCE
 
 CARD = {"license": "unknown", "score": None, "push_to_hub": None}  # of a pipeline alone
 LEFT_OUT = ("denoiser", "codec", "codec_sampler", "codec_steps", "members")  # options of sampling, by a pipeline
@@ -59,11 +58,7 @@ class Export(Ranged):
     def _release(self, out: Path) -> None:
         from dualrate.runs.release import export
 
-        note = reporter().note
-        tables = [place for place in (self.run_dir, out) if (place / COVARIANCE).exists()]
-        export(self.run_dir, out, note)
-        if tables:
-            note(f"{tables[0] / COVARIANCE} belongs to other weights: measure it by dualrate plan calibrate {out}")
+        export(self.run_dir, out, reporter().note)
 
     def _pipeline(self, folder: Path) -> None:
         try:

@@ -34,7 +34,6 @@ COMMANDS = {  # the module of each and its class, or the function that parses wh
     "evaluate": "evaluate:Evaluate",
     "compare": "compare:Compare",
     "plan": "plan:Plan",
-    "plan calibrate": "plan:Calibrate",
     "cost": "sample:Cost",
     "data prepare": "data:Prepare",
     "data encode": "data:Encode",

@@ -1,17 +1,16 @@
-"""`dualrate plan`: the best plan for a budget. `dualrate plan calibrate`: a table for covariance-aware samplers."""
+"""`dualrate plan`: the best plan for a budget."""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from dualrate.cli.console import loaded
-from dualrate.cli.recipe import AsJson, Device, Nproc, RunDir, SharedWork, Workers
+from dualrate.cli.recipe import Device, Nproc, RunDir, SharedWork, Workers
 from dualrate.config.imports import import_named
-from dualrate.config.ranges import Images, Members, Range, Ranged, Rings, Steps
+from dualrate.config.ranges import Images, Members, Range, Ranged, Steps
 from dualrate.diffusion.context import Reuse
 from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.grids import check_grid
@@ -28,8 +27,7 @@ class Plan(Ranged, SharedWork):
     A heavy network that sees only a condition is called once. For a single network, --denoiser names the cache or
     network that makes the steps between its calls.
 
-    `dualrate compare RUN:16/4 RUN:16/2` measures plans by drawing images. `dualrate plan calibrate RUN` measures the
-    table of the covariance-aware samplers.
+    `dualrate compare RUN:16/4 RUN:16/2` measures plans by drawing images.
     """
 
     run_dir: RunDir
@@ -108,39 +106,3 @@ class Plan(Ranged, SharedWork):
         write_whole(self.out, plans[0].to_json() + "\n")
         write_whole(picture, png(plan_figure([*dict(zip(names, plans, strict=True)).items()])))
         print(f"\n{self.out}: {names[0]}; {picture}")
-
-
-@dataclass(frozen=True)
-class Calibrate(Ranged, SharedWork):
-    """Measure a run's covariance table, for the samplers covariance-table and covariance-jvp."""
-
-    run_dir: RunDir
-    images: Annotated[int, Range(2, 10_000_000)] = 128
-    """Number of training images; for a conditional model, of held-out images with their conditions."""
-    rings: Rings = 12
-    """Frequency bands per channel."""
-    workers: Workers = 1
-    nproc: Nproc = 1
-    device: Device = None
-    json: AsJson = False
-
-    def run(self) -> None:
-        from dualrate.drawing.calibration import calibrate
-        from dualrate.runs.store import COVARIANCE
-        from dualrate.sampling.covariance import TRUSTED
-        from dualrate.system.workers import mapper
-
-        model, progress = loaded(self.run_dir, self.device)
-        with mapper(self.workers, model.device) as over:
-            table = calibrate(model, images=self.images, rings=self.rings, progress=progress, mapper=over)
-        trust = table.trust()
-        if self.json:
-            rows = [{"age": age, "ratio": ratio, "trusted": trusted} for age, ratio, trusted in trust]
-            print(json.dumps({"ages": rows}))
-            return
-        print("Covariance by the derivative over that of the table, by age of the context in log-SNR.")
-        print(f"Outside [{TRUSTED[0]}, {TRUSTED[1]}] the table is used.\n")
-        print(f"{'age':>5}  {'median ratio':>12}  {'trusted':>7}")
-        for age, ratio, trusted in trust:
-            print(f"{age:>5}  {ratio:12.2f}  {trusted:7.0%}")
-        print(f"\n{self.run_dir / COVARIANCE}")

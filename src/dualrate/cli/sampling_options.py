@@ -21,13 +21,12 @@ from dualrate.sampling.catalogue import SAMPLERS, at_gamma, sampler_named, takin
 
 
 def _names(markovian: bool) -> str:
-    kind = {name: sampler for name, sampler in SAMPLERS.items() if sampler.markovian == markovian}
-    return ", ".join(f"{name}*" if sampler.of_table else name for name, sampler in kind.items())
+    return ", ".join(name for name, sampler in SAMPLERS.items() if sampler.markovian == markovian)
 
 
 SAMPLER = (
     f"For any number of heavy calls: {_names(markovian=True)}. For a heavy call at every step, or one network: "
-    f"{_names(markovian=False)}. Or package.module:Class. *: run `dualrate plan calibrate RUN` first. Default: "
+    f"{_names(markovian=False)}. Or package.module:Class. Default: "
     f"{RECOMMENDED} at gamma {RECOMMENDED_GAMMA:g}, in Rolling Diffusion 0; with a --denoiser that caches, {SMOOTH}; a "
     "student's own."
 )

@@ -64,7 +64,7 @@ class DiffusionDecoding(CodecConfig, Ranged):
         return Conditional(networks["decoder"], self.process)
 
     def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
-        """Raises ValueError for a sampler that nobody knows, or that needs a table."""
+        """Raises ValueError for a sampler that nobody knows."""
         decoding = Decoding.by(self.decoder(networks), self.process, self.sampler, self.steps)
         return DiffusionCodec(self, networks, decoding, torch.device(device))
 
@@ -81,10 +81,10 @@ class Decoding:
 
     @staticmethod
     def by(decoder: Denoiser, process: Process, sampler: str, steps: int) -> Decoding:
-        """Raises ValueError for a sampler that nobody knows, a gamma that it cannot have, or one that needs a table."""
+        """Raises ValueError for a sampler that nobody knows, and a gamma that it cannot have."""
         name, gamma = at_gamma(sampler)
         plan = StepPlan.at(grid_times(sampler_named(name).grid, process.schedule, steps), [0])
-        return Decoding(decoder, process, sampler, make_step(name, process, gamma, plan=plan), plan)
+        return Decoding(decoder, process, sampler, make_step(name, process, gamma), plan)
 
     def under(self, sampler: str | None, steps: int | None) -> Decoding:
         """The same decoder with another sampler or number of steps; None: unchanged. Raises as `by`."""

@@ -90,7 +90,7 @@ class Candidate(Ranged):
     def drawer(self, loaded: Model) -> Drawer:
         """loaded: the run's model. Raises what `called_by`, `step_for`, `check_reuse` and `Drawer` raise."""
         model = called_by(loaded, self.denoiser)
-        step = step_for(model, self.plan, self.sampler, self.gamma or None)
+        step = step_for(model, self.sampler, self.gamma or None)
         check_reuse(model.denoiser, step, self.plan)
         return Drawer(model, step, self.plan, name=self.network)
 

@@ -28,7 +28,6 @@ from dualrate.denoisers.denoiser import abilities
 from dualrate.diffusion.brief import Brief
 from dualrate.diffusion.context import Reuse
 from dualrate.diffusion.plan import StepPlan, before
-from dualrate.drawing.calibration import read_table
 from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.experiment.modality import maker_of
 from dualrate.experiment.model import Model
@@ -97,7 +96,7 @@ class Choice(Brief, Ranged):
         check_loaded(model)
         name, gamma = self._sampler(model)
         plan = self.step_plan(model, note)
-        return Drawer(model, step_for(model, plan, name, gamma, self.eta), plan, **more)
+        return Drawer(model, step_for(model, name, gamma, self.eta), plan, **more)
 
     @own_defaults()
     def settled(self, model: Model, note: Note = warnings.warn) -> Choice:
@@ -230,18 +229,11 @@ def switches(model: Model) -> bool:
     return model.denoiser.reuse is Reuse.MARKOV and (model.serves.drops or abilities(model.denoiser).alone_differs)
 
 
-def step_for(model: Model, plan: StepPlan, name: str, gamma: float | None = None, eta: float | None = None) -> Step:
-    """The step of this name, for a model under a plan; with the model's table, where it needs one.
+def step_for(model: Model, name: str, gamma: float | None = None, eta: float | None = None) -> Step:
+    """The step of this name, for a model.
 
-    Raises what `make_step` and `read_table` raise, and ValueError for a step that the model does not serve.
+    Raises what `make_step` raises, and ValueError for a step that the model does not serve.
     """
-    table = None
-    if sampler_named(name).of_table is not None:
-        if model.called_by is not None:
-            raise ValueError(
-                f"{name} has a table of {model.name}'s own denoiser, not of {model.called_by}: drop one of the two"
-            )
-        table = read_table(model)
-    step = make_step(name, model.process, gamma, eta, plan=plan, table=table)
+    step = make_step(name, model.process, gamma, eta)
     model.serves.check_step(step)
     return step

@@ -94,13 +94,6 @@ LARGEST = 1000.0  # factor of a preconditioner, that of a parameter which has no
 @contextmanager
 def replayed(device: torch.device) -> Iterator[None]:
     """Put the device's generator back after the block: whatever runs next draws the same numbers."""
-    if device.type == "mps":  # its one generator is unknown to `fork_rng`
-        state = torch.mps.get_rng_state()
-        try:
-            yield
-        finally:
-            torch.mps.set_rng_state(state)
-        return
     with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
         yield
 

@@ -65,15 +65,6 @@ class _Through(nn.Module):
             return getattr(self.__dict__["_modules"]["blocks"][0], name)
 
 
-class _Reached(Exception):
-    """Carries what a block's attention is given."""
-
-
-class _Stop(nn.Module):
-    def forward(self, *positional: Any, **named: Any) -> Any:
-        raise _Reached(named.get(HIDDEN, positional[0] if positional else None))
-
-
 @dataclass
 class Cache:
     """The cache of one of the calls that a step makes, in one sampling.
@@ -157,15 +148,7 @@ class Features(CacheMethod):
     def __init__(self, net: Any, kind: NetworkSpec, policy: Policy, order: int, form: Form) -> None:
         super().__init__(net, kind, policy, order, form)
         kind.check_blocks(net)
-        name, sees, (first, *_) = type(net).__name__, policy.sees, self.blocks
-        if sees == "time" and not self.rows.embedded:
-            raise ValueError(f"the blocks of {name} embed the time themselves: let Accumulated see the 'input'")
-        if sees == "input" and not hasattr(first, self.rows.attention):
-            raise ValueError(
-                f"{type(first).__name__} has no {self.rows.attention}: {DECLARE.format('rows=Rows(attention=...)')}"
-            )
-        if sees == "input" and "_hf_hook" in vars(first):
-            raise ValueError(f"the blocks of {name} are offloaded: let Accumulated see the 'time', or take FirstBlock")
+        _ = self.rows
 
     def call(self, run: Run, cache: Cache, schedule: Schedule | None, t: Tensor) -> tuple[Any, Did]:
         did: list[Did] = []
@@ -179,11 +162,9 @@ class Features(CacheMethod):
         return self.counted(cache, "full", lambda: run(self.copied(self.blocks, through))), did[0]
 
     def macs(self, cache: Cache, did: Did) -> tuple[int, int]:
-        full, seen, inner, last = (
-            self.costs.get((cache.shapes, name), 0) for name in ("full", "seen", "inner", "last")
-        )
+        full, inner, last = (self.costs.get((cache.shapes, name), 0) for name in ("full", "inner", "last"))
         rejected = last if did == "full" and cache.tried else 0
-        return full - inner if did == "skipped" else full + rejected, full - seen
+        return full - inner if did == "skipped" else full + rejected, full
 
     def passed(self, named: Named, cache: Cache, schedule: Schedule | None, t: Tensor) -> tuple[Named, bool]:
         """The streams after the row, and whether all of it ran."""
@@ -207,9 +188,6 @@ class Features(CacheMethod):
 
             return self.counted(cache, part, all_of_it) if row else streams
 
-        if sees in ("input", "time"):
-            now = self.counted(cache, "seen", lambda: self.modulated(blocks[0], named))
-            cache.change, cache.seen = _change(now, cache.seen), now
         start = {name: named[name] for name in names}
         before = ran("first", blocks[:first], start)
         first_added = before[HIDDEN] - start[HIDDEN] if first else None
@@ -249,16 +227,6 @@ class Features(CacheMethod):
             replace(context, age=now - context.age) for context, now in zip(cache.held, later, strict=False)
         )
         return replace(latest, earlier=tuple(earlier))
-
-    def modulated(self, block: Any, named: Named) -> Tensor:
-        """The tensor whose changes are added up: the time's embedding, or the input of the block's attention."""
-        if self.policy.sees == "time":
-            return named[self.rows.embedded]
-        try:
-            sharing(block, **{self.rows.attention: _Stop()})(**named)
-        except _Reached as reached:
-            return reached.args[0]
-        raise RuntimeError(f"{type(block).__name__} does not call its {self.rows.attention}")
 
 
 class CachedTokens(CacheMethod):

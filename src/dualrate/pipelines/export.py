@@ -54,7 +54,6 @@ from dualrate.pipelines.prompts import negated
 from dualrate.pipelines.retrofitted import encoder_of
 from dualrate.pipelines.text_encoders import copy_encoders
 from dualrate.runs.train import check_export
-from dualrate.sampling.catalogue import sampler_named
 from dualrate.system.device import own_defaults
 from dualrate.system.files import blaming, read_json
 from dualrate.system.folders import Manifest
@@ -119,7 +118,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         """A pipeline that shares a model's weights. choice, guidance: for calls that say nothing.
 
         Raises ValueError for a plan or a sampler that the model does not serve, networks of other roles than encoder,
-        light and model, a codec that is none of diffusers, a denoiser that is not their own, a sampler with a table.
+        light and model, a codec that is none of diffusers, a denoiser that is not their own.
         """
         if model.called_by is not None:
             raise ValueError(f"a pipeline calls networks by their own denoiser, not by {model.called_by}: drop it")
@@ -140,8 +139,6 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         if strange := sorted(set(model.networks) - set(ROLES)):
             raise ValueError(f"a pipeline has networks called {', '.join(ROLES)}, {model.name} has {strange[0]}")
         choice = choice.settled(model)
-        if sampler_named(str(choice.sampler)).of_table is not None:
-            raise ValueError(f"a pipeline has no covariance table, which {choice.sampler} needs: name another sampler")
         plain = json.loads(json.dumps(to_plain(experiment)))
         parts |= {role: DualRateNetwork.of(network, role, plain) for role, network in model.networks.items()}
         names = {str(number): name for number, name in enumerate(model.class_names)}

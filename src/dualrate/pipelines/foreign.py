@@ -18,7 +18,6 @@ from torch import nn
 from dualrate.config.ranges import Classes, Range, Ranged, as_path
 from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.context import Shape
-from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import REPA, SIT, Convention
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import RectifiedFlow, Schedule
@@ -28,7 +27,7 @@ from dualrate.pipelines.classes.kind import NetworkSpec, PromptLayout, TextInput
 from dualrate.pipelines.folder import NETWORK, Folder, check_name, check_sizes, class_named, read_folder
 from dualrate.pipelines.network import ForeignNetwork, check_direction, labels_of, shape_of
 from dualrate.pipelines.prompts import check_whole, is_pipeline, negative_prompt, parts_of
-from dualrate.pipelines.schedulers import NO_MEAN, own_times, read_scheduler
+from dualrate.pipelines.schedulers import NO_MEAN, read_scheduler
 from dualrate.system.device import own_defaults
 from dualrate.system.files import blaming
 
@@ -250,16 +249,3 @@ def image_tokens(kind: NetworkSpec, config: Mapping[str, Any], shape: Shape) -> 
     """The number of tokens of a state (C, H, W); 0 where its class has none."""
     patch = kind.patch(config)
     return (shape[1] // patch) * (shape[2] // patch) if patch else 0
-
-
-def scheduler_plan(denoiser: Plain, scheduler: Any, steps: int, shape: Shape) -> StepPlan:
-    """The plan of a scheduler's own N steps for states (C, H, W), as the network's pipeline has them.
-
-    denoiser: of `from_diffusers`
-    Its first time may lie before 1: `sampling.trajectory.rollout` takes it. A scheduler that calls the network several
-    times at a noise level has one step there.
-    """
-    network: Any = denoiser.network
-    tokens = image_tokens(network.kind, network.net.config, shape)
-    times = own_times(scheduler, denoiser.process.schedule, steps, tokens, even=network.kind.even)
-    return StepPlan.spread(times)

@@ -2,9 +2,6 @@
 
     Fixed          the first steps, then every N-th
     FirstBlock     |r - r_tau|_1 / |r_tau|_1 >= threshold, of what the first block adds, r, which runs at every step
-    Accumulated    sum_k p(|m_k - m_(k-1)|_1 / |m_(k-1)|_1) >= threshold since the last refresh, of the first block's
-                   modulated input, or of the time's embedding, m. TeaCache, Liu et al. 2024, arXiv 2411.19108.
-                   Deviates: the last step need not refresh
     Verified       e = |r_hat - r|_2 / |r|_2 >= threshold in some row, of what the first or the last block adds, r, and
                    its forecast, r_hat: then the very step runs whole. Ours, stricter than SpeCa
     SpeCa          e > max(threshold decay^(n / N), FLOOR) at the step before n of N, e as above. Liu et al. 2025, arXiv
@@ -16,7 +13,6 @@ depends on the others in it. By rows, rows that need no refresh would have to st
 
 from __future__ import annotations
 
-import functools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -31,8 +27,7 @@ FLOOR = 0.01  # of SpeCa's threshold
 class Policy(Ranged, ABC):
     """When a call refreshes, all rows of its batch. Each cache has a copy, new in every sampling, so it may count.
 
-    sees:  what `change` is of: "first block", "input", "time", "forecast of first" or "forecast of last"; "": nothing,
-           and it is 0
+    sees:  what `change` is of: "first block", "forecast of first" or "forecast of last"; "": nothing, and it is 0
     steps: of the sampling, as its scheduler says; 0: nothing says it
     """
 
@@ -68,29 +63,6 @@ class FirstBlock(Policy):
 
     def refresh(self, step: int, change: float) -> bool:
         return not change < self.threshold  # so also where it is no number
-
-
-@dataclass
-class Accumulated(Policy):
-    """Refreshes where the changes from step to step, rescaled, add up to this.
-
-    polynomial: p, the highest power first, as TeaCache publishes it for a model
-    """
-
-    threshold: Threshold
-    polynomial: tuple[Annotated[float, Range(-1e12, 1e12)], ...] = (1.0, 0.0)
-    sees: Literal["input", "time"] = "input"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.total = 0.0
-
-    def refresh(self, step: int, change: float) -> bool:
-        self.total += functools.reduce(lambda value, factor: value * change + factor, self.polynomial, 0.0)
-        if self.total < self.threshold:
-            return False
-        self.total = 0.0
-        return True
 
 
 @dataclass

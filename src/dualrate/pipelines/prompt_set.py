@@ -135,10 +135,9 @@ class PromptSet(TrainingSet):
         return rows.float()
 
     @property
-    def texts(self) -> Texts | None:
-        """The captions; None of prompts that were encoded before their places were kept."""
-        places = self.packed.labels
-        return None if places is None else Texts(self.folder / CAPTIONS, places)
+    def texts(self) -> Texts:
+        """The captions."""
+        return Texts(self.folder / CAPTIONS, cast("NDArray[np.int64]", self.packed.labels))
 
     def empty(self) -> Tensor:
         """(1, 1, 1, D): the prompt that stands for none. Raises Damaged where the file is not what was written."""
@@ -152,8 +151,6 @@ def verify_captions(folder: Path) -> None:
     """Compare the captions beside latents, and their empty prompt, with what was written. Raises Damaged for others."""
     splits = [read_prompts(folder, split) for split in SPLITS]
     splits[0].empty()
-    if any(prompts.texts is None for prompts in splits):
-        return  # encoded before their places were noted, which their sha256 is of, too
     file = folder / PROMPTS / CAPTIONS
     digest = hashlib.sha256(read_bytes(file))
     for prompts in splits:

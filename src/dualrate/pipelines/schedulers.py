@@ -1,7 +1,7 @@
 """The schedule and the convention that a scheduler of diffusers stands for, read from its configuration.
 
 Only what training fixed is read: the noise levels, and what the network predicts. The scheduler's steps are replaced by
-our samplers; its times are ours to take (`own_times`). A scheduler for distilled networks is refused.
+our samplers. A scheduler for distilled networks is refused.
 
 A shift may grow with the number n of an image's tokens (Esser et al. 2024): it is e^mu, or mu, with
 
@@ -10,13 +10,9 @@ A shift may grow with the number n of an image's tokens (Esser et al. 2024): it 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any, get_args
-
-import torch
 
 from dualrate.diffusion.prediction import TO_V, Convention, Discrete, Flow
 from dualrate.diffusion.schedule import Betas, Kind, RectifiedFlow, Schedule
@@ -41,7 +37,6 @@ OWN: dict[str, Mapping[str, Any]] = {  # what a class takes where its configurat
     **{name: {"clip_sample": True} for name in CLIPPED},
     **{name: {"beta_start": 0.00085, "beta_end": 0.012} for name in STABLE},
 }
-NO_SIGNAL = 4095.0  # of sigmas: a bit below sqrt(2^24 - 1), since classes with sigmas take 2^-24 for an alpha-bar of 0
 NO_MEAN = (
     "its output is no posterior mean, so samplers of many steps, reuse of a context and training by the denoising loss "
     "are wrong for it: take the model that it was distilled from"
@@ -96,29 +91,6 @@ def _mu(config: Mapping[str, Any], tokens: int) -> float:
     low, high = _number(config, "base_shift", 0.5), _number(config, "max_shift", 1.15)
     least, most = (_number(config, f"{end}_image_seq_len", usual) for end, usual in (("base", 256), ("max", 4096)))
     return low + ((tokens or least) - least) / (most - least) * (high - low)
-
-
-def own_times(scheduler: Any, schedule: Schedule, steps: int, tokens: int = 0, *, even: bool = False) -> list[float]:
-    """The times in [0, 1] of a scheduler's own N steps, N + 1 at most: it may stand still where it is done.
-
-    schedule: as it was read of its configuration, with so many tokens; even: as of `NetworkSpec`
-    """
-    fresh, config = copy.deepcopy(scheduler), scheduler.config
-    arguments = {"sigmas": [1 - i / steps for i in range(steps)]} if even else {}
-    fresh.set_timesteps(
-        steps, **arguments, **({"mu": _mu(config, tokens)} if config.get("use_dynamic_shifting") else {})
-    )
-    sigmas: Any = getattr(fresh, "sigmas", ())
-    if len(sigmas) > steps:  # of the noise, over that of the data
-        noise = sigmas.double()
-        flow = isinstance(read_scheduler({**config, "_class_name": type(fresh).__name__})[1], Flow)
-        log_snr = 2 * torch.log((1 - noise) / noise if flow else 1 / noise.where(noise < NO_SIGNAL, math.inf))
-        times = schedule.time(log_snr.clamp(-60, 60)).where(noise > 0, 0.0).clamp(0, 1).tolist()
-    else:
-        last = float(getattr(fresh, "final_alpha_cumprod", 1.0)) < 1  # then it ends at the first step of the table
-        total = config["num_train_timesteps"]
-        times = [*((int(k) + 1) / total for k in fresh.timesteps), 1 / total if last else 0.0]
-    return [times[0], *(later for earlier, later in pairwise(times) if later < earlier)]
 
 
 def _discrete(name: str, config: Mapping[str, Any]) -> tuple[Schedule, Convention]:

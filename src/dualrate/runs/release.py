@@ -101,7 +101,7 @@ FILES = {
     CLASSES,
     CARD,
     CURVE,
-    store.COVARIANCE,
+    "covariance.safetensors",  # a table that version 0.2 measured
 }  # all that a directory of released weights may hold
 
 

@@ -46,7 +46,6 @@ from dualrate.training import checkpoint
 
 EXPERIMENT, WEIGHTS, HISTORY, METRICS = "experiment.json", "model.safetensors", "history.jsonl", "metrics.jsonl"
 CLASSES = "classes.json"
-COVARIANCE = "covariance.safetensors"  # a table of the weights, measured: calibration adds it
 RELEASED = (EXPERIMENT, WEIGHTS)  # what the manifest of released weights lists
 
 Note = Callable[[str], None]

@@ -54,7 +54,6 @@ from dualrate.diffusion.context import Cond, expand
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Gaussian, GaussianProcess
 from dualrate.diffusion.random import Draws
-from dualrate.sampling.covariance import place
 from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Step, Stepped
 from dualrate.sampling.trajectory import trajectory
 
@@ -199,6 +198,14 @@ class FittedVariance(MarkovStep):
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         return self.kernel(denoise, z, t, s).sample(draw()), carry
+
+
+def place(times: Tensor, t: Tensor) -> Tensor:
+    """The plan's steps that start at t: (B,) or (); like t. Raises ValueError for a time at which none does."""
+    distance = (t[..., None] - times.to(t)).abs()
+    if bool((strange := distance.amin(-1) > 1e-9).any()):
+        raise ValueError(f"no step of the plan starts at t = {t[strange][0]:g}: make the step for the plan that is run")
+    return distance.argmin(-1)
 
 
 def mean_errors(denoiser: Denoiser, step: MarkovStep, plan: StepPlan, x: Tensor, cond: Cond, draws: Draws) -> Tensor:

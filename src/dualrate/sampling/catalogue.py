@@ -14,17 +14,10 @@ from typing import Any, Literal, cast
 
 from dualrate.config.imports import look_up
 from dualrate.config.ranges import is_whole
-from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.schedule import Cosine
 from dualrate.sampling.ancestral import Ancestral, Reverse
-from dualrate.sampling.covariance import (
-    Bands,
-    CovarianceTable,
-    NoiseCovariance,
-    ProbedCovariance,
-    TabulatedCovariance,
-)
+from dualrate.sampling.covariance import NoiseCovariance
 from dualrate.sampling.ddim import DDIM, AdjustedDDIM
 from dualrate.sampling.fourier import FourierCovariance
 from dualrate.sampling.lanczos import LanczosCovariance
@@ -47,7 +40,6 @@ class Sampler:
     takes:    settings that it has
     other:    its form for processes that `step` is not for; None: it has none
     chosen:   fields of its step that the name stands for
-    of_table: makes it of a model's covariance table, a process and a plan; None: it needs no table
     """
 
     step: type[Step]
@@ -56,29 +48,21 @@ class Sampler:
     takes: tuple[Setting, ...] = ()
     other: type[Step] | None = None
     chosen: Mapping[str, Any] = field(default_factory=dict)
-    of_table: Callable[..., Step] | None = None
 
     @cached_property
     def markovian(self) -> bool:
         """Whether a dual-rate context of Gaussian noise may be reused under it, with its default settings."""
-        table = CovarianceTable.of_white_noise(Bands((1, 1, 1)))
-        return self.build(GaussianProcess(Cosine()), {}, StepPlan.uniform(1), table).markovian
+        return self.build(GaussianProcess(Cosine()), {}).markovian
 
     def fits(self, process: Process) -> bool:
         """Whether there is such a step for this process."""
         return any(isinstance(process, step.of) for step in (self.step, self.other or self.step))
 
-    def build(
-        self, process: Any, settings: dict[str, float], plan: StepPlan | None, table: CovarianceTable | None
-    ) -> Step:
-        """The step. Raises ValueError for a process that has none, and without the plan and the table that it needs."""
+    def build(self, process: Any, settings: dict[str, float]) -> Step:
+        """The step. Raises ValueError for a process that has none."""
         if not self.fits(process):
             usable = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.fits(process))
             raise ValueError(f"{self.step.__name__} is for a {self.step.of.__name__}, not {process}: use {usable}")
-        if self.of_table is not None:
-            if plan is None or table is None:
-                raise ValueError(f"{self.step.__name__} needs a model's covariance table, and a plan: use `step_for`")
-            return self.of_table(table, process, plan)
         if self.other is None or isinstance(process, self.step.of):
             return cast(Callable[..., Step], self.step)(process, **settings, **self.chosen)
         if settings:
@@ -99,8 +83,6 @@ SAMPLERS: dict[str, Sampler] = {
     "covariance-dct": Sampler(FourierCovariance),
     "covariance-dft": Sampler(FourierCovariance, chosen={"boundary": "periodic"}),
     "lanczos": Sampler(LanczosCovariance),
-    "covariance-table": Sampler(TabulatedCovariance, "log-snr", of_table=CovarianceTable.tabulated),
-    "covariance-jvp": Sampler(ProbedCovariance, "log-snr", of_table=CovarianceTable.probed),
 }
 
 
@@ -142,18 +124,10 @@ def at_gamma(text: str) -> tuple[str, float | None]:
     return text, None
 
 
-def make_step(
-    name: str,
-    process: Process,
-    gamma: float | None = None,
-    eta: float | None = None,
-    *,
-    plan: StepPlan | None = None,
-    table: CovarianceTable | None = None,
-) -> Step:
-    """The step of this name, with its own settings where none are given. plan, table: for those made of a table.
+def make_step(name: str, process: Process, gamma: float | None = None, eta: float | None = None) -> Step:
+    """The step of this name, with its own settings where none are given.
 
-    Raises ValueError for a name nobody knows, a setting that the step has no use for, and a missing plan or table.
+    Raises ValueError for a name nobody knows, and a setting that the step has no use for.
     """
     sampler, settings = sampler_named(name), {}
     for setting, value in {"gamma": gamma, "eta": eta}.items():
@@ -165,7 +139,7 @@ def make_step(
                 f"{setting} {value:g}: drop it"
             )
         settings[setting] = value
-    return sampler.build(process, settings, plan, table)
+    return sampler.build(process, settings)
 
 
 def taking(setting: str) -> list[str]:

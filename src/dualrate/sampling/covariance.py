@@ -16,12 +16,9 @@ slope is the same factor,
 
 Two ways to have B^2 C:
 
-- In frequency bands (`Bands`) C = U^T diag(l) U with one l a band. `TabulatedCovariance` takes l, the mean of
-  |U (x - x_hat)|^2 over data, from a table, at no cost. `ProbedCovariance` estimates it for each image from the
-  derivative J along one probe U^T r of random signs r, l = (sigma_t^2 / alpha_t) r (U J U^T r), mean over the band,
-  where the table shows that this can be trusted. Both have the Markov kernel; fourier.py has DDIM's, and no table. A
-  table's marginals are exact where x - x_hat is not correlated with z_t: of a network that makes too little of z_t it
-  spreads too much. It is of a denoiser without guidance.
+- In frequency bands (`Bands`) C = U^T diag(l) U with one l a band, estimated for each image from the derivative J along
+  one probe U^T r of random signs r, l = (sigma_t^2 / alpha_t) r (U J U^T r), mean over the band (`probed`; the step is
+  that of fourier.py).
 - Along the noise (`NoiseCovariance`), with the derivative in the direction of the step's own noise n. An eigenvalue
   lambda = alpha_t J of the derivative is 0 where z_t has settled x and 1 where it has all the information, and
 
@@ -29,11 +26,10 @@ Two ways to have B^2 C:
       ddim    B sigma_t J n
 
   have exactly the right covariance at both; between them they have less, above 1 (between separate modes) more: the
-  root of a sum, replaced by its chord. It needs neither bands nor a table, and knows where in an image the uncertainty
-  lies.
+  root of a sum, replaced by its chord. It needs no bands, and knows where in an image the uncertainty lies.
 
-Source: after Schioppa and Salimans, arXiv 2605.13910, whose own sampler is fourier.py. The Markov kernel in bands, the
-table by context and the step along the noise are ours.
+Source: after Schioppa and Salimans, arXiv 2605.13910, whose own sampler is fourier.py. The Markov kernel in bands
+and the step along the noise are ours.
 
 Bands: an orthonormal transform of rows and columns, frequencies grouped by radius, and a DCT over channels. Where an
 image's edge is a mirror ("even"), that is a DCT-II; where opposite edges meet ("periodic"), a DFT in its real form,
@@ -45,17 +41,6 @@ Hartley's, of which waves k and N - k have the same frequency:
 Over three colours the same transform is an opponent rotation: grey, red against blue, green against both. A band is a
 ring of spatial frequencies of one such channel; the lowest holds the mean and, of large images, little else. Rings are
 of equal width in the square root of the radius, so that they are thinner where images have their energy.
-
-Table of a model:
-
-    variance[t, tau, band] = mean of |U (x - x_hat)|^2 over images and the frequencies of a band
-
-with U the transform of `Bands`: what `TabulatedCovariance` takes. Beside it the same by the derivative,
-
-    ratio[t, tau, band] = mean of (sigma_t^2 / alpha_t) r (U J U^T r) / variance
-
-which is 1 for an exact denoiser. A network's derivative at a context that it over-trusts is too small, at one that it
-ignores too large; `ProbedCovariance` uses the derivative where the ratio lies in TRUSTED.
 """
 
 from __future__ import annotations
@@ -74,7 +59,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dualrate.config.ranges import Range, Ranged, Rings, Side
 from dualrate.diffusion.context import cached_for_shared_time, expand
-from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, posterior_weights
 from dualrate.diffusion.schedule import alpha
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move_weights
@@ -177,76 +161,9 @@ ONE_LEVEL = threading.Lock()  # of derivatives: torch has one for all threads of
 FALLBACK = 0.05  # of sigma_t: the length of a finite difference where forward mode has no rule
 
 
-@dataclass(frozen=True, eq=False)
-class TabulatedCovariance(Ranged, Step):
-    """The covariance in bands as measured on data, for the steps of one plan.
-
-    t:        (N,) float64 times at which the plan's steps start
-    variance: (N, K) l, per band
-    The step into t = 0 keeps its noise.
-    """
-
-    process: GaussianProcess
-    bands: Bands
-    t: Tensor
-    variance: Tensor
-    markovian = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.variance.shape != (len(self.t), self.bands.count):
-            want = (len(self.t), self.bands.count)
-            raise ValueError(f"one variance per step and band: expected {want}, got {tuple(self.variance.shape)}")
-
-    def __str__(self) -> str:
-        return "covariance-aware, table"
-
-    def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
-        return self.drawn(z, denoise(z, t), at_time(self.variance, self.t, t, z), t, s, draw()), carry
-
-    def drawn(self, z: Tensor, x_hat: Tensor, variance: Tensor, t: Tensor, s: Tensor, normal: Tensor) -> Tensor:
-        """A z_t + B x_hat + U^T sqrt(B^2 l + V) U n. variance: (B, K), l of each band."""
-        a, b, v = posterior_weights(self.process, t, s)
-        variance = expand(b**2, variance) * variance + expand(v, variance)
-        return expand(a, z) * z + expand(b, z) * x_hat + self.bands.noise(variance, normal)
-
-
-@dataclass(frozen=True, eq=False)
-class ProbedCovariance(Step):
-    """The covariance in bands estimated for every image, by one derivative a step; else as TabulatedCovariance.
-
-    table:   what the bands that are not trusted use
-    trusted: (N, K) bool
-    data:    (K,) variance of the data in each band
-    An estimate is moved into [0, data]. It is a noisy one, and of one z; that l <= data holds for the mean over z only,
-    so a clamp is no error. Nothing is clamped at sigma_t^2 / alpha_t^2, which bounds no data with separate modes.
-    """
-
-    table: TabulatedCovariance
-    trusted: Tensor
-    data: Tensor
-    calls_per_step = 2
-    markovian = True
-
-    def __str__(self) -> str:
-        return "covariance-aware, JVP"
-
-    @property
-    def process(self) -> GaussianProcess:
-        return self.table.process
-
-    def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
-        table = self.table
-        x_hat, estimate = probed(table.process, table.bands, denoise, z, t, draw())
-        most, trusted = self.data.to(z, non_blocking=True), at_time(self.trusted, table.t, t, z)
-        tabulated = at_time(table.variance, table.t, t, z)
-        variance = torch.where(trusted > 0, torch.minimum(estimate.clamp_min(0), most), tabulated)
-        return table.drawn(z, x_hat, variance, t, s, draw()), carry
-
-
 @dataclass(frozen=True)
 class NoiseCovariance(Ranged, Step):
-    """The covariance along the step's own noise, by one derivative a step; no bands, no table.
+    """The covariance along the step's own noise, by one derivative a step; no bands.
 
     length: of the finite difference that stands for the derivative, in units of sigma_t; None: forward mode. A long one
             averages the derivative over as much of z_t's surroundings, and is faster (dev/LOG.md has both compared)
@@ -340,99 +257,3 @@ def derivative(
             length = FALLBACK
     x_hat, step = denoise(z, t) if cached is None else cached, expand(length * process.scales(t)[1], z)
     return x_hat, (denoise(z + step * direction, t) - denoise(z, t)) / step
-
-
-def at_time(values: Tensor, times: Tensor, t: Tensor, like: Tensor) -> Tensor:
-    """The rows of values: (N, K) at which the plan's steps start at t, in the precision of `like`: (B, K) or (1, K)."""
-    rows = values.to(t.device)[place(times, t.reshape(-1))]
-    return rows.to(like, non_blocking=True)
-
-
-def place(times: Tensor, t: Tensor) -> Tensor:
-    """The plan's steps that start at t: (B,) or (); like t. Raises ValueError for a time at which none does."""
-    distance = (t[..., None] - times.to(t)).abs()
-    if bool((strange := distance.amin(-1) > 1e-9).any()):
-        raise ValueError(f"no step of the plan starts at t = {t[strange][0]:g}: make the step for the plan that is run")
-    return distance.argmin(-1)
-
-
-TRUSTED = (0.7, 1.4)  # ratios at which a derivative is believed
-SHOWN = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)  # ages that are shown
-
-
-@dataclass(frozen=True, eq=False)
-class CovarianceTable:
-    """The table of a model.
-
-    log_snr:  (M,) of the times, increasing
-    variance: (M, M + 1, K): [i, j] at time i with the context of time j <= i; [i, i] at a heavy call; [i, -1] without a
-              context. Entries for j > i are not used
-    ratio:    of the same shape
-    """
-
-    bands: Bands
-    log_snr: Tensor
-    variance: Tensor
-    ratio: Tensor
-
-    @staticmethod
-    def of_white_noise(bands: Bands) -> CovarianceTable:
-        """The exact table of data that are white noise of variance 1: sigma_t^2, whatever the context."""
-        log_snr = torch.arange(-12, 13, dtype=torch.float64)
-        variance = torch.sigmoid(-log_snr).float()[:, None, None].expand(-1, len(log_snr) + 1, bands.count)
-        return CovarianceTable(bands, log_snr, variance, torch.ones_like(variance))
-
-    def tabulated(self, process: GaussianProcess, plan: StepPlan) -> TabulatedCovariance:
-        """The step for a plan."""
-        t = torch.tensor(plan.t[:-1], dtype=torch.float64)
-        return TabulatedCovariance(process, self.bands, t, self._along(self.variance, process, plan))
-
-    def probed(self, process: GaussianProcess, plan: StepPlan) -> ProbedCovariance:
-        """The step for a plan, which trusts derivatives where the ratio lets it."""
-        ratio = self._along(self.ratio.clamp_min(1e-6), process, plan)
-        trusted = (ratio >= TRUSTED[0]) & (ratio <= TRUSTED[1])
-        return ProbedCovariance(self.tabulated(process, plan), trusted, self.data)
-
-    @property
-    def data(self) -> Tensor:
-        """(K,) variance of the data in each band, which is that of x in pure noise."""
-        return self.variance[0, 0]
-
-    def _along(self, values: Tensor, process: GaussianProcess, plan: StepPlan) -> Tensor:
-        """(N, K) values of the plan's steps: their logarithms linear between the table's (t, tau)."""
-        logarithms = values.log()
-        at = process.schedule.log_snr(torch.tensor(plan.t[:-1], dtype=torch.float64)).tolist()
-        of_contexts = (None if step is None else at[step] for step in plan.context_steps)
-        return torch.stack([self._at(logarithms, *pair).exp() for pair in zip(at, of_contexts, strict=True)])
-
-    def _at(self, values: Tensor, log_snr: float, of_context: float | None) -> Tensor:
-        """(K,) values at one (t, tau), by their log-SNR. of_context: that of tau; None: no context."""
-        first, every = float(self.log_snr[0]), float(self.log_snr[1] - self.log_snr[0])
-        place = min(max((log_snr - first) / every, 0.0), len(self.log_snr) - 1.0)
-        at = int(min(place, len(self.log_snr) - 2))
-
-        def row(i: int) -> Tensor:
-            if of_context is None:
-                return values[i, -1]
-            age = min((log_snr - of_context) / every, float(i))
-            younger = int(age)
-            older = min(younger + 1, i)
-            return values[i, i - younger].lerp(values[i, i - older], age - younger)
-
-        return row(at).lerp(row(at + 1), place - at)
-
-    def trust(self) -> list[tuple[str, float, float]]:
-        """Rows of an age of the context, in log-SNR, the median ratio, and the share of trusted bands and times.
-
-        A model whose context has no age has one row.
-        """
-        every, size = float(self.log_snr[1] - self.log_snr[0]), len(self.log_snr)
-        ages = {f"{age * every:g}": self.ratio.diagonal(-age) for age in SHOWN if age < size}
-        ages["none"] = self.ratio[:, -1]
-        if torch.equal(self.ratio[:, 0], self.ratio[:, -1]):
-            ages = {"any": ages["none"]}
-        low, high = TRUSTED
-        return [
-            (age, ratios.quantile(0.5).item(), ((ratios >= low) & (ratios <= high)).float().mean().item())
-            for age, ratios in ages.items()
-        ]

@@ -113,14 +113,10 @@ class Rows:
                in the first list and none in the others. Blocks in lists that are not named always run
     streams:   what a block takes, by the names of its arguments, and returns, in this order. `hidden_states` is the
                image's tokens alone, or a retrofit can make no map of them
-    embedded:  the block's argument that is the time's embedding; "": none
-    attention: the block's part that is given its modulated input
     """
 
     names: tuple[str, ...] = (BLOCKS,)
     streams: tuple[str, ...] = (HIDDEN,)
-    embedded: str = ""
-    attention: str = "attn1"
 
     def __post_init__(self) -> None:
         if not self.names or HIDDEN not in self.streams:
@@ -147,7 +143,6 @@ class NetworkSpec:
     tokens:   of a text, unless another number is chosen; as many as its pipeline has. 0: it takes no texts
     encode:   texts, by a pipeline's own encoders
     negative: the negative text (None: what the pipeline takes for none), where it is not as `encode` of it, or of ""
-    even:     whether its pipeline passes 1, 1 - 1/N, ..., 1/N on to a flow's scheduler, which shifts these
     settings: that another process, or another input, would have otherwise, and the values that are known, first the
               one that a configuration without the setting has
     rows:     of its blocks; None: there are none, and caches take it for a U-Net
@@ -164,7 +159,6 @@ class NetworkSpec:
     tokens: int = 0
     encode: Encode = no_texts
     negative: Callable[[Any, str | None, int], TextInputs] | None = None
-    even: bool = False
     settings: Mapping[str, tuple[object, ...]] | None = None
     rows: Rows | None = None
     between: tuple[str, ...] = ()
@@ -225,7 +219,7 @@ class NetworkSpec:
 
 MASK, POOLED = "encoder_attention_mask", "pooled_projections"
 CONTROL = "controlnet_block_samples"
-PAIRED = Rows(streams=(TEXT, HIDDEN), embedded="temb", attention="attn")  # blocks of a text's tokens and an image's
+PAIRED = Rows(streams=(TEXT, HIDDEN))  # blocks of a text's tokens and an image's
 
 
 def masked_prompt(
@@ -262,7 +256,6 @@ PATCHED: dict[str, Any] = {  # of classes whose tokens are patches of 2 x 2 that
     "channels": lambda config: config.get("in_channels", 64) // 4,
     "patch": lambda config: 2,
     "tokens": 512,
-    "even": True,
     "units": lambda net: 1000.0,
 }
 

@@ -35,5 +35,5 @@ KIND = NetworkSpec(
     prompt=masked_prompt(lambda config: config.get("caption_channels") or config["cross_attention_dim"]),
     tokens=300,
     encode=encode,
-    rows=Rows(embedded="timestep"),
+    rows=Rows(),
 )

@@ -36,7 +36,7 @@ KIND = NetworkSpec(
     encode=encode,
     negative=negative,
     settings={"guidance_embeds": (None, False)},
-    rows=Rows(embedded="timestep"),
+    rows=Rows(),
     between=(CONTROL,),
     units=lambda net: 1 / net.config.timestep_scale,
 )

@@ -7,9 +7,9 @@ import torch
 from theory.exact import GaussianMixture, OracleDenoiser
 
 import dualrate as dr
-from dualrate.denoisers.multilevel import Multilevel
 from dualrate.diffusion.context import Cond, Refresh
 from dualrate.diffusion.schedule import Cosine
+from studies.multilevel import Multilevel
 
 PROCESS = dr.GaussianProcess(Cosine())
 COND = Cond()
