@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from dualrate.denoisers.feature_cache import SHARES, By, Form, choose, forecast_features
 from dualrate.diffusion.context import Context
 from dualrate.diffusion.schedule import Schedule
-from dualrate.pipelines.classes.kind import DECLARE, HIDDEN, NetworkSpec, Rows
+from dualrate.pipelines.classes.kind import DECLARE, HIDDEN, TEXT, NetworkSpec, Rows
 from dualrate.pipelines.cut import CutTokens, sharing
 from dualrate.pipelines.policies import Fixed, Policy
 from dualrate.sampling.cost import macs_of
@@ -314,11 +314,24 @@ class _OneCall(NamedTuple):
         return self.method.blocks
 
     def called_with(self, row: Any, *_: Any) -> tuple[Any, Any]:
-        out = self.run(self.method.copied(row.blocks, lambda named: row(named.pop(HIDDEN), **named)))
+        def through(named: Named) -> Any:
+            text = {TEXT: named[TEXT][:, :0]} if self.paired and row.chosen is not None else {}
+            return self.streams(named, row(**named | text))
+
+        out = self.run(self.method.copied(row.blocks, through))
         return row.added, out
 
     def rest(self, z: Any, log_snr: Any, label: Any, added: Tensor) -> Any:
-        return self.run(self.method.copied(self.blocks, lambda named: named[HIDDEN] + added))
+        through = lambda named: self.streams(named, named[HIDDEN] + added)  # noqa: E731
+        return self.run(self.method.copied(self.blocks, through))
+
+    @property
+    def paired(self) -> bool:
+        return self.method.rows.streams != (HIDDEN,)
+
+    def streams(self, named: Named, image: Tensor) -> Any:
+        """What the row returns: the text as it came, for after the row nothing reads it."""
+        return (named[TEXT], image) if self.paired else image
 
 
 class CachedLevels(CacheMethod):

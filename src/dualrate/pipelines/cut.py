@@ -7,17 +7,28 @@ and notes what they add, or that adds it without running them. The network itsel
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from dualrate.config.ranges import OuterLevels, Ranged
-from dualrate.networks.blocks import chosen_of, require_shape, with_chosen
+from dualrate.networks.blocks import attention_weights, chosen_of, require_shape, with_chosen
+from dualrate.pipelines.classes.kind import TEXT
 
-BY_TOKEN = "BasicTransformerBlock"  # a block of attention and of what sees one token at a time
+BY_TOKEN = {  # blocks of attention and of what sees one token at a time, and what of them is attention among tokens
+    "BasicTransformerBlock": ("attn1",),
+    "JointTransformerBlock": ("attn", "attn2"),
+    "FluxTransformerBlock": ("attn",),
+    "FluxSingleTransformerBlock": ("attn",),
+    "QwenImageTransformerBlock": ("attn",),
+}
+IMAGE_FIRST = {"JointTransformerBlock"}  # whose attention has the image's tokens before the text's
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,8 @@ class _Row(nn.Module):
         out = start = hidden_states if self.chosen is None else chosen_of(hidden_states, self.chosen)
         for block in self.blocks:
             out = block(out, *positional, **named)
+            if isinstance(out, tuple):  # of two streams
+                named[TEXT], out = out
         if self.added is None or self.chosen is None:
             self.added = out - start
             return out
@@ -97,6 +110,8 @@ class _Row(nn.Module):
 class CutTokens:
     """A network as that of `CutNetwork`, whose blocks' attention among tokens can be kept: `networks.uvit.UViTTokens`.
 
+    Of two streams the image's tokens alone are: a partial call passes the blocks a text of no tokens.
+
     scores: whether a whole call counts the attention that tokens receive, for which it is computed a second time
     Raises ValueError for blocks that are more than attention and what sees one token at a time.
     """
@@ -105,17 +120,29 @@ class CutTokens:
     scores: bool = False
 
     def __post_init__(self) -> None:
-        if strange := {type(block).__name__ for block in self.cut.blocks} - {BY_TOKEN}:
-            raise ValueError(f"tokens are renewed one by one in a {BY_TOKEN}, got {', '.join(sorted(strange))}")
+        if strange := {type(block).__name__ for block in self.cut.blocks} - BY_TOKEN.keys():
+            raise ValueError(
+                f"tokens are renewed one by one in {', '.join(BY_TOKEN)}, got {', '.join(sorted(strange))}"
+            )
 
     def whole(self, z: Tensor, log_snr: Tensor, *condition: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The sum that the blocks add, (B, n, C), the output of attention in each, (B, blocks, n, C), the
         attention that tokens receive, (B, n), zeros without `scores`, and v.
         """
-        noting = [_Attention(block.attn1, scores=self.scores) for block in self.cut.blocks]
+        notes: list[tuple[str, _Attention]] = []
+
+        def noting(kind: str, attention: Any) -> _Attention:
+            notes.append((kind, _Attention(attention, scores=self.scores)))
+            return notes[-1][1]
+
         added, v = self.cut.called_with(self._row(noting), z, log_snr, *condition)
-        outputs = torch.stack([cast(Tensor, note.output) for note in noting], 1)
-        received = [note.received for note in noting if note.received is not None]
+        n = added.shape[1]
+        outputs = torch.stack([cast(Tensor, note.output)[:, -n:] for _, note in notes], 1)
+        received = [
+            note.received[:, :n] if kind in IMAGE_FIRST else note.received[:, -n:]
+            for kind, note in notes
+            if note.received is not None
+        ]
         return added, outputs, torch.stack(received).mean(0) if received else added.new_zeros(added.shape[:2]), v
 
     def part(self, z: Tensor, log_snr: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -125,16 +152,26 @@ class CutTokens:
         chosen tokens, (B, k). Raises ValueError for what `whole` did not return.
         """
         *condition, added, attention, chosen = arguments
-        modules = [_Attention(None, chosen_of(output, chosen)) for output in attention.unbind(1)]
-        return self.cut.called_with(self._row(modules, added, chosen), z, log_snr, *condition)
+        outputs = iter(attention.unbind(1))
+        row = self._row(lambda *_: _Attention(None, chosen_of(next(outputs), chosen)), added, chosen)
+        return self.cut.called_with(row, z, log_snr, *condition)
 
     def rest(self, z: Tensor, log_snr: Tensor, *arguments: Any) -> Tensor:
         """v without the blocks, as `CutNetwork.rest`."""
         return self.cut.rest(z, log_snr, *arguments)
 
-    def _row(self, attention: Sequence[_Attention], added: Tensor | None = None, chosen: Tensor | None = None) -> _Row:
-        blocks = zip(self.cut.blocks, attention, strict=True)
-        return _Row([sharing(block, attn1=part) for block, part in blocks], added, chosen)
+    def _row(
+        self, part: Callable[[str, Any], _Attention], added: Tensor | None = None, chosen: Tensor | None = None
+    ) -> _Row:
+        """The blocks, with `part` of a block's class and its attention in the place of that."""
+        blocks = []
+        for block in self.cut.blocks:
+            kind = type(block).__name__
+            parts = {name: getattr(block, name, None) for name in BY_TOKEN[kind]}
+            blocks.append(
+                sharing(block, **{name: part(kind, real) for name, real in parts.items() if real is not None})
+            )
+        return _Row(blocks, added, chosen)
 
 
 class _Attention(nn.Module):
@@ -148,15 +185,35 @@ class _Attention(nn.Module):
         self.attention, self.output, self.scores = attention, output, scores
         self.received: Tensor | None = None
 
-    def forward(self, h: Tensor, *positional: Any, **named: Any) -> Tensor:
-        if self.output is None:
-            self.output = self.attention(h, *positional, **named)
-            if self.scores:
-                projections = (self.attention.to_q, self.attention.to_k)
-                q, k = (self.attention.head_to_batch_dim(project(h)) for project in projections)
-                weights = self.attention.get_attention_scores(q, k).unflatten(0, (h.shape[0], -1))  # (B, heads, n, n)
-                self.received = weights.mean(1).sum(1)
-        return self.output
+    def forward(self, hidden_states: Tensor, *positional: Any, **named: Any) -> Any:
+        text = named.get(TEXT)
+        if self.output is not None:
+            return self.output if text is None else (self.output, text)
+        with _Received() if self.scores else nullcontext() as seen:
+            output = self.attention(hidden_states, *positional, **named)
+        self.output, *others = output if isinstance(output, tuple) else (output,)
+        if len(others) > 1 or (seen and seen.received is None):
+            raise ValueError(
+                f"{type(self.attention).__name__} returns more than two streams, or computes attention its own way: "
+                "drop the adapter or the backend (set_attention_backend('native')), or take 'fora'"
+            )
+        self.received = seen and seen.received
+        return output
+
+
+class _Received(TorchFunctionMode):
+    """Notes what keys receive of attention, (B, n), a mean over heads."""
+
+    received: Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            named = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | (kwargs or {})
+            weights = attention_weights(named["query"], named["key"])  # (B, heads, queries, keys)
+            if (mask := named.get("attn_mask")) is not None:
+                weights = F.normalize(weights * (mask if mask.dtype is torch.bool else mask.exp()), p=1, dim=-1)
+            self.received = weights.mean(1).sum(1)
+        return func(*args, **(kwargs or {}))
 
 
 def sharing(module: Any, **parts: nn.Module | None) -> Any:
