@@ -24,7 +24,7 @@ CODE = {
     "engine": 8810,
     "carriers": 9300,
     "forecasts": 6210,
-    "pipelines": 3750,
+    "pipelines": 3795,
     "texts": 430,
     "front": 4140,
 }

@@ -15,7 +15,7 @@ from dualrate.pipelines.cut import _Received
 
 
 def sd35():
-    """With a second attention of the image alone."""
+    """Return a network with a second attention, of the image alone."""
     sizes = {"num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2, "sample_size": 8, "in_channels": 4}
     wide = {"joint_attention_dim": 12, "caption_projection_dim": 16, "pooled_projection_dim": 10}
     more = {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}
@@ -28,7 +28,7 @@ X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 def network(made):
-    """A network for which all times are the same, and calls of it at a step."""
+    """Return a network for which all times are the same, and calls of it at a step."""
     net = randomised(made()).eval()
     for part in net.modules():
         if type(part).__name__ == "TimestepEmbedding":
@@ -42,13 +42,13 @@ def network(made):
 
 
 def changed(one, other):
-    """(B, n) where tokens, of 2 x 2 positions, differ."""
+    """Return where tokens, of 2 x 2 positions, differ: (B, n)."""
     return F.max_pool2d((one - other).abs().amax(1), 2).flatten(1) > 1e-6
 
 
 @pytest.fixture
 def chosen(monkeypatch):
-    """What was asked of `choose`, and answered."""
+    """Note what `choose` was asked, and what it answered."""
     seen, choose = [], caching.choose
 
     def noted(*of):
@@ -86,7 +86,7 @@ def test_a_partial_call_makes_the_chosen_tokens_of_the_image_anew_with_the_atten
 
 @every
 def test_scores_are_what_tokens_receive_of_all_queries(made, chosen, monkeypatch):
-    """Where values are 1 for one token of the image and 0 for all else, attention mixes its weights of that token."""
+    """Read from values: 1 for one token of the image and 0 for all else, they mix to the weights of that token."""
     net, call = network(made)
     attend, place, outputs = F.scaled_dot_product_attention, 5, []
     with torch.no_grad(), dr.accelerate(net, "toca", refresh=2):

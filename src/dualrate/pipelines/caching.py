@@ -314,24 +314,22 @@ class _OneCall(NamedTuple):
         return self.method.blocks
 
     def called_with(self, row: Any, *_: Any) -> tuple[Any, Any]:
-        def through(named: Named) -> Any:
-            text = {TEXT: named[TEXT][:, :0]} if self.paired and row.chosen is not None else {}
-            return self.streams(named, row(**named | text))
-
-        out = self.run(self.method.copied(row.blocks, through))
+        out = self.with_image(lambda named: row(**named), alone=row.chosen is not None)
         return row.added, out
 
     def rest(self, z: Any, log_snr: Any, label: Any, added: Tensor) -> Any:
-        through = lambda named: self.streams(named, named[HIDDEN] + added)  # noqa: E731
+        return self.with_image(lambda named: named[HIDDEN] + added)
+
+    def with_image(self, image: Callable[[Named], Tensor], alone: bool = False) -> Any:
+        """A call with `image` in the place of the blocks; alone: with a text of no tokens. After them none is read."""
+        paired = self.method.rows.streams != (HIDDEN,)
+
+        def through(named: Named) -> Any:
+            none = {TEXT: named[TEXT][:, :0]} if paired and alone else {}
+            out = image(named | none)
+            return (named[TEXT], out) if paired else out
+
         return self.run(self.method.copied(self.blocks, through))
-
-    @property
-    def paired(self) -> bool:
-        return self.method.rows.streams != (HIDDEN,)
-
-    def streams(self, named: Named, image: Tensor) -> Any:
-        """What the row returns: the text as it came, for after the row nothing reads it."""
-        return (named[TEXT], image) if self.paired else image
 
 
 class CachedLevels(CacheMethod):

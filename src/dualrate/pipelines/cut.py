@@ -7,7 +7,7 @@ and notes what they add, or that adds it without running them. The network itsel
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -129,21 +129,15 @@ class CutTokens:
         """The sum that the blocks add, (B, n, C), the output of attention in each, (B, blocks, n, C), the
         attention that tokens receive, (B, n), zeros without `scores`, and v.
         """
-        notes: list[tuple[str, _Attention]] = []
-
-        def noting(kind: str, attention: Any) -> _Attention:
-            notes.append((kind, _Attention(attention, scores=self.scores)))
-            return notes[-1][1]
-
+        noting = [_Attention(getattr(block, name), scores=self.scores) for block, name in self._attention]
         added, v = self.cut.called_with(self._row(noting), z, log_snr, *condition)
         n = added.shape[1]
-        outputs = torch.stack([cast(Tensor, note.output)[:, -n:] for _, note in notes], 1)
-        received = [
-            note.received[:, :n] if kind in IMAGE_FIRST else note.received[:, -n:]
-            for kind, note in notes
-            if note.received is not None
-        ]
-        return added, outputs, torch.stack(received).mean(0) if received else added.new_zeros(added.shape[:2]), v
+        outputs = torch.stack([cast(Tensor, note.output)[:, -n:] for note in noting], 1)
+        if not self.scores:
+            return added, outputs, added.new_zeros(added.shape[:2]), v
+        images = [slice(n) if type(block).__name__ in IMAGE_FIRST else slice(-n, None) for block, _ in self._attention]
+        received = [cast(Tensor, note.received)[:, of] for note, of in zip(noting, images, strict=True)]
+        return added, outputs, torch.stack(received).mean(0), v
 
     def part(self, z: Tensor, log_snr: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
         """The sum that the blocks add, made anew for the chosen tokens, and v.
@@ -152,26 +146,24 @@ class CutTokens:
         chosen tokens, (B, k). Raises ValueError for what `whole` did not return.
         """
         *condition, added, attention, chosen = arguments
-        outputs = iter(attention.unbind(1))
-        row = self._row(lambda *_: _Attention(None, chosen_of(next(outputs), chosen)), added, chosen)
-        return self.cut.called_with(row, z, log_snr, *condition)
+        modules = [_Attention(None, chosen_of(output, chosen)) for output in attention.unbind(1)]
+        return self.cut.called_with(self._row(modules, added, chosen), z, log_snr, *condition)
 
     def rest(self, z: Tensor, log_snr: Tensor, *arguments: Any) -> Tensor:
         """v without the blocks, as `CutNetwork.rest`."""
         return self.cut.rest(z, log_snr, *arguments)
 
-    def _row(
-        self, part: Callable[[str, Any], _Attention], added: Tensor | None = None, chosen: Tensor | None = None
-    ) -> _Row:
-        """The blocks, with `part` of a block's class and its attention in the place of that."""
-        blocks = []
-        for block in self.cut.blocks:
-            kind = type(block).__name__
-            parts = {name: getattr(block, name, None) for name in BY_TOKEN[kind]}
-            blocks.append(
-                sharing(block, **{name: part(kind, real) for name, real in parts.items() if real is not None})
-            )
-        return _Row(blocks, added, chosen)
+    @property
+    def _attention(self) -> list[tuple[Any, str]]:
+        """Blocks, and the names of their attention among tokens."""
+        named = [(block, name) for block in self.cut.blocks for name in BY_TOKEN[type(block).__name__]]
+        return [(block, name) for block, name in named if getattr(block, name, None) is not None]
+
+    def _row(self, modules: Sequence[_Attention], added: Tensor | None = None, chosen: Tensor | None = None) -> _Row:
+        instead: dict[Any, dict[str, nn.Module]] = {block: {} for block in self.cut.blocks}
+        for (block, name), module in zip(self._attention, modules, strict=True):
+            instead[block][name] = module
+        return _Row([sharing(block, **parts) for block, parts in instead.items()], added, chosen)
 
 
 class _Attention(nn.Module):
@@ -192,12 +184,12 @@ class _Attention(nn.Module):
         with _Received() if self.scores else nullcontext() as seen:
             output = self.attention(hidden_states, *positional, **named)
         self.output, *others = output if isinstance(output, tuple) else (output,)
-        if len(others) > 1 or (seen and seen.received is None):
+        self.received = seen and seen.received
+        if len(others) > 1 or (seen and self.received is None):
             raise ValueError(
                 f"{type(self.attention).__name__} returns more than two streams, or computes attention its own way: "
                 "drop the adapter or the backend (set_attention_backend('native')), or take 'fora'"
             )
-        self.received = seen and seen.received
         return output
 
 
