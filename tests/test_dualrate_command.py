@@ -237,6 +237,7 @@ def listed(folder: Path) -> dict[str, dict]:
     alike = {repr(shape_of(cli_train.RECIPES[name]())): name for name in own}  # these have the same options
     trained = [*((name,) for name in alike.values()), *of_auto, *of_text, *ahead]
     other = [(recipe, "--method", "consistency") for recipe in ("cifar10-heavy", "cifar10-dual")]
+    other += [(recipe, "--as", "sid2") for recipe in ("cifar10-heavy", "cifar10-dual")]
     found: dict[str, dict] = {}
     for name, kind in CLASSES.items():
         found[name] = about(kind) | options([tuple(name.split())], defaults=True)

@@ -22,7 +22,7 @@ from dualrate.experiment.experiment import Experiment, Stages, on_codec_of_data
 from dualrate.forecasts import recipe as forecasts
 from dualrate.pipelines.recipe import RetrofitRecipe
 from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents, imagenet
-from dualrate.recipes.published import as_published, listed_costs
+from dualrate.recipes.published import as_published, as_sid2, listed_costs
 from dualrate.recipes.students import AdaptRecipe, by_consistency
 from dualrate.runs.train import in_stages
 from dualrate.system.device import pick_device
@@ -132,9 +132,10 @@ class Train(OfExperiment):
 
     by: Annotated[Literal["denoising", "consistency"], arg(name="method")] = "denoising"
     """denoising: the recipe's own loss. consistency: training from data for few steps of DDIM (--method.steps)."""
-    form: Annotated[Literal["recipe", "paper"], arg(name="as")] = "recipe"
+    form: Annotated[Literal["recipe", "paper", "sid2"], arg(name="as")] = "recipe"
     """paper: a dual-rate recipe in the form of its paper. Features are concatenated, the light network runs at every
-    step, heavy calls lie on an even grid from t = 1, sampling is ancestral."""
+    step, heavy calls lie on an even grid from t = 1, sampling is ancestral. sid2: U-ViTs with GroupNorm, as
+    in SiD2, and with patches by a wavelet where --networks.model.downsampling names one."""
 
 
 class Retrofit(OfExperiment):
@@ -189,10 +190,11 @@ def parse_train(arguments: list[str]) -> Train | TrainStages:
     experiment = recipe_result(recipe(), Experiment, name)
     if "--method=consistency" in rest or ("--method", "consistency") in pairwise(rest):  # it has options of its own
         experiment = (imagenet.pixels_by_consistency if name in imagenet.ON_PIXELS else by_consistency)(experiment)
-    if "--as=paper" in rest or ("--as", "paper") in pairwise(rest):
-        ours, experiment = experiment, as_published(experiment)
-        if not is_launched():
-            print(listed_costs(experiment, ours), file=sys.stderr)
+    for form, published in {"paper": as_published, "sid2": as_sid2}.items():
+        if f"--as={form}" in rest or ("--as", form) in pairwise(rest):
+            ours, experiment = experiment, published(experiment)
+            if not is_launched():
+                print(listed_costs(experiment, ours), file=sys.stderr)
     return override(Train(experiment), rest, "train")
 
 
