@@ -64,7 +64,7 @@ def test_haar_is_orthonormal_and_begins_with_the_sums_of_patches():
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_5_3_has_the_taps_of_its_name(wrapped):
-    """Of a line: five of the low band, (-1, 2, 6, 2, -1) / 8, and three of the high one, (-1, 2, -1) / 2."""
+    """On a line: five of the low band, (-1, 2, 6, 2, -1) / 8, and three of the high one, (-1, 2, -1) / 2."""
     x = torch.randn(2, 1, 1, 12).double()
     low, high = decomposed(x, "5/3", (1, 2), (False, wrapped)).unbind(1)
     wide = F.pad(x[:, 0], (2, 2), mode="circular" if wrapped else "reflect")[:, 0]
@@ -85,7 +85,7 @@ def test_a_network_has_the_multiply_adds_that_it_says(config):
 
 @both
 def test_with_a_wavelet_a_network_is_that_of_the_transformed_image(wavelet: Wavelet):
-    """Of images that are transformed beforehand it is the network without patches."""
+    """Transform images beforehand: it is the network without patches."""
     torch.manual_seed(0)
     network = replace(SMALL, downsampling=wavelet).network().double()
     plain = replace(SMALL, image_size=8, image_channels=12, patch=1).network().double()

@@ -123,6 +123,11 @@ class SiD2(UViT):
         return composed(self.head(h), self.config.downsampling, patch, self.config.wrapped)
 
 
+def with_sid2(config: object) -> SiD2Config | None:
+    """The same U-ViT with these parts; None for another network."""
+    return SiD2Config(**vars(config)) if type(config) is UViTConfig else None
+
+
 def decomposed(x: Tensor, wavelet: Wavelet, patch: tuple[int, int], wrapped: tuple[bool, bool]) -> Tensor:
     """(B, C, p H, q W) -> (B, C p q, H, W). patch: p and q, powers of two; wrapped: whether its edges meet, by side."""
     for axis in _axes(patch):
@@ -151,7 +156,7 @@ def _axes(patch: tuple[int, int]) -> list[int]:
 
 
 def _near(x: Tensor, wavelet: Wavelet, axis: int, step: Literal[1, -1], wrapped: tuple[bool, bool]) -> Tensor:
-    """What lies beside: x itself, or its mean with the next (1) or the one before (-1)."""
+    """The mean of x and the next (1) or the one before it (-1); of haar, x itself."""
     if wavelet == "haar":
         return x
     moved, edge = x.roll(-step, axis), -1 if step == 1 else 0

@@ -16,8 +16,7 @@ from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.summary import networks_line, on_paper
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.concatenated import concatenated
-from dualrate.networks.sid2 import SiD2Config
-from dualrate.networks.uvit import UViTConfig
+from dualrate.networks.sid2 import with_sid2
 
 
 def as_published(experiment: Experiment) -> Experiment:
@@ -45,10 +44,10 @@ def as_published(experiment: Experiment) -> Experiment:
 def as_sid2(experiment: Experiment) -> Experiment:
     """An experiment whose U-ViTs are SiD2's (networks/sid2.py). Raises ValueError for one that has none."""
     networks: Any = experiment.networks
-    ours = {name: config for name, config in networks.configs.items() if type(config) is UViTConfig}
-    if not ours:
+    configs = {name: with_sid2(config) for name, config in networks.configs.items()}
+    theirs = {name: config for name, config in configs.items() if config is not None}
+    if not theirs:
         raise ValueError(f"{experiment.name} has no U-ViT: name a recipe of some, for example cifar10-heavy")
-    theirs = {name: SiD2Config(**vars(config)) for name, config in ours.items()}
     return replace(experiment, name=f"{experiment.name}-as-sid2", networks=replace(networks, **theirs))
 
 
