@@ -238,6 +238,7 @@ def listed(folder: Path) -> dict[str, dict]:
     alike = {shape: name for name, shape in shapes.items()}  # these have the same options
     trained = [*((name,) for name in alike.values()), *of_auto, *of_text, *ahead]
     other = [(recipe, "--method", "consistency") for recipe in ("cifar10-heavy", "cifar10-dual")]
+    other += [(recipe, "--as", "sid2") for recipe in ("cifar10-heavy", "cifar10-dual")]
     found: dict[str, dict] = {}
     for name, kind in CLASSES.items():
         found[name] = about(kind) | options([tuple(name.split())], defaults=True)

@@ -98,6 +98,7 @@ from dualrate.metrics.trained_network import NetworkCard
 from dualrate.networks.concatenated import concatenated
 from dualrate.networks.dis import DiSConfig
 from dualrate.networks.dit import DiTConfig, FlatConfig
+from dualrate.networks.sid2 import SiD2Config
 from dualrate.networks.uvit import UViT, UViTCut
 from dualrate.pipelines.clip import Clip
 from dualrate.pipelines.condition import Prompts
@@ -274,6 +275,7 @@ def examples() -> Iterator[Any]:
     yield Bands((1, 4, 4))
     yield UViTCut(UViT(config), 1, 1)
     yield from (DiTConfig(8, 1, 16, 2, head_dim=8), DiSConfig(8, 1, 16, 3), concatenated(config, "run"))
+    yield SiD2Config(**vars(config))
     yield DiTConfig(8, 1, 16, 2, head_dim=8).network().cut(0)
     exits = EarlyExit(ExitUViT(config), of)
     yield from (EarlyExitConfig(), exits, EarlyExitTraining(nn.ModuleDict(), exits, of, Sigmoid()))

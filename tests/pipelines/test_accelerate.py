@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pipelines.models import diffusers, dit, randomised, unet
-from pipelines.tiny_pipelines import ROWS, STEPS, UNETS, of_dit, of_flux, of_qwen, of_sd3, of_unet
+from pipelines.tiny_pipelines import ROWS, STEPS, UNETS, of_dit, of_flux, of_qwen, of_sana, of_sd3, of_unet
 from torch import nn
 
 import dualrate as dr
@@ -447,7 +447,7 @@ NOTHING = SimpleNamespace(components={"text_encoder": nn.Linear(1, 1)}, schedule
         (of_unet, "taylor", 4, "no row of blocks: take 'deep-cache'"),
         (of_unet, "toca", 4, "no row of blocks: take 'deep-cache'"),
         (of_unet, "deep-cache", FirstBlock(0.1), "take refresh=N, got FirstBlock"),
-        (of_sd3, "toca", 4, "got JointTransformerBlock"),
+        (of_sana, "toca", 4, "got SanaTransformerBlock"),
         (of_dit, "duca", FirstBlock(0.1), "refresh=N is expected, got FirstBlock"),
         (lambda: (NOTHING, None), "fora", 4, "FluxTransformer2DModel.* is expected, got SimpleNamespace with Linear"),
         (lambda: (nn.Linear(1, 1), None), "fora", 4, "FluxTransformer2DModel.* is expected, got Linear"),

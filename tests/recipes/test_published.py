@@ -17,9 +17,10 @@ from dualrate.experiment.summary import on_paper
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.concatenated import ConcatenatedConfig
+from dualrate.networks.sid2 import SiD2Config
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import cifar10, fashion_mnist, imagenet
-from dualrate.recipes.published import as_published, listed_costs
+from dualrate.recipes.published import as_published, as_sid2, listed_costs
 from dualrate.runs.store import read_experiment, write_experiment
 from dualrate.training.config import FitConfig
 
@@ -130,3 +131,18 @@ def test_one_word_of_a_recipe_asks_for_it(capsys):
 def test_other_models_have_no_such_form(words, says):
     with pytest.raises(ValueError, match=says):
         parse_train([*words, "--as=paper"])
+
+
+def test_sid2_asks_for_its_parts_of_one_network_or_two(tmp_path, capsys):
+    for recipe in (cifar10.dual(), SMALL):
+        configs = as_sid2(recipe).networks.configs
+        assert {name: type(config) for name, config in configs.items()} == dict.fromkeys(configs, SiD2Config)
+        assert {config.norm for config in configs.values()} == {"group"}
+    words = ["imagenet256-heavy", "--as=sid2", "--networks.model.downsampling", "5/3"]
+    experiment = parse_train(words).experiment
+    assert experiment.networks.model.downsampling == "5/3"
+    assert capsys.readouterr().err.splitlines()[::2] == ["imagenet256-heavy-as-sid2", "imagenet256-heavy"]
+    write_experiment(tmp_path, experiment)
+    assert read_experiment(tmp_path) == experiment
+    with pytest.raises(ValueError, match="fashion-mnist-tokens has no U-ViT"):
+        parse_train(["fashion-mnist-tokens", "--as", "sid2"])

@@ -23,7 +23,7 @@ from dualrate.experiment.experiment import Experiment, Stages, on_codec_of_data
 from dualrate.forecasts import recipe as forecasts
 from dualrate.pipelines.recipe import RetrofitRecipe
 from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents, imagenet
-from dualrate.recipes.published import as_published, listed_costs
+from dualrate.recipes.published import as_published, as_sid2, listed_costs
 from dualrate.recipes.students import AdaptRecipe, by_consistency
 from dualrate.runs.train import in_stages
 from dualrate.system.device import pick_device
@@ -146,9 +146,13 @@ class Train(OfExperiment):
 
     by: Annotated[Literal["denoising", "consistency"], arg(name="method")] = "denoising"
     """denoising: the recipe's own loss. consistency: training from data for few steps of DDIM (--method.steps)."""
-    form: Annotated[Literal["recipe", "paper"], arg(name="as")] = "recipe"
+    form: Annotated[Literal["recipe", "paper", "sid2"], arg(name="as")] = "recipe"
     """paper: a dual-rate recipe in the form of its paper. Features are concatenated, the light network runs at every
-    step, heavy calls lie on an even grid from t = 1, sampling is ancestral."""
+    step, heavy calls lie on an even grid from t = 1, sampling is ancestral. sid2: U-ViTs with GroupNorm, as
+    in SiD2, and with patches by a wavelet where --networks.model.downsampling names one."""
+
+
+FORMS = {"paper": as_published, "sid2": as_sid2}
 
 
 class Retrofit(OfExperiment):
@@ -201,7 +205,8 @@ def parse_train(arguments: list[str]) -> Train | TrainStages:
     run = NO_IMAGES.get(name, {} if name in RECIPES else None)
     recipe, rest = with_own_options(recipe_named(name, RECIPES, "train"), arguments, "train", run)
     consistency = "--method=consistency" in rest or ("--method", "consistency") in pairwise(rest)  # has its own options
-    paper = "--as=paper" in rest or ("--as", "paper") in pairwise(rest)
+    forms = (form for as_, form in FORMS.items() if f"--as={as_}" in rest or ("--as", as_) in pairwise(rest))
+    published = next(forms, None)
 
     def ours(recipe: Callable[[], object]) -> Experiment:
         experiment = recipe_result(recipe(), Experiment, name)
@@ -209,9 +214,9 @@ def parse_train(arguments: list[str]) -> Train | TrainStages:
             return experiment
         return (imagenet.pixels_by_consistency if name in imagenet.ON_PIXELS else by_consistency)(experiment)
 
-    origin = Origin(recipe, lambda recipe: as_published(ours(recipe)) if paper else ours(recipe))
+    origin = Origin(recipe, lambda recipe: published(ours(recipe)) if published else ours(recipe))
     experiment = origin.makes(recipe)
-    if paper and not is_launched():
+    if published and not is_launched():
         print(listed_costs(experiment, ours(recipe)), file=sys.stderr)
     return override(Train(experiment), rest, "train", recipe).with_recipe(origin)
 

@@ -29,6 +29,7 @@ OF_MODULES = {
     "dualrate.methods.times": ("TimeSampler", "BothTimes", "SingleTime", "GivenTimes"),
     "dualrate.methods.unified_latents": ("LatentNetworks", "UnifiedLatentsConfig"),
     "dualrate.networks.concatenated": ("ConcatenatedConfig",),
+    "dualrate.networks.sid2": ("SiD2Config",),
     "dualrate.networks.dis": ("DiSConfig",),
     "dualrate.networks.dit": ("DiTConfig",),
     "dualrate.networks.image_encoder": ("EncoderConfig",),

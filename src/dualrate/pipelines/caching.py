@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from dualrate.denoisers.feature_cache import SHARES, By, Form, choose, forecast_features
 from dualrate.diffusion.context import Context
 from dualrate.diffusion.schedule import Schedule
-from dualrate.pipelines.classes.kind import DECLARE, HIDDEN, NetworkSpec, Rows
+from dualrate.pipelines.classes.kind import DECLARE, HIDDEN, TEXT, NetworkSpec, Rows
 from dualrate.pipelines.cut import CutTokens, sharing
 from dualrate.pipelines.policies import Fixed, Policy
 from dualrate.sampling.cost import macs_of
@@ -282,11 +282,22 @@ class _OneCall(NamedTuple):
         return self.method.blocks
 
     def called_with(self, row: Any, *_: Any) -> tuple[Any, Any]:
-        out = self.run(self.method.copied(row.blocks, lambda named: row(named.pop(HIDDEN), **named)))
+        out = self.with_image(lambda named: row(**named), alone=row.chosen is not None)
         return row.added, out
 
     def rest(self, z: Any, log_snr: Any, label: Any, added: Tensor) -> Any:
-        return self.run(self.method.copied(self.blocks, lambda named: named[HIDDEN] + added))
+        return self.with_image(lambda named: named[HIDDEN] + added)
+
+    def with_image(self, image: Callable[[Named], Tensor], alone: bool = False) -> Any:
+        """A call with `image` in the place of the blocks; alone: with a text of no tokens. After them none is read."""
+        paired = self.method.rows.streams != (HIDDEN,)
+
+        def through(named: Named) -> Any:
+            none = {TEXT: named[TEXT][:, :0]} if paired and alone else {}
+            out = image(named | none)
+            return (named[TEXT], out) if paired else out
+
+        return self.run(self.method.copied(self.blocks, through))
 
 
 class CachedLevels(CacheMethod):

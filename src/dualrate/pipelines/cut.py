@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from dualrate.config.ranges import OuterLevels, Ranged
-from dualrate.networks.blocks import chosen_of, require_shape, with_chosen
+from dualrate.networks.blocks import attention_weights, chosen_of, require_shape, with_chosen
+from dualrate.pipelines.classes.kind import TEXT
 
-BY_TOKEN = "BasicTransformerBlock"  # a block of attention and of what sees one token at a time
+BY_TOKEN = {  # blocks of attention and of what sees one token at a time, and what of them is attention among tokens
+    "BasicTransformerBlock": ("attn1",),
+    "JointTransformerBlock": ("attn", "attn2"),
+    "FluxTransformerBlock": ("attn",),
+    "FluxSingleTransformerBlock": ("attn",),
+    "QwenImageTransformerBlock": ("attn",),
+}
+IMAGE_FIRST = {"JointTransformerBlock"}  # whose attention has the image's tokens before the text's
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,8 @@ class _Row(nn.Module):
         out = start = hidden_states if self.chosen is None else chosen_of(hidden_states, self.chosen)
         for block in self.blocks:
             out = block(out, *positional, **named)
+            if isinstance(out, tuple):  # of two streams
+                named[TEXT], out = out
         if self.added is None or self.chosen is None:
             self.added = out - start
             return out
@@ -97,6 +110,8 @@ class _Row(nn.Module):
 class CutTokens:
     """A network as that of `CutNetwork`, whose blocks' attention among tokens can be kept: `networks.uvit.UViTTokens`.
 
+    Of two streams the image's tokens alone are: a partial call passes the blocks a text of no tokens.
+
     scores: whether a whole call counts the attention that tokens receive, for which it is computed a second time
     Raises ValueError for blocks that are more than attention and what sees one token at a time.
     """
@@ -105,18 +120,24 @@ class CutTokens:
     scores: bool = False
 
     def __post_init__(self) -> None:
-        if strange := {type(block).__name__ for block in self.cut.blocks} - {BY_TOKEN}:
-            raise ValueError(f"tokens are renewed one by one in a {BY_TOKEN}, got {', '.join(sorted(strange))}")
+        if strange := {type(block).__name__ for block in self.cut.blocks} - BY_TOKEN.keys():
+            raise ValueError(
+                f"tokens are renewed one by one in {', '.join(BY_TOKEN)}, got {', '.join(sorted(strange))}"
+            )
 
     def whole(self, z: Tensor, log_snr: Tensor, *condition: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The sum that the blocks add, (B, n, C), the output of attention in each, (B, blocks, n, C), the
         attention that tokens receive, (B, n), zeros without `scores`, and v.
         """
-        noting = [_Attention(block.attn1, scores=self.scores) for block in self.cut.blocks]
+        noting = [_Attention(getattr(block, name), scores=self.scores) for block, name in self._attention]
         added, v = self.cut.called_with(self._row(noting), z, log_snr, *condition)
-        outputs = torch.stack([cast(Tensor, note.output) for note in noting], 1)
-        received = [note.received for note in noting if note.received is not None]
-        return added, outputs, torch.stack(received).mean(0) if received else added.new_zeros(added.shape[:2]), v
+        n = added.shape[1]
+        outputs = torch.stack([cast(Tensor, note.output)[:, -n:] for note in noting], 1)
+        if not self.scores:
+            return added, outputs, added.new_zeros(added.shape[:2]), v
+        images = [slice(n) if type(block).__name__ in IMAGE_FIRST else slice(-n, None) for block, _ in self._attention]
+        received = [cast(Tensor, note.received)[:, of] for note, of in zip(noting, images, strict=True)]
+        return added, outputs, torch.stack(received).mean(0), v
 
     def part(self, z: Tensor, log_snr: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
         """The sum that the blocks add, made anew for the chosen tokens, and v.
@@ -132,9 +153,17 @@ class CutTokens:
         """v without the blocks, as `CutNetwork.rest`."""
         return self.cut.rest(z, log_snr, *arguments)
 
-    def _row(self, attention: Sequence[_Attention], added: Tensor | None = None, chosen: Tensor | None = None) -> _Row:
-        blocks = zip(self.cut.blocks, attention, strict=True)
-        return _Row([sharing(block, attn1=part) for block, part in blocks], added, chosen)
+    @property
+    def _attention(self) -> list[tuple[Any, str]]:
+        """Blocks, and the names of their attention among tokens."""
+        named = [(block, name) for block in self.cut.blocks for name in BY_TOKEN[type(block).__name__]]
+        return [(block, name) for block, name in named if getattr(block, name, None) is not None]
+
+    def _row(self, modules: Sequence[_Attention], added: Tensor | None = None, chosen: Tensor | None = None) -> _Row:
+        instead: dict[Any, dict[str, nn.Module]] = {block: {} for block in self.cut.blocks}
+        for (block, name), module in zip(self._attention, modules, strict=True):
+            instead[block][name] = module
+        return _Row([sharing(block, **parts) for block, parts in instead.items()], added, chosen)
 
 
 class _Attention(nn.Module):
@@ -148,15 +177,35 @@ class _Attention(nn.Module):
         self.attention, self.output, self.scores = attention, output, scores
         self.received: Tensor | None = None
 
-    def forward(self, h: Tensor, *positional: Any, **named: Any) -> Tensor:
-        if self.output is None:
-            self.output = self.attention(h, *positional, **named)
-            if self.scores:
-                projections = (self.attention.to_q, self.attention.to_k)
-                q, k = (self.attention.head_to_batch_dim(project(h)) for project in projections)
-                weights = self.attention.get_attention_scores(q, k).unflatten(0, (h.shape[0], -1))  # (B, heads, n, n)
-                self.received = weights.mean(1).sum(1)
-        return self.output
+    def forward(self, hidden_states: Tensor, *positional: Any, **named: Any) -> Any:
+        text = named.get(TEXT)
+        if self.output is not None:
+            return self.output if text is None else (self.output, text)
+        with _Received() if self.scores else nullcontext() as seen:
+            output = self.attention(hidden_states, *positional, **named)
+        self.output, *others = output if isinstance(output, tuple) else (output,)
+        self.received = seen and seen.received
+        if len(others) > 1 or (seen and self.received is None):
+            raise ValueError(
+                f"{type(self.attention).__name__} returns more than two streams, or computes attention its own way: "
+                "drop the adapter or the backend (set_attention_backend('native')), or take 'fora'"
+            )
+        return output
+
+
+class _Received(TorchFunctionMode):
+    """Notes what keys receive of attention, (B, n), a mean over heads."""
+
+    received: Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            named = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | (kwargs or {})
+            weights = attention_weights(named["query"], named["key"])  # (B, heads, queries, keys)
+            if (mask := named.get("attn_mask")) is not None:
+                weights = F.normalize(weights * (mask if mask.dtype is torch.bool else mask.exp()), p=1, dim=-1)
+            self.received = weights.mean(1).sum(1)
+        return func(*args, **(kwargs or {}))
 
 
 def sharing(module: Any, **parts: nn.Module | None) -> Any:

@@ -10,11 +10,13 @@ sampler        ancestral, in equal steps of t, where no other is named
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.summary import networks_line, on_paper
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.concatenated import concatenated
+from dualrate.networks.sid2 import with_sid2
 
 
 def as_published(experiment: Experiment) -> Experiment:
@@ -37,6 +39,16 @@ def as_published(experiment: Experiment) -> Experiment:
         networks=replace(networks, encoder=encoder, light=light),  # pyright: ignore[reportArgumentType]
         method=replace(experiment.method, times=TimeSampler(times.heavy, dropout=0.5, phase=0)),  # pyright: ignore
     )
+
+
+def as_sid2(experiment: Experiment) -> Experiment:
+    """An experiment whose U-ViTs are SiD2's (networks/sid2.py). Raises ValueError for one that has none."""
+    networks: Any = experiment.networks
+    configs = {name: with_sid2(config) for name, config in networks.configs.items()}
+    theirs = {name: config for name, config in configs.items() if config is not None}
+    if not theirs:
+        raise ValueError(f"{experiment.name} has no U-ViT: name a recipe of some, for example cifar10-heavy")
+    return replace(experiment, name=f"{experiment.name}-as-sid2", networks=replace(networks, **theirs))
 
 
 def listed_costs(*forms: Experiment) -> str:
