@@ -26,7 +26,7 @@ CODE = {
     "forecasts": 6210,
     "pipelines": 3740,
     "texts": 430,
-    "front": 4300,
+    "front": 4340,
 }
 REFUSALS = 10  # lines in 100 of code
 VAGUE = 3  # in 1,000 identifiers

@@ -61,11 +61,12 @@ CONFINED = {
     "starlette": ("serving",),
     "uvicorn": ("serving",),
     "prometheus_client": ("serving",),
+    "ray": ("serving",),
 }
 EXTRAS = (
     "parquet", "forecast", "video", "grib", "sphere", "notebook", "serve", "tensorboard", "wandb", "eval", "dinov2",
     "efficientnet",
-    "diffusers",
+    "diffusers", "ray",
 )  # fmt: skip
 OF_AN_EXTRA = {  # imported late, by what uses them
     "dualrate.data.parquet",
@@ -75,6 +76,7 @@ OF_AN_EXTRA = {  # imported late, by what uses them
     "dualrate.pipelines.hub",
     "dualrate.pipelines.parts",
     "dualrate.serving.app",
+    "dualrate.serving.cluster",
 }
 IMPORT_NAMES = {
     "pillow": "PIL",
@@ -82,6 +84,7 @@ IMPORT_NAMES = {
     "torch-harmonics": "torch_harmonics",
     "huggingface-hub": "huggingface_hub",
     "prometheus-client": "prometheus_client",
+    "ray[serve]": "ray",
 }
 
 

@@ -1,16 +1,17 @@
 """Kill commands again and again at random moments, and see that they end with the bits that they have undisturbed.
 
     python -m tools.soak [--kills 100] [--seed 0] [--jobs train prepare ...] [--folder DIR]
-    python -m tools.soak --jobs sample-several evaluate-several --kills 40 --images 3000 --times
+    python -m tools.soak --jobs sample-several evaluate-several --kills 40 --images 3000 --times 5
 
 A job is a `dualrate` command on tiny networks and made-up images. It is run once undisturbed, then in a new place,
-where SIGKILL (mostly) or SIGTERM ends the command or one of its processes, some of the time while it writes, until
-the same command has come to its end; what it made must have the same bits, and no process and nothing half written
-may be left. Then from the start, until all kills are done. Prints a table in markdown; ends with 1 if anything
+where SIGKILL (mostly), SIGTERM or SIGINT ends the command or one of its processes, some of the time while it writes,
+until the same command has come to its end; what it made must have the same bits, and no process and nothing half
+written may be left. Then from the start, until all kills are done. Prints a table in markdown; ends with 1 if anything
 differed. Commands fork from a server that has imported torch; the ranks of the training start as they always do.
 
 A job of several is started by 1, 2 or 3 processes at a time, as torchrun starts them. --times: also undisturbed by each
-number; seconds of the CPU of the busiest process, times their number, over those of one alone: 1 is ideal.
+number, in rounds; seconds of the CPU of all processes over those of one alone, each less what they take for few images,
+which is mostly their start: 1 is ideal. Medians over rounds.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from PIL import Image
@@ -41,6 +43,8 @@ from safetensors.torch import load_file
 from dualrate.training import checkpoint
 
 AIMED = 0.3  # of the kills: they wait for something half written
+STOPS = signal.SIGTERM, signal.SIGINT
+FEW = 60  # images, which take little beside the start of the processes
 MARK = "DUALRATE_SOAK"  # in the environment of all that a job starts
 RECIPE = """
 import dualrate as dr
@@ -102,7 +106,8 @@ class Tally:
 
 
 HEAD = (
-    "| job | SIGKILL | SIGTERM | of them to a process of the command | while something was written | starts | result |"
+    "| job | SIGKILL | SIGTERM, SIGINT | of them to a process of the command | while something was written | starts "
+    "| result |"
 )
 
 
@@ -229,10 +234,14 @@ def cpu_seconds(process: int) -> float:
 
 
 class Soak:
-    """Jobs in a folder, and what becomes of them."""
+    """Jobs in a folder, and what becomes of them.
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    pause: before a kill at most, a share of the time undisturbed; stops: share of the kills that are of STOPS
+    """
+
+    def __init__(self, folder: Path, seed: int, pause: float = 0.7, stops: float = 0.15) -> None:
         self.folder, self.rng, self.count = folder, random.Random(seed), 0
+        self.pause, self.stops = pause, stops
         self.server = multiprocessing.get_context("forkserver")
         self.server.set_forkserver_preload(
             ["dualrate.cli.main", "dualrate.drawing.samples", "dualrate.comparison.compare", "torch._dynamo"]
@@ -257,15 +266,33 @@ class Soak:
         return children, mark
 
     def undisturbed(self, name: str, job: Job, size: int) -> tuple[object, float, float]:
-        """What the job makes, in how many seconds, and those of the CPU of its busiest process."""
-        place, start, busy = self.folder / f"{name}-straight-{size}", time.monotonic(), 0.0
+        """What the job makes, in how many seconds, and those of the CPU of all its processes."""
+        place, start = self.folder / f"{name}-straight-{size}", time.monotonic()
+        shutil.rmtree(place, ignore_errors=True)
         children, _ = self.start(job, place, size)
+        busy = [0.0] * len(children)
         while any(child.exitcode is None for child in children):
-            busy = max([busy, *(cpu_seconds(child.pid or 0) for child in children)])
+            busy = [max(before, cpu_seconds(child.pid or 0)) for before, child in zip(busy, children, strict=True)]
             time.sleep(0.02)
         if codes := [child.exitcode for child in children if child.exitcode]:
             raise RuntimeError(f"{name} ends with {codes}: {place.with_suffix('.log').read_text()[-2000:]}")
-        return job.made(place), time.monotonic() - start, busy
+        return job.made(place), time.monotonic() - start, sum(busy)
+
+    def times(self, name: str, images: int, rounds: int, expected: object) -> Iterator[tuple[bool, str]]:
+        """Whether each number of processes makes what is expected, and its seconds of the CPU in words."""
+        whole, few = (jobs(self.folder, count)[name] for count in (images, FEW))
+        seconds: dict[int, list[tuple[float, float]]] = {size: [] for size in whole.several}
+        same = dict.fromkeys(whole.several, True)
+        for size in [*whole.several] * rounds:
+            made, _, busy = self.undisturbed(name, whole, size)
+            same[size] &= made == expected
+            seconds[size].append((busy, self.undisturbed(f"{name}-few", few, size)[2]))
+        alone = [busy - start for busy, start in seconds[whole.several[0]]]
+        for size, pairs in seconds.items():
+            over = median((busy - start) / one for (busy, start), one in zip(pairs, alone, strict=True))
+            busy, start = (median(column) for column in zip(*pairs, strict=True))
+            of = f"{busy:.2f} s of the CPU by {size}, {start:.2f} s of {FEW} images"
+            yield same[size], f"{of}: {over:.3f} of the ideal"
 
     def kill(self, children: Sequence[BaseProcess], mark: str, tally: Tally) -> None:
         """End the command, or one of its processes."""
@@ -274,13 +301,13 @@ class Soak:
         others = [number for number in processes(mark) if number != child.pid]
         others += [one.pid for one in children[1:] if one.pid and one.exitcode is None]  # forks, which carry no mark
         victim = self.rng.choice(others) if others and self.rng.random() < 0.5 else child.pid
-        number = signal.SIGTERM if self.rng.random() < 0.15 else signal.SIGKILL
+        number = self.rng.choice(STOPS) if self.rng.random() < self.stops else signal.SIGKILL
         try:
             os.kill(victim, number)
         except ProcessLookupError:
             return
         tally.killed += number == signal.SIGKILL
-        tally.terminated += number == signal.SIGTERM
+        tally.terminated += number != signal.SIGKILL
         tally.of_children += victim != child.pid
 
     def storm(self, name: str, job: Job, expected: object, seconds: float, kills: int, tally: Tally) -> None:
@@ -291,7 +318,7 @@ class Soak:
             children, mark = self.start(job, place, self.rng.choice(job.several))
             tally.starts, of_children = tally.starts + 1, tally.of_children
             while tally.kills - before < kills:
-                wait([child.sentinel for child in children], self.rng.uniform(0.02, 0.7) * seconds)
+                wait([child.sentinel for child in children], self.rng.uniform(0.02, self.pause) * seconds)
                 if self.rng.random() < AIMED:
                     self.wait_for_writing(children[0], place, started, seconds)
                 if any(child.exitcode is not None for child in children):
@@ -307,7 +334,7 @@ class Soak:
                 break
             if 2 in codes and job.several == (0,) and tally.of_children > of_children:
                 continue  # what cannot go on without its process ends with an error, and the same command goes on
-            if not codes <= {0, -signal.SIGKILL, -signal.SIGTERM, 75, 76, 128 + signal.SIGTERM}:
+            if not codes <= {0, -signal.SIGKILL, 75, 76, *(-one for one in STOPS), *(128 + one for one in STOPS)}:
                 said = place.with_suffix(".log").read_text()[-1500:]
                 print(f"{name} ended with {codes}:\n{said}", file=sys.stderr, flush=True)
                 tally.wrong.append(f"exit codes {codes}")
@@ -354,10 +381,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=100, help="in all")
     parser.add_argument("--storm", type=int, default=5, help="kills at most before a job may come to its end")
+    parser.add_argument("--pause", type=float, default=0.7, help="before a kill at most, a share of the whole time")
+    parser.add_argument("--stops", type=float, default=0.15, help="share of the kills that are SIGTERM or SIGINT")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", nargs="+", choices=names, default=names)
     parser.add_argument("--images", type=int, default=384, help="of jobs of several processes")
-    parser.add_argument("--times", action="store_true", help="of jobs of several processes, undisturbed")
+    parser.add_argument("--times", type=int, default=0, help="rounds of jobs of several processes, undisturbed")
     parser.add_argument("--folder", type=Path, help="a new one, which stays; default: a temporary one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -365,22 +394,18 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "mine.py").write_text(RECIPE)
         make_images(folder)
-        soak, tallies = Soak(folder, options.seed), {}
+        soak, tallies = Soak(folder, options.seed, options.pause, options.stops), {}
         if set(options.jobs) - {"train", "prepare"}:
             training = Job(("train", "mine:tiny", "--out", str(folder / "model")), lambda place: None)
             soak.undisturbed("model", training, 0)
         for index, name in enumerate(options.jobs):
             job, tally = jobs(folder, options.images)[name], tallies.setdefault(name, Tally())
             share = options.kills // len(options.jobs) + (index < options.kills % len(options.jobs))
-            expected, seconds, alone = soak.undisturbed(name, job, job.several[0])
-            print(f"{name}: {seconds:.1f} s undisturbed, {alone:.1f} s of the CPU", file=sys.stderr, flush=True)
-            for size in job.several[1:] if options.times else ():
-                again, wall, busy = soak.undisturbed(name, job, size)
-                tally.wrong += [f"other bits by {size} processes"] * (again != expected)
-                over = (
-                    f"{wall:.1f} s by {size}, {busy:.1f} s of the busiest's CPU: {size * busy / alone:.3f} of the ideal"
-                )
-                print(f"{name}: {over}", file=sys.stderr, flush=True)
+            expected, seconds, busy = soak.undisturbed(name, job, job.several[0])
+            print(f"{name}: {seconds:.1f} s undisturbed, {busy:.1f} s of the CPU", file=sys.stderr, flush=True)
+            for same, words in soak.times(name, options.images, options.times, expected) if options.times else ():
+                tally.wrong += [f"other bits: {words}"] * (not same)
+                print(f"{name}: {words}", file=sys.stderr, flush=True)
             while tally.kills < share and not tally.wrong:
                 soak.storm(name, job, expected, seconds, min(options.storm, share - tally.kills), tally)
                 print(tally.row(name), file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.soak import Soak, Tally, files, timeless
+from tools.soak import FEW, Soak, Tally, files, timeless
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,6 +40,20 @@ def test_what_is_half_written_is_seen_there_and_beside_it(tmp_path):
 def test_a_row_of_the_tally():
     assert Tally(3, 1, 2, 1, 5, ends=2).row("sample") == "| sample | 3 | 1 | 2 | 1 | 5 | 2 times the same bits |"
     assert Tally(wrong=["other bits"]).row("sample").endswith("| other bits |")
+
+
+def test_times_are_those_of_all_processes_without_their_start(tmp_path, monkeypatch):
+    """A start of 2 s each, and 30 s of work: 33 s by three processes, which make other bits."""
+    work = {1: 30.0, 2: 31.5, 3: 33.0}
+
+    def undisturbed(soak, name, job, size):
+        whole = str(FEW) not in job.arguments
+        return size < 3, 9.0, 2 * size + work[size] * whole
+
+    monkeypatch.setattr(Soak, "undisturbed", undisturbed)
+    found = list(Soak(tmp_path, 0).times("sample-several", 3000, 2, True))
+    assert [same for same, _ in found] == [True, True, False]
+    assert [words.split()[-4] for _, words in found] == ["1.000", "1.050", "1.100"]
 
 
 @pytest.mark.slow

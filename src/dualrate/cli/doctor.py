@@ -121,6 +121,7 @@ EXTRAS = {  # of pyproject.toml: what each is for, and its packages
     "grib": ("fields in GRIB", ("cfgrib", "eccodes")),
     "sphere": ("simulated flow on the sphere", ("torch-harmonics",)),
     "serve": ("dualrate serve", ("starlette", "uvicorn", "prometheus-client")),
+    "ray": ("dualrate serve on many machines", ("ray", "starlette", "uvicorn")),
     "notebook": ("a bar of progress in notebooks", ("tqdm", "ipywidgets")),
     "tensorboard": ("dualrate train --log tensorboard", ("tensorboard",)),
     "wandb": ("dualrate train --log wandb", ("wandb",)),
