@@ -34,7 +34,7 @@ from studies.common import RESULTS, kept_in, markdown, on_one_thread, place, sav
 from studies.contest import Contest, Network, Setting
 from studies.equal_score import Ratio, at_equal_score, resampled
 from studies.forecasts import SYSTEMS, System, crps
-from studies.where import THIRDS, excess, losses
+from studies.where import HIGH, excess, losses
 
 EQUATION = "kuramoto-sivashinsky"
 FILE = RESULTS / "excess.json"
@@ -96,7 +96,7 @@ def prediction(high: float) -> str:
 
 def high(setting: Mapping[str, Any]) -> float:
     """Excess at the noisiest third of levels."""
-    return excess(setting["losses"], THIRDS[-1])
+    return excess(setting["losses"], HIGH)
 
 
 def rank(ratio: Sequence[float | None]) -> tuple[float, float]:
@@ -138,6 +138,11 @@ def words(ratio: Sequence[float | None] | None) -> str:
     return str(Ratio(value, low, end))
 
 
+def page() -> None:
+    """The table of the file."""
+    place("excess", table(json.loads(FILE.read_text())), RESULTS / "where.md")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
@@ -154,7 +159,7 @@ def main() -> None:
             }
             values["losses"] = {name: np.mean(rows, 0).round(6).tolist() for name, rows in each.items()}
             values["by seed"] = [
-                round(excess({name: rows[i] for name, rows in each.items()}, THIRDS[-1]), 4) for i in range(len(SEEDS))
+                round(excess({name: rows[i] for name, rows in each.items()}, HIGH), 4) for i in range(len(SEEDS))
             ]
         else:
             contest.trainings("dual")
@@ -163,9 +168,10 @@ def main() -> None:
     if options.verb == "predict":
         for values in settings.values():
             values["prediction"] = prediction(high(values))
-    save(FILE, json.dumps(settings, indent=1) + "\n")
+    if options.verb != "page":
+        save(FILE, json.dumps(settings) + "\n")
     if options.verb != "singles":
-        place("excess", table(settings), RESULTS / "where.md")
+        page()
     if all("ratio" in values for values in settings.values()):
         print(f"tau {kendall(settings):.2f}; refuted by: {[name for name, v in settings.items() if wrong(v)]}")
 

@@ -17,7 +17,19 @@ import pytest
 pytest.importorskip("diffusers")  # of captions
 
 from benchmarks import peers
-from studies import captions, common, conditions, contest_page, decoders, forecasts, on_gpu, report, sudoku, where
+from studies import (
+    captions,
+    common,
+    conditions,
+    contest_page,
+    decoders,
+    excess,
+    forecasts,
+    on_gpu,
+    report,
+    sudoku,
+    where,
+)
 
 DOCS = common.RESULTS.parent
 MODULES = (
@@ -26,6 +38,7 @@ MODULES = (
     conditions,
     contest_page,
     decoders,
+    excess,
     forecasts,
     on_gpu,
     report,
@@ -59,6 +72,7 @@ def write_peers() -> None:
 WRITERS: tuple[Callable[[], None], ...] = (
     write_settled, write_forecasts, write_peers, contest_page.page, decoders.page, on_gpu.page,
     lambda: conditions.page(NONE), lambda: captions.page(NONE), lambda: sudoku.page(NONE),
+    excess.page,
     where.page,  # of what others write
 )  # fmt: skip
 
