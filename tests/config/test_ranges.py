@@ -147,7 +147,10 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.pipelines.classes.kind.PromptPart",
     "dualrate.forecasts.curves.Panel",
     "dualrate.report.table.Table",
-    *(f"dualrate.pipelines.caching.{name}" for name in ("Cache", "CacheMethod", "Features", "CachedLevels")),
+    *(
+        f"dualrate.pipelines.caching.{name}"
+        for name in ("Cache", "CacheMethod", "Features", "CachedTokens", "CachedLevels")
+    ),
     "dualrate.comparison.rows.KeptRow",
     "dualrate.comparison.rows.Saving",
     "dualrate.comparison.compare.Session",
