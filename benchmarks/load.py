@@ -39,9 +39,10 @@ from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import TwoConditional, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import GivenTimes
-from dualrate.serving import offer as queue
+from dualrate.serving import jobs as queue
 from dualrate.serving.app import serve
-from dualrate.serving.offer import Job, Limits, Offer, data_uris
+from dualrate.serving.jobs import Job
+from dualrate.serving.offer import Limits, Offer
 
 SERVERS = "alone", "requests", "engine"
 PLANS = [(8, 2), (12, 3), (16, 4), (24, 6), (32, 8), (16, 8), (24, 4), (10, 5)]
@@ -93,16 +94,17 @@ class Merged(Job):
 
     def draw(self) -> None:
         (side,) = self.sides
-        if side.images is not None:  # it was drawn with another
+        if side.answer is not None:  # it was drawn with another
             return
         with self.lock:
             batch = [job for job in self.waiting if job.settings == self.settings]
             self.waiting[:] = [job for job in self.waiting if job.settings != self.settings]
-        seeds = [seed for job in batch for seed in job.seeds]
+        seeds = [seed for job in batch for seed in job.sides[0].work.seeds]
         images = np.concatenate(list(replace(side.drawer, batch_size=len(seeds)).batches(seeds)))
         for job in batch:
-            job.sides[0].images = data_uris(images[: len(job.seeds)])
-            images = images[len(job.seeds) :]
+            count = len(job.sides[0].work.seeds)
+            job.sides[0].finish(images[:count])
+            images = images[count:]
 
     @property
     def settings(self) -> str:

@@ -22,11 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # front (3,200).
 CODE = {
     "engine": 8810,
-    "carriers": 9300,
-    "forecasts": 6210,
-    "pipelines": 3750,
+    "carriers": 9335,
+    "forecasts": 6325,
+    "pipelines": 3805,
     "texts": 430,
-    "front": 4140,
+    "front": 4200,
 }
 REFUSALS = 10  # lines in 100 of code
 VAGUE = 3  # in 1,000 identifiers

@@ -22,8 +22,7 @@ from serving.made import Held, ask, conditional, finished, model
 from dualrate.cli import main
 from dualrate.cli.serve import Serve
 from dualrate.drawing.choice import Choice
-from dualrate.serving import app
-from dualrate.serving import offer as jobs
+from dualrate.serving import app, jobs
 from dualrate.serving.app import MOST_BYTES, listening, serve
 from dualrate.serving.offer import Limits, Offer, Request
 
@@ -279,10 +278,10 @@ def test_leaving_ends_a_sampling_at_its_next_step(offer, in_float32):
     held.begun.clear()
     held.gate.clear()
     with jobs.Jobs(LIMITS) as queue:
-        first, second = queue.submit(range(2), sides), queue.submit(range(2), others)
+        first, second = queue.submit(sides), queue.submit(others)
         assert held.begun.wait(30)
         with pytest.raises(jobs.Full):
-            queue.submit(range(2), sides)
+            queue.submit(sides)
         threading.Timer(0.05, held.gate.set).start()
     assert (first.status, first.sides[0].steps) == ("stopped", 0)
     assert (second.status, second.sides[0].steps) == ("stopped", None)

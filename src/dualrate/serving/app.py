@@ -49,7 +49,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from dualrate.config.serial import from_json
 from dualrate.report.html import TEMPLATES
 from dualrate.serving.engine import KINDS, Full
-from dualrate.serving.offer import Job, Jobs, Offer, Request
+from dualrate.serving.jobs import Job, Jobs
+from dualrate.serving.offer import Offer, Request
 from dualrate.system.device import free_descriptors
 from dualrate.system.progress import Interrupts
 
@@ -103,18 +104,18 @@ class _Page:
         return JSONResponse(self.described)
 
     async def plan(self, request: HTTPRequest) -> Response:
-        sides = await asyncio.to_thread(self.offer.sides, await _read(request))
+        sides = await asyncio.to_thread(self.offer.sides, await self._read(request))
         return JSONResponse({"sides": [side.described() for side in sides]})
 
     async def submit(self, request: HTTPRequest) -> Response:
-        wanted, host = await _read(request), "" if request.client is None else request.client.host
+        wanted, host = await self._read(request), "" if request.client is None else request.client.host
         client, streams = "" if _is_loopback(host) else host, "text/event-stream" in request.headers.get("accept", "")
         try:
             self.jobs.require_place(client)  # before the cost is counted
             if streams and not self.streams:
                 raise Full("too many streams are open: try again in a few seconds")
             sides = await asyncio.to_thread(self.offer.sides, wanted)
-            job = self.jobs.submit(range(wanted.seed, wanted.seed + self.offer.images(wanted)), sides, client)
+            job = self.jobs.submit(sides, client)
         except Full as error:
             raise Refused(429, "too-many-waiting", str(error), RETRY) from error
         if streams:
@@ -160,24 +161,25 @@ class _Page:
             raise Refused(504, "out-of-time", job.error)
         return JSONResponse(await asyncio.to_thread(job.report, self.jobs.ahead(job)))
 
-
-async def _read(request: HTTPRequest) -> Request:
-    kind = request.headers.get("content-type", "nothing").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise Refused(415, "not-json", f"send a request as Content-Type application/json, got {kind}")
-    body = b""
-    try:
-        async with asyncio.timeout(CLIENT):
-            async for part in request.stream():
-                body += part
-                if len(body) > MOST_BYTES:
-                    raise Refused(413, "too-long", f"a request has at most {MOST_BYTES} bytes")
-    except TimeoutError as error:
-        close = {"Connection": "close"}
-        raise Refused(408, "too-slow", f"a request comes within {CLIENT:g} s, this one did not", close) from error
-    except ClientDisconnect as error:
-        raise Refused(400, "cut-off", "the request ended in the middle") from error
-    return from_json(Request, body, "request")
+    async def _read(self, request: HTTPRequest) -> Request:
+        kind = request.headers.get("content-type", "nothing").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise Refused(415, "not-json", f"send a request as Content-Type application/json, got {kind}")
+        body, most = bytearray(), MOST_BYTES + self.offer.service.bytes
+        try:
+            async with asyncio.timeout(CLIENT):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > most:
+                        raise Refused(413, "too-long", f"a request has at most {most} bytes")
+        except TimeoutError as error:
+            close = {"Connection": "close"}
+            raise Refused(408, "too-slow", f"a request comes within {CLIENT:g} s, this one did not", close) from error
+        except ClientDisconnect as error:
+            raise Refused(400, "cut-off", "the request ended in the middle") from error
+        if len(body) <= MOST_BYTES:
+            return from_json(Request, bytes(body), "request")
+        return await asyncio.to_thread(from_json, Request, bytes(body), "request")
 
 
 def _refusal(request: HTTPRequest, error: Exception) -> Response:

@@ -1,0 +1,178 @@
+"""The queue that draws requests, each within a time limit.
+
+Many requests are drawn at once (serving/engine.py), the others wait in a queue of limited length. A job that nobody has
+asked about for two minutes is stopped between two steps: its page was closed. So is one that is drawn for longer than
+the limit.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from dualrate.serving.engine import Capacity, Drawing, Engine, Full
+from dualrate.serving.offer import Limits, Side
+
+PATIENCE = 120.0  # seconds that a job goes on without being asked about; pages in the background ask once a minute
+KEPT = 128  # jobs that have ended and can still be asked about
+
+Status = Literal["waiting", "running", "done", "stopped", "late", "failed"]
+
+
+class Stopped(Exception):
+    """A job is not to go on."""
+
+
+class Late(Exception):
+    """A job was drawn for as long as it may be."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A request at work.
+
+    seconds: that it may be drawn; client: whose it is, "" where that does not matter
+    place: in the engine; last_asked: when somebody last asked about it
+    """
+
+    sides: Sequence[Side]
+    seconds: float
+    client: str
+    place: Drawing
+    name: str = field(default_factory=lambda: secrets.token_urlsafe(12))  # which nobody guesses
+    last_asked: float = field(default_factory=time.monotonic)
+    drawing: Future[None] = field(default_factory=Future)
+
+    @property
+    def status(self) -> Status:
+        if not self.drawing.done():
+            return "running" if self.drawing.running() else "waiting"
+        if self.drawing.cancelled() or isinstance(self.drawing.exception(), (Stopped, CancelledError)):
+            return "stopped"
+        if isinstance(self.drawing.exception(), Late):
+            return "late"
+        return "failed" if self.drawing.exception() else "done"
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody asks about it any more."""
+        return time.monotonic() - self.last_asked > PATIENCE
+
+    def draw(self) -> None:
+        """All sides in turn. Raises Stopped, CancelledError, Late, and what drawing raises."""
+        end = time.monotonic() + self.seconds
+        for side in self.sides:
+            start, side.steps = time.perf_counter(), 0
+
+            def watch(steps: int, x_hat: Tensor | None, side: Side = side, start: float = start) -> None:
+                if self.given_up:
+                    raise Stopped
+                if time.monotonic() > end:
+                    raise Late
+                side.seconds, side.steps, side.x_hat = time.perf_counter() - start, steps, x_hat
+
+            samples = self.place.samples(side.drawer, side.work, watch)
+            side.seconds = time.perf_counter() - start
+            side.finish(samples)
+
+    def end(self) -> None:
+        """Stop it: at once if it waits, for its turn or for a call, else after the call at work."""
+        self.place.cancel()
+        self.drawing.cancel()
+
+    @property
+    def error(self) -> str:
+        """Why it was not drawn, in words, where that is no wish of its client."""
+        if self.status == "late":
+            return f"this took longer than {self.seconds:g} s, the most here: ask for fewer steps or images"
+        failed = self.drawing.exception() if self.status == "failed" else None
+        return f"{type(failed).__name__}: {failed}" if failed else ""
+
+    def report(self, ahead: int) -> dict[str, Any]:
+        """The job's status for the page, with the seed of each image. ahead: jobs that are drawn before it."""
+        drawer, work = self.sides[0].drawer, self.sides[0].work
+        seeds = [seed for seed in work.seeds for _ in range(drawer.members)]
+        return {
+            "id": self.name,
+            "status": self.status,
+            "ahead": ahead,
+            "error": self.error,
+            "seeds": seeds,
+            "labels": drawer.labels(seeds),
+            "titles": work.titles(drawer),
+            "sides": [side.report() for side in self.sides],
+        }
+
+
+class Jobs:
+    """Draws what is submitted, by an engine, until it is left. Its methods are called from one thread."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._jobs: dict[str, Job] = {}  # in the order in which they came
+        self._pool = ThreadPoolExecutor(limits.at_once, thread_name_prefix="sampling")
+        self.engine = Engine(Capacity(images=limits.images * (limits.at_once + limits.waiting)))
+        self.ended: Counter[Status] = Counter()
+
+    def __enter__(self) -> Jobs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for job in self._jobs.values():
+            job.end()
+        self._pool.shutdown()
+        self.engine.__exit__()
+
+    def require_place(self, client: str = "") -> None:
+        """Raises Full where too many wait, or are this client's. Forgets the jobs that nobody asks about."""
+        for job in self._jobs.values():
+            if job.given_up and job.status == "waiting":
+                job.end()
+        ended = [job for job in self._jobs.values() if job.status not in ("waiting", "running")]
+        for i, job in enumerate(ended):
+            if job.given_up or i < len(ended) - KEPT:
+                del self._jobs[job.name]
+        active, limits = self.active(), self._limits
+        if len(active) >= limits.at_once + limits.waiting:
+            raise Full(f"the queue is full, {limits.waiting} wait: try again in a few seconds")
+        if client and sum(job.client == client for job in active) >= limits.each:
+            raise Full(f"{limits.each} requests of yours are drawn or wait, the most here: wait for one of them")
+
+    def submit(self, sides: Sequence[Side], client: str = "") -> Job:
+        """Raises Full as `require_place`, and where there are too many images at work."""
+        self.require_place(client)
+        rows = max(side.drawer.members * (1 + (side.drawer.guidance.weight != 1)) for side in sides)
+        place = self.engine.enter(len(sides[0].work.seeds) * rows)
+        job = Job(sides, self._limits.seconds, client, place)
+        job.drawing = self._pool.submit(job.draw)
+        job.drawing.add_done_callback(lambda _: self._leave(job))
+        self._jobs[job.name] = job
+        return job
+
+    def _leave(self, job: Job) -> None:
+        self.engine.leave(job.place)
+        with self.engine.changed:
+            self.ended[job.status] += 1
+
+    def find(self, name: str) -> Job | None:
+        """A job, which then is not given up; None for one that never was, or is forgotten."""
+        job = self._jobs.get(name)
+        if job is not None:
+            job.last_asked = time.monotonic()
+        return job
+
+    def ahead(self, job: Job) -> int:
+        """The number of jobs that are drawn before it."""
+        active = self.active()
+        return active.index(job) if job in active else 0
+
+    def active(self) -> list[Job]:
+        """Jobs that are drawn or wait, in the order in which they came."""
+        return [job for job in self._jobs.values() if job.status in ("waiting", "running")]
