@@ -244,11 +244,11 @@ def test_what_nobody_asks_about_is_given_up_and_forgotten(slow, monkeypatch):
     first = slow.submit().json["id"]
     assert slow.held.begun.wait(30)
     second = slow.submit().json["id"]
-    monkeypatch.setattr(jobs, "PATIENCE", 0.0)
+    monkeypatch.setattr(jobs, "IDLE", 0.0)
     third = slow.submit()  # there is room: the second one is not waited for
     assert third.status == 202
     assert ask(slow.url, "GET", f"/api/samples/{second}").status == 404
-    monkeypatch.setattr(jobs, "PATIENCE", 60.0)
+    monkeypatch.setattr(jobs, "IDLE", 60.0)
     slow.held.gate.set()
     assert finished(slow.url, third.json["id"])["status"] == "done"
     assert slow.status(first) == "done"

@@ -8,8 +8,9 @@ in a thread of its caller, and the calls of its denoiser wait for the engine's n
 
 So a turn is a step of every request. Alike are calls of the same network on rows of the same shapes; their times
 differ, by row. Requests of one condition share its heavy call, as long as one of them is at work. A batch has a limited
-number of rows, and takes about a limited time; what is beyond waits for the next turn, and goes first then. So no
-request keeps another from its next step, be it the first or the last, whatever it asks for.
+number of rows, and takes about a limited time. Where not all have room, the client goes first that the networks worked
+least for, and of its requests the one that they worked least for; and while several clients are at work a batch has a
+short time of each. So no client keeps another from its next step, however much it asks for in however many requests.
 
 Results are those that a request has alone, up to the rounding of a batch: of a call that was alone, the same bits.
 """
@@ -17,11 +18,13 @@ Results are those that a request has alone, up to the rounding of a batch: of a 
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, wait
+from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
@@ -50,11 +53,15 @@ class Full(Exception):
 
 @dataclass(frozen=True)
 class Capacity:
-    """The most that an engine takes: images at work (twice as many where guided), rows and seconds of a batch."""
+    """The most that an engine takes: images at work (twice as many where guided), rows and seconds of a batch.
+
+    share: seconds of a batch that are one client's, where several are at work; one call at least
+    """
 
     images: int = 512
     rows: int = 128
-    seconds: float = 0.5
+    seconds: float = 0.25
+    share: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,8 @@ class Drawing:
 
     engine: Engine
     rows: int
+    client: str = ""
+    used: float = 0.0  # seconds of networks
     shared: list[Any] = field(default_factory=list)  # what it was answered of its condition, for others of the same
     cancelled: bool = False
 
@@ -128,7 +137,8 @@ class Drawing:
         """The result of a call, after some turn. Raises CancelledError."""
         self.engine.submit(call)
         while not call.answer.done() and self.engine.alive:
-            wait([call.answer], 1)
+            with suppress(TimeoutError, CancelledError):
+                call.answer.exception(1)
         if self.cancelled or not call.answer.done():
             raise CancelledError
         return call.answer.result()
@@ -173,6 +183,7 @@ class Engine:
         self._calls: list[Call] = []  # that wait
         self._between: set[Drawing] = set()  # whose last call was answered, and whose next has not come
         self._drawings: set[Drawing] = set()
+        self._used: dict[str, float] = {}  # seconds of networks, by client at work
         self._shared: WeakValueDictionary[object, Any] = WeakValueDictionary()
         self._empty: dict[int, Any] = {}  # denoisers whose heavy call is none
         self._a_row: dict[tuple[object, ...], float] = {}  # seconds, of calls that are alike
@@ -208,10 +219,10 @@ class Engine:
         with self.changed:
             return sum(drawing.rows for drawing in self._drawings)
 
-    def enter(self, images: int) -> Drawing:
+    def enter(self, images: int, client: str = "") -> Drawing:
         """A place for a request of so many images, until it is left (`with engine.enter(...) as drawing`).
 
-        images: with all members, and twice as many where guided
+        images: with all members, and twice as many where guided; client: whose it is, who has one share with all
         Raises Full where they would be more than there is room for.
         """
         with self.changed:
@@ -221,7 +232,9 @@ class Engine:
                     f"{at_work} images are at work, and of {images} more there would be over {most}: try again in a "
                     "few seconds, or ask for fewer"
                 )
-            drawing = Drawing(self, images)
+            self._used.setdefault(client, min(self._used.values(), default=0.0))  # who comes has no more of a claim
+            used = min((other.used for other in self._drawings if other.client == client), default=0.0)
+            drawing = Drawing(self, images, client, used)
             self._drawings.add(drawing)
             return drawing
 
@@ -229,6 +242,8 @@ class Engine:
         with self.changed:
             self._drawings.discard(drawing)
             drawing.shared.clear()
+            if all(other.client != drawing.client for other in self._drawings):
+                self._used.pop(drawing.client, None)
         self.rest(drawing)
 
     def rest(self, drawing: Drawing) -> None:
@@ -273,19 +288,36 @@ class Engine:
         with self.changed:
             if not self.changed.wait_for(lambda: not self._between, PAUSE):
                 self._between.clear()
-            batches: defaultdict[tuple[object, ...], list[Call]] = defaultdict(list)
-            for call in self._calls:  # in the order in which they came
+            groups: defaultdict[tuple[object, ...], list[Call]] = defaultdict(list)
+            for call in self._calls:
                 if call.method in KINDS[kind]:
-                    key = (id(call),) if call.alike in self._alone else call.alike
-                    batch, most = batches[key], self.capacity.rows
-                    if key in self._a_row:
-                        most = min(most, self.capacity.seconds / self._a_row[key])
-                    if not batch or sum(other.rows for other in batch) + call.rows <= most:
-                        batch.append(call)
-            for call in itertools.chain(*batches.values()):
+                    groups[(id(call),) if call.alike in self._alone else call.alike].append(call)
+            batches = [self._batch_of(calls, self._a_row.get(key, 0.0)) for key, calls in groups.items()]
+            for call in itertools.chain(*batches):
                 self._calls.remove(call)
                 call.answer.set_running_or_notify_cancel()
-            return list(batches.values())
+            return batches
+
+    def _batch_of(self, calls: list[Call], seconds: float) -> list[Call]:
+        """The calls that have room in a batch. seconds: that a row takes, 0 where nothing is known"""
+        most, share, capacity = float(self.capacity.rows), math.inf, self.capacity
+        if seconds:
+            most = min(most, capacity.seconds / seconds)
+            share = capacity.share / seconds if len(self._used) > 1 else math.inf
+        waiting: dict[str, deque[Call]] = {}
+        for call in sorted(calls, key=lambda call: call.drawing.used):
+            waiting.setdefault(call.drawing.client, deque()).append(call)
+        batch, rows, taken = list[Call](), 0, Counter[str]()
+        while waiting:
+            client = min(waiting, key=lambda name: self._used.get(name, 0.0) + taken[name] * (seconds or 1.0))
+            call = waiting[client].popleft()
+            if not batch or (rows + call.rows <= most and (not taken[client] or taken[client] + call.rows <= share)):
+                batch.append(call)
+                rows += call.rows
+                taken[client] += call.rows
+            if not waiting[client]:
+                del waiting[client]
+        return batch
 
     def _answer(self, kind: str, calls: Sequence[Call]) -> None:
         """Make these calls, those of one condition once. Where a batch fails each is made alone, to fail alone."""
@@ -326,6 +358,11 @@ class Engine:
         if isinstance(result, Context) and not result.features and result.x_hat is None:
             self._empty[id(call.inner)] = call.inner
             return results
+        with self.changed:
+            for call in calls:
+                call.drawing.used += call.rows * seconds / rows
+                if call.drawing.client in self._used:
+                    self._used[call.drawing.client] += call.rows * seconds / rows
         self.batches[kind] += 1
         self.rows[kind] += rows
         self.seconds[kind] += seconds

@@ -1,8 +1,8 @@
 """The queue that draws requests, each within a time limit.
 
 Many requests are drawn at once (serving/engine.py), the others wait in a queue of limited length. A job that nobody has
-asked about for two minutes is stopped between two steps: its page was closed. So is one that is drawn for longer than
-the limit.
+asked about for half a minute is stopped between two steps: whoever wanted it is gone. So is one that is drawn for
+longer than the limit. One that has ended is known for two minutes more.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 from dualrate.serving.engine import Capacity, Drawing, Engine, Full
 from dualrate.serving.offer import Limits, Side
 
-PATIENCE = 120.0  # seconds that a job goes on without being asked about; pages in the background ask once a minute
-KEPT = 128  # jobs that have ended and can still be asked about
+IDLE, PATIENCE = 30.0, 120.0  # seconds that a job goes on without being asked about; that one is known which has ended
+KEPT, KEPT_BYTES = 128, 2**28  # jobs that have ended and can still be asked about; of their answers
 
 Status = Literal["waiting", "running", "done", "stopped", "late", "failed"]
 
@@ -63,7 +63,12 @@ class Job:
     @property
     def given_up(self) -> bool:
         """Whether nobody asks about it any more."""
-        return time.monotonic() - self.last_asked > PATIENCE
+        return time.monotonic() - self.last_asked > (PATIENCE if self.drawing.done() else IDLE)
+
+    @property
+    def bytes(self) -> int:
+        """Size of its answers."""
+        return sum(side.bytes for side in self.sides)
 
     def draw(self) -> None:
         """All sides in turn. Raises Stopped, CancelledError, Late, and what drawing raises."""
@@ -117,6 +122,7 @@ class Jobs:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._jobs: dict[str, Job] = {}  # in the order in which they came
+        self._waiting, self._running = list[Job](), set[Job]()
         self._pool = ThreadPoolExecutor(limits.at_once, thread_name_prefix="sampling")
         self.engine = Engine(Capacity(images=limits.images * (limits.at_once + limits.waiting)))
         self.ended: Counter[Status] = Counter()
@@ -132,13 +138,15 @@ class Jobs:
 
     def require_place(self, client: str = "") -> None:
         """Raises Full where too many wait, or are this client's. Forgets the jobs that nobody asks about."""
-        for job in self._jobs.values():
-            if job.given_up and job.status == "waiting":
+        ended, size = 0, 0
+        for job in reversed(list(self._jobs.values())):  # the latest first
+            if job.status == "waiting" and job.given_up:
                 job.end()
-        ended = [job for job in self._jobs.values() if job.status not in ("waiting", "running")]
-        for i, job in enumerate(ended):
-            if job.given_up or i < len(ended) - KEPT:
                 del self._jobs[job.name]
+            elif job.drawing.done():
+                ended, size = ended + 1, size + job.bytes
+                if job.given_up or ended > KEPT or size > KEPT_BYTES:
+                    del self._jobs[job.name]
         active, limits = self.active(), self._limits
         if len(active) >= limits.at_once + limits.waiting:
             raise Full(f"the queue is full, {limits.waiting} wait: try again in a few seconds")
@@ -149,17 +157,49 @@ class Jobs:
         """Raises Full as `require_place`, and where there are too many images at work."""
         self.require_place(client)
         rows = max(side.drawer.members * (1 + (side.drawer.guidance.weight != 1)) for side in sides)
-        place = self.engine.enter(len(sides[0].work.seeds) * rows)
+        place = self.engine.enter(len(sides[0].work.seeds) * rows, client)
         job = Job(sides, self._limits.seconds, client, place)
-        job.drawing = self._pool.submit(job.draw)
         job.drawing.add_done_callback(lambda _: self._leave(job))
         self._jobs[job.name] = job
+        with self.engine.changed:
+            self._waiting.append(job)
+        self._start()
         return job
+
+    def _start(self) -> None:
+        """Draw as many as may be at once: the first of the client that has the fewest at work, who has not all places.
+
+        So the next one who comes is drawn at once, too.
+        """
+        places = self._limits.at_once
+        with self.engine.changed:
+            while self._waiting and len(self._running) < places:
+                running = Counter(job.client for job in self._running)
+                job = min(self._waiting, key=lambda job: running[job.client])
+                if running[job.client] >= max(1, places * 3 // 4):
+                    return
+                self._waiting.remove(job)
+                self._running.add(job)
+                self._pool.submit(self._draw, job)
+
+    def _draw(self, job: Job) -> None:
+        if job.drawing.set_running_or_notify_cancel():
+            try:
+                job.draw()
+            except BaseException as error:
+                job.drawing.set_exception(error)
+            else:
+                job.drawing.set_result(None)
+        with self.engine.changed:
+            self._running.discard(job)
+        self._start()
 
     def _leave(self, job: Job) -> None:
         self.engine.leave(job.place)
         with self.engine.changed:
             self.ended[job.status] += 1
+            if job in self._waiting:  # it was cancelled
+                self._waiting.remove(job)
 
     def find(self, name: str) -> Job | None:
         """A job, which then is not given up; None for one that never was, or is forgotten."""

@@ -93,6 +93,7 @@ class Side:
     seconds: float = 0.0
     x_hat: Tensor | None = None
     answer: dict[str, Any] | None = None
+    bytes: int = 0  # of it
     macs_by_step: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -136,7 +137,9 @@ class Side:
         """Show what was drawn."""
         answer = self.work.answer(self.drawer, samples)
         arrays = {name: npy(array) for name, array in answer.arrays.items()}
-        self.answer, self.x_hat = {"images": data_uris(answer.pictures), **arrays, **answer.facts}, None
+        images = data_uris(answer.pictures)
+        self.bytes = sum(map(len, (*images, *arrays.values())))
+        self.answer, self.x_hat = {"images": images, **arrays, **answer.facts}, None
 
 
 def data_uris(images: NDArray[np.uint8]) -> list[str]:
