@@ -151,11 +151,12 @@ class Server:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
-    def draw(self, fields: dict[str, object]) -> float:
-        """Seconds until the images of a request are here."""
+    def draw(self, fields: dict[str, object], client: int = 0) -> float:
+        """Seconds until the images of a request are here. client: who asks, as a proxy would name it"""
         place, start = urlsplit(self.url), time.perf_counter()
         connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=600)
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        headers["X-Forwarded-For"] = f"192.0.2.{client}"
         connection.request("POST", "/api/samples", json.dumps(fields), headers)
         answer = connection.getresponse()
         text = answer.read().decode()
@@ -173,7 +174,8 @@ def under_load(server: Server, fields: list[dict[str, object]], clients: int, se
         for turn in itertools.count():
             if time.perf_counter() > end:
                 return
-            taken.append(server.draw({**fields[(number + turn * clients) % len(fields)], "seed": next(seeds)}))
+            wanted = {**fields[(number + turn * clients) % len(fields)], "seed": next(seeds)}
+            taken.append(server.draw(wanted, number))
 
     with ThreadPoolExecutor(clients) as pool:
         list(pool.map(client, range(clients)))

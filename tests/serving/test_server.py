@@ -104,7 +104,7 @@ def test_the_page_is_one_document_that_fetches_nothing_else(url):
 def test_every_control_has_a_label(url):
     text = ask(url, "GET", "/").content.decode()
     controls = re.findall(r"<(?:input|select) id=\"(\w+)\"", text)
-    assert set(controls) == set(Request.__dataclass_fields__)
+    assert {*controls, "previews"} == set(Request.__dataclass_fields__)
     assert controls == re.findall(r"<label for=\"(\w+)\"", text)
 
 
@@ -178,8 +178,9 @@ def test_members_of_a_condition_share_its_heavy_call(in_float32):
     assert report["sides"][0]["macs"] == drawer.cost.macs
 
 
-def test_progress_is_told_step_by_step(slow):
-    seen, name = [], slow.submit(heavy=4, beside="nothing").json["id"]
+@pytest.mark.parametrize("previews", [True, False])
+def test_progress_is_told_step_by_step_with_pictures_where_they_are_asked_for(slow, previews):
+    seen, name = [], slow.submit(heavy=4, beside="nothing", previews=previews).json["id"]
 
     def look() -> None:
         (side,) = ask(slow.url, "GET", f"/api/samples/{name}").json["sides"]
@@ -188,7 +189,9 @@ def test_progress_is_told_step_by_step(slow):
     slow.held.then.append(look)
     slow.held.gate.set()
     (side,) = finished(slow.url, name)["sides"]
-    assert seen == [(i, i * side["macs"] // 4, min(i, 1), False) for i in range(4)]  # before the first x_hat none
+    assert seen == [
+        (i, i * side["macs"] // 4, min(i, 1) * previews, False) for i in range(4)
+    ]  # before the first x_hat none
 
 
 # The queue

@@ -95,7 +95,7 @@ def test_a_forecast_has_usual_members_and_shows_maps_while_it_is_drawn(ahead):
     offer = Offer(ahead, limits=LIMITS)
     told = offer.described()
     assert (told["takes"], told["default"]["images"], told["default"]["members"]) == ("start", 1, 8)
-    (side,) = offer.sides(Request(steps=2, beside="nothing"))
+    (side,) = offer.sides(Request(steps=2, beside="nothing", previews=True))
     side.x_hat = torch.randn(8, *ahead.shape)
     assert len(side.report()["images"]) == 8
     assert told["picture"] == (2 * 8, WIDTH)

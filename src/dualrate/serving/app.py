@@ -117,7 +117,7 @@ class _Page:
 
     async def plan(self, request: HTTPRequest) -> Response:
         sides = await asyncio.to_thread(self.offer.sides, await self._read(request))
-        return JSONResponse({"sides": [side.described() for side in sides]})
+        return JSONResponse({"sides": [side.described for side in sides]})
 
     async def submit(self, request: HTTPRequest) -> Response:
         wanted, host = await self._read(request), "" if request.client is None else request.client.host
@@ -158,7 +158,8 @@ class _Page:
             ended, ahead, _ = drawing.done(), self.jobs.ahead(job), self.jobs.find(job.name)
             news = job.status, ahead, [side.steps for side in job.sides]
             if news != shown:
-                report = await asyncio.to_thread(job.report, ahead)
+                previews = any(side.previews for side in job.sides) and not ended  # pictures that are to be made
+                report = await asyncio.to_thread(job.report, ahead) if previews else job.report(ahead)
                 yield f"data: {json.dumps(report)}\n\n"
             shown = news
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import Tensor
@@ -102,18 +103,14 @@ class Job:
 
     def report(self, ahead: int) -> dict[str, Any]:
         """The job's status for the page, with the seed of each image. ahead: jobs that are drawn before it."""
+        now = {"id": self.name, "status": self.status, "ahead": ahead, "error": self.error}
+        return {**now, **self._described, "sides": [side.report() for side in self.sides]}
+
+    @cached_property
+    def _described(self) -> dict[str, Any]:
         drawer, work = self.sides[0].drawer, self.sides[0].work
         seeds = [seed for seed in work.seeds for _ in range(drawer.members)]
-        return {
-            "id": self.name,
-            "status": self.status,
-            "ahead": ahead,
-            "error": self.error,
-            "seeds": seeds,
-            "labels": drawer.labels(seeds),
-            "titles": work.titles(drawer),
-            "sides": [side.report() for side in self.sides],
-        }
+        return {"seeds": seeds, "labels": drawer.labels(seeds), "titles": work.titles(drawer)}
 
 
 class Jobs:
@@ -122,7 +119,7 @@ class Jobs:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._jobs: dict[str, Job] = {}  # in the order in which they came
-        self._waiting, self._running = list[Job](), set[Job]()
+        self._waiting, self._running = list[Job](), dict[Job, None]()  # in the order in which they are drawn
         self._pool = ThreadPoolExecutor(limits.at_once, thread_name_prefix="sampling")
         self.engine = Engine(Capacity(images=limits.images * (limits.at_once + limits.waiting)))
         self.ended: Counter[Status] = Counter()
@@ -179,7 +176,7 @@ class Jobs:
                 if running[job.client] >= max(1, places * 3 // 4):
                     return
                 self._waiting.remove(job)
-                self._running.add(job)
+                self._running[job] = None
                 self._pool.submit(self._draw, job)
 
     def _draw(self, job: Job) -> None:
@@ -191,7 +188,7 @@ class Jobs:
             else:
                 job.drawing.set_result(None)
         with self.engine.changed:
-            self._running.discard(job)
+            self._running.pop(job, None)
         self._start()
 
     def _leave(self, job: Job) -> None:
@@ -210,9 +207,9 @@ class Jobs:
 
     def ahead(self, job: Job) -> int:
         """The number of jobs that are drawn before it."""
-        active = self.active()
-        return active.index(job) if job in active else 0
+        return 0 if job.drawing.running() else next((i for i, other in enumerate(self.active()) if other is job), 0)
 
     def active(self) -> list[Job]:
-        """Jobs that are drawn or wait, in the order in which they came."""
-        return [job for job in self._jobs.values() if job.status in ("waiting", "running")]
+        """Jobs that are drawn or wait, in the order in which they are drawn."""
+        with self.engine.changed:
+            return [job for job in (*self._running, *self._waiting) if not job.drawing.done()]

@@ -60,6 +60,7 @@ class Request(Ranged):
     members: images of each seed, of a conditional model, which share its condition
     prompt, start: what a sample is made of, where the model takes one (`drawing.service.Service`)
     beside: the baseline that is drawn too: of as many steps, of about the same MACs, or nothing
+    previews: whether reports have pictures of x_hat while it is drawn
     """
 
     steps: Steps | None = None
@@ -73,6 +74,7 @@ class Request(Ranged):
     prompt: str | None = None
     start: int | str | list | None = None
     beside: Baseline | None = None
+    previews: bool = False
 
 
 @dataclass(eq=False)
@@ -80,7 +82,7 @@ class Side:
     """Images of one side of the page, and how far their drawing is.
 
     Raises ValueError for what the model does not allow.
-    note:   why it has fewer heavy calls than were asked for
+    note:   why it has fewer heavy calls than were asked for; previews: as of `Request`
     steps:  done, None before its turn; seconds: of networks and sampler; x_hat: of the latest step
     answer: pictures as PNGs in data URIs, arrays as .npy files in base64, and facts, once it is finished
     """
@@ -89,21 +91,24 @@ class Side:
     drawer: Drawer
     work: Work
     note: str = ""
+    previews: bool = False
     steps: int | None = None
     seconds: float = 0.0
     x_hat: Tensor | None = None
     answer: dict[str, Any] | None = None
     bytes: int = 0  # of it
     macs_by_step: list[int] = field(init=False)
+    described: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         self.macs_by_step = self.drawer.macs_by_step
+        self.described = self._described()
 
     @property
     def plan(self) -> StepPlan:
         return self.drawer.plan
 
-    def described(self) -> dict[str, Any]:
+    def _described(self) -> dict[str, Any]:
         """Facts for the page that are known before it is drawn."""
         return {
             "name": self.name,
@@ -121,11 +126,11 @@ class Side:
         and few enough.
         """
         x, answer, shown = self.x_hat, self.answer, []  # in this order: the thread that draws goes on meanwhile
-        if x is not None and x.numel() <= PREVIEW and bool(x.isfinite().all()):
+        if self.previews and x is not None and x.numel() <= PREVIEW and bool(x.isfinite().all()):
             pictures = self.work.preview(self.drawer, x)
             shown = [] if pictures is None else data_uris(to_uint8(pictures).cpu().numpy())
         return {
-            **self.described(),
+            **self.described,
             "done": self.steps,
             "macs_so_far": self.macs_by_step[self.steps - 1] if self.steps else 0,
             "seconds": self.seconds,
@@ -273,7 +278,7 @@ class Offer:
         name, heavy = model.name, drawer.plan.num_heavy
         if choice.heavy == choice.steps and model.reuses_context:
             name += ", all heavy" if heavy == choice.steps else f", {heavy} of {choice.steps} heavy"
-        return Side(name, drawer, work, note)
+        return Side(name, drawer, work, note, request.previews)
 
     def _make_drawer(
         self, of_model: bool, choice: Choice, weight: float, label: int | str | None, images: int, members: int

@@ -310,7 +310,7 @@ async function draw() {
   let begun = false;
   job = new AbortController();
   try {
-    for await (const report of reports(request(), job.signal)) {
+    for await (const report of reports({ ...request(), previews: true }, job.signal)) {
       if (!begun) build(report.sides, report.titles);
       begun = true;
       show(report);
