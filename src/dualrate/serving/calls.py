@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -44,7 +45,7 @@ class Call:
     def device(self) -> torch.device:
         return self.of.device
 
-    @property
+    @cached_property
     def alike(self) -> tuple[object, ...]:
         """Key that is the same for calls which may be a batch."""
         of = self.z, None if self.t is None else (), _outline(self.context), _outline(self.cond)

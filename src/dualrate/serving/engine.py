@@ -24,7 +24,7 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
@@ -269,7 +269,8 @@ class Engine:
                 raise CancelledError
             self._calls.append(call)
             self._between.discard(call.drawing)
-            self.changed.notify_all()
+            if not self._between or len(self._calls) == 1:  # else its thread has nothing to do yet
+                self.changed.notify_all()
 
     def is_empty(self, denoiser: Any) -> bool:
         """Whether its heavy call makes nothing, as that of a single network."""
@@ -349,7 +350,8 @@ class Engine:
         start, rows = time.perf_counter(), sum(call.rows for call in calls)
         joined = None if len(calls) == 1 else Joined(calls)
         call = calls[0] if joined is None else joined.call
-        with torch.no_grad(), torch.autocast(call.device.type, torch.bfloat16, enabled=call.bfloat16):
+        cast = torch.autocast(call.device.type, torch.bfloat16) if call.bfloat16 else nullcontext()
+        with torch.no_grad(), cast:
             result = call.run()
         results = [result] if joined is None else list(joined.parts(result))
         if call.device.type == "cuda":
