@@ -113,11 +113,11 @@ def test_turns_are_short_while_another_client_is_at_work():
 def test_who_was_away_has_no_more_of_a_claim_than_who_was_at_work():
     with Engine() as engine, engine.enter(1, "a") as first:
         with engine.changed:
-            engine._used["a"] = first.used = 50.0
+            engine._used["a"] = first.used = 50
         with engine.enter(1, "b") as second, engine.enter(1, "a") as third:
-            assert engine._used == {"a": 50.0, "b": 50.0}
-            assert (second.used, third.used) == (0.0, 50.0)
-        assert engine._used == {"a": 50.0}
+            assert engine._used == {"a": 50, "b": 50}
+            assert (second.used, third.used) == (0, 50)
+        assert engine._used == {"a": 50}
 
 
 # Places

@@ -8,8 +8,8 @@ in a thread of its caller, and the calls of its denoiser wait for the engine's n
 
 So a turn is a step of every request. Alike are calls of the same network on rows of the same shapes; their times
 differ, by row. Requests of one condition share its heavy call, as long as one of them is at work. A batch has a limited
-number of rows, and takes about a limited time. Where not all have room, the client goes first that the networks worked
-least for, and of its requests the one that they worked least for; and while several clients are at work a batch has a
+number of rows, and takes about a limited time. Where not all have room, the client goes first that had the fewest rows,
+and of its requests the one that had the fewest; and while several clients are at work a batch has a
 short time of each. So no client keeps another from its next step, however much it asks for in however many requests.
 
 Results are those that a request has alone, up to the rounding of a batch: of a call that was alone, the same bits.
@@ -119,7 +119,7 @@ class Drawing:
     engine: Engine
     rows: int
     client: str = ""
-    used: float = 0.0  # seconds of networks
+    used: int = 0  # rows of calls
     shared: list[Any] = field(default_factory=list)  # what it was answered of its condition, for others of the same
     cancelled: bool = False
 
@@ -183,7 +183,7 @@ class Engine:
         self._calls: list[Call] = []  # that wait
         self._between: set[Drawing] = set()  # whose last call was answered, and whose next has not come
         self._drawings: set[Drawing] = set()
-        self._used: dict[str, float] = {}  # seconds of networks, by client at work
+        self._used: dict[str, int] = {}  # rows of calls, by client at work
         self._shared: WeakValueDictionary[object, Any] = WeakValueDictionary()
         self._empty: dict[int, Any] = {}  # denoisers whose heavy call is none
         self._a_row: dict[tuple[object, ...], float] = {}  # seconds, of calls that are alike
@@ -232,8 +232,8 @@ class Engine:
                     f"{at_work} images are at work, and of {images} more there would be over {most}: try again in a "
                     "few seconds, or ask for fewer"
                 )
-            self._used.setdefault(client, min(self._used.values(), default=0.0))  # who comes has no more of a claim
-            used = min((other.used for other in self._drawings if other.client == client), default=0.0)
+            self._used.setdefault(client, min(self._used.values(), default=0))  # who comes has no more of a claim
+            used = min((other.used for other in self._drawings if other.client == client), default=0)
             drawing = Drawing(self, images, client, used)
             self._drawings.add(drawing)
             return drawing
@@ -310,7 +310,7 @@ class Engine:
             waiting.setdefault(call.drawing.client, deque()).append(call)
         batch, rows, taken = list[Call](), 0, Counter[str]()
         while waiting:
-            client = min(waiting, key=lambda name: self._used.get(name, 0.0) + taken[name] * (seconds or 1.0))
+            client = min(waiting, key=lambda name: self._used.get(name, 0) + taken[name])
             call = waiting[client].popleft()
             if not batch or (rows + call.rows <= most and (not taken[client] or taken[client] + call.rows <= share)):
                 batch.append(call)
@@ -362,9 +362,9 @@ class Engine:
             return results
         with self.changed:
             for call in calls:
-                call.drawing.used += call.rows * seconds / rows
+                call.drawing.used += call.rows
                 if call.drawing.client in self._used:
-                    self._used[call.drawing.client] += call.rows * seconds / rows
+                    self._used[call.drawing.client] += call.rows
         self.batches[kind] += 1
         self.rows[kind] += rows
         self.seconds[kind] += seconds
