@@ -26,7 +26,7 @@ CODE = {
     "forecasts": 6325,
     "pipelines": 3805,
     "texts": 430,
-    "front": 4260,
+    "front": 4265,
 }
 REFUSALS = 10  # lines in 100 of code
 VAGUE = 3  # in 1,000 identifiers
