@@ -39,9 +39,10 @@ from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import TwoConditional, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import GivenTimes
-from dualrate.serving import offer as queue
+from dualrate.serving import jobs as queue
 from dualrate.serving.app import serve
-from dualrate.serving.offer import Job, Limits, Offer, data_uris
+from dualrate.serving.jobs import Job
+from dualrate.serving.offer import Limits, Offer
 
 SERVERS = "alone", "requests", "engine"
 PLANS = [(8, 2), (12, 3), (16, 4), (24, 6), (32, 8), (16, 8), (24, 4), (10, 5)]
@@ -93,16 +94,17 @@ class Merged(Job):
 
     def draw(self) -> None:
         (side,) = self.sides
-        if side.images is not None:  # it was drawn with another
+        if side.answer is not None:  # it was drawn with another
             return
         with self.lock:
             batch = [job for job in self.waiting if job.settings == self.settings]
             self.waiting[:] = [job for job in self.waiting if job.settings != self.settings]
-        seeds = [seed for job in batch for seed in job.seeds]
+        seeds = [seed for job in batch for seed in job.sides[0].work.seeds]
         images = np.concatenate(list(replace(side.drawer, batch_size=len(seeds)).batches(seeds)))
         for job in batch:
-            job.sides[0].images = data_uris(images[: len(job.seeds)])
-            images = images[len(job.seeds) :]
+            count = len(job.sides[0].work.seeds)
+            job.sides[0].finish(images[:count])
+            images = images[count:]
 
     @property
     def settings(self) -> str:
@@ -149,11 +151,12 @@ class Server:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
-    def draw(self, fields: dict[str, object]) -> float:
-        """Seconds until the images of a request are here."""
+    def draw(self, fields: dict[str, object], client: int = 0) -> float:
+        """Seconds until the images of a request are here. client: who asks, as a proxy would name it"""
         place, start = urlsplit(self.url), time.perf_counter()
         connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=600)
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        headers["X-Forwarded-For"] = f"192.0.2.{client}"
         connection.request("POST", "/api/samples", json.dumps(fields), headers)
         answer = connection.getresponse()
         text = answer.read().decode()
@@ -171,7 +174,8 @@ def under_load(server: Server, fields: list[dict[str, object]], clients: int, se
         for turn in itertools.count():
             if time.perf_counter() > end:
                 return
-            taken.append(server.draw({**fields[(number + turn * clients) % len(fields)], "seed": next(seeds)}))
+            wanted = {**fields[(number + turn * clients) % len(fields)], "seed": next(seeds)}
+            taken.append(server.draw(wanted, number))
 
     with ThreadPoolExecutor(clients) as pool:
         list(pool.map(client, range(clients)))

@@ -198,7 +198,8 @@ def test_requests_take_turns_where_not_all_have_room():
             one.result(30)
     assert ends == [1, 2, 2]
     turns = counted.rows("encode")[:12]
-    assert all(sorted(turns[first : first + 3]) == [1, 2, 2] for first in (0, 3, 6, 9)), turns
+    assert turns.count(1) == 4, turns  # in few rows it is soon done
+    assert turns[:6].count(2) >= 2, turns
     assert max(counted.rows("denoise")) == 2
 
 

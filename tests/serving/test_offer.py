@@ -38,7 +38,7 @@ def test_its_baseline_is_itself_with_a_heavy_call_at_every_step(dual):
 
 def test_a_model_that_makes_fewer_heavy_calls_than_asked_for_says_how_many_and_why():
     late = model(replace(TWO, method=DenoisingConfig(times=TimeSampler(first=(0.5, 0.75)))))
-    for side in (one.described() for one in Offer(late, limits=LIMITS).sides(Request(steps=8, heavy=8))):
+    for side in (one.described for one in Offer(late, limits=LIMITS).sides(Request(steps=8, heavy=8))):
         assert (side["heavy"], side["refresh"].count("full"), side["name"]) == (5, 5, "two, 5 of 8 heavy")
         assert "5 heavy calls, not 8" in side["note"]
     own = Offer(late, limits=LIMITS).sides(Request(steps=8, heavy=2))[0]
@@ -47,7 +47,7 @@ def test_a_model_that_makes_fewer_heavy_calls_than_asked_for_says_how_many_and_w
 
 def test_no_call_of_a_single_network_is_called_heavy():
     (side,) = Offer(model(ONE), limits=LIMITS).sides(Request(steps=8))
-    assert (side.described()["heavy"], side.name) == (None, "one")
+    assert (side.described["heavy"], side.name) == (None, "one")
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])

@@ -22,8 +22,7 @@ from serving.made import Held, ask, conditional, finished, model
 from dualrate.cli import main
 from dualrate.cli.serve import Serve
 from dualrate.drawing.choice import Choice
-from dualrate.serving import app
-from dualrate.serving import offer as jobs
+from dualrate.serving import app, jobs
 from dualrate.serving.app import MOST_BYTES, listening, serve
 from dualrate.serving.offer import Limits, Offer, Request
 
@@ -105,7 +104,7 @@ def test_the_page_is_one_document_that_fetches_nothing_else(url):
 def test_every_control_has_a_label(url):
     text = ask(url, "GET", "/").content.decode()
     controls = re.findall(r"<(?:input|select) id=\"(\w+)\"", text)
-    assert set(controls) == set(Request.__dataclass_fields__)
+    assert {*controls, "previews"} == set(Request.__dataclass_fields__)
     assert controls == re.findall(r"<label for=\"(\w+)\"", text)
 
 
@@ -179,8 +178,9 @@ def test_members_of_a_condition_share_its_heavy_call(in_float32):
     assert report["sides"][0]["macs"] == drawer.cost.macs
 
 
-def test_progress_is_told_step_by_step(slow):
-    seen, name = [], slow.submit(heavy=4, beside="nothing").json["id"]
+@pytest.mark.parametrize("previews", [True, False])
+def test_progress_is_told_step_by_step_with_pictures_where_they_are_asked_for(slow, previews):
+    seen, name = [], slow.submit(heavy=4, beside="nothing", previews=previews).json["id"]
 
     def look() -> None:
         (side,) = ask(slow.url, "GET", f"/api/samples/{name}").json["sides"]
@@ -189,7 +189,9 @@ def test_progress_is_told_step_by_step(slow):
     slow.held.then.append(look)
     slow.held.gate.set()
     (side,) = finished(slow.url, name)["sides"]
-    assert seen == [(i, i * side["macs"] // 4, min(i, 1), False) for i in range(4)]  # before the first x_hat none
+    assert seen == [
+        (i, i * side["macs"] // 4, min(i, 1) * previews, False) for i in range(4)
+    ]  # before the first x_hat none
 
 
 # The queue
@@ -245,11 +247,11 @@ def test_what_nobody_asks_about_is_given_up_and_forgotten(slow, monkeypatch):
     first = slow.submit().json["id"]
     assert slow.held.begun.wait(30)
     second = slow.submit().json["id"]
-    monkeypatch.setattr(jobs, "PATIENCE", 0.0)
+    monkeypatch.setattr(jobs, "IDLE", 0.0)
     third = slow.submit()  # there is room: the second one is not waited for
     assert third.status == 202
     assert ask(slow.url, "GET", f"/api/samples/{second}").status == 404
-    monkeypatch.setattr(jobs, "PATIENCE", 60.0)
+    monkeypatch.setattr(jobs, "IDLE", 60.0)
     slow.held.gate.set()
     assert finished(slow.url, third.json["id"])["status"] == "done"
     assert slow.status(first) == "done"
@@ -279,10 +281,10 @@ def test_leaving_ends_a_sampling_at_its_next_step(offer, in_float32):
     held.begun.clear()
     held.gate.clear()
     with jobs.Jobs(LIMITS) as queue:
-        first, second = queue.submit(range(2), sides), queue.submit(range(2), others)
+        first, second = queue.submit(sides), queue.submit(others)
         assert held.begun.wait(30)
         with pytest.raises(jobs.Full):
-            queue.submit(range(2), sides)
+            queue.submit(sides)
         threading.Timer(0.05, held.gate.set).start()
     assert (first.status, first.sides[0].steps) == ("stopped", 0)
     assert (second.status, second.sides[0].steps) == ("stopped", None)

@@ -16,7 +16,8 @@ from serving.made import Held, ask, finished, model
 from dualrate.drawing.choice import Choice
 from dualrate.serving.app import listening, measurements
 from dualrate.serving.engine import Full
-from dualrate.serving.offer import Jobs, Limits, Offer, Request, data_uris
+from dualrate.serving.jobs import Jobs
+from dualrate.serving.offer import Limits, Offer, Request, data_uris
 
 LIMITS = Limits(steps=12, images=4, at_once=4, waiting=2)
 EVENTS = {"Content-Type": "application/json", "Accept": "text/event-stream"}
@@ -115,10 +116,10 @@ def test_one_client_of_the_network_takes_not_all_places(offer):
     with Jobs(limits) as jobs:
         block = [jobs._pool.submit(gate.wait, 30) for _ in range(limits.at_once)]
         for _ in range(2):
-            jobs.submit(range(2), sides(), "192.0.2.7")
+            jobs.submit(sides(), "192.0.2.7")
         with pytest.raises(Full, match="2 requests of yours are drawn or wait, the most here"):
-            jobs.submit(range(2), sides(), "192.0.2.7")
-        jobs.submit(range(2), sides(), "192.0.2.8")
+            jobs.submit(sides(), "192.0.2.7")
+        jobs.submit(sides(), "192.0.2.8")
         gate.set()
         assert all(one.result(30) for one in block)
 
@@ -128,9 +129,9 @@ def test_images_beyond_the_memory_are_refused(offer):
     with Jobs(replace(LIMITS, at_once=1, waiting=2, images=2)) as jobs:
         block = jobs._pool.submit(gate.wait, 30)
         guided = offer.sides(Request(steps=2, images=2, guidance=2, beside="nothing"))
-        jobs.submit(range(2), guided)
+        jobs.submit(guided)
         with pytest.raises(Full, match="4 images are at work, and of 4 more there would be over 6"):
-            jobs.submit(range(2), guided)
+            jobs.submit(guided)
         gate.set()
         assert block.result(30)
 
@@ -154,7 +155,7 @@ def test_metrics_count_requests_and_batches(offer):
 
     with Jobs(LIMITS) as jobs:
         sides = offer.sides(Request(steps=4, heavy=2, beside="nothing", images=2))
-        jobs.submit(range(2), sides).drawing.result(30)
+        jobs.submit(sides).drawing.result(30)
         families = text_string_to_metric_families(measurements(jobs).decode())
         values = {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
     assert values["dualrate_batch_rows_count", "heavy"] == 2

@@ -105,6 +105,13 @@ class Modality:
         """Conditions that a user names for a model to draw of, such as a prompt; None: the model takes none such."""
         return None
 
+    def service(self, model: Any) -> Any:
+        """How a server draws and shows samples of a `Model`, a `drawing.service.Service`; None: as images of seeds.
+
+        Raises ValueError, with the way, for a model that is not served.
+        """
+        return None
+
 
 IMAGES = Modality()
 
@@ -135,3 +142,8 @@ def conditions_named(experiment: Any, text: str, device: torch.device | str) -> 
         if (conditions := each.conditions_named(experiment, text, device)) is not None:
             return conditions
     raise ValueError(f"{experiment.name} takes no prompts: drop the prompt")
+
+
+def service_of(model: Any) -> Any:
+    """The `Service` of a model's wing; None: it makes images of seeds. Raises ValueError for one that is not served."""
+    return next((service for each in modalities() if (service := each.service(model)) is not None), None)

@@ -124,16 +124,19 @@ def forecast(
 
 
 def starts_of(
-    model: Model, starts: int | NDArray[Any] | str | Path | None, frames: int, note: Callable[[str], None]
+    model: Model, starts: int | NDArray[Any] | str | Path | bytes | None, frames: int, note: Callable[[str], None]
 ) -> Starts:
-    """Starts as `forecast` takes them. Raises what it raises."""
+    """Starts as `forecast` takes them, or the content of an .npy file. Raises what it raises."""
     if starts is None or isinstance(starts, int):
         return held_out_starts(model, frames, starts)
     if isinstance(starts, str | Path):
         return read_starts(Path(starts), model, note)
     with TemporaryDirectory() as folder:
         file = Path(folder, "array.npy")
-        np.save(file, np.asarray(starts))
+        if isinstance(starts, bytes):
+            file.write_bytes(starts)
+        else:
+            np.save(file, np.asarray(starts), allow_pickle=False)
         try:
             return replace(read_starts(file, model), source="an array")  # which says nothing to note
         except ValueError as error:  # of a file that the caller never named

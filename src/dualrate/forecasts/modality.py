@@ -55,6 +55,11 @@ class OfFields(Modality):
             scores = window_scores(drawer, count, **how)
         return Evaluation(scores, scores.plain(), tuple(scores.tables))
 
+    def service(self, model: Any) -> Any:
+        from dualrate.forecasts.service import ForecastService
+
+        return ForecastService(model) if self.makes(model.experiment) else None
+
     def yardstick(self) -> Any:
         from dualrate.forecasts.comparison import ForecastYardstick
 

@@ -5,11 +5,12 @@ Fields of one dimension are shown over space and time, those of two as maps. All
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
@@ -76,14 +77,26 @@ class Shown:
     @property
     def scale(self) -> Normalize:
         """The range of truth and members without the outermost hundredth; symmetric where it contains 0."""
-        parts = [field[np.isfinite(field)] for name, field in self.fields.items() if name != "mean"]
-        low, high = np.percentile(np.concatenate(parts), (0.5, 99.5)) if any(map(len, parts)) else (0.0, 1.0)
-        most = max(-low, high)
-        return Normalize(-most, most) if low < 0 < high else Normalize(low, high)
+        return scale_of(field for name, field in self.fields.items() if name != "mean")
 
     def some(self, most: int) -> NDArray[np.int_]:
         """Indices of at most so many times, evenly spread."""
         return np.unique(np.linspace(0, len(self.times) - 1, min(most, len(self.times))).round().astype(int))
+
+
+def scale_of(fields: Iterable[Array]) -> Normalize:
+    """The range of fields without the outermost hundredth; symmetric where it contains 0."""
+    parts = [field[np.isfinite(field)] for field in fields]
+    low, high = np.percentile(np.concatenate(parts), (0.5, 99.5)) if any(map(len, parts)) else (0.0, 1.0)
+    most = max(-low, high)
+    return Normalize(-most, most) if low < 0 < high else Normalize(low, high)
+
+
+def plain_maps(fields: Array) -> NDArray[np.uint8]:
+    """(N, 3, T H, W): fields (N, T, H, W) in colours that they share, those of one below the other, without axes."""
+    colours = colormaps[COLOURS].with_extremes(bad=UNKNOWN)
+    pixels = colours(np.ma.masked_invalid(scale_of([fields])(fields)), bytes=True)[..., :3]
+    return pixels.reshape(len(fields), -1, *pixels.shape[3:]).transpose(0, 3, 1, 2)
 
 
 def forecast_figure(shown: Shown) -> Figure:

@@ -40,7 +40,7 @@ from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.externals import Forcings, beside
 from dualrate.forecasts.rolling import roll
 from dualrate.forecasts.rolling_process import Rolling
-from dualrate.sampling.trajectory import MEMBER, sample_batches
+from dualrate.sampling.trajectory import MEMBER, State, sample_batches
 from dualrate.system.device import own_defaults
 from dualrate.system.workers import Mapper, in_turn, streamed
 
@@ -251,7 +251,7 @@ def _windows(
     while True:
         still = max(0, forecast.past - window * forecast.frames) if observed else 0
         now = ahead(window * forecast.frames * forecast.ahead)
-        new = _window(drawer, denoiser, past, keys, members, window, still, now)
+        new = draw_window(drawer, denoiser, past, keys, members, window, still, now)
         yield window * forecast.frames, new
         past, window = torch.cat((past, new), 2)[:, :, -forecast.past :], window + 1
 
@@ -276,7 +276,7 @@ def _rolled(
 
 
 @own_defaults()
-def _window(
+def draw_window(
     drawer: Drawer,
     denoiser: Denoiser,
     past: Tensor,
@@ -285,10 +285,12 @@ def _window(
     window: int,
     observed: int,
     forcings: Tensor | None,
+    watch: Callable[[State], None] | None = None,
 ) -> Tensor:
     """The frames of one window, (n, m, f, C, H, W). past: (n, m, past, C, H, W), in the data's units; keys: (n,)
 
     observed: frames of the past that are observations; forcings: of the window, (n, K, H, W)
+    watch: as of `sample_batches`
     """
     model, forecast, count = drawer.model, forecast_of(drawer.model), len(members)
     past = forecast.statistics.normalised(past.to(model.device))
@@ -310,6 +312,7 @@ def _window(
         given=lambda _: y,
         members=shared,
         first_member=0 if window else members.start,
+        watch=watch,
     )
     frames = forecast.restored(forecast.frames_of(x, past[:, :, -1].flatten(0, 1)))
     return frames.unflatten(0, (len(keys), count)).cpu()

@@ -31,6 +31,12 @@ class OfPipelines(Modality):
 
         return prompts_of(experiment, text, device) if isinstance(experiment.condition, Prompts) else None
 
+    def service(self, model: Any) -> Any:
+        from dualrate.pipelines.condition import Prompts
+        from dualrate.pipelines.service import PromptService
+
+        return PromptService(model) if isinstance(model.experiment.condition, Prompts) else None
+
     def evaluator_by(self, folder: Path, data: Any, device: Any, progress: Reporter) -> Evaluator[Any] | None:
         from dualrate.pipelines.clip import evaluator_of, is_clip
 

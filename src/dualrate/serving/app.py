@@ -29,7 +29,7 @@ import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from dualrate.config.serial import from_json
 from dualrate.report.html import TEMPLATES
 from dualrate.serving.engine import KINDS, Full
-from dualrate.serving.offer import Job, Jobs, Offer, Request
+from dualrate.serving.jobs import Job, Jobs
+from dualrate.serving.offer import Offer, Request
 from dualrate.system.device import free_descriptors
 from dualrate.system.progress import Interrupts
 
@@ -88,6 +89,18 @@ def html_page(described: Mapping[str, Any]) -> str:
     return environment.get_template("play.html").render(name=described["name"], model=described)
 
 
+class _Stream(StreamingResponse):
+    """Events. taken: what they take, left with them: at once where the client goes, be it before the first."""
+
+    def __init__(self, events: AsyncIterator[str], taken: ExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self.taken = taken
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self.taken:
+            await super().__call__(scope, receive, send)
+
+
 class _Page:
     """The application's answers. They all run on one event loop, so `jobs` needs no lock."""
 
@@ -103,43 +116,52 @@ class _Page:
         return JSONResponse(self.described)
 
     async def plan(self, request: HTTPRequest) -> Response:
-        sides = await asyncio.to_thread(self.offer.sides, await _read(request))
-        return JSONResponse({"sides": [side.described() for side in sides]})
+        sides = await asyncio.to_thread(self.offer.sides, await self._read(request))
+        return JSONResponse({"sides": [side.described for side in sides]})
 
     async def submit(self, request: HTTPRequest) -> Response:
-        wanted, host = await _read(request), "" if request.client is None else request.client.host
+        wanted, host = await self._read(request), "" if request.client is None else request.client.host
         client, streams = "" if _is_loopback(host) else host, "text/event-stream" in request.headers.get("accept", "")
-        try:
-            self.jobs.require_place(client)  # before the cost is counted
-            if streams and not self.streams:
-                raise Full("too many streams are open: try again in a few seconds")
-            sides = await asyncio.to_thread(self.offer.sides, wanted)
-            job = self.jobs.submit(range(wanted.seed, wanted.seed + self.offer.images(wanted)), sides, client)
-        except Full as error:
-            raise Refused(429, "too-many-waiting", str(error), RETRY) from error
-        if streams:
-            return StreamingResponse(self._reports(job), media_type="text/event-stream")
-        place = {"Location": f"/api/samples/{job.name}"}
-        return JSONResponse(job.report(self.jobs.ahead(job)), 202, place)
+        with ExitStack() as place:  # what it takes is free again, unless a stream goes on with it
+            try:
+                self.jobs.require_place(client)  # before the cost is counted
+                if streams:
+                    place.enter_context(self._one_stream())
+                sides = await asyncio.to_thread(self.offer.sides, wanted)
+                job = self.jobs.submit(sides, client)
+            except Full as error:
+                raise Refused(429, "too-many-waiting", str(error), RETRY) from error
+            if streams:
+                place.callback(job.end)
+                return _Stream(self._reports(job), place.pop_all())
+        where = {"Location": f"/api/samples/{job.name}"}
+        return JSONResponse(job.report(self.jobs.ahead(job)), 202, where)
 
-    async def _reports(self, job: Job) -> AsyncIterator[str]:
-        """Yields events: the reports of a job, when there is news. It ends with the job, and the job with it."""
+    @contextmanager
+    def _one_stream(self) -> Iterator[None]:
+        """One of the streams that may be open. Raises Full where there is none."""
+        if not self.streams:
+            raise Full("too many streams are open: try again in a few seconds")
         self.streams -= 1
         try:
-            ended, shown, drawing = False, None, asyncio.wrap_future(job.drawing)
-            drawing.add_done_callback(lambda future: future.cancelled() or future.exception())  # the job tells of it
-            while not ended:
-                pause = EVERY * (1 + len(self.jobs.active()) // CALM)
-                await asyncio.wait([drawing], timeout=pause if shown else 0)
-                ended, ahead, _ = drawing.done(), self.jobs.ahead(job), self.jobs.find(job.name)
-                news = job.status, ahead, [side.steps for side in job.sides]
-                if news != shown:
-                    report = await asyncio.to_thread(job.report, ahead)
-                    yield f"data: {json.dumps(report)}\n\n"
-                shown = news
+            yield
         finally:
             self.streams += 1
-            job.end()
+
+    async def _reports(self, job: Job) -> AsyncIterator[str]:
+        """Yields events: the reports of a job, when there is news, until it ends."""
+        ended, shown, drawing = False, None, asyncio.wrap_future(job.drawing)
+        drawing.add_done_callback(lambda future: future.cancelled() or future.exception())  # the job tells of it
+        while not ended:
+            pause = EVERY * (1 + len(self.jobs.active()) // CALM)
+            await asyncio.wait([drawing], timeout=pause if shown else 0)
+            ended, ahead, _ = drawing.done(), self.jobs.ahead(job), self.jobs.find(job.name)
+            news = job.status, ahead, [side.steps for side in job.sides]
+            if news != shown:
+                previews = any(side.previews for side in job.sides) and not ended  # pictures that are to be made
+                report = await asyncio.to_thread(job.report, ahead) if previews else job.report(ahead)
+                yield f"data: {json.dumps(report)}\n\n"
+            shown = news
 
     async def health(self, request: HTTPRequest) -> Response:
         return JSONResponse({"drawing": self.jobs.engine.alive}, 200 if self.jobs.engine.alive else 503)
@@ -160,24 +182,25 @@ class _Page:
             raise Refused(504, "out-of-time", job.error)
         return JSONResponse(await asyncio.to_thread(job.report, self.jobs.ahead(job)))
 
-
-async def _read(request: HTTPRequest) -> Request:
-    kind = request.headers.get("content-type", "nothing").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise Refused(415, "not-json", f"send a request as Content-Type application/json, got {kind}")
-    body = b""
-    try:
-        async with asyncio.timeout(CLIENT):
-            async for part in request.stream():
-                body += part
-                if len(body) > MOST_BYTES:
-                    raise Refused(413, "too-long", f"a request has at most {MOST_BYTES} bytes")
-    except TimeoutError as error:
-        close = {"Connection": "close"}
-        raise Refused(408, "too-slow", f"a request comes within {CLIENT:g} s, this one did not", close) from error
-    except ClientDisconnect as error:
-        raise Refused(400, "cut-off", "the request ended in the middle") from error
-    return from_json(Request, body, "request")
+    async def _read(self, request: HTTPRequest) -> Request:
+        kind = request.headers.get("content-type", "nothing").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise Refused(415, "not-json", f"send a request as Content-Type application/json, got {kind}")
+        body, most = bytearray(), MOST_BYTES + self.offer.service.bytes
+        try:
+            async with asyncio.timeout(CLIENT):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > most:
+                        raise Refused(413, "too-long", f"a request has at most {most} bytes")
+        except TimeoutError as error:
+            close = {"Connection": "close"}
+            raise Refused(408, "too-slow", f"a request comes within {CLIENT:g} s, this one did not", close) from error
+        except ClientDisconnect as error:
+            raise Refused(400, "cut-off", "the request ended in the middle") from error
+        if len(body) <= MOST_BYTES:
+            return from_json(Request, bytes(body), "request")
+        return await asyncio.to_thread(from_json, Request, bytes(body), "request")
 
 
 def _refusal(request: HTTPRequest, error: Exception) -> Response:
@@ -374,6 +397,7 @@ def listening(offer: Offer, host: str = "127.0.0.1", port: int = 0) -> Iterator[
             log_config=None,
             log_level="critical",
             access_log=False,
+            forwarded_allow_ips="127.0.0.1,::1",  # a proxy of this machine names its clients
             lifespan="off",
             timeout_graceful_shutdown=1,
         )

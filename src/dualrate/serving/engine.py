@@ -8,24 +8,25 @@ in a thread of its caller, and the calls of its denoiser wait for the engine's n
 
 So a turn is a step of every request. Alike are calls of the same network on rows of the same shapes; their times
 differ, by row. Requests of one condition share its heavy call, as long as one of them is at work. A batch has a limited
-number of rows, and takes about a limited time; what is beyond waits for the next turn, and goes first then. So no
-request keeps another from its next step, be it the first or the last, whatever it asks for.
+number of rows, and takes about a limited time. Where not all have room, the client goes first that had the fewest rows,
+and of its requests the one that had the fewest; and while several clients are at work a batch has a
+short time of each. So no client keeps another from its next step, however much it asks for in however many requests.
 
 Results are those that a request has alone, up to the rounding of a batch: of a call that was alone, the same bits.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, wait
-from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -34,9 +35,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.denoisers.denoiser import Wrapper, read
-from dualrate.diffusion.context import Cond, Context, Reuse, for_rows
+from dualrate.diffusion.context import Cond, Context
 from dualrate.drawing.drawer import Drawer
+from dualrate.drawing.service import Work
 from dualrate.sampling.trajectory import State
+from dualrate.serving.calls import Call, Joined
 from dualrate.system.device import carries_derivative
 
 KINDS = {"heavy": ("read", "encode", "renew"), "light": ("denoise",)}
@@ -50,131 +53,15 @@ class Full(Exception):
 
 @dataclass(frozen=True)
 class Capacity:
-    """The most that an engine takes: images at work (twice as many where guided), rows and seconds of a batch."""
+    """The most that an engine takes: images at work (twice as many where guided), rows and seconds of a batch.
+
+    share: seconds of a batch that are one client's, where several are at work; one call at least
+    """
 
     images: int = 512
     rows: int = 128
-    seconds: float = 0.5
-
-
-@dataclass(eq=False)
-class Call:
-    """A call of a network that a request waits for."""
-
-    drawing: Drawing
-    inner: Any  # a Denoiser
-    method: str
-    bfloat16: bool
-    z: Tensor | None  # None: of `read`
-    t: Tensor | None
-    context: Context
-    cond: Cond
-    answer: Future[Any] = field(default_factory=Future)
-
-    @property
-    def of(self) -> Tensor:
-        """Tensor whose rows it is called with."""
-        return cast(Tensor, self.cond.given if self.z is None else self.z)
-
-    @property
-    def rows(self) -> int:
-        return len(self.of)
-
-    @property
-    def device(self) -> torch.device:
-        return self.of.device
-
-    @property
-    def alike(self) -> tuple[object, ...]:
-        """Key that is the same for calls which may be a batch."""
-        of = self.z, None if self.t is None else (), _outline(self.context), _outline(self.cond)
-        return self.method, id(self.inner), self.bfloat16, *map(_outline, of)
-
-    @property
-    def condition(self) -> str | None:
-        """Digest of all that the result depends on, if that is the condition alone, and a time."""
-        y, label = self.cond.given, self.cond.label
-        if y is None or not (self.method == "read" or (self.method == "encode" and self.inner.reuse is Reuse.FREE)):
-            return None
-        label = None if label is None else label[:: max(1, len(label) // len(y))].tolist()
-        numbers = y.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes()
-        key = self.alike[:3], y.shape, y.dtype, label, None if self.t is None else self.t.tolist()
-        return hashlib.sha256(repr(key).encode() + numbers).hexdigest()
-
-    def run(self) -> Any:
-        """The network's result, in this thread."""
-        if self.method == "read":
-            return read(self.inner, self.cond)
-        of = (self.z, self.t) if self.method == "encode" else (self.z, self.t, self.context)
-        return getattr(self.inner, self.method)(*of, self.cond)
-
-
-def _outline(value: object) -> object:
-    """The shape of a value: of tensors all but their rows."""
-    if isinstance(value, Tensor):
-        return value.shape[1:], value.dtype, value.device
-    if isinstance(value, Context):
-        parts = value.features, value.present, value.x_hat, *value.earlier
-        return value.tau is None, value.keeps, value.age, *map(_outline, parts)
-    if isinstance(value, Cond):
-        return tuple(map(_outline, (value.label, value.given, value.features)))
-    return tuple(map(_outline, value)) if isinstance(value, tuple) else value
-
-
-def _merged(join: Callable[[tuple[Tensor, ...]], Tensor], values: Sequence[Any]) -> Any:
-    """Tensors, contexts or conditions of several calls as one, tensor by tensor."""
-    first = values[0]
-    if isinstance(first, Tensor):
-        return join(tuple(values))
-    if isinstance(first, tuple):
-        return tuple(_merged(join, parts) for parts in zip(*values, strict=True))
-    if isinstance(first, (Context, Cond)):
-        names = ("features", "tau", "present", "x_hat", "earlier", "label", "given")
-        names = [name for name in names if hasattr(first, name)]
-        return replace(first, **{name: _merged(join, [getattr(value, name) for value in values]) for name in names})
-    return first  # None
-
-
-class Joined:
-    """Several calls as one, and its result in their parts."""
-
-    def __init__(self, calls: Sequence[Call]) -> None:
-        self.calls, self.sizes = calls, [call.rows for call in calls]
-        self.ends = [0, *itertools.accumulate(self.sizes)]
-        self.before: dict[int, tuple[Tensor, tuple[Tensor, ...]]] = {}  # what was joined, and of which tensors
-        z, t, context, cond = (
-            _merged(self._join, [getattr(call, name) for call in calls]) for name in ("z", "t", "context", "cond")
-        )
-        self.call = replace(calls[0], z=z, t=t, context=context, cond=cond)
-
-    def _join(self, parts: tuple[Tensor, ...]) -> Tensor:
-        """Rows of all. Of M samples that share a row there are as many in all calls, so some rows are repeated."""
-        if parts[0].dtype == torch.float64 and any(part.ndim == 0 for part in parts):  # times
-            if all(part is parts[0] or (part.ndim == 0 and torch.equal(part, parts[0])) for part in parts):
-                return parts[0]
-            device = self.calls[0].device
-            whole = torch.cat([part.to(device).expand(rows) for part, rows in zip(parts, self.sizes, strict=True)])
-        else:
-            pairs = list(zip(parts, self.sizes, strict=True))
-            members = math.gcd(*(rows // len(part) for part, rows in pairs))
-            whole = torch.cat([for_rows(part, rows // members) for part, rows in pairs])
-        self.before[id(whole)] = whole, parts
-        return whole
-
-    def parts(self, result: Any) -> Iterator[Any]:
-        """Yields each call's part: its own tensors where they were handed on, copies elsewhere, which hold no other."""
-        for number in range(len(self.calls)):
-
-            def cut(whole: tuple[Tensor, ...], number: int = number) -> Tensor:
-                (of,) = whole
-                if id(of) in self.before:
-                    return self.before[id(of)][1][number]
-                if not of.ndim:
-                    return of
-                members = self.ends[-1] // len(of)
-                return of[self.ends[number] // members : self.ends[number + 1] // members].clone()
-
-            yield _merged(cut, [result])
+    seconds: float = 0.25
+    share: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -231,6 +118,8 @@ class Drawing:
 
     engine: Engine
     rows: int
+    client: str = ""
+    used: int = 0  # rows of calls
     shared: list[Any] = field(default_factory=list)  # what it was answered of its condition, for others of the same
     cancelled: bool = False
 
@@ -248,13 +137,18 @@ class Drawing:
         """The result of a call, after some turn. Raises CancelledError."""
         self.engine.submit(call)
         while not call.answer.done() and self.engine.alive:
-            wait([call.answer], 1)
+            with suppress(TimeoutError, CancelledError):
+                call.answer.exception(1)
         if self.cancelled or not call.answer.done():
             raise CancelledError
         return call.answer.result()
 
-    def images(self, drawer: Drawer, seeds: Sequence[int], watch: Watch | None = None) -> NDArray[np.uint8]:
-        """The images of these seeds, as `Drawer.batches` yields them, which raises the rest.
+    def images(self, drawer: Drawer, seeds: range, watch: Watch | None = None) -> NDArray[np.uint8]:
+        """The images of these seeds, as of `samples`."""
+        return self.samples(drawer, Work(seeds), watch)
+
+    def samples(self, drawer: Drawer, work: Work, watch: Watch | None = None) -> NDArray[Any]:
+        """The samples of some work, which raises the rest.
 
         watch: called before the first step and after each; what it raises ends the drawing
         Raises CancelledError.
@@ -273,7 +167,7 @@ class Drawing:
 
         denoiser = Seen(batched, lambda x_hat: seen.__setitem__(slice(None), [x_hat]))
         try:
-            return np.concatenate(list(drawer.batches(seeds, watch=follow, denoiser=denoiser)))
+            return work.draw(drawer, denoiser, follow)
         finally:
             engine.rest(self)
 
@@ -289,6 +183,7 @@ class Engine:
         self._calls: list[Call] = []  # that wait
         self._between: set[Drawing] = set()  # whose last call was answered, and whose next has not come
         self._drawings: set[Drawing] = set()
+        self._used: dict[str, int] = {}  # rows of calls, by client at work
         self._shared: WeakValueDictionary[object, Any] = WeakValueDictionary()
         self._empty: dict[int, Any] = {}  # denoisers whose heavy call is none
         self._a_row: dict[tuple[object, ...], float] = {}  # seconds, of calls that are alike
@@ -324,10 +219,10 @@ class Engine:
         with self.changed:
             return sum(drawing.rows for drawing in self._drawings)
 
-    def enter(self, images: int) -> Drawing:
+    def enter(self, images: int, client: str = "") -> Drawing:
         """A place for a request of so many images, until it is left (`with engine.enter(...) as drawing`).
 
-        images: with all members, and twice as many where guided
+        images: with all members, and twice as many where guided; client: whose it is, who has one share with all
         Raises Full where they would be more than there is room for.
         """
         with self.changed:
@@ -337,7 +232,9 @@ class Engine:
                     f"{at_work} images are at work, and of {images} more there would be over {most}: try again in a "
                     "few seconds, or ask for fewer"
                 )
-            drawing = Drawing(self, images)
+            self._used.setdefault(client, min(self._used.values(), default=0))  # who comes has no more of a claim
+            used = min((other.used for other in self._drawings if other.client == client), default=0)
+            drawing = Drawing(self, images, client, used)
             self._drawings.add(drawing)
             return drawing
 
@@ -345,6 +242,8 @@ class Engine:
         with self.changed:
             self._drawings.discard(drawing)
             drawing.shared.clear()
+            if all(other.client != drawing.client for other in self._drawings):
+                self._used.pop(drawing.client, None)
         self.rest(drawing)
 
     def rest(self, drawing: Drawing) -> None:
@@ -370,7 +269,8 @@ class Engine:
                 raise CancelledError
             self._calls.append(call)
             self._between.discard(call.drawing)
-            self.changed.notify_all()
+            if not self._between or len(self._calls) == 1:  # else its thread has nothing to do yet
+                self.changed.notify_all()
 
     def is_empty(self, denoiser: Any) -> bool:
         """Whether its heavy call makes nothing, as that of a single network."""
@@ -389,19 +289,36 @@ class Engine:
         with self.changed:
             if not self.changed.wait_for(lambda: not self._between, PAUSE):
                 self._between.clear()
-            batches: defaultdict[tuple[object, ...], list[Call]] = defaultdict(list)
-            for call in self._calls:  # in the order in which they came
+            groups: defaultdict[tuple[object, ...], list[Call]] = defaultdict(list)
+            for call in self._calls:
                 if call.method in KINDS[kind]:
-                    key = (id(call),) if call.alike in self._alone else call.alike
-                    batch, most = batches[key], self.capacity.rows
-                    if key in self._a_row:
-                        most = min(most, self.capacity.seconds / self._a_row[key])
-                    if not batch or sum(other.rows for other in batch) + call.rows <= most:
-                        batch.append(call)
-            for call in itertools.chain(*batches.values()):
+                    groups[(id(call),) if call.alike in self._alone else call.alike].append(call)
+            batches = [self._batch_of(calls, self._a_row.get(key, 0.0)) for key, calls in groups.items()]
+            for call in itertools.chain(*batches):
                 self._calls.remove(call)
                 call.answer.set_running_or_notify_cancel()
-            return list(batches.values())
+            return batches
+
+    def _batch_of(self, calls: list[Call], seconds: float) -> list[Call]:
+        """The calls that have room in a batch. seconds: that a row takes, 0 where nothing is known"""
+        most, share, capacity = float(self.capacity.rows), math.inf, self.capacity
+        if seconds:
+            most = min(most, capacity.seconds / seconds)
+            share = capacity.share / seconds if len(self._used) > 1 else math.inf
+        waiting: dict[str, deque[Call]] = {}
+        for call in sorted(calls, key=lambda call: call.drawing.used):
+            waiting.setdefault(call.drawing.client, deque()).append(call)
+        batch, rows, taken = list[Call](), 0, Counter[str]()
+        while waiting:
+            client = min(waiting, key=lambda name: self._used.get(name, 0) + taken[name])
+            call = waiting[client].popleft()
+            if not batch or (rows + call.rows <= most and (not taken[client] or taken[client] + call.rows <= share)):
+                batch.append(call)
+                rows += call.rows
+                taken[client] += call.rows
+            if not waiting[client]:
+                del waiting[client]
+        return batch
 
     def _answer(self, kind: str, calls: Sequence[Call]) -> None:
         """Make these calls, those of one condition once. Where a batch fails each is made alone, to fail alone."""
@@ -433,7 +350,8 @@ class Engine:
         start, rows = time.perf_counter(), sum(call.rows for call in calls)
         joined = None if len(calls) == 1 else Joined(calls)
         call = calls[0] if joined is None else joined.call
-        with torch.no_grad(), torch.autocast(call.device.type, torch.bfloat16, enabled=call.bfloat16):
+        cast = torch.autocast(call.device.type, torch.bfloat16) if call.bfloat16 else nullcontext()
+        with torch.no_grad(), cast:
             result = call.run()
         results = [result] if joined is None else list(joined.parts(result))
         if call.device.type == "cuda":
@@ -442,6 +360,11 @@ class Engine:
         if isinstance(result, Context) and not result.features and result.x_hat is None:
             self._empty[id(call.inner)] = call.inner
             return results
+        with self.changed:
+            for call in calls:
+                call.drawing.used += call.rows
+                if call.drawing.client in self._used:
+                    self._used[call.drawing.client] += call.rows
         self.batches[kind] += 1
         self.rows[kind] += rows
         self.seconds[kind] += seconds

@@ -73,6 +73,10 @@ class OfTexts(Modality):
 
         return TextFiles(model.image_shape, model.experiment.codec.alphabet)
 
+    def service(self, model: Any) -> None:
+        if self.makes(model.experiment):
+            raise ValueError(f"{model.name} is a text model, the page shows images: use dualrate sample")
+
     def save(self, experiment: Any, samples: Tensor, file: Path) -> None:
         from dualrate.system.files import write_whole
 

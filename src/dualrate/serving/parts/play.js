@@ -1,9 +1,9 @@
 "use strict";
 const at = (id) => document.getElementById(id);
 const model = JSON.parse(at("model").textContent);
-const NUMBERS = ["steps", "heavy", "guidance", "seed", "images", "members"], CHOICES = ["sampler", "label", "beside"];
-const FIELDS = [...NUMBERS, ...CHOICES];
-const DEFAULTS = { guidance: "1", seed: "0", members: "1", sampler: "", label: "", beside: model.beside[0] };
+const NUMBERS = ["steps", "heavy", "guidance", "seed", "images", "members", "start"];
+const CHOICES = ["sampler", "label", "beside", "prompt"], FIELDS = [...NUMBERS, ...CHOICES];
+const DEFAULTS = { guidance: "1", seed: "0", sampler: "", label: "", prompt: "", start: "", beside: model.beside[0] };
 let job = null, heavyChosen = false, asked = 0, timer = 0;
 
 // Elements
@@ -58,6 +58,7 @@ function offer() {
   bounds("images", 1, limits.images);
   at("images").value = DEFAULTS.images = String(model.default.images);
   bounds("members", 1, model.members);
+  at("members").value = DEFAULTS.members = String(model.default.members);
   at("heavy").disabled = model.least_heavy === null;
   options("sampler", [["", "recommended"]]);
   const groups = [[true, "with as many heavy calls as chosen"], [false, "with a heavy call at every step only"]];
@@ -69,9 +70,10 @@ function offer() {
   const baseline = model.baseline ?? "every heavy call it can make";
   const names = { steps: `as many steps: ${baseline}`, cost: `as many MACs: ${baseline}`, nothing: "nothing" };
   options("beside", model.beside.map((name) => [name, names[name]]));
-  for (const id of ["guidance", "label"]) at(id).closest(".field").classList.toggle("none", !classes);
-  at("members").closest(".field").classList.toggle("none", model.members < 2);
-  at("beside").closest(".field").classList.toggle("none", model.beside.length < 2);
+  const needless = { guidance: !classes, label: classes < 2, members: model.members < 2, beside: model.beside.length < 2,
+    prompt: model.takes !== "prompt", start: model.takes !== "start" };
+  for (const id in needless) at(id).closest(".field").classList.toggle("none", needless[id]);
+  if (model.takes === "start") document.querySelector("label[for=images]").textContent = "Starts";
   for (const id of ["steps", "heavy", "guidance", "images"]) slider(at(id));
   follow();
 }
@@ -182,9 +184,9 @@ const say = (text) => { if (at("status").textContent !== text) at("status").text
 
 // Sides: plans, counts, pictures
 
-function build(sides, seeds = []) {
+function build(sides, titles = []) {
   at("sides").classList.toggle("alone", sides.length === 1);
-  const drawn = seeds.length ? sides.map((side) => pictures(side, seeds)) : [];
+  const drawn = titles.length ? sides.map((side) => pictures(side, titles)) : [];
   at("sides").replaceChildren(...sides.map(planOf), ...drawn);
 }
 
@@ -223,9 +225,9 @@ function plan(side) {
   return svg;
 }
 
-function pictures(side, seeds) {
-  const columns = seeds.length === 1 ? 1 : seeds.length <= 4 ? 2 : 4, [, height, width] = model.shape;
-  const list = made("ul", { class: "grid" }, ...seeds.map(() => made("li")));
+function pictures(side, titles) {
+  const columns = titles.length === 1 ? 1 : titles.length <= 4 ? 2 : 4, [height, width] = model.picture;
+  const list = made("ul", { class: "grid" }, ...titles.map(() => made("li")));
   list.style.setProperty("--columns", columns);
   list.style.setProperty("--shape", `${width} / ${height}`);
   return made("div", { class: "pictures", role: "group", "aria-label": `Images of ${side.name}` },
@@ -241,9 +243,9 @@ function show(report) {
     write(".each", time(side.seconds / report.seeds.length));
     write(".all", time(side.seconds));
     side.images.forEach((source, k) => {
-      const item = lists[i].children[k], label = report.labels ? `, ${named(report.labels[k])}` : "";
-      if (!item.firstChild) item.append(made("img", { width: model.shape[2], height: model.shape[1] }));
-      const title = `seed ${report.seeds[k]}${label}`, alt = side.finished ? title : `${title}, being drawn`;
+      const item = lists[i].children[k], title = report.titles[k];
+      if (!item.firstChild) item.append(made("img", { width: model.picture[1], height: model.picture[0] }));
+      const alt = side.finished ? title : `${title}, being drawn`;
       Object.assign(item.firstChild, { src: source, title, alt });
     });
   });
@@ -255,7 +257,18 @@ function progress(report) {
   bar.value = report.sides.reduce((sum, side) => sum + side.macs_so_far, 0) / whole;
 }
 
+// The error of a forecast of its first variable, in its units: the mean over starts, at the last frame whose truth is known
+function crps(side) {
+  const last = (side.crps ?? []).map((start) => start.at(-1)?.[0] ?? NaN);
+  return last.length ? ` CRPS of ${side.variables[0]}: ${(last.reduce((a, b) => a + b) / last.length).toPrecision(3)}.` : "";
+}
+
 function summary(report) {
+  const errors = report.sides.map(crps);
+  return costs(report) + errors[0] + (errors[1] ? ` Beside it:${errors[1]}` : "");
+}
+
+function costs(report) {
   const [own, baseline] = report.sides;
   if (!baseline) return `Drawn: ${times(report.seeds.length, "image")} in ${time(own.seconds)}.`;
   const [work, spent] = [percent(own.macs, baseline.macs), percent(own.seconds, baseline.seconds)];
@@ -297,8 +310,8 @@ async function draw() {
   let begun = false;
   job = new AbortController();
   try {
-    for await (const report of reports(request(), job.signal)) {
-      if (!begun) build(report.sides, report.seeds);
+    for await (const report of reports({ ...request(), previews: true }, job.signal)) {
+      if (!begun) build(report.sides, report.titles);
       begun = true;
       show(report);
       progress(report);
