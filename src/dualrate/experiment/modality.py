@@ -28,7 +28,12 @@ from dualrate.report.evaluation import Evaluation
 from dualrate.report.image_grid import Pictures, save_grid
 from dualrate.system.progress import Reporter
 
-WINGS = ("dualrate.forecasts.modality", "dualrate.texts.modality", "dualrate.pipelines.modality")
+WINGS = (
+    "dualrate.forecasts.modality",
+    "dualrate.forecasts.clip_modality",
+    "dualrate.texts.modality",
+    "dualrate.pipelines.modality",
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,222 @@
+"""Networks of whole clips and of their latents: a clip of T frames is an image of T C channels, in K pieces.
+
+    z^k = E(x^k)                                    an encoder of T / K frames: a latent of fewer frames and pixels
+    z_hat = prior(z_t), z_t = (z_t^1 ... z_t^K)     its latents attend to each other, as frames do (`ByLead`)
+    x_hat^k = D(x_t^k, z_0^k)                       a decoder, at one rate, or at two: heavy once a latent
+
+Pieces share weights, and none sees another but in the prior. So the bound of methods/unified_latents.py is of whole
+clips, and a clip may be decoded a piece at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from torch import Tensor, nn
+
+from dualrate.config.ranges import Range, Ranged
+from dualrate.denoisers.denoiser import Conditional, Denoiser, DualRateConditional, Plain
+from dualrate.diffusion.context import Shape
+from dualrate.diffusion.process import Process
+from dualrate.experiment.network_configs import OneConditional, OneNetwork, TwoConditional
+from dualrate.methods.unified_latents import LatentNetworks
+from dualrate.networks.body import BodyConfig
+from dualrate.networks.conditional import ByLead, ConditionalBody, ConditionEncoder
+from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
+
+Count = Annotated[int, Range(1, 4096)]
+
+
+def parted(x: Tensor, pieces: int) -> Tensor:
+    """(B, K c, H, W) -> (B K, c, H, W)"""
+    return x.unflatten(1, (pieces, -1)).flatten(0, 1)
+
+
+def joined(x: Tensor, pieces: int) -> Tensor:
+    """The inverse of `parted`."""
+    return x.unflatten(0, (-1, pieces)).flatten(1, 2)
+
+
+def of_pieces(shape: Shape, pieces: int) -> Shape:
+    """(K C, H, W)"""
+    return pieces * shape[0], shape[1], shape[2]
+
+
+@dataclass(frozen=True)
+class ClipEncoderConfig(EncoderConfig):
+    """An encoder of clips; its channels are those of a piece and of its latent."""
+
+    frames: Count = 1
+    """Frames of a clip, T."""
+    pieces: Count = 1
+    """Pieces of a clip, K, which are encoded each by itself."""
+
+    @property
+    def shape(self) -> Shape:
+        return of_pieces(super().shape, self.pieces)
+
+    @property
+    def latent_shape(self) -> Shape:
+        return of_pieces(super().latent_shape, self.pieces)
+
+
+class ClipEncoder(ImageEncoder):
+    """forward: clips (B, T C, H, W) -> latents (B, K c, h, w)."""
+
+    def __init__(self, config: ClipEncoderConfig) -> None:
+        super().__init__(config)
+        self.pieces = config.pieces
+
+    def forward(self, x: Tensor) -> Tensor:
+        return joined(super().forward(parted(x, self.pieces)), self.pieces)
+
+
+def _rows(y: Tensor, like: Tensor, pieces: int) -> Tensor:
+    """The pieces of y: (B, K c, ...), for each of the M samples that z: (B M, ...) has of it."""
+    return parted(y.repeat_interleave(len(like) // len(y), 0), pieces)
+
+
+class PieceDecoder(ConditionalBody):
+    """forward: (z_t, log_snr, y, label) -> v, of each piece by itself. shape: of a piece of y."""
+
+    def __init__(self, config: BodyConfig, shape: Shape, pieces: int) -> None:
+        super().__init__(config, shape)
+        self.pieces = pieces
+
+    def forward(self, z_t: Tensor, log_snr: Tensor, y: Tensor, label: Tensor | None) -> Tensor:
+        y, count = _rows(y, z_t, self.pieces), self.pieces
+        return joined(super().forward(parted(z_t, count), log_snr.repeat_interleave(count), y, label), count)
+
+
+class PieceReader(ConditionEncoder):
+    """forward: (log_snr at t = 1, y, label) -> features of all pieces, (B, K C_i, H_i, W_i). shape: of a piece of y."""
+
+    def __init__(self, config: BodyConfig, light: BodyConfig, shape: Shape, pieces: int) -> None:
+        super().__init__(config, light, shape)
+        self.pieces = pieces
+
+    def forward(self, log_snr: Tensor, y: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
+        features = super().forward(log_snr.repeat_interleave(self.pieces), parted(y, self.pieces), label)
+        return tuple(joined(level, self.pieces) for level in features)
+
+
+class PieceLight(nn.Module):
+    """forward: (z_t, log_snr, label, features) -> v, of each piece by itself."""
+
+    def __init__(self, config: BodyConfig, pieces: int) -> None:
+        super().__init__()
+        self.net, self.pieces = config.network(), pieces
+
+    def forward(self, z_t: Tensor, log_snr: Tensor, label: Tensor | None, features: Sequence[Tensor]) -> Tensor:
+        count, levels = self.pieces, tuple(_rows(level, z_t, self.pieces) for level in features)
+        return joined(self.net(parted(z_t, count), log_snr.repeat_interleave(count), label, levels), count)
+
+
+class OfClip:
+    """Networks whose samples are clips. frames: T, of a clip; pieces: K, of T / K frames each."""
+
+    frames: int
+    pieces: int
+
+
+@dataclass(frozen=True)
+class ClipLatents(LatentNetworks, OfClip):
+    """An encoder of clips, a prior of all latents of a clip, and a decoder of each."""
+
+    encoder: ClipEncoderConfig
+
+    def __post_init__(self) -> None:
+        _check(self, self.encoder.latent_shape, self.prior.shape)
+        _check(self, self.encoder.shape, self.decoder.shape)
+
+    @property
+    def frames(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.encoder.frames
+
+    @property
+    def pieces(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.encoder.pieces
+
+    @property
+    def shape(self) -> Shape:
+        return self.encoder.latent_shape
+
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
+        encoder, prior = ClipEncoder(self.encoder), over_time(self.prior, self.pieces)
+        decoder = PieceDecoder(self.decoder, self.prior.shape, self.pieces)
+        return nn.ModuleDict({"encoder": encoder, "prior": prior, "decoder": decoder}), Plain(prior, process)
+
+
+def over_time(config: BodyConfig, pieces: int) -> ByLead:
+    """A network of the latents of a clip, which attend to each other."""
+    return ByLead(config, range(1, pieces + 1), attention=True)
+
+
+def _check(networks: OfClip, whole: Shape, piece: Shape) -> None:
+    if of_pieces(piece, networks.pieces) != whole or networks.frames % networks.pieces:
+        raise ValueError(
+            f"a clip of {networks.frames} frames in {networks.pieces} pieces, whole {whole}, has no pieces of {piece}: "
+            "make channels and sides of the networks fit"
+        )
+
+
+@dataclass(frozen=True)
+class ClipPrior(OneNetwork, Ranged, OfClip):
+    """A single-rate model of the latents of a clip; the network is of one, and they attend to each other."""
+
+    frames: Count
+    """Frames of a clip."""
+    pieces: Count
+    """Latents of a clip."""
+
+    @property
+    def shape(self) -> Shape:
+        return of_pieces(self.model.shape, self.pieces)
+
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
+        network = over_time(self.model, self.pieces)
+        return nn.ModuleDict({"model": network}), Plain(network, process)
+
+
+@dataclass(frozen=True)
+class OneClipDecoder(OneConditional, OfClip):
+    """A decoder of clips at one rate; the network is of a piece."""
+
+    frames: Count = field(kw_only=True)
+    """Frames of a clip."""
+    pieces: Count = field(kw_only=True)
+    """Pieces of a clip."""
+
+    @property
+    def shape(self) -> Shape:
+        return of_pieces(self.model.shape, self.pieces)
+
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
+        network = PieceDecoder(self.model, piece_of(self.given_shape, self.pieces), self.pieces)
+        return nn.ModuleDict({"model": network}), Conditional(network, process)
+
+
+@dataclass(frozen=True)
+class TwoClipDecoders(TwoConditional, OfClip):
+    """A decoder of clips at two rates: the heavy network sees each latent once, the light one each state of a piece."""
+
+    frames: Count = field(kw_only=True)
+    """Frames of a clip."""
+    pieces: Count = field(kw_only=True)
+    """Pieces of a clip."""
+
+    @property
+    def shape(self) -> Shape:
+        return of_pieces(self.light.shape, self.pieces)
+
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
+        encoder = PieceReader(self.encoder, self.light, piece_of(self.given_shape, self.pieces), self.pieces)
+        light = PieceLight(self.light, self.pieces)
+        return nn.ModuleDict({"encoder": encoder, "light": light}), DualRateConditional(encoder, light, process)
+
+
+def piece_of(shape: Shape, pieces: int) -> Shape:
+    """The inverse of `of_pieces`."""
+    return shape[0] // pieces, shape[1], shape[2]
