@@ -318,7 +318,7 @@ def train_feature_net(
 
     epochs: EPOCHS, or as many as make ITERATIONS, if not given
     kind: of architecture
-    name: scores are called FD-<name>; that of the images if empty, with -turns where these are what it tells apart
+    name: scores are called FD-<name>; that of the images if empty, with -turns or -order where it tells these apart
     The seed determines the weights bit for bit on one kind of machine at one number of threads. ValueError for images
     that are not square, and for a test set without the labels that the training images have.
     """
@@ -345,9 +345,9 @@ def train_feature_net(
     iterations = max(1, round(epochs * len(images) / batches.batch_size))
     fit_module(module, loss_of, iterations, rate=architecture.learning_rate, progress=progress)
     identity = hashlib.sha256(weight_bytes(module)).hexdigest()
-    name = name or images.name.removesuffix("/train") + "-turns" * turns
     present = classes if turns or images.labels is None else len(np.unique(images.labels))
     task = "order" if order > 1 else "turns" if turns else "classes"
+    name = name or images.name.removesuffix("/train") + f"-{task}" * turns
     card = Card(name, identity, architecture, images.fingerprint, None, seed, epochs, present, task)
     net = FeatureNet(card, module)
     if test is None:
