@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from dualrate.drawing.samples import write_samples
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Stages
 from dualrate.experiment.modality import maker_of
-from dualrate.forecasts.clip_networks import ClipEncoderConfig, ClipLatents, OneClipDecoder, TwoClipDecoders
+from dualrate.forecasts.clip_networks import ClipEncoderConfig, ClipLatents, OneClipDecoder, TwoClipDecoders, leads_of
 from dualrate.forecasts.clip_recipe import ClipDecoder, ClipStages, of_latent, piece_decoder
 from dualrate.forecasts.clip_set import Cut, prepare_clips
 from dualrate.methods.unified_latents import bound, end
@@ -153,7 +154,8 @@ def test_latents_see_each_other_in_the_prior_alone() -> None:
 @pytest.mark.parametrize("kind", ["one", "two"])
 def test_members_of_a_clip_are_those_of_its_latents(kind: str) -> None:
     """Two samples of each of two clips, in a call and one by one; the heavy network is called once a latent."""
-    shape, of_clip = (PIECES * CHANNELS, 8, 8), {"frames": FRAMES, "pieces": PIECES}
+    shape = (PIECES * CHANNELS, 8, 8)
+    of_clip: Any = {"frames": FRAMES, "leads": leads_of(PIECES)}
     light, heavy = piece_decoder(SIDE, OF_PIECE, "light"), piece_decoder(SIDE, OF_PIECE, "heavy")
     config = (
         OneClipDecoder(light, shape, **of_clip) if kind == "one" else TwoClipDecoders(heavy, light, shape, **of_clip)
@@ -192,11 +194,15 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 FIT = FitConfig(2, 4, sample_every=2, checkpoint_every=2)
 
 
-def test_two_stages_and_a_decoder_train_draw_and_go_there_and_back(tmp_path: Path) -> None:
+def test_two_stages_and_a_decoder_train_draw_and_go_there_and_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dualrate.forecasts.clip_recipe.SIZES", dict.fromkeys(("heavy", "light"), (8, 1, 48, 1)))
     clips = packed(tmp_path)
     stages = ClipStages(DataConfig(str(tmp_path / "clips")), each=2, latent_channels=CHANNELS)()
     assert isinstance(stages, Stages)
-    stages = replace(stages, first=replace(stages.first, fit=FIT), base=replace(stages.base, fit=FIT))
+    small: Any = replace(stages.base.networks, model=of_latent(CHANNELS, 48, 1))
+    stages = replace(stages, first=replace(stages.first, fit=FIT), base=replace(stages.base, networks=small, fit=FIT))
     for experiment, out in in_stages(stages, tmp_path / "run"):
         train(experiment, out)
         assert (out / "samples").is_dir()

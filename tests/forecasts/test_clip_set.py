@@ -9,12 +9,22 @@ import numpy as np
 import pytest
 import torch
 from forecasts.test_clips import drawn, save
+from runs.made import saved_random
 
 from dualrate.cli.main import parsed
 from dualrate.data.images import ImageSet, load_images
+from dualrate.experiment.data_config import DataConfig
+from dualrate.forecasts.clip_distance import clip_distance, windows_of
 from dualrate.forecasts.clip_modality import ClipFiles
 from dualrate.forecasts.clip_set import Cut, prepare_clips
-from dualrate.metrics.features import train_feature_net, turned
+from dualrate.forecasts.recipe import Clips, ForecastTier
+from dualrate.forecasts.starts import held_out_starts
+from dualrate.metrics.distances import GaussianStats, frechet_distance
+from dualrate.metrics.features import FeatureNet, train_feature_net, turned
+from dualrate.metrics.quality import QualityScore
+from dualrate.runs.store import load
+from dualrate.system.progress import PlainReporter
+from dualrate.training.config import FitConfig
 
 
 @pytest.fixture(autouse=True)
@@ -93,8 +103,7 @@ def test_what_clips_cannot_do_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "in" / "0.gif", drawn(4))
     with pytest.raises(ValueError, match=r"has 4 frame\(s\), expected 5 or more"):
         packed(tmp_path / "in", tmp_path / "out", Cut(5))
-    np.savez(tmp_path / "fields.npz", fields=np.zeros((3, 4, 1, 8, 8)))
-    with pytest.raises(ValueError, match="kuramoto-sivashinsky holds fields, which are no clips"):
+    with pytest.raises(ValueError, match="kuramoto-sivashinsky makes fields, which are no clips"):
         prepare_clips("kuramoto-sivashinsky", tmp_path / "out", Cut(2), size=8)
     for words, message in {
         "--fps 10": "are of clips: give --frames",
@@ -132,3 +141,35 @@ def test_a_file_of_a_clip_is_its_frames_from_left_to_right(tmp_path: Path, chann
     np.testing.assert_array_equal(files.laid_out(torch.from_numpy(clips))[0], sheet)
     files.show(clips, tmp_path, None)
     assert {each.name for each in tmp_path.iterdir()} == {"0.png", "grid.png", "grid.webp"}
+
+
+def test_members_of_a_forecast_are_measured_with_their_past_beside_windows_of_the_training_clips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(11):
+        save(tmp_path / "in" / f"{i}.gif", drawn(24, 8, 8, seed=i))
+    tier: Any = {"mini": ForecastTier((4, 8), (1, 1), FitConfig(2, 4))}
+    monkeypatch.setattr("dualrate.forecasts.recipe.TIERS", tier)
+    data = DataConfig(f"clips:{tmp_path / 'in'}", size=8)
+    model = load(saved_random(Clips(data, past=2, frames=2, size="mini")(), tmp_path / "run"))
+    nets: list[FeatureNet] = []
+
+    def untrained(train: ImageSet, test: ImageSet, progress: Any) -> FeatureNet:
+        assert (train.shape, train.frames, test.frames) == ((12, 8, 8), 4, 4)
+        nets.append(train_feature_net(train, None, epochs=1))
+        return nets[0]
+
+    monkeypatch.setattr("dualrate.forecasts.clip_distance.feature_net", untrained)
+    starts = held_out_starts(model, 2)
+    assert starts.truth is not None
+    truth = np.stack([starts.truth(i) for i in range(len(starts))])[:, None]
+    few = clip_distance(model, starts, truth, PlainReporter())
+    assert few == f"no Frechet distance: it needs 192 clips, got {len(starts)}: give more --num or --members"
+    score = clip_distance(model, starts, truth.repeat(12, 1), PlainReporter())
+    assert isinstance(score, QualityScore)
+    train, test = (windows_of(model.experiment.load(split), model.experiment.condition) for split in ("train", "test"))
+    stats = [GaussianStats.of(nets[0].features(part.images)) for part in (train, test)]
+    again = GaussianStats.of(nets[0].features(test.images.repeat(12, 0)))
+    assert score.value == pytest.approx(frechet_distance(again, stats[0]), rel=1e-6)
+    assert score.metric == "FD-in-4-frames-order"
+    np.testing.assert_array_equal(test.images[0].reshape(4, 3, 8, 8)[:2], starts.past[0])

@@ -16,7 +16,7 @@ leaves no half entry. One that is not whole is made again. Who may read it, the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
@@ -285,24 +285,17 @@ def _pack(
     shape = _shape(*next(iter(raws.values())), options)
     row = {"shape": shape, "dtype": "uint8", "each": 1}
     job = partial(_decode_shard, folder, options, shape)
-    how: dict[str, Any] = {"shard_bytes": shard_bytes, "mapper": mapper, "progress": progress, "what": what}
-    return pack_images(folder, raws, job, row, how, size=options.size, channels=shape[0])
+    splits = packed.pack(folder, raws, job, row, shard_bytes=shard_bytes, mapper=mapper, progress=progress, what=what)
+    return finish_images(folder, raws, row, splits, size=options.size, channels=shape[0])
 
 
-def pack_images(
-    folder: Path,
-    raws: Mapping[Split, tuple[str, Raw]],
-    job: Callable[[packed.Shard], object],
-    row: Mapping[str, Any],
-    how: Mapping[str, Any],
-    **about: Any,
+def finish_images(
+    folder: Path, raws: Mapping[Split, tuple[str, Raw]], row: Any, splits: Mapping[Split, Any], **about: Any
 ) -> dict[str, Any]:
-    """Do what is missing of these splits, with fingerprints and notes; what dataset.json holds then.
+    """Finish images that were packed, with fingerprints and notes; what dataset.json holds then. about: more for it
 
-    how: the other arguments of `pack`, and as what it raises; about: what else dataset.json says
     Raises ValueError for a split without images.
     """
-    splits = packed.pack(folder, raws, job, row, **how)
     for split, part in splits.items():
         name, raw = raws[split]
         rejects = [reject for shard in part["shards"] for reject in shard.get("rejects", ())]

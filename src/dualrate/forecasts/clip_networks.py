@@ -16,7 +16,7 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from dualrate.config.ranges import Range, Ranged
+from dualrate.config.ranges import Lead, Range, Ranged
 from dualrate.denoisers.denoiser import Conditional, Denoiser, DualRateConditional, Plain
 from dualrate.diffusion.context import Shape
 from dualrate.diffusion.process import Process
@@ -34,7 +34,7 @@ def parted(x: Tensor, pieces: int) -> Tensor:
     return x.unflatten(1, (pieces, -1)).flatten(0, 1)
 
 
-def joined(x: Tensor, pieces: int) -> Tensor:
+def rejoined(x: Tensor, pieces: int) -> Tensor:
     """The inverse of `parted`."""
     return x.unflatten(0, (-1, pieces)).flatten(1, 2)
 
@@ -70,7 +70,7 @@ class ClipEncoder(ImageEncoder):
         self.pieces = config.pieces
 
     def forward(self, x: Tensor) -> Tensor:
-        return joined(super().forward(parted(x, self.pieces)), self.pieces)
+        return rejoined(super().forward(parted(x, self.pieces)), self.pieces)
 
 
 def _rows(y: Tensor, like: Tensor, pieces: int) -> Tensor:
@@ -87,7 +87,7 @@ class PieceDecoder(ConditionalBody):
 
     def forward(self, z_t: Tensor, log_snr: Tensor, y: Tensor, label: Tensor | None) -> Tensor:
         y, count = _rows(y, z_t, self.pieces), self.pieces
-        return joined(super().forward(parted(z_t, count), log_snr.repeat_interleave(count), y, label), count)
+        return rejoined(super().forward(parted(z_t, count), log_snr.repeat_interleave(count), y, label), count)
 
 
 class PieceReader(ConditionEncoder):
@@ -99,7 +99,7 @@ class PieceReader(ConditionEncoder):
 
     def forward(self, log_snr: Tensor, y: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
         features = super().forward(log_snr.repeat_interleave(self.pieces), parted(y, self.pieces), label)
-        return tuple(joined(level, self.pieces) for level in features)
+        return tuple(rejoined(level, self.pieces) for level in features)
 
 
 class PieceLight(nn.Module):
@@ -111,14 +111,18 @@ class PieceLight(nn.Module):
 
     def forward(self, z_t: Tensor, log_snr: Tensor, label: Tensor | None, features: Sequence[Tensor]) -> Tensor:
         count, levels = self.pieces, tuple(_rows(level, z_t, self.pieces) for level in features)
-        return joined(self.net(parted(z_t, count), log_snr.repeat_interleave(count), label, levels), count)
+        return rejoined(self.net(parted(z_t, count), log_snr.repeat_interleave(count), label, levels), count)
 
 
 class OfClip:
-    """Networks whose samples are clips. frames: T, of a clip; pieces: K, of T / K frames each."""
+    """Networks whose samples are clips of so many frames. leads: 1 to K, of its pieces"""
 
     frames: int
-    pieces: int
+    leads: tuple[int, ...]
+
+    @property
+    def pieces(self) -> int:
+        return len(self.leads)
 
 
 @dataclass(frozen=True)
@@ -128,70 +132,51 @@ class ClipLatents(LatentNetworks, OfClip):
     encoder: ClipEncoderConfig
 
     def __post_init__(self) -> None:
-        _check(self, self.encoder.latent_shape, self.prior.shape)
-        _check(self, self.encoder.shape, self.decoder.shape)
+        expected = self.encoder.latent_shape, self.encoder.shape
+        if (self.shape, of_pieces(self.decoder.shape, self.pieces)) != expected or self.frames % self.pieces:
+            raise ValueError(
+                f"clips of {self.frames} frames, {expected[1]}, have {self.pieces} latents, together {expected[0]}; "
+                f"the prior is of {self.prior.shape} each, the decoder of {self.decoder.shape}: make them fit"
+            )
 
     @property
     def frames(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.encoder.frames
 
     @property
-    def pieces(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.encoder.pieces
-
-    @property
-    def shape(self) -> Shape:
-        return self.encoder.latent_shape
+    def leads(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return leads_of(self.encoder.pieces)
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        encoder, prior = ClipEncoder(self.encoder), over_time(self.prior, self.pieces)
+        encoder, prior = ClipEncoder(self.encoder), ByLead(self.prior, self.leads, attention=True)
         decoder = PieceDecoder(self.decoder, self.prior.shape, self.pieces)
         return nn.ModuleDict({"encoder": encoder, "prior": prior, "decoder": decoder}), Plain(prior, process)
 
 
-def over_time(config: BodyConfig, pieces: int) -> ByLead:
-    """A network of the latents of a clip, which attend to each other."""
-    return ByLead(config, range(1, pieces + 1), attention=True)
-
-
-def _check(networks: OfClip, whole: Shape, piece: Shape) -> None:
-    if of_pieces(piece, networks.pieces) != whole or networks.frames % networks.pieces:
-        raise ValueError(
-            f"a clip of {networks.frames} frames in {networks.pieces} pieces, whole {whole}, has no pieces of {piece}: "
-            "make channels and sides of the networks fit"
-        )
+def leads_of(pieces: int) -> tuple[int, ...]:
+    return tuple(range(1, pieces + 1))
 
 
 @dataclass(frozen=True)
 class ClipPrior(OneNetwork, Ranged, OfClip):
     """A single-rate model of the latents of a clip; the network is of one, and they attend to each other."""
 
+    leads: tuple[Lead, ...]
+    """Numbers of the latents."""
     frames: Count
     """Frames of a clip."""
-    pieces: Count
-    """Latents of a clip."""
-
-    @property
-    def shape(self) -> Shape:
-        return of_pieces(self.model.shape, self.pieces)
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        network = over_time(self.model, self.pieces)
+        network = ByLead(self.model, self.leads, attention=True)
         return nn.ModuleDict({"model": network}), Plain(network, process)
 
 
 @dataclass(frozen=True)
 class OneClipDecoder(OneConditional, OfClip):
-    """A decoder of clips at one rate; the network is of a piece."""
+    """A decoder of clips at one rate; the network is of a piece. leads: of the pieces"""
 
     frames: Count = field(kw_only=True)
     """Frames of a clip."""
-    pieces: Count = field(kw_only=True)
-    """Pieces of a clip."""
-
-    @property
-    def shape(self) -> Shape:
-        return of_pieces(self.model.shape, self.pieces)
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         network = PieceDecoder(self.model, piece_of(self.given_shape, self.pieces), self.pieces)
@@ -200,16 +185,11 @@ class OneClipDecoder(OneConditional, OfClip):
 
 @dataclass(frozen=True)
 class TwoClipDecoders(TwoConditional, OfClip):
-    """A decoder of clips at two rates: the heavy network sees each latent once, the light one each state of a piece."""
+    """A decoder of clips at two rates: the heavy network sees each latent once, the light one each state of a piece.
+    leads: of the pieces"""
 
     frames: Count = field(kw_only=True)
     """Frames of a clip."""
-    pieces: Count = field(kw_only=True)
-    """Pieces of a clip."""
-
-    @property
-    def shape(self) -> Shape:
-        return of_pieces(self.light.shape, self.pieces)
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         encoder = PieceReader(self.encoder, self.light, piece_of(self.given_shape, self.pieces), self.pieces)

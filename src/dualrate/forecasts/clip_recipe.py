@@ -26,6 +26,7 @@ from dualrate.forecasts.clip_networks import (
     Count,
     OneClipDecoder,
     TwoClipDecoders,
+    leads_of,
 )
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import GivenTimes, SingleTime
@@ -80,7 +81,7 @@ class ClipStages(Ranged):
         method = UnifiedLatentsConfig(3.0, decoder_weighting=WEIGHTING, priced_from=400)
         codec = DiffusionDecoding(channels=channels, factor=side // SIDE, log_snr=LOG_SNR)
         first = Experiment("clip-latents-first", networks, method, FIT, self.data, PROCESS, codec)
-        model = ClipPrior(of_latent(self.latent_channels, 192, 6, clips.num_classes), frames, pieces)
+        model = ClipPrior(of_latent(self.latent_channels, 192, 6, clips.num_classes), leads_of(pieces), frames)
         base = Experiment("clip-latents-base", model, DenoisingConfig(), replace(FIT, batch_size=64), process=PROCESS)
         return Stages("clip-latents", first, base)
 
@@ -104,17 +105,16 @@ class ClipDecoder(Ranged):
         encoder = codec.networks["encoder"].config if isinstance(codec, DiffusionCodec) else None
         if not isinstance(encoder, ClipEncoderConfig):
             raise ValueError(f"{self.codec} encodes no clips: name a run of clip-latents, its folder first")
-        of_piece = encoder.image_size, encoder.image_channels
-        sizes, of_clip = (
-            {size: piece_decoder(*of_piece, size) for size in SIZES},
-            {"frames": encoder.frames, "pieces": encoder.pieces},
-        )
-        shape, times = encoder.latent_shape, GivenTimes() if self.kind == "dual" else SingleTime()
-        networks: Any = TwoClipDecoders(sizes["heavy"], sizes["light"], shape, **of_clip)
-        if self.kind != "dual":
-            networks = OneClipDecoder(sizes[self.kind], shape, **of_clip)
-        name, method = f"clip-decoder-{self.kind}", DenoisingConfig(times, WEIGHTING)
-        return Experiment(name, networks, method, FIT, self.data, condition=Latent(latents))
+        of_piece, shape = (encoder.image_size, encoder.image_channels), encoder.latent_shape
+        of_clip: Any = {"leads": leads_of(encoder.pieces), "frames": encoder.frames}
+        heavy, light = (piece_decoder(*of_piece, size) for size in SIZES)
+        networks, times = {
+            "heavy": (OneClipDecoder(heavy, shape, **of_clip), SingleTime()),
+            "light": (OneClipDecoder(light, shape, **of_clip), SingleTime()),
+            "dual": (TwoClipDecoders(heavy, light, shape, **of_clip), GivenTimes()),
+        }[self.kind]
+        method = DenoisingConfig(times, WEIGHTING)
+        return Experiment(f"clip-decoder-{self.kind}", networks, method, FIT, self.data, condition=Latent(latents))
 
 
 def packed_clips(data: DataConfig) -> ImageSet:

@@ -22,7 +22,7 @@ from dualrate.data import cache as packed
 from dualrate.data.cache import PREPARED, SHARD_BYTES
 from dualrate.data.decode import OnBad, resize
 from dualrate.data.finding import check_outside
-from dualrate.data.images import PREPARING, pack_images
+from dualrate.data.images import PREPARING, finish_images
 from dualrate.data.source import SPLITS, DataProgress, Item, Listed, Raw, Split, silent
 from dualrate.forecasts.clips import CLIPS, LEVELS, ClipReading
 from dualrate.forecasts.simulations import SIMULATIONS
@@ -51,7 +51,7 @@ class Cut:
 
 
 @dataclass(frozen=True, eq=False)
-class Windows:
+class ClipWindows:
     """Windows of clips, which are read when they are asked for. places: a clip and the first frame of each
 
     size, channels: that frames are brought to
@@ -66,8 +66,8 @@ class Windows:
     def __iter__(self) -> Iterator[Item]:
         return ((f"clip {clip}, frame {first}", self.window(clip, first)) for clip, first in self.places)
 
-    def __getitem__(self, part: slice, /) -> Windows:
-        return Windows(self.clips, self.places[part], self.cut, self.size, self.channels)
+    def __getitem__(self, part: slice, /) -> ClipWindows:
+        return ClipWindows(self.clips, self.places[part], self.cut, self.size, self.channels)
 
     def window(self, clip: int, first: int) -> NDArray[np.uint8]:
         """(T C, H, W)"""
@@ -95,9 +95,9 @@ def prepare_clips(
     folder, name = as_path(folder), source if source in SIMULATIONS else CLIPS + source.removeprefix(CLIPS)
     check_outside(folder, source.removeprefix(CLIPS) if name != source or name.startswith(CLIPS) else "")
     how = ClipReading(size, channels or 3, on_bad, fps, cut.span)
+    if source in SIMULATIONS and set(SIMULATIONS[source][0].metadata.variables) != set(LEVELS.variables):
+        raise ValueError(f"{source} makes fields, which are no clips: name clips, or moving-sprites; or drop --frames")
     title, fields = find_fields(name, progress, clips=how)
-    if set(fields.metadata.variables) != set(LEVELS.variables):
-        raise ValueError(f"{source} holds fields, which are no clips: name clips, or moving-sprites; or drop --frames")
     if fields.note:
         progress(1, 1, fields.note)
     clips = {split: _clips_of(name, fields, split, cut.span) for split in SPLITS}
@@ -125,8 +125,9 @@ def prepare_clips(
     with packed.begun(folder, PREPARED, plan) as unfinished:
         if unfinished:
             row = {"shape": list(shape), "dtype": "uint8", "each": 1}
-            packing = {"shard_bytes": shard_bytes, "mapper": in_turn, "progress": progress, "what": PREPARING}
-            pack_images(folder, raws, partial(_write, folder), row, packing, size=size, channels=shape[0], **about)
+            job, packing = partial(_write, folder), {"shard_bytes": shard_bytes, "mapper": in_turn}
+            splits = packed.pack(folder, raws, job, row, **packing, progress=progress, what=PREPARING)
+            finish_images(folder, raws, row, splits, size=size, channels=shape[0], **about)
     return read_json(folder / packed.DATASET)
 
 
@@ -147,7 +148,7 @@ def _clips_of(source: str, fields: Any, split: Split, least: int) -> Sequence[Tr
 def _listed(clips: Sequence[Trajectory], labels: Sequence[str] | None, cut: Cut, how: ClipReading) -> Listed:
     places = [(i, first) for i, clip in enumerate(clips) for first in cut.starts(clip)]
     words = None if labels is None else [labels[i] for i, _ in places]
-    return Listed(Windows(clips, places, cut, how.size or 0, how.channels), len(places), words)
+    return Listed(ClipWindows(clips, places, cut, how.size or 0, how.channels), len(places), words)
 
 
 def _write(folder: Path, shard: packed.Shard) -> None:
