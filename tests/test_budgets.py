@@ -22,11 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # front (3,200).
 CODE = {
     "engine": 8810,
-    "carriers": 9300,
-    "forecasts": 6210,
+    "carriers": 9320,
+    "forecasts": 6630,
     "pipelines": 3750,
     "texts": 430,
-    "front": 4140,
+    "front": 4160,
 }
 REFUSALS = 10  # lines in 100 of code
 VAGUE = 3  # in 1,000 identifiers

@@ -175,6 +175,8 @@ def small_networks(place, monkeypatch) -> None:
     small = replace(forecast.TIERS["tiny"], channels=(8, 8), blocks=(1, 1), embedding=16)
     monkeypatch.setitem(forecast.TIERS, "tiny", small)
     monkeypatch.setitem(forecast.TIERS, "mini", replace(small, patch=8))
+    of_latent = clip_recipe.of_latent
+    monkeypatch.setattr(clip_recipe, "of_latent", lambda channels, *of: of_latent(channels, 48, 1, *of[2:]))
     monkeypatch.setattr(clip_recipe, "SIZES", dict.fromkeys(clip_recipe.SIZES, (8, 1, 48, 1)))
     for name, few in {"LADDER": (4,), "DUAL_PLANS": ((4, 2),), "LIGHT_FIRST_PLANS": ((4, 2),)}.items():
         monkeypatch.setattr(candidates, name, few)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import dualrate as dr
 from dualrate.codecs.codec import round_trip
 from dualrate.codecs.diffusion import Decoding, DiffusionDecoding
+from dualrate.comparison.yardstick import Yardstick
 from dualrate.data.images import ImageSet, load_images, to_float
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.context import Cond
@@ -33,6 +34,7 @@ from dualrate.methods.unified_latents import bound, end
 from dualrate.runs.store import load
 from dualrate.runs.train import in_stages, train
 from dualrate.sampling.trajectory import StepNoise, rollout
+from dualrate.serving.offer import Offer
 from dualrate.training.config import FitConfig
 
 SIDE, FRAMES, PIECES, COLOURS, CHANNELS = 16, 4, 2, 3, 2
@@ -218,6 +220,11 @@ def test_two_stages_and_a_decoder_train_draw_and_go_there_and_back(
         write_samples(drawer, range(2), tmp_path / name)
         written = {file.name for file in (tmp_path / name).iterdir()}
         assert {"000000.png", "000001.png", "grid.png", "grid.webp"} <= written
+        with pytest.raises(ValueError, match="is a clip model, the page shows images"):
+            Offer(model)
+    shown = Yardstick.samples(object.__new__(Yardstick), dr.Choice(2).drawer(base), 2)
+    assert (shown["images"].shape, shown["columns"]) == ((2, COLOURS, SIDE, FRAMES * SIDE), 1)
+    assert dr.Choice(2).drawer(base).draw(range(2))._repr_html_().count("data:image") == 1
 
 
 def test_what_is_no_clip_is_refused_with_the_way(tmp_path: Path) -> None:

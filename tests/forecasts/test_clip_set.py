@@ -12,6 +12,7 @@ from forecasts.test_clips import drawn, save
 from runs.made import saved_random
 
 from dualrate.cli.main import parsed
+from dualrate.comparison.evaluate import evaluate
 from dualrate.data.images import ImageSet, load_images
 from dualrate.experiment.data_config import DataConfig
 from dualrate.forecasts.clip_distance import clip_distance, windows_of
@@ -22,6 +23,7 @@ from dualrate.forecasts.starts import held_out_starts
 from dualrate.metrics.distances import GaussianStats, frechet_distance
 from dualrate.metrics.features import FeatureNet, train_feature_net, turned
 from dualrate.metrics.quality import QualityScore
+from dualrate.report.image_grid import side_by_side
 from dualrate.runs.store import load
 from dualrate.system.progress import PlainReporter
 from dualrate.training.config import FitConfig
@@ -136,9 +138,9 @@ def test_a_file_of_a_clip_is_its_frames_from_left_to_right(tmp_path: Path, chann
     file.write_bytes(files.content(clips[0]))
     assert files.is_whole(file)
     np.testing.assert_array_equal(files.read(file), clips[0])
-    sheet = files.laid_out(clips)[0]
+    sheet = side_by_side(clips, 5)[0]
     np.testing.assert_array_equal(sheet[:, :, 16:24], clips[0].reshape(5, channels, 8, 8)[2])
-    np.testing.assert_array_equal(files.laid_out(torch.from_numpy(clips))[0], sheet)
+    np.testing.assert_array_equal(side_by_side(torch.from_numpy(clips), 5)[0], sheet)
     files.show(clips, tmp_path, None)
     assert {each.name for each in tmp_path.iterdir()} == {"0.png", "grid.png", "grid.webp"}
 
@@ -152,6 +154,8 @@ def test_members_of_a_forecast_are_measured_with_their_past_beside_windows_of_th
     monkeypatch.setattr("dualrate.forecasts.recipe.TIERS", tier)
     data = DataConfig(f"clips:{tmp_path / 'in'}", size=8)
     model = load(saved_random(Clips(data, past=2, frames=2, size="mini")(), tmp_path / "run"))
+    scored = evaluate(model, 2)
+    assert scored.plain["clips"].startswith("no Frechet distance: it needs 192 clips, got 2")
     nets: list[FeatureNet] = []
 
     def untrained(train: ImageSet, test: ImageSet, progress: Any) -> FeatureNet:

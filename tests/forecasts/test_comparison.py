@@ -119,6 +119,13 @@ def test_a_row_has_the_scores_of_a_window_and_what_its_forecast_costs(here):
     assert results.finished[0].more["scores"] == report.plain()
     assert row.macs == drawer.cost.macs
     assert row.seconds_per_image > 0 < results.finished[0].seconds_alone
+    columns, frames = ForecastYardstick.columns(results.finished[0]), len(crps.value)
+    assert columns["MFLOPs a frame"] == f"{2 * row.macs / frames / 1e6:.3g}"
+    assert columns["ms a frame"] == f"{1000 * row.seconds_per_image / frames:.3g}"
+    scored = dr.evaluate(drawer)
+    assert scored.plain["macs_per_frame"] == row.macs / frames
+    assert f"{row.macs / frames / 1e6:.4g} million multiply-adds a frame" in repr(scored)
+    assert "clips" not in scored.plain
 
 
 def test_results_print_and_show(here):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dualrate.diffusion.context import Shape
 from dualrate.experiment.modality import Modality
-from dualrate.report.image_grid import Pictures, save_grid
+from dualrate.report.image_grid import Pictures, save_grid, side_by_side
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,8 @@ class ClipFiles(Pictures):
         channels, height, width = self.shape
         return channels // self.frames, height, self.frames * width
 
-    def laid_out(self, clips: Any) -> Any:
-        """(N, T C, H, W) -> (N, C, H, T W), arrays or tensors."""
-        count, height, width = len(clips), *self.shape[1:]
-        apart = clips.reshape(count, self.frames, -1, height, width)
-        return apart.swapaxes(1, 2).swapaxes(2, 3).reshape(count, *self.sheet)
-
     def content(self, sample: NDArray[np.uint8]) -> bytes:
-        return super().content(self.laid_out(sample[None])[0])
+        return super().content(side_by_side(sample[None], self.frames)[0])
 
     def is_whole(self, file: Path) -> bool:
         return Pictures(self.sheet).is_whole(file)
@@ -51,7 +45,7 @@ class ClipFiles(Pictures):
         from dualrate.forecasts.film import Film
         from dualrate.system.files import write_whole
 
-        Pictures(self.sheet).show(self.laid_out(samples), directory, columns or 1)
+        Pictures(self.sheet).show(side_by_side(samples, self.frames), directory, columns or 1)
         some = samples[:MOVING].reshape(-1, self.frames, self.sheet[0], *self.shape[1:])
         write_whole(directory / GRID_WEBP, Film({str(i): clip for i, clip in enumerate(some)}, 0).animation())
 
@@ -65,17 +59,13 @@ class OfClips(Modality):
     noun = "clip"
 
     def makes(self, experiment: Any) -> bool:
-        from dualrate.forecasts.clip_networks import OfClip
-
-        return isinstance(experiment.networks, OfClip)
+        return experiment.networks.frames > 1
 
     def files(self, model: Any) -> Pictures:
         return ClipFiles(model.image_shape, model.experiment.networks.frames)
 
     def save(self, experiment: Any, samples: Tensor, file: Path) -> None:
-        channels, height, width = samples.shape[1:]
-        clips = ClipFiles((channels, height, width), experiment.networks.frames)
-        save_grid(clips.laid_out(samples), file, columns=1, scale=2)
+        save_grid(side_by_side(samples, experiment.networks.frames), file, columns=1, scale=2)
 
 
 MODALITY = OfClips()

@@ -106,12 +106,10 @@ def prepare_clips(
     if len(words) > 1 and "" in words:
         some = ", ".join(sorted(words - {""})[:5])
         raise ValueError(f"{source} has clips in folders ({some}) and others beside them: put each in one, or none")
-    raws: dict[Split, tuple[str, Raw]] = {}
-    listed = {
-        split: _listed(part, labels[split] if len(words) > 1 else None, cut, how) for split, part in clips.items()
+    listed = {split: _listed(clips[split], labels[split] if len(words) > 1 else None, cut, how) for split in SPLITS}
+    raws: dict[Split, tuple[str, Raw]] = {
+        split: (f"{title}/{split}", listed[split].raw(listed["train"], f"{title}/{split}", None)) for split in SPLITS
     }
-    for split, part in listed.items():
-        raws[split] = f"{title}/{split}", part.raw(listed["train"], f"{title}/{split}", None)
     shape = cut.frames * how.channels, size, size
     content = hashlib.sha256(
         repr([(part, [clip.shape for clip in clips[split]]) for split, part in labels.items()]).encode()
@@ -152,4 +150,4 @@ def _listed(clips: Sequence[Trajectory], labels: Sequence[str] | None, cut: Cut,
 
 
 def _write(folder: Path, shard: packed.Shard) -> None:
-    packed.write_shard(folder, shard, enumerate(content for _, content in shard.items), {"rejects": []})
+    packed.write_shard(folder, shard, enumerate(np.asarray(content) for _, content in shard.items), {"rejects": []})

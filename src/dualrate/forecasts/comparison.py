@@ -130,7 +130,7 @@ class ForecastYardstick(Yardstick):
 
         return {
             "MFLOPs a frame": f"{2 * row.macs / len(crps) / 1e6:.3g}",
-            "ms a frame": f"{1000 * row.seconds / len(crps):.3g}",
+            "ms a frame": f"{1000 * row.seconds_per_image / len(crps):.3g}",
             "by lead": f"{crps[0]:.3f} to {crps[-1]:.3f}",
             "RMSE of mean": mean("rmse", 3),
             "spread / skill": mean("spread_skill", 2),

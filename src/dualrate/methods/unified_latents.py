@@ -135,7 +135,6 @@ class LatentNetworks(NetworksConfig):
     encoder: EncoderConfig
     prior: UViTConfig
     decoder: UViTConfig
-    frames = 1  # no annotation: no field
 
     def __post_init__(self) -> None:
         encoder, prior, decoder = self.encoder, self.prior.shape, self.decoder.shape
@@ -207,6 +206,5 @@ class UnifiedLatentsConfig(MethodConfig, Ranged):
         codec, (networks, prior) = experiment.codec, experiment.build()
         assert isinstance(codec, DiffusionDecoding)  # of `check`
         roles = networks["encoder"], prior, codec.decoder(networks), experiment.gaussian, codec.process
-        assert isinstance(experiment.networks, LatentNetworks)
         settings = self.decoder_weighting, self.loss_factor, self.priced_from, experiment.networks.frames
         return Prepared(UnifiedLatents(networks, *roles, *settings))

@@ -180,7 +180,7 @@ class Offer:
     """
 
     def __init__(self, model: Model, baseline: Model | None = None, limits: Limits = Limits()) -> None:
-        if maker_of(model.experiment).files(model).ending != Pictures.ending:
+        if maker_of(model.experiment).files(model).ending != Pictures.ending or model.experiment.networks.frames > 1:
             noun = model.experiment.noun
             raise ValueError(f"{model.name} is a {noun} model, the page shows images: use dualrate sample")
         self.model, self.limits = model, limits
