@@ -17,6 +17,7 @@ from dualrate.codecs.codec import round_trip
 from dualrate.codecs.diffusion import Decoding, DiffusionDecoding
 from dualrate.comparison.yardstick import Yardstick
 from dualrate.data.images import ImageSet, load_images, to_float
+from dualrate.data.latent_set import read_latents
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.context import Cond
 from dualrate.diffusion.prediction import Elbo
@@ -31,6 +32,7 @@ from dualrate.forecasts.clip_networks import ClipEncoderConfig, ClipLatents, One
 from dualrate.forecasts.clip_recipe import ClipDecoder, ClipStages, of_latent, piece_decoder
 from dualrate.forecasts.clip_set import Cut, prepare_clips
 from dualrate.methods.unified_latents import bound, end
+from dualrate.recipes import fashion_mnist
 from dualrate.runs.store import load
 from dualrate.runs.train import in_stages, train
 from dualrate.sampling.trajectory import StepNoise, rollout
@@ -208,6 +210,7 @@ def test_two_stages_and_a_decoder_train_draw_and_go_there_and_back(
     for experiment, out in in_stages(stages, tmp_path / "run"):
         train(experiment, out)
         assert (out / "samples").is_dir()
+    assert read_latents(tmp_path / "run" / "latents", "train").frames_each == FRAMES
     recipe = ClipDecoder(DataConfig(str(tmp_path / "clips")), codec=tmp_path / "run" / "first")
     train(replace(recipe(), fit=FIT), tmp_path / "decoder")
     base, decoder = load(tmp_path / "run" / "base"), load(tmp_path / "decoder")
@@ -234,5 +237,8 @@ def test_what_is_no_clip_is_refused_with_the_way(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="data prepare CLIPS FOLDER --frames 16"):
             ClipStages(DataConfig(source))()
     packed(tmp_path)
+    of_images = replace(fashion_mnist.single("heavy"), data=DataConfig(str(tmp_path / "clips")))
+    with pytest.raises(ValueError, match=r"has 4 frame\(s\) in an image, .* make 1: train clip-latents"):
+        train(of_images, tmp_path / "run")
     with pytest.raises(ValueError, match="a number of frames that divides by --each 3"):
         ClipStages(DataConfig(str(tmp_path / "clips")), each=3)()

@@ -53,7 +53,7 @@ def test_rows_are_windows_of_frames_to_the_pixel(tmp_path: Path, cut: Cut) -> No
         ]
         expected = np.stack(windows).transpose(0, 1, 4, 2, 3).reshape(len(windows), -1, 8, 8)
         np.testing.assert_array_equal(sets[split].images[:], expected)
-        assert (sets[split].frames, sets[split].labels) == (cut.frames, None)
+        assert (sets[split].frames_each, sets[split].labels) == (cut.frames, None)
 
 
 def test_folders_are_classes_as_those_of_images_are(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_net_of_clips_without_labels_tells_turns_and_order() -> None:
         frames = clip[0].reshape(4, 3, 2, 2)[[0, 2, 1, 3] if k >= 4 else [0, 1, 2, 3]]
         torch.testing.assert_close(x[k], torch.rot90(frames, k % 4, (2, 3)).reshape(12, 2, 2))
     pixels = np.random.default_rng(0).integers(0, 256, (16, 4, 8, 8), np.uint8)
-    net = train_feature_net(ImageSet(pixels, None, (), "clips/train", frames=4), None, epochs=1)
+    net = train_feature_net(ImageSet(pixels, None, (), "clips/train", frames_each=4), None, epochs=1)
     assert (net.card.task, net.card.architecture.num_classes, net.card.classes) == ("order", 8, 8)
     assert net.metric == "FD-clips-order"
     assert net.features(pixels).shape == (16, 96)
@@ -159,7 +159,7 @@ def test_members_of_a_forecast_are_measured_with_their_past_beside_windows_of_th
     nets: list[FeatureNet] = []
 
     def untrained(train: ImageSet, test: ImageSet, progress: Any) -> FeatureNet:
-        assert (train.shape, train.frames, test.frames) == ((12, 8, 8), 4, 4)
+        assert (train.shape, train.frames_each, test.frames_each) == ((12, 8, 8), 4, 4)
         nets.append(train_feature_net(train, None, epochs=1))
         return nets[0]
 

@@ -51,7 +51,7 @@ def test_bits_of_gaussian_latents_are_the_channels(size: float, nats: float, low
 
     mixture = GaussianMixture.isotropic(torch.zeros(1, 48), size**2)
     process = NoisyEnd(Cosine(log_snr_min=lowest, log_snr_max=5.0))
-    images = ImageSet(np.tile(photos(320), (1, frames, 1, 1)), None, (), "clips", frames=frames)
+    images = ImageSet(np.tile(photos(320), (1, frames, 1, 1)), None, (), "clips", frames_each=frames)
     found = bits_per_pixel(OracleDenoiser(mixture, process), process, Gaussian(""), images, 320)
     assert found.value == pytest.approx(48 * nats / math.log(2) / 256 / frames, abs=3 * found.error)
     assert found.error < 0.02 * found.value

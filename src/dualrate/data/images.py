@@ -64,7 +64,7 @@ class ImageSet(TrainingSet):
     class_names: one per class; empty without labels
     hashed:      the fingerprint where it is known; empty: it is made when asked for
     alphabet:    of pieces of a text, (N, 1, 1, L): the characters, each by its place; empty: they are pictures
-    frames:      T, of each where they are clips
+    frames_each: T, of each where they are clips
     Raises ValueError if a shape, a type or a label is not as said, or N = 0.
     """
 
@@ -74,12 +74,12 @@ class ImageSet(TrainingSet):
     name: str
     hashed: str = ""
     alphabet: str = ""
-    frames: int = 1
+    frames_each: int = 1
 
     def __post_init__(self) -> None:
-        shape, dtype = self.images.shape, self.images.dtype
-        if len(shape) != 4 or 0 in shape or shape[1] not in (self.frames, 3 * self.frames) or dtype != np.uint8:
-            channels = "C = 1 or 3" if self.frames == 1 else f"C = 1 or 3 times {self.frames} frames"
+        shape, dtype, each = self.images.shape, self.images.dtype, self.frames_each
+        if len(shape) != 4 or 0 in shape or shape[1] not in (each, 3 * each) or dtype != np.uint8:
+            channels = "C = 1 or 3" if each == 1 else f"C = 1 or 3 times {each} frames"
             raise ValueError(f"{self.name}: images are {dtype} {shape}; expected uint8 (N, C, H, W), N > 0, {channels}")
         if self.labels is not None:
             if self.labels.shape != shape[:1] or self.labels.dtype != np.int64:
@@ -201,7 +201,7 @@ def _image_set(stored: packed.Packed, report: DataProgress) -> ImageSet:
     for note in part.get("notes", ()):  # none in a folder that v0.1 prepared
         report(len(stored.rows), len(stored.rows), note)
     names, frames = tuple(part["class_names"]), stored.dataset.get("frames", 1)
-    return ImageSet(stored.rows, stored.labels, names, part["name"], part["fingerprint"], frames=frames)
+    return ImageSet(stored.rows, stored.labels, names, part["name"], part["fingerprint"], frames_each=frames)
 
 
 def prepare(

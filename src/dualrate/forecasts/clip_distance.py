@@ -64,7 +64,7 @@ def windows_of(fields: Fields, forecast: Forecast) -> ImageSet:
         None,
         (),
         f"{fields.name.partition('/')[0]}-{frames}-frames/{fields.name.rpartition('/')[2]}",
-        frames=frames,
+        frames_each=frames,
     )
 
 

@@ -67,7 +67,7 @@ class ClipStages(Ranged):
 
     def __call__(self) -> Stages:
         clips = packed_clips(self.data)
-        (channels, side, _), frames = clips.shape, clips.frames
+        (channels, side, _), frames = clips.shape, clips.frames_each
         if frames % self.each or side % (2 * SIDE) or side & (side - 1):
             raise ValueError(
                 f"{self.data.source} has clips of {frames} frames of side {side}; expected a number of frames that "
@@ -123,7 +123,7 @@ def packed_clips(data: DataConfig) -> ImageSet:
     if not data.source:
         raise ValueError(f"there is no source of packed clips: {way}")
     clips = data.load("train")
-    if not isinstance(clips, ImageSet) or clips.frames < 2:
+    if not isinstance(clips, ImageSet) or clips.frames_each < 2:
         raise ValueError(f"{data.source} holds no packed clips: {way}")
     return clips
 

@@ -328,7 +328,7 @@ def train_feature_net(
     check_trainable(images)
     turns = images.labels is None or len(np.unique(images.labels)) < 2
     channels, height, _ = images.images.shape[1:]
-    order = images.frames if turns and images.frames >= ORDERED else 1
+    order = images.frames_each if turns and images.frames_each >= ORDERED else 1
     classes = TURNS * (1 + (order > 1)) if turns else images.num_classes
     architecture, generator = kind(channels, height, classes), torch.Generator().manual_seed(seed)
     module = architecture.build()
