@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
 
 from torch import Tensor, nn
 
-from dualrate.config.ranges import Lead, Range, Ranged
+from dualrate.config.ranges import ClipFrames, Lead, Ranged
 from dualrate.denoisers.denoiser import Conditional, Denoiser, DualRateConditional, Plain
 from dualrate.diffusion.context import Shape
 from dualrate.diffusion.process import Process
@@ -25,8 +24,6 @@ from dualrate.methods.unified_latents import LatentNetworks
 from dualrate.networks.body import BodyConfig
 from dualrate.networks.conditional import ByLead, ConditionalBody, ConditionEncoder
 from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
-
-Count = Annotated[int, Range(1, 4096)]
 
 
 def parted(x: Tensor, pieces: int) -> Tensor:
@@ -48,9 +45,9 @@ def of_pieces(shape: Shape, pieces: int) -> Shape:
 class ClipEncoderConfig(EncoderConfig):
     """An encoder of clips; its channels are those of a piece and of its latent."""
 
-    frames: Count = 1
+    frames: ClipFrames = 1
     """Frames of a clip, T."""
-    pieces: Count = 1
+    pieces: ClipFrames = 1
     """Pieces of a clip, K, which are encoded each by itself."""
 
     @property
@@ -163,7 +160,7 @@ class ClipPrior(OneNetwork, Ranged, OfClip):
 
     leads: tuple[Lead, ...]
     """Numbers of the latents."""
-    frames: Count
+    frames: ClipFrames
     """Frames of a clip."""
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
@@ -175,7 +172,7 @@ class ClipPrior(OneNetwork, Ranged, OfClip):
 class OneClipDecoder(OneConditional, OfClip):
     """A decoder of clips at one rate; the network is of a piece. leads: of the pieces"""
 
-    frames: Count = field(kw_only=True)
+    frames: ClipFrames = field(kw_only=True)
     """Frames of a clip."""
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
@@ -188,7 +185,7 @@ class TwoClipDecoders(TwoConditional, OfClip):
     """A decoder of clips at two rates: the heavy network sees each latent once, the light one each state of a piece.
     leads: of the pieces"""
 
-    frames: Count = field(kw_only=True)
+    frames: ClipFrames = field(kw_only=True)
     """Frames of a clip."""
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from dualrate.codecs.codec import CodecFolder
 from dualrate.codecs.diffusion import DiffusionCodec, DiffusionDecoding
-from dualrate.config.ranges import Channels, Ranged
+from dualrate.config.ranges import Channels, ClipFrames, Ranged
 from dualrate.data.conditions import Latent
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.prediction import Sigmoid
@@ -23,7 +23,6 @@ from dualrate.forecasts.clip_networks import (
     ClipEncoderConfig,
     ClipLatents,
     ClipPrior,
-    Count,
     OneClipDecoder,
     TwoClipDecoders,
     leads_of,
@@ -60,7 +59,7 @@ class ClipStages(Ranged):
     Give --data.source with --help to see the other options."""
 
     data: DataConfig = DataConfig(source="")
-    each: Count = 4
+    each: ClipFrames = 4
     """Frames that become one latent."""
     latent_channels: Channels = 8
     """Channels of a latent."""

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dualrate.config.ranges import as_path
+from dualrate.config.ranges import Range, Ranged, as_path
 from dualrate.data import cache as packed
 from dualrate.data.cache import PREPARED, SHARD_BYTES
 from dualrate.data.decode import OnBad, resize
@@ -34,12 +34,12 @@ from dualrate.system.workers import in_turn
 
 
 @dataclass(frozen=True)
-class Cut:
+class Cut(Ranged):
     """How clips are cut into windows: of so many frames, each `lead` after the one before."""
 
-    frames: int
-    lead: int = 1
-    stride: int | None = None
+    frames: Annotated[int, Range(2, 256)]
+    lead: Annotated[int, Range(1, 100_000)] = 1
+    stride: Annotated[int, Range(1, 10_000_000)] | None = None
 
     @property
     def span(self) -> int:

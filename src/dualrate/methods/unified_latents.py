@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.codecs.diffusion import DiffusionDecoding
-from dualrate.config.ranges import FirstIterations, LossWeight, Ranged
+from dualrate.config.ranges import ClipFrames, FirstIterations, LossWeight, Ranged
 from dualrate.denoisers.denoiser import Denoiser, Plain, posterior_mean
 from dualrate.diffusion.context import Batch, Cond, expand
 from dualrate.diffusion.prediction import Elbo, Sigmoid, Weighting, x_loss_weight
@@ -72,7 +72,7 @@ class UnifiedLatents(OnePhase):
     weighting: Weighting
     loss_factor: LossWeight
     priced_from: FirstIterations = 0
-    frames: int = 1
+    frames: ClipFrames = 1
 
     def denoiser(self) -> Denoiser:
         """The prior."""
