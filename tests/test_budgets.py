@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # front (3,200).
 CODE = {
     "engine": 8810,
-    "carriers": 9320,
+    "carriers": 9325,
     "forecasts": 6630,
     "pipelines": 3750,
     "texts": 430,
