@@ -101,10 +101,14 @@ def test_what_is_packed_is_gone_on_with_and_is_of_these_clips(tmp_path: Path) ->
         packed(tmp_path / "in", tmp_path / "out", Cut(2))
 
 
-def test_what_clips_cannot_do_is_refused(tmp_path: Path) -> None:
+def test_what_clips_cannot_do_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "in" / "0.gif", drawn(4))
     with pytest.raises(ValueError, match=r"has 4 frame\(s\), expected 5 or more"):
         packed(tmp_path / "in", tmp_path / "out", Cut(5))
+    for named in ("in", "clips:in"):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ValueError, match="whose images are read: give a folder elsewhere"):
+            prepare_clips(named, tmp_path / "in" / "packed", Cut(2), size=8)
     with pytest.raises(ValueError, match="kuramoto-sivashinsky makes fields, which are no clips"):
         prepare_clips("kuramoto-sivashinsky", tmp_path / "out", Cut(2), size=8)
     for words, message in {

@@ -5,7 +5,7 @@ Latents have 8 positions a side. Those of a clip are as many as it has pieces of
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,8 +80,8 @@ class ClipStages(Ranged):
         method = UnifiedLatentsConfig(3.0, decoder_weighting=WEIGHTING, priced_from=400)
         codec = DiffusionDecoding(channels=channels, factor=side // SIDE, log_snr=LOG_SNR)
         first = Experiment("clip-latents-first", networks, method, FIT, self.data, PROCESS, codec)
-        model = ClipPrior(of_latent(self.latent_channels, 192, 6, clips.num_classes), leads_of(pieces), frames)
-        base = Experiment("clip-latents-base", model, DenoisingConfig(), replace(FIT, batch_size=64), process=PROCESS)
+        model = ClipPrior(of_latent(self.latent_channels, 144, 4, clips.num_classes), leads_of(pieces), frames)
+        base = Experiment("clip-latents-base", model, DenoisingConfig(), FIT, process=PROCESS)
         return Stages("clip-latents", first, base)
 
 

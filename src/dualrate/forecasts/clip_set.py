@@ -93,7 +93,7 @@ def prepare_clips(
     Returns what dataset.json holds. Raises ValueError as reading clips and as `prepare` of images.
     """
     folder, name = as_path(folder), source if source in SIMULATIONS else CLIPS + source.removeprefix(CLIPS)
-    check_outside(folder, source.removeprefix(CLIPS) if name != source or name.startswith(CLIPS) else "")
+    check_outside(folder, "" if source in SIMULATIONS else source.removeprefix(CLIPS))
     how = ClipReading(size, channels or 3, on_bad, fps, cut.span)
     if source in SIMULATIONS and set(SIMULATIONS[source][0].metadata.variables) != set(LEVELS.variables):
         raise ValueError(f"{source} makes fields, which are no clips: name clips, or moving-sprites; or drop --frames")
