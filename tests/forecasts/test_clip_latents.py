@@ -205,7 +205,8 @@ def test_two_stages_and_a_decoder_train_draw_and_go_there_and_back(
     clips = packed(tmp_path)
     stages = ClipStages(DataConfig(str(tmp_path / "clips")), each=2, latent_channels=CHANNELS)()
     assert isinstance(stages, Stages)
-    small: Any = replace(stages.base.networks, model=of_latent(CHANNELS, 48, 1))
+    large: Any = stages.base.networks
+    small: Any = replace(large, model=of_latent(CHANNELS, 48, 1))
     stages = replace(stages, first=replace(stages.first, fit=FIT), base=replace(stages.base, networks=small, fit=FIT))
     for experiment, out in in_stages(stages, tmp_path / "run"):
         train(experiment, out)

@@ -175,9 +175,10 @@ def test_members_of_a_forecast_are_measured_with_their_past_beside_windows_of_th
     assert few == f"no Frechet distance: it needs 192 clips, got {len(starts)}: give more --num or --members"
     score = clip_distance(model, starts, truth.repeat(12, 1), PlainReporter())
     assert isinstance(score, QualityScore)
-    train, test = (windows_of(model.experiment.load(split), model.experiment.condition) for split in ("train", "test"))
+    experiment: Any = model.experiment
+    train, test = (windows_of(experiment.load(split), experiment.condition) for split in ("train", "test"))
     stats = [GaussianStats.of(nets[0].features(part.images)) for part in (train, test)]
-    again = GaussianStats.of(nets[0].features(test.images.repeat(12, 0)))
+    again = GaussianStats.of(nets[0].features(np.asarray(test.images).repeat(12, 0)))
     assert score.value == pytest.approx(frechet_distance(again, stats[0]), rel=1e-6)
     assert score.metric == "FD-in-4-frames-order"
     np.testing.assert_array_equal(test.images[0].reshape(4, 3, 8, 8)[:2], starts.past[0])
