@@ -38,7 +38,7 @@ TINY = {  # of a command: options that take the place of those on the page, or a
 # in place of those on the page
 FEWER = {"--steps": "4", "--heavy": "2", "--codec-steps": "2", "--members": "2", "--starts": "2"}
 BUDGETS = {"0.25x": "0.5x"}  # which pays for the steps of a grid that is smaller
-TWO_STAGES = (["train", "fashion-mnist-latents"],)
+TWO_STAGES = (["train", "fashion-mnist-latents"], ["train", "clip-latents"])
 
 
 def commands(page: Path) -> list[list[str]]:

@@ -24,6 +24,7 @@ from dualrate.drawing import evaluators
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.modality import WINGS
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
+from dualrate.forecasts import clip_recipe
 from dualrate.forecasts import recipe as forecast
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
@@ -174,6 +175,9 @@ def small_networks(place, monkeypatch) -> None:
     small = replace(forecast.TIERS["tiny"], channels=(8, 8), blocks=(1, 1), embedding=16)
     monkeypatch.setitem(forecast.TIERS, "tiny", small)
     monkeypatch.setitem(forecast.TIERS, "mini", replace(small, patch=8))
+    of_latent = clip_recipe.of_latent
+    monkeypatch.setattr(clip_recipe, "of_latent", lambda channels, *of: of_latent(channels, 48, 1, *of[2:]))
+    monkeypatch.setattr(clip_recipe, "SIZES", dict.fromkeys(clip_recipe.SIZES, (8, 1, 48, 1)))
     for name, few in {"LADDER": (4,), "DUAL_PLANS": ((4, 2),), "LIGHT_FIRST_PLANS": ((4, 2),)}.items():
         monkeypatch.setattr(candidates, name, few)
     few_features = partial(train_feature_net, kind=lambda *of: Architecture(*of, features=4), epochs=1)
@@ -234,7 +238,7 @@ def folder_of_the_well(folder: Path, rng: np.random.Generator) -> None:
 
 def own_images(folder: Path) -> None:
     """photos/: 24 of several sizes; pets/: 12 in each of two classes; small/: 2 of 8 x 8; fields.npz; era5/;
-    weatherbench.zarr; flow/; mine.gif, other.gif."""
+    weatherbench.zarr; flow/; mine.gif, other.gif; my-clips/: 2 in each of two classes."""
     rng = np.random.default_rng(0)
     np.savez(folder / "fields.npz", fields=rng.normal(size=(12, 40, 1, 32)))
     np.save(folder / "today.npy", rng.normal(size=(3, 1, 32)))
@@ -244,6 +248,10 @@ def own_images(folder: Path) -> None:
     for clip, frames in {"mine": 24, "other": 3}.items():
         first, *rest = (Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)) for _ in range(frames))
         first.save(folder / f"{clip}.gif", save_all=True, append_images=rest, duration=100)
+    for i in range(4):
+        (folder / "my-clips" / "cd"[i // 2]).mkdir(parents=True, exist_ok=True)
+        first, *rest = (Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)) for _ in range(16))
+        first.save(folder / f"my-clips/{'cd'[i // 2]}/{i}.gif", save_all=True, append_images=rest, duration=100)
     (folder / "small").mkdir()
     for i in range(2):
         Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(folder / f"small/{i}.png")

@@ -211,7 +211,12 @@ def test_a_letter_that_the_encoding_lacks_is_escaped():
     assert (done.returncode, done.stdout, done.stderr) == (0, "\\u65e5 \\udce6\n", "")
 
 
-UNLISTED = ("fashion-mnist-decoder", "imagenet-decoder", *cli_train.STAGES)  # options of a codec's; of two stages
+UNLISTED = (
+    "clip-decoder",
+    "fashion-mnist-decoder",
+    "imagenet-decoder",
+    *cli_train.STAGES,
+)  # options of a codec's; of two stages
 FEWEST = {"*": 0, "?": 0, "+": 1}
 
 

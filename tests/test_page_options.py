@@ -41,7 +41,7 @@ def listed() -> frozenset[str]:
     """Options of all commands, and of the recipes that look at a model first."""
     commands = read_json(OPTIONS).values()
     names = {name for command in commands for part in ("options", "required") for name in command.get(part, {})}
-    recipes = [AdaptRecipe, RetrofitRecipe, *filter(is_dataclass, cli_train.RECIPES.values())]
+    recipes = [AdaptRecipe, RetrofitRecipe, *filter(is_dataclass, (cli_train.RECIPES | cli_train.STAGES).values())]
     words = {f"--{field.name.replace('_', '-')}" for recipe in recipes for field in fields(recipe)}
     return frozenset(names | words | FOREIGN | BEFORE)
 

@@ -66,6 +66,9 @@ from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
 from dualrate.experiment.network_configs import OneConditional, OneNetwork, ThreeConditional, TwoConditional
 from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, OwnSteps, steps_at, steps_of_ddim
+from dualrate.forecasts.clip_networks import ClipEncoderConfig, ClipPrior, OneClipDecoder, TwoClipDecoders
+from dualrate.forecasts.clip_recipe import ClipStages
+from dualrate.forecasts.clip_set import Cut
 from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.refiner import Levels, RefinerConfig, Refining
 from dualrate.forecasts.rolling import RollingConfig, RollingDenoising
@@ -130,6 +133,9 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.forecasts.geometry.Order",
     "dualrate.forecasts.geometry.Hiding",
     "dualrate.forecasts.clips.ClipReading",
+    "dualrate.forecasts.clip_modality.ClipFiles",
+    "dualrate.forecasts.clip_set.ClipWindows",
+    "dualrate.data.images.ImageSet",
     "dualrate.forecasts.externals.Externals",
     "dualrate.forecasts.externals.Forcings",
     "dualrate.forecasts.film.Film",
@@ -313,6 +319,9 @@ def examples() -> Iterator[Any]:
     yield UnifiedLatents(networks, nn.Identity(), denoiser, denoiser, of, of, Sigmoid(), loss_factor=1.5)
     yield from (OneConditional(config, (4, 2, 2)), TwoConditional(config, config, (4, 2, 2)), GivenTimes(), BothTimes())
     yield ThreeConditional(config, config, config, (4, 2, 2))
+    of_clip: Any = {"leads": (1, 2), "frames": 4}
+    yield from (OneClipDecoder(config, (8, 2, 2), **of_clip), TwoClipDecoders(config, config, (8, 2, 2), **of_clip))
+    yield from (ClipPrior(config, **of_clip), ClipEncoderConfig(8, 3, 4, (8,)), ClipStages(), Cut(2))
     yield from (SuperResolution(), Inpainting(), Pairs("photos"), OneCallConfig(), ResidualConfig(), RollingConfig())
     yield from (Levels(), RefinerConfig(), OwnSteps(4))
     yield from (Prompts(), Fixed(4), FirstBlock(0.1), Verified(0.1), SpeCa(0.1))

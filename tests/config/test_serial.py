@@ -47,9 +47,9 @@ def changed(path: list, value) -> dict:
         (
             ["networks", "type"],
             "os.system",
-            "there is no NetworksConfig 'os.system', it is one of .*LatentNetworks, OneConditional, "
-            "OneForeign, OneNetwork, OneTransformer, OwnBlocks, ResidualNetworks, Retrofitted, ThreeConditional, "
-            "TwoConditional, TwoNetworks, TwoTransformers",
+            "there is no NetworksConfig 'os.system', it is one of .*LatentNetworks, OneClipDecoder, "
+            "OneConditional, OneForeign, OneNetwork, OneTransformer, OwnBlocks, ResidualNetworks, Retrofitted, "
+            "ThreeConditional, TwoClipDecoders, TwoConditional, TwoNetworks, TwoTransformers",
         ),
         (["fit", "precision"], "float8", "expected one of"),
         (["networks", "light", "levels"], 3, "expected a list"),

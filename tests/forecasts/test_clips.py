@@ -338,6 +338,8 @@ def test_a_newcomers_clip_becomes_a_continuation(tmp_path: Path, monkeypatch: py
     assert result.ensemble.shape[1:] == (3, 5, 3, 8, 8)
     assert result.page.count("data:image/webp;base64,") == 1
     assert "truth, member 0, member 1, member 2" in result.page
+    assert result.written.record.known < 5
+    assert "Grey: the truth is not known." in result.page
     with Image.open(tmp_path / "out" / "forecast.webp") as moving:
         moving.seek(6)
         moving.load()

@@ -22,7 +22,7 @@ import dualrate as dr
 from dualrate.comparison import compare as comparison
 from dualrate.forecasts.comparison import ForecastYardstick
 from dualrate.forecasts.condition import Forecast
-from dualrate.forecasts.evaluation import window_scores
+from dualrate.forecasts.evaluation import forecast_scores, window_members
 from dualrate.forecasts.folder import JOURNAL, ForecastArray
 from dualrate.runs.store import load
 from dualrate.system.progress import Silent
@@ -111,7 +111,7 @@ def test_a_row_has_the_scores_of_a_window_and_what_its_forecast_costs(here):
     results = run(None)
     model = load("ahead")
     drawer = replace(dr.Choice(2).drawer(model), members=2, batch_size=6)
-    report, row = window_scores(drawer), results.finished[0].row
+    report, row = forecast_scores(drawer.model, *window_members(drawer)), results.finished[0].row
     crps = report.by_name["forecast"].crps
     assert row.score.value == crps.value.mean()
     assert row.score.low < row.score.value < row.score.high
@@ -119,6 +119,13 @@ def test_a_row_has_the_scores_of_a_window_and_what_its_forecast_costs(here):
     assert results.finished[0].more["scores"] == report.plain()
     assert row.macs == drawer.cost.macs
     assert row.seconds_per_image > 0 < results.finished[0].seconds_alone
+    columns, frames = ForecastYardstick.columns(results.finished[0]), len(crps.value)
+    assert columns["MFLOPs a frame"] == f"{2 * row.macs / frames / 1e6:.3g}"
+    assert columns["ms a frame"] == f"{1000 * row.seconds_per_image / frames:.3g}"
+    scored = dr.evaluate(drawer)
+    assert scored.plain["macs_per_frame"] == row.macs / frames
+    assert f"{row.macs / frames / 1e6:.4g} million multiply-adds a frame" in repr(scored)
+    assert "clips" not in scored.plain
 
 
 def test_results_print_and_show(here):

@@ -11,7 +11,7 @@ import xarray
 from forecasts.made_globes import small_networks, untrained
 
 import dualrate as dr
-from dualrate.forecasts.evaluation import window_scores
+from dualrate.forecasts.evaluation import forecast_scores, window_members
 from dualrate.forecasts.folder import write_forecast
 from dualrate.forecasts.starts import held_out_starts
 
@@ -31,7 +31,7 @@ def test_a_real_file_is_forecast_and_read_back(name: str, tmp_path: Path, monkey
     drawer = dr.Choice(steps=2).drawer(model, members=2, precision="float32")
     written = write_forecast(drawer, held_out_starts(model, 2, 2), 2, tmp_path / "out", format="netcdf")
     assert np.isfinite(written.x).all()
-    scores = window_scores(drawer, 2)
+    scores = forecast_scores(drawer.model, *window_members(drawer, 2))
     assert np.isfinite(scores.by_name["forecast"].crps.value).all()
     time_coder = xarray.coders.CFDatetimeCoder(use_cftime=True)
     with (

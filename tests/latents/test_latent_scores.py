@@ -37,9 +37,12 @@ def pictures(count: int) -> ImageSet:
     return ImageSet(photos(count), None, (), "photos")
 
 
-@pytest.mark.parametrize(("size", "nats", "lowest"), [(1.0, 2.5034, -1.0), (0.5, 1.8202, -15.0)])
-def test_bits_of_gaussian_latents_are_the_channels(size: float, nats: float, lowest: float) -> None:
-    """1/2 log(1 + s^2 e^5) a number of the latent, by the prior that knows them, wherever the schedule starts."""
+@pytest.mark.parametrize(
+    ("size", "nats", "lowest", "frames"), [(1.0, 2.5034, -1.0, 1), (0.5, 1.8202, -15.0, 1), (1.0, 2.5034, -1.0, 5)]
+)
+def test_bits_of_gaussian_latents_are_the_channels(size: float, nats: float, lowest: float, frames: int) -> None:
+    """1/2 log(1 + s^2 e^5) a number of the latent, by the prior that knows them, wherever the schedule starts; of
+    clips for each pixel of all frames."""
     generator = torch.Generator().manual_seed(0)
 
     class Gaussian(Folding):
@@ -48,8 +51,9 @@ def test_bits_of_gaussian_latents_are_the_channels(size: float, nats: float, low
 
     mixture = GaussianMixture.isotropic(torch.zeros(1, 48), size**2)
     process = NoisyEnd(Cosine(log_snr_min=lowest, log_snr_max=5.0))
-    found = bits_per_pixel(OracleDenoiser(mixture, process), process, Gaussian(""), pictures(320), 320)
-    assert found.value == pytest.approx(48 * nats / math.log(2) / 256, abs=3 * found.error)
+    images = ImageSet(np.tile(photos(320), (1, frames, 1, 1)), None, (), "clips", frames_each=frames)
+    found = bits_per_pixel(OracleDenoiser(mixture, process), process, Gaussian(""), images, 320)
+    assert found.value == pytest.approx(48 * nats / math.log(2) / 256 / frames, abs=3 * found.error)
     assert found.error < 0.02 * found.value
 
 

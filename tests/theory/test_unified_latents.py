@@ -151,6 +151,12 @@ def test_bits_are_of_a_pixel_and_the_decoder_s_loss_of_a_number():
     assert logs["decoder_loss"] == pytest.approx((told(HIGH) - told(LOW)) / 2, rel=1e-3)
 
 
+def test_bits_of_a_clip_are_of_a_pixel_of_a_frame():
+    """Two channels as two frames."""
+    _, _, logs = loss_of(axis=1, frames=2)
+    assert logs["bits"] == pytest.approx(CAPACITY / math.log(2) / 2, rel=1e-3)
+
+
 def test_an_encoder_that_says_nothing_pays_nothing_and_the_decoder_is_one_of_images_alone():
     """But for the divergence of z_1, which is all noise, of variance 1 / (1 + 1/e) here."""
     _, _, logs = loss_of(gain=0.0)

@@ -93,11 +93,25 @@ class Prepare(_ToFolder):
 
     size: Side = field()
     """Side in pixels that images are resized to: box averages, bicubic, centre crop."""
+    frames: Annotated[int, Range(2, 256)] | None = None
+    """Frames of a window of clips: then SRC is a GIF, a video or a folder of them or of folders of frames, or
+    moving-sprites."""
+    fps: Annotated[float, Range(0, 1000, above=True)] | None = None
+    """Frames a second that are read of clips. Default: each frame."""
+    lead: Annotated[int, Range(1, 100_000)] = 1
+    """Frames of a clip from one frame of a window to the next."""
+    stride: Annotated[int, Range(1, 10_000_000)] | None = None
+    """Frames of a clip from one window to the next. Default: windows do not overlap."""
 
     def run(self) -> None:
         from dualrate.data.images import PREPARING, prepare
 
-        manifest = self.write(prepare, PREPARING, torch.device("cpu"))
+        if self.frames is not None:
+            manifest = self._clips(self.frames)
+        elif self.fps or self.lead > 1 or self.stride:
+            raise ValueError("--fps, --lead and --stride are of clips: give --frames with them, or drop them")
+        else:
+            manifest = self.write(prepare, PREPARING, torch.device("cpu"))
         counts = {
             f"{split} {what}": part[what]
             for split, part in manifest["splits"].items()
@@ -105,7 +119,24 @@ class Prepare(_ToFolder):
         }
         classes = len(manifest["splits"]["train"]["class_names"])
         shape = {"size": manifest["size"], "channels": manifest["channels"]}
+        if frames := manifest.get("frames"):
+            shape |= {"channels": manifest["channels"] // frames, "frames": frames}
         print_report(self.json, {**counts, "classes": classes, **shape})
+
+    def _clips(self, frames: int) -> Any:
+        from dualrate.data.images import PREPARING
+        from dualrate.forecasts.clip_set import Cut, prepare_clips
+
+        if self.label is not None or (self.workers, self.nproc) != (1, 1):
+            raise ValueError(
+                "clips are packed by one process, and their folders are classes: drop --label, --workers and --nproc"
+            )
+        shape, cut = {"size": self.size, "channels": self.channels}, Cut(frames, self.lead, self.stride)
+        how = {"fps": self.fps, "on_bad": self.on_bad, "shard_bytes": self.shard_mib * MIB}
+        with closing(reporter()) as progress:
+            return prepare_clips(
+                self.source, self.out, cut, **shape, **how, progress=data_progress(progress, PREPARING)
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

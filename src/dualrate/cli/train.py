@@ -20,6 +20,7 @@ from dualrate.config.ranges import Iterations, Processes, Ranged, Retries
 from dualrate.data.finding import check_outside
 from dualrate.data.latent_set import ENCODING
 from dualrate.experiment.experiment import Experiment, Stages, on_codec_of_data
+from dualrate.forecasts import clip_recipe
 from dualrate.forecasts import recipe as forecasts
 from dualrate.pipelines.recipe import RetrofitRecipe
 from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents, imagenet
@@ -34,13 +35,13 @@ from dualrate.training.config import FitResult
 from dualrate.training.distributed import launched_world
 from dualrate.training.state import OtherRun
 
-FILES = (auto, forecasts, fashion_mnist, fashion_mnist_latents, texts, cifar10, imagenet)
+FILES = (auto, forecasts, clip_recipe, fashion_mnist, fashion_mnist_latents, texts, cifar10, imagenet)
 Command = TypeVar("Command", bound="OfExperiment")
 RECIPES: dict[str, Callable[[], Experiment]] = {
     name: recipe for file in FILES for name, (_, recipe) in file.RECIPES.items()
 }
 STAGES: dict[str, Callable[[], Stages]] = {
-    name: recipe for file in (fashion_mnist_latents, imagenet) for name, (_, recipe) in file.STAGES.items()
+    name: recipe for file in (clip_recipe, fashion_mnist_latents, imagenet) for name, (_, recipe) in file.STAGES.items()
 }
 DESCRIBED: dict[str, str] = {
     name: text for file in FILES for name, (text, _) in (file.RECIPES | getattr(file, "STAGES", {})).items()
@@ -201,7 +202,8 @@ def parse_train(arguments: list[str]) -> Train | TrainStages:
         print(usage(name == LIST))
         raise SystemExit(0 if name else 2)
     if name in STAGES:
-        return override(TrainStages(STAGES[name]()), arguments, "train")
+        stages, rest = with_own_options(STAGES[name], arguments, "train", {})
+        return override(TrainStages(stages()), rest, "train")
     run = NO_IMAGES.get(name, {} if name in RECIPES else None)
     recipe, rest = with_own_options(recipe_named(name, RECIPES, "train"), arguments, "train", run)
     consistency = "--method=consistency" in rest or ("--method", "consistency") in pairwise(rest)  # has its own options

@@ -23,6 +23,7 @@ from dualrate.experiment.modality import maker_of
 from dualrate.experiment.model import Model
 from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
 from dualrate.report.figures import ranks_figure
+from dualrate.report.image_grid import side_by_side
 from dualrate.sampling.cost import CallCost
 from dualrate.system.progress import ImageProgress, Reporter
 from dualrate.system.workers import Mapper, in_turn, mapper, share_of_time
@@ -152,8 +153,10 @@ class Yardstick:
     def samples(self, drawer: Drawer, count: int) -> dict[str, Any]:
         """Fields of a `MeasuredCandidate` that show the first samples."""
         images, columns = strips(drawer, range(count), drawer.draw(range(count)).images)
-        experiment = drawer.model.experiment
-        return {"images": images, "columns": columns, "passage": maker_of(experiment).passage(experiment, images)}
+        experiment, frames = drawer.model.experiment, drawer.model.experiment.networks.frames
+        passage = maker_of(experiment).passage(experiment, images)
+        columns = columns or (1 if frames > 1 else None)
+        return {"images": side_by_side(images, frames), "columns": columns, "passage": passage}
 
     @staticmethod
     def columns(measured: MeasuredCandidate) -> dict[str, str]:

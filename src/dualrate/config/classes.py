@@ -14,6 +14,13 @@ OF_MODULES = {
     "dualrate.methods.early_exit": ("EarlyExitNetwork", "EarlyExitConfig"),
     "dualrate.data.pairs": ("Pairs",),
     "dualrate.diffusion.categorical": ("Masked", "Uniform", "NoisePlanes"),
+    "dualrate.forecasts.clip_networks": (
+        "ClipEncoderConfig",
+        "ClipLatents",
+        "ClipPrior",
+        "OneClipDecoder",
+        "TwoClipDecoders",
+    ),
     "dualrate.forecasts.condition": ("Forecast",),
     "dualrate.forecasts.externals": ("Externals",),
     "dualrate.forecasts.refiner": ("AtLevels", "Levels", "RefinerConfig", "Refinement"),

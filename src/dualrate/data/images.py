@@ -58,11 +58,13 @@ def to_float(images: np.ndarray | Tensor) -> Tensor:
 class ImageSet(TrainingSet):
     """Images with or without labels.
 
-    images:      (N, C, H, W) uint8, C = 1 or 3: an array, or `Shards`, which slices and numbers of rows index
+    images:      (N, C, H, W) uint8, C = 1 or 3, or of clips (N, T C, H, W): an array, or `Shards`, which slices and
+                 numbers of rows index
     labels:      (N,) int64 in [0, num_classes), or None
     class_names: one per class; empty without labels
     hashed:      the fingerprint where it is known; empty: it is made when asked for
     alphabet:    of pieces of a text, (N, 1, 1, L): the characters, each by its place; empty: they are pictures
+    frames_each: T, of each where they are clips
     Raises ValueError if a shape, a type or a label is not as said, or N = 0.
     """
 
@@ -72,11 +74,13 @@ class ImageSet(TrainingSet):
     name: str
     hashed: str = ""
     alphabet: str = ""
+    frames_each: int = 1
 
     def __post_init__(self) -> None:
-        shape, dtype = self.images.shape, self.images.dtype
-        if len(shape) != 4 or 0 in shape or shape[1] not in (1, 3) or dtype != np.uint8:
-            raise ValueError(f"{self.name}: images are {dtype} {shape}; expected uint8 (N, C, H, W), N > 0, C = 1 or 3")
+        shape, dtype, each = self.images.shape, self.images.dtype, self.frames_each
+        if len(shape) != 4 or 0 in shape or shape[1] not in (each, 3 * each) or dtype != np.uint8:
+            channels = "C = 1 or 3" if each == 1 else f"C = 1 or 3 times {each} frames"
+            raise ValueError(f"{self.name}: images are {dtype} {shape}; expected uint8 (N, C, H, W), N > 0, {channels}")
         if self.labels is not None:
             if self.labels.shape != shape[:1] or self.labels.dtype != np.int64:
                 got = f"{self.labels.dtype} {self.labels.shape}"
@@ -196,7 +200,8 @@ def _image_set(stored: packed.Packed, report: DataProgress) -> ImageSet:
     part = stored.part
     for note in part.get("notes", ()):  # none in a folder that v0.1 prepared
         report(len(stored.rows), len(stored.rows), note)
-    return ImageSet(stored.rows, stored.labels, tuple(part["class_names"]), part["name"], part["fingerprint"])
+    names, frames = tuple(part["class_names"]), stored.dataset.get("frames", 1)
+    return ImageSet(stored.rows, stored.labels, names, part["name"], part["fingerprint"], frames_each=frames)
 
 
 def prepare(
@@ -281,6 +286,16 @@ def _pack(
     row = {"shape": shape, "dtype": "uint8", "each": 1}
     job = partial(_decode_shard, folder, options, shape)
     splits = packed.pack(folder, raws, job, row, shard_bytes=shard_bytes, mapper=mapper, progress=progress, what=what)
+    return finish_images(folder, raws, row, splits, size=options.size, channels=shape[0])
+
+
+def finish_images(
+    folder: Path, raws: Mapping[Split, tuple[str, Raw]], row: Any, splits: Mapping[Split, Any], **about: Any
+) -> dict[str, Any]:
+    """Finish images that were packed, with fingerprints and notes; what dataset.json holds then. about: more for it
+
+    Raises ValueError for a split without images.
+    """
     for split, part in splits.items():
         name, raw = raws[split]
         rejects = [reject for shard in part["shards"] for reject in shard.get("rejects", ())]
@@ -291,7 +306,7 @@ def _pack(
         part["rejected"] = len(rejects)
         part["notes"] = [f"skipped {summary(rejects)} of {raw.count} images"] if rejects else []
         part["notes"] += [raw.note] if raw.note else []
-    return packed.finish_dataset(folder, row, splits, size=options.size, channels=shape[0])
+    return packed.finish_dataset(folder, row, splits, **about)
 
 
 def _decode_shard(folder: Path, options: Options, shape: tuple[int, ...], shard: packed.Shard) -> None:

@@ -47,6 +47,7 @@ class LatentSet(TrainingSet):
         self.class_names = tuple(part["class_names"])
         self.codec = CodecFolder(**stored.dataset["codec"])  # pyright: ignore[reportIncompatibleVariableOverride]
         self.views: int = row["each"]
+        self.frames_each = stored.dataset.get("frames", 1)
 
     @property
     def shape(self) -> Shape:
@@ -174,7 +175,8 @@ def encode(
             for split, part in splits.items():
                 part["fingerprint"] = images[split].fingerprint
             by = {"folder": codec.folder, "fingerprint": codec.fingerprint}
-            packed.finish_dataset(folder, row, splits, codec=by, images=how)
+            frames = {"frames": of_clip} if (of_clip := images["train"].frames_each) > 1 else {}
+            packed.finish_dataset(folder, row, splits, codec=by, images=how, **frames)
     return read_json(folder / packed.DATASET)
 
 

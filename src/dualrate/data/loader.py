@@ -68,7 +68,7 @@ class TrainingSet(ABC):
 
     labels:   (N,) in [0, num_classes); None: without labels
     codec:    of latents; of images `NoCodec()`
-    alphabet: as of an `ImageSet`
+    alphabet, frames_each: as of an `ImageSet`
     floats:   `rows` on a device -> x: (B, C, H, W) float32 there, of the same draws; it travels with batches to workers
     make_conditions: (x, draws) -> conditions of x, or of its partners, on a device; None: none
     """
@@ -80,6 +80,7 @@ class TrainingSet(ABC):
     class_names: tuple[str, ...]
     codec: CodecConfig = NoCodec()
     alphabet: str = ""
+    frames_each: int = 1
 
     @property
     def num_classes(self) -> int:
@@ -250,7 +251,7 @@ class Derived(TrainingSet):
     def __init__(self, images: TrainingSet) -> None:
         self.images, self.floats = images, images.floats
         self.name, self.labels, self.class_names = images.name, images.labels, images.class_names
-        self.codec, self.alphabet = images.codec, images.alphabet
+        self.codec, self.alphabet, self.frames_each = images.codec, images.alphabet, images.frames_each
 
     @property
     def fingerprint(self) -> str:

@@ -77,10 +77,12 @@ class Samples:
 
     images: (N, C, H, W) uint8, of M members (N M, C, H, W), those of a seed one after the other.
     seconds: of networks and sampler, the first batch included.
+    frames: of each, where they are clips
     """
 
     images: NDArray[np.uint8]
     seconds: float
+    frames: int = 1
 
     def __repr__(self) -> str:
         count, *shape = self.images.shape
@@ -89,9 +91,10 @@ class Samples:
     def _repr_html_(self) -> str:
         """A picture of the first of them, in a notebook."""
         from dualrate.report.html import notebook, picture
-        from dualrate.report.image_grid import image_grid
+        from dualrate.report.image_grid import image_grid, side_by_side
 
-        return notebook(self, picture(image_grid(self.images[:SHOWN])))
+        columns = 1 if self.frames > 1 else None
+        return notebook(self, picture(image_grid(side_by_side(self.images[:SHOWN], self.frames), columns)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,7 +340,7 @@ class Drawer(Ranged):
             seeds = range(len(seeds)) if seeds.ndim > 1 else seeds.tolist()
         start = time.perf_counter()
         images = np.concatenate([*drawer.for_seeds(len(seeds)).batches(seeds, progress)])
-        return Samples(images, time.perf_counter() - start)
+        return Samples(images, time.perf_counter() - start, self.model.experiment.networks.frames)
 
     def origin(self, features: str, labels: str | None = None) -> Origin:
         """Origin of its images, for keeping them. features: the extractor's identity, or PIXELS.

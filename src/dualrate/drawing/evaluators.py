@@ -119,7 +119,7 @@ def evaluator(
     splits = splits_of(data, progress) if features is None or reference is None else None
     if features is None:
         assert splits is not None
-        net = _feature_net(*splits, progress=progress, count=count)
+        net = feature_net(*splits, progress=progress, count=count)
     elif isinstance(features, Path):
         net = FeatureNet.load(features)
         taken = (net.card.architecture.channels, net.card.architecture.size, net.card.architecture.size)
@@ -164,7 +164,7 @@ def messages(note: Callable[[str], None]) -> Callable[[int, int, str], None]:
     return report
 
 
-def _feature_net(train: ImageSet, test: ImageSet, *, progress: Reporter, count: int | None) -> FeatureNet:
+def feature_net(train: ImageSet, test: ImageSet, *, progress: Reporter, count: int | None = None) -> FeatureNet:
     """The shipped one, or the one in the user's cache, trained there on first use. Raises as `check_count`."""
     place = shipped(train.fingerprint) or cache_dir() / "features" / train.fingerprint[:16]
     if not (place / CARD).exists():

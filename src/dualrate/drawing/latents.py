@@ -320,5 +320,5 @@ def bits_per_pixel(
         for k in range(TIMES):
             eps = draws.normal(f"z_t {k}", *z.shape[1:])
             nats += bound(denoiser, process, z, (k + offset) / TIMES, eps, Cond(label), Elbo()) / TIMES
-        bits.append(nats.cpu() / (math.log(2) * math.prod(images.shape[1:])))
+        bits.append(nats.cpu() / (math.log(2) * images.frames_each * math.prod(images.shape[1:])))
     return Estimate.of(torch.cat(bits))

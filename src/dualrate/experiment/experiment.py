@@ -208,6 +208,11 @@ class Experiment(Ranged):
         if kind != expected:
             way = "encode the images by that (dualrate data encode)" if codec.fingerprint else "begin a new run"
             raise ValueError(f"{images.name} is {kind}, and {self.name} is trained on {expected}: {way}")
+        if images.frames_each != self.networks.frames:
+            raise ValueError(
+                f"{images.name} has {images.frames_each} frame(s) in an image, {networks} make {self.networks.frames}: "
+                "train clip-latents or clip-decoder on clips, and other recipes on images"
+            )
         shape = codec.data_shape(self.shape)
         if self.condition.target(images.shape) != shape:
             raise ValueError(

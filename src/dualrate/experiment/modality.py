@@ -1,9 +1,9 @@
 """Questions of the engine to an application, where it does not know itself: whose a source is, how it is read, scored.
 
-An application is a folder of its own with a module `modality`, whose MODALITY is one of these; its line in WINGS is all
-that the rest of the package knows of it. A modality says only what differs from images; its methods import what they
-need when they are called. Whoever asks takes the first that knows: fields before texts, since an .npz may be both
-fields and images.
+An application is a folder of its own with a module `modality`, or several, whose MODALITY is one of these; its line in
+WINGS is all that the rest of the package knows of it. A modality says only what differs from images; its methods import
+what they need when they are called. Whoever asks takes the first that knows: fields before texts, since an .npz may be
+both fields and images.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ from dualrate.report.evaluation import Evaluation
 from dualrate.report.image_grid import Pictures, save_grid
 from dualrate.system.progress import Reporter
 
-WINGS = ("dualrate.forecasts.modality", "dualrate.texts.modality", "dualrate.pipelines.modality")
+WINGS = (
+    "dualrate.forecasts.modality",
+    "dualrate.forecasts.clip_modality",
+    "dualrate.texts.modality",
+    "dualrate.pipelines.modality",
+)
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,11 @@ class NetworksConfig(ABC):
 
     bfloat16_weights: whether all linear layers and convolutions run under autocast, but for those of `InFloat32`;
                       sampling in bfloat16 then holds their weights in it
+    frames:           of a sample, T, where that is a clip, (T C, H, W)
     """
 
     bfloat16_weights = False
+    frames = 1
 
     @property
     def guided_already(self) -> bool:

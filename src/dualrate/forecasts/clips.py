@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,8 @@ def read_clips(place: Path, how: ClipReading, progress: DataProgress = silent) -
                 raise ValueError(f"{error}; or leave such clips out by --data.on-bad skip") from error
             skipped.append(f"{printable(clip.name)} ({shown(error)})")
             continue
-        splits.setdefault(top[0] if named else "", []).append(frames)
+        above = clip.relative_to(place).parts[named:-1]
+        splits.setdefault(top[0] if named else "", []).append(replace(frames, label="".join(above[:1])))
         steps.append(step)
     if not splits:
         raise ValueError(f"{place} holds no clip that can be used, skipped: {some_of(skipped)}")

@@ -122,13 +122,15 @@ class ForecastYardstick(Yardstick):
 
     @staticmethod
     def columns(measured: MeasuredCandidate) -> dict[str, str]:
-        crps = _by_lead(measured, "crps")
+        crps, row = _by_lead(measured, "crps"), measured.row
 
         def mean(name: str, places: int) -> str:
             value = _by_lead(measured, name).mean()
             return EACH if np.isnan(value) else f"{value:.{places}f}"
 
         return {
+            "MFLOPs a frame": f"{2 * row.macs / len(crps) / 1e6:.3g}",
+            "ms a frame": f"{1000 * row.seconds_per_image / len(crps):.3g}",
             "by lead": f"{crps[0]:.3f} to {crps[-1]:.3f}",
             "RMSE of mean": mean("rmse", 3),
             "spread / skill": mean("spread_skill", 2),

@@ -260,15 +260,15 @@ def _how_points_count(over_latitudes: bool, geometry: Geometry) -> Iterator[str]
         yield "hidden points count in no score; spectra and stability see them as the mean"
 
 
-def window_scores(
+def window_members(
     drawer: Drawer,
     count: int | None = None,
     *,
     seed: int = 0,
     progress: ImageProgress = lambda done, total: None,
     mapper: Mapper = in_turn,
-) -> ForecastReport:
-    """Score the frames of one window from held-out starts. Nothing is written.
+) -> tuple[Starts, Frame]:
+    """Held-out starts, and members (N, M, T, C, H, W) of one window from each. Nothing is written.
 
     count: of starts, as of `held_out_starts`; seed: of the first; mapper: rolls out. Raises what that and `roll_out`
     raise.
@@ -281,7 +281,7 @@ def window_scores(
         at = (slice(part.start, part.stop) for part in (piece.starts, piece.members, piece.frames))
         x[tuple(at)] = piece.x
         progress(done := done + piece.x[..., 0, 0, 0].size, x[..., 0, 0, 0].size)
-    return forecast_scores(drawer.model, starts, x)
+    return starts, x
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,14 +47,23 @@ class OfFields(Modality):
         super().save(experiment, experiment.condition.shown(samples), file)
 
     def score(self, drawer: Any, count: int | None, seed: int, workers: WorkerCount, progress: Reporter) -> Evaluation:
-        """Score one window from each of `count` held-out starts."""
-        from dualrate.forecasts.evaluation import window_scores
+        """Score one window from each of `count` held-out starts; clips also by a distance from those of training."""
+        from dualrate.forecasts.clip_distance import clip_distance
+        from dualrate.forecasts.evaluation import forecast_scores, window_members
+        from dualrate.forecasts.rollout import forecast_of, window_cost
         from dualrate.system.workers import mapper
 
-        with mapper(workers, drawer.model.device) as over:
+        model, forecast = drawer.model, forecast_of(drawer.model)
+        with mapper(workers, model.device) as over:
             how = {"seed": seed, "progress": image_progress(progress, "frames"), "mapper": over}
-            scores = window_scores(drawer, count, **how)
-        return Evaluation(scores, scores.plain(), tuple(scores.tables))
+            starts, x = window_members(drawer, count, **how)
+        scores, macs = forecast_scores(model, starts, x), window_cost(drawer) / forecast.frames
+        plain, lines = scores.plain() | {"macs_per_frame": macs}, [f"{macs / 1e6:.4g} million multiply-adds a frame"]
+        if forecast.of_clips:
+            distance = clip_distance(model, starts, x, progress)
+            plain |= {"clips": distance if isinstance(distance, str) else asdict(distance)}
+            lines.append(str(distance))
+        return Evaluation(scores, plain, tuple(scores.tables), "\n".join(lines))
 
     def service(self, model: Any) -> Any:
         from dualrate.forecasts.service import ForecastService

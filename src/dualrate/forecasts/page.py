@@ -36,6 +36,7 @@ def forecast_page(
     hidden = ", or hidden by the mask" * bool(forecast.geometry.mask)
     if film := written.film:
         strip, caption = film.html(), f"From left to right, and below from top to bottom: {film.names}, {film.says}."
+        caption += " Grey: the truth is not known." * (written.truth is not None and record.known < record.frames)
     else:
         figure = forecast_figure(shown(written.x, written.truth, record, forecast))
         figure.set_facecolor("white")

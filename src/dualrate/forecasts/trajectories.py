@@ -55,12 +55,14 @@ class Lazy:
     """A trajectory whose frames stay in a file until they are asked for.
 
     read: (first, last) -> frames (last - first, C, H, W); source: for errors, where `read` does not name it
+    label: its class, by the name; empty: it has none
     """
 
     shape: tuple[int, int, int, int]
     read: Callable[[int, int], NDArray[Any]]
     timing: Timing = Timing()
     source: str | Path = ""
+    label: str = ""
 
     def __getitem__(self, part: slice, /) -> NDArray[Any]:
         first, last, _ = part.indices(self.shape[0])

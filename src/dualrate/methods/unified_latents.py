@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.codecs.diffusion import DiffusionDecoding
-from dualrate.config.ranges import FirstIterations, LossWeight, Ranged
+from dualrate.config.ranges import ClipFrames, FirstIterations, LossWeight, Ranged
 from dualrate.denoisers.denoiser import Denoiser, Plain, posterior_mean
 from dualrate.diffusion.context import Batch, Cond, expand
 from dualrate.diffusion.prediction import Elbo, Sigmoid, Weighting, x_loss_weight
@@ -61,6 +61,7 @@ class UnifiedLatents(OnePhase):
     weighting:      of the decoder's loss, before the loss factor
     loss_factor:    c, the price of a nat that the decoder lacks in nats of the latent
     priced_from:    iteration from which on the encoder is trained by L_z too; until then nothing limits what z_0 holds
+    frames:         of each x, if that is a clip
     """
 
     encoder: nn.Module
@@ -71,6 +72,7 @@ class UnifiedLatents(OnePhase):
     weighting: Weighting
     loss_factor: LossWeight
     priced_from: FirstIterations = 0
+    frames: ClipFrames = 1
 
     def denoiser(self) -> Denoiser:
         """The prior."""
@@ -97,7 +99,7 @@ class UnifiedLatents(OnePhase):
         decoding = self.loss_factor * bound(
             self.decoder, self.images, x, t_x, normal("x_t", x), decoder_cond, self.weighting
         )
-        numbers, pixels = x[0].numel(), x[0, 0].numel()
+        numbers, pixels = x[0].numel(), self.frames * x[0, 0].numel()
         logs = {
             "bits": nats.detach().mean() / (math.log(2) * pixels),
             "decoder_loss": decoding.detach().mean() / numbers,
@@ -204,5 +206,5 @@ class UnifiedLatentsConfig(MethodConfig, Ranged):
         codec, (networks, prior) = experiment.codec, experiment.build()
         assert isinstance(codec, DiffusionDecoding)  # of `check`
         roles = networks["encoder"], prior, codec.decoder(networks), experiment.gaussian, codec.process
-        settings = self.decoder_weighting, self.loss_factor, self.priced_from
+        settings = self.decoder_weighting, self.loss_factor, self.priced_from, experiment.networks.frames
         return Prepared(UnifiedLatents(networks, *roles, *settings))

@@ -1,7 +1,8 @@
 """Networks whose features a Frechet distance is measured in, and the small ones that are trained here.
 
 A `FeatureNet` is a small classifier of a data set's own labels, or, of images without labels, of the quarter turns by
-which they were turned (Gidaris, Singh, Komodakis, arXiv 1803.07728); its penultimate layer gives the features.
+which they were turned (Gidaris, Singh, Komodakis, arXiv 1803.07728); its penultimate layer gives the features. Of clips
+without labels it also tells those whose frames are out of order, so that its features see motion.
 Inception's features are made for photographs of 299 x 299; on small images a classifier of the same data set sees more.
 Distances in its features are called FD-<name>, never FID: they compare only with distances in the same weights
 (`identity`). Features are computed on the CPU in float32 from uint8 images, so a score depends on no accelerator.
@@ -226,6 +227,7 @@ BATCH_SIZE = 256
 EPOCHS, ITERATIONS = 10, 100  # of a training, at least: ten epochs of a few hundred images teach little
 MAX_SHIFT = 1  # pixel, each way: the only augmentation
 TURNS = 4  # quarter turns, the classes of images without labels
+ORDERED = 3  # frames that a clip has at least whose order is told, too
 
 
 @dataclass(frozen=True)
@@ -237,7 +239,8 @@ class Card(NetworkCard):
               without a test set
     seed, epochs: of the training
     classes:  that have training images; None: all of the architecture's
-    task:     what it tells apart: labels, or the quarter turns of images without labels
+    task:     what it tells apart: labels, or the quarter turns of images without labels; of clips also whether their
+              frames are in order
     """
 
     architecture: Architecture
@@ -246,7 +249,7 @@ class Card(NetworkCard):
     seed: Seed
     epochs: Iterations
     classes: Classes | None = None
-    task: Literal["classes", "turns"] = "classes"
+    task: Literal["classes", "turns", "order"] = "classes"
 
     @property
     def chance(self) -> float:
@@ -259,12 +262,17 @@ class Card(NetworkCard):
         if self.accuracy is None:
             return ""
         what = f"the classifier of {self.name} has accuracy {self.accuracy:.3g} on held-out images"
-        what += ", of how they are turned" * (self.task == "turns")
+        what += {"turns": ", of how they are turned", "order": ", of how they are turned and in order"}.get(
+            self.task, ""
+        )
         return f"{what}, a guess {self.chance:.2g}"
 
     def check_accuracy(self) -> None:
-        """Raises ValueError for one under twice chance, or, of two classes, under the middle of chance and 1."""
-        least = min(2 * self.chance, (1 + self.chance) / 2)
+        """Raises ValueError for one under twice chance, or, of two classes, under the middle of chance and 1.
+
+        Of turns and order half as much above chance: where all turns look alike, who tells the order has twice chance.
+        """
+        least = min((1.5 if self.task == "order" else 2) * self.chance, (1 + self.chance) / 2)
         if self.accuracy is not None and self.accuracy < least:
             raise ValueError(
                 f"the feature net of {self.name} has accuracy {self.accuracy:.2f} on held-out images (a mean over "
@@ -313,14 +321,15 @@ def train_feature_net(
 
     epochs: EPOCHS, or as many as make ITERATIONS, if not given
     kind: of architecture
-    name: scores are called FD-<name>; that of the images if empty, with -turns where these are what it tells apart
+    name: scores are called FD-<name>; that of the images if empty, with -turns or -order where it tells these apart
     The seed determines the weights bit for bit on one kind of machine at one number of threads. ValueError for images
     that are not square, and for a test set without the labels that the training images have.
     """
     check_trainable(images)
     turns = images.labels is None or len(np.unique(images.labels)) < 2
     channels, height, _ = images.images.shape[1:]
-    classes = TURNS if turns else images.num_classes
+    order = images.frames_each if turns and images.frames_each >= ORDERED else 1
+    classes = TURNS * (1 + (order > 1)) if turns else images.num_classes
     architecture, generator = kind(channels, height, classes), torch.Generator().manual_seed(seed)
     module = architecture.build()
     for part in module.modules():  # so that the global random state has no part in it
@@ -333,23 +342,22 @@ def train_feature_net(
 
     def loss_of(iteration: int) -> Tensor:
         batch = batches.batch(iteration)
-        x, label = turned(batch.x, iteration) if turns or batch.label is None else (batch.x, batch.label)
+        x, label = turned(batch.x, iteration, order) if turns or batch.label is None else (batch.x, batch.label)
         return F.cross_entropy(module(x.contiguous(memory_format=torch.channels_last)), label)
 
     iterations = max(1, round(epochs * len(images) / batches.batch_size))
     fit_module(module, loss_of, iterations, rate=architecture.learning_rate, progress=progress)
     identity = hashlib.sha256(weight_bytes(module)).hexdigest()
-    name = name or images.name.removesuffix("/train") + "-turns" * turns
-    present = TURNS if turns or images.labels is None else len(np.unique(images.labels))
-    card = Card(
-        name, identity, architecture, images.fingerprint, None, seed, epochs, present, "turns" if turns else "classes"
-    )
+    present = classes if turns or images.labels is None else len(np.unique(images.labels))
+    task = "order" if order > 1 else "turns" if turns else "classes"
+    name = name or images.name.removesuffix("/train") + f"-{task}" * turns
+    card = Card(name, identity, architecture, images.fingerprint, None, seed, epochs, present, task)
     net = FeatureNet(card, module)
     if test is None:
         return net
     pixels, labels = test.images, test.labels
     if turns:
-        pixels, labels = (part.numpy() for part in turned(torch.as_tensor(np.asarray(test.images[:]))))
+        pixels, labels = (part.numpy() for part in turned(torch.as_tensor(np.asarray(test.images[:])), 0, order))
     if labels is None:
         raise ValueError(f"{test.name!r} has no labels to test the feature net on: give none, or a labelled test set")
     right = module.classify(net.features(pixels)).argmax(1).numpy() == labels
@@ -357,13 +365,20 @@ def train_feature_net(
     return replace(net, card=replace(net.card, accuracy=accuracy))
 
 
-def turned(x: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+def turned(x: Tensor, first: int = 0, frames: int = 1) -> tuple[Tensor, Tensor]:
     """Images (B, C, S, S), each turned by as many quarters as its place says, and that number, (B,) int64.
 
-    first: quarters of the first one
+    first:  quarters of the first one
+    frames: of clips, of which every second four come with their odd frames after the even ones, and numbers 4 higher
     """
-    quarters = (first + torch.arange(len(x), device=x.device)) % TURNS
-    return torch.stack([torch.rot90(image, int(k), (1, 2)) for image, k in zip(x, quarters, strict=True)]), quarters
+    numbers = (first + torch.arange(len(x), device=x.device)) % (TURNS * (1 + (frames > 1)))
+    apart = [*range(0, frames, 2), *range(1, frames, 2)]
+    turns = [torch.rot90(image, int(k) % TURNS, (1, 2)) for image, k in zip(x, numbers, strict=True)]
+    mixed = [
+        image.unflatten(0, (frames, -1))[apart].flatten(0, 1) if k >= TURNS else image
+        for image, k in zip(turns, numbers, strict=True)
+    ]
+    return torch.stack(mixed), numbers
 
 
 def check_trainable(images: ImageSet) -> None:

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,13 @@ def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
         top, left = (i // columns) * (height + GAP), (i % columns) * (width + GAP)
         page[:, top : top + height, left : left + width] = image
     return page[0] if channels == 1 else page.transpose(1, 2, 0)
+
+
+def side_by_side(clips: Any, frames: int) -> Any:
+    """Clips (N, T C, H, W) -> their frames from left to right, (N, C, H, T W): arrays, or tensors."""
+    count, channels, height, width = clips.shape
+    apart = clips.reshape(count, frames, channels // frames, height, width)
+    return apart.swapaxes(1, 2).swapaxes(2, 3).reshape(count, channels // frames, height, frames * width)
 
 
 @own_defaults()

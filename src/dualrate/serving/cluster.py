@@ -15,7 +15,8 @@ from starlette.types import ASGIApp
 from dualrate.config.serial import from_plain
 from dualrate.runs.store import load
 from dualrate.serving.app import make_app
-from dualrate.serving.offer import Jobs, Limits, Offer
+from dualrate.serving.jobs import Jobs
+from dualrate.serving.offer import Limits, Offer
 
 
 @dataclass(frozen=True)
