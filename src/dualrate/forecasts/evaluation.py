@@ -197,7 +197,7 @@ def forecast_scores(
         return ForecastScorer(leads, scale=scale, **chosen)
 
     ridge = regression_of(starts.training, forecast, starts.known)
-    calendar = Seasons.of(starts, forecast.ahead)
+    calendar = Seasons.of(starts.training, starts.dates, starts.known, forecast.ahead)
     missing = {"regression": ridge is None, "season": calendar is None}
     by_name = [name for name in BY_NAME if not missing.get(name)]
     scorers = {name: scorer(moving, scale=std[moving]) for name in by_name}
@@ -276,7 +276,7 @@ def window_scores(
     frames = forecast_of(drawer.model).frames
     starts, done = held_out_starts(drawer.model, frames, count), 0
     x = np.empty((len(starts), drawer.members, frames, *starts.past.shape[2:]), np.float32)
-    how = {"seed": seed, "mapper": mapper, "forcings": starts.forcings}
+    how = {"seed": seed, "mapper": mapper, "forcings": starts.forcings, "dates": starts.dates}
     for piece in roll_out(drawer, starts.past, frames, **how):
         at = (slice(part.start, part.stop) for part in (piece.starts, piece.members, piece.frames))
         x[tuple(at)] = piece.x

@@ -92,7 +92,7 @@ class Record(SamplingRecord):
             starts=len(starts),
             frames=frames,
             source=starts.source,
-            digest=starts.digest(begins(drawer.model, frames)),
+            digest=starts.digest(begins(drawer.model, frames), forecast.year_parts(starts.dates, range(1))),
             known=starts.known,
             variables=forecast.names,
             lead_times=forecast.lead_times(frames),
@@ -272,7 +272,7 @@ def write_forecast(
     """
     out = as_path(out)
     drawer = as_before(drawer.for_seeds(len(starts)), Record.read(out))
-    _ = checked_starts(drawer, starts.past, frames, seed)
+    _ = checked_starts(drawer, starts.past, frames, seed, starts.dates)
     record = Record.of(drawer, starts, frames, seed, command)
     other = None if format is None else out / f"forecast{ENDINGS[format]}"
     if other is not None and not other.exists():
@@ -289,7 +289,7 @@ def write_forecast(
         with naming_progress(array):
             try:
                 how: dict[str, Any] = {"earlier": array.earlier, "observed": starts.observed, "mapper": mapper}
-                how |= {"forcings": starts.forcings}
+                how |= {"forcings": starts.forcings, "dates": starts.dates}
                 for piece in roll_out(drawer, starts.past, frames, seed=seed, **how):
                     array.write(piece)
                     report(int(array.done.sum()), array.done.size * frames)
