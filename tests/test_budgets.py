@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = {
     "engine": 8810,
     "carriers": 9300,
-    "forecasts": 6310,
+    "forecasts": 6365,
     "pipelines": 3750,
     "texts": 430,
     "front": 4140,
