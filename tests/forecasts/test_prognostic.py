@@ -133,7 +133,7 @@ def test_members_that_differ_or_come_in_parts_have_the_same_noise(model: dr.Mode
 
 @pytest.mark.parametrize("at_once", [3, 2])
 def test_a_workflow_runs_an_ensemble_from_xarray_to_xarray(model: dr.Model, at_once: int) -> None:
-    """What run.ensemble of earth2studio does with a source of data, a model and a store, by their signatures."""
+    """Do as run.ensemble of earth2studio does with a source of data, a model and a store, by their signatures."""
     ready, data, times = prognostic(model).to("cpu"), waves("ts", seed=5), inputs()[1]["time"]
     goes_in, calls = ready.input_coords(), 2
 

@@ -230,9 +230,9 @@ def reserve(file: IO[bytes], start: int, stop: int) -> None:
 
 def forget(array: Any) -> None:
     """Drop from memory what was read of a file by a map of it, which reads it anew; of other arrays nothing."""
-    pages = getattr(array, "_mmap", None)
-    if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
-        pages.madvise(mmap.MADV_DONTNEED)
+    pages, unneeded = getattr(array, "_mmap", None), getattr(mmap, "MADV_DONTNEED", None)  # Windows has none
+    if pages is not None and unneeded is not None:
+        pages.madvise(unneeded)
 
 
 def write_whole(path: Path, content: bytes | str, *, synced: bool = True) -> None:
