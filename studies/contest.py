@@ -6,7 +6,7 @@
     python -m studies.contest OUT train --seconds 400 --seeds 0 1 2
     python -m studies.contest OUT rescore       scores of trainings that lack one
     python -m studies.contest OUT multilevel    the single networks together, by ML-EM
-    python -m studies.contest OUT times         milliseconds of all plans
+    python -m studies.contest OUT times         milliseconds of all plans, and memory of members of one start
     python -m studies.contest OUT show          what is known so far
 
 Every verb goes on where it was, and can be limited to some networks (--only dual:crps single:diffusion). Rows are kept
@@ -25,12 +25,15 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 
 import dualrate as dr
 from benchmarks.workloads import in_cpu_seconds, whole
@@ -41,9 +44,10 @@ from dualrate.networks.uvit import UViTConfig
 from dualrate.recipes.auto import distilled
 from dualrate.report.figures import pareto_front
 from dualrate.sampling.trajectory import sample_batches
+from dualrate.system.device import peak_memory
 from dualrate.system.progress import Silent
 from studies.common import RESULTS, Row, add_rows, keep, kept, markdown, on_one_thread, rows_of, write_rows
-from studies.forecasts import SHARED, SYSTEMS, System, by_lead, by_start, scored, starts_of
+from studies.forecasts import SYSTEMS, System, by_lead, by_start, scored, starts_of
 from studies.multilevel import Multilevel
 
 BATCHES, RATES, HALFLIFE = (16, 8, 32, 64), (2e-3, 1e-3, 4e-3), 10_000
@@ -119,7 +123,7 @@ class Contest:
         rate = "single" if network == "broad" else network
         trained_by = "diffusion" if method == "diffusion" else "crps"
         recipe = replace(self.system.windows, rate=rate, trained_by=trained_by)
-        experiment = replace(recipe, data=DataConfig(str(self.out / "fields.npz")))(Silent())
+        experiment = replace(recipe, data=DataConfig(str(self.system.source(self.out))))(Silent())
         patch: Callable[[UViTConfig], UViTConfig] = lambda config: replace(config, patch=self.system.patch)  # noqa: E731
         configs = {key: value for key, value in vars(experiment.networks).items() if isinstance(value, UViTConfig)}
         sized = {key: patch(broad(config) if network == "broad" else config) for key, config in configs.items()}
@@ -214,7 +218,11 @@ class Contest:
                 cells = [{name: row[name] for name in ("sampler", "steps", "probabilities")} for row in best]
 
     def times(self) -> None:
-        """Milliseconds of a member, of 1, 16 and 64, by plan: medians over rounds in which all plans take turns."""
+        """Milliseconds of a member, by plan and members of a start: medians over rounds in which all plans take turns.
+
+        Beside them the peak memory of a process that draws so many members of one start, which steps do not change.
+        """
+        shared = self.system.shared
         finals = {(row["network"], row["method"]): row for row in self.known(kind="final")}
         models = {key: dr.load(str(self.folder(row))) for key, row in finals.items() if self.folder(row).is_dir()}
         plans = [(key, steps) for key in models for steps in STEPS.get(key[1], (None,))]
@@ -222,19 +230,26 @@ class Contest:
             (key, steps, count): dr.Choice(steps=steps).drawer(
                 models[key], batch_size=TIMED, members=count, precision="float32"
             )
-            for (key, steps), count in product(plans, SHARED)
+            for (key, steps), count in product(plans, shared)
         }
         seconds: dict[tuple[Any, ...], list[float]] = {way: [] for way in drawers}
         for _ in range(ROUNDS_TIMED):
             for way, drawer in drawers.items():
                 begun = time.process_time()
-                _ = list(drawer.states(list(range(TIMED // way[2]))))
-                seconds[way].append(1000 * (time.process_time() - begun) / TIMED)
+                _ = list(drawer.states(list(range(starts := max(1, TIMED // way[2])))))
+                seconds[way].append(1000 * (time.process_time() - begun) / (starts * way[2]))
+        memory = {
+            key: {
+                str(count): peak_of(self.folder(finals[key]), STEPS.get(key[1], (None,))[0], count) for count in shared
+            }
+            for key in models
+        }
         rows = [row for row in self.rows if row["kind"] != "time"]
         for (network, method), steps in plans:
-            ms = {str(count): round(float(np.median(seconds[(network, method), steps, count])), 4) for count in SHARED}
-            num_steps = drawers[(network, method), steps, 1].plan.num_steps
-            rows.append({"kind": "time", "network": network, "method": method, "steps": num_steps, "ms": ms})
+            ms = {str(count): round(float(np.median(seconds[(network, method), steps, count])), 4) for count in shared}
+            row: Row = {"kind": "time", "network": network, "method": method, "ms": ms}
+            row |= {"steps": drawers[(network, method), steps, shared[0]].plan.num_steps}
+            rows.append(row | {"mib": memory[network, method]})
         write_rows(self.out, rows)
 
     def best(self, network: Network, method: Method, **values: Any) -> Setting:
@@ -322,7 +337,20 @@ def multilevel(models: Sequence[dr.Model], system: System, cell: Row, between: i
     one = dr.Choice(steps=1)
     costs = [one.drawer(model, precision="float32").expected_cost.macs / 1e6 for model in models]
     macs = sum(cost * calls for cost, calls in zip(costs, denoiser.calls, strict=True))
-    return {"macs": dict.fromkeys(map(str, SHARED), macs), **by_lead(by_start(batches, members), truth)}
+    return {"macs": dict.fromkeys(map(str, system.shared), macs), **by_lead(by_start(batches, members), truth)}
+
+
+def peak_of(folder: Path, steps: int | None, members: int) -> int:
+    """Peak memory, in MiB, of a process that draws so many members of one start by a training's model."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+        return alone.submit(_peak, folder, steps, members).result()
+
+
+def _peak(folder: Path, steps: int | None, members: int) -> int:
+    on_one_thread()
+    how: dict[str, Any] = {"batch_size": members, "members": members, "precision": "float32"}
+    _ = list(dr.Choice(steps=steps).drawer(dr.load(str(folder)), **how).states([0]))
+    return round((peak_memory(torch.device("cpu")) or 0) / 2**20)
 
 
 def broad(config: UViTConfig) -> UViTConfig:

@@ -16,6 +16,9 @@ With --system kolmogorov a plane flow on 32 x 32 points, by networks of patches 
 
 With --system kuramoto-sivashinsky-leads the first system's frames are made each by itself, told its lead time.
 
+With --system sphere a layer of air on the rotating sphere, 32 x 64 points with their places (OUT/fields.nc), of the
+recipe sphere-forecast: one, two and three days ahead. Members of a start: 1, 16 and 50.
+
 With --system moving-fashion-mnist two garments bounce in a frame, of which one is given: where they go is chance.
 
 One thread in float32. Seconds of training are of its CPU time. Milliseconds, too: of untrained networks, all plans of a
@@ -45,7 +48,7 @@ from dualrate.drawing.drawer import spread
 from dualrate.experiment.data_config import DataConfig
 from dualrate.forecasts.baselines import persistence
 from dualrate.forecasts.netcdf import write_fields
-from dualrate.forecasts.recipe import Forecasting, OfFrames
+from dualrate.forecasts.recipe import RECIPES, Forecasting, OfFrames
 from dualrate.forecasts.rollout import costs, forecast_of, roll_out
 from dualrate.forecasts.simulations import SIMULATIONS, Kolmogorov, KuramotoSivashinsky
 from dualrate.forecasts.simulations import System as Simulated
@@ -93,7 +96,7 @@ class System:
     models, windows: what is made at once; starts, members, steps: of its scores
     students: of two rates by diffusion, what trains them and their steps
     rolled, roll_out: roll-outs: networks, what trains them, the frames of a window, steps; ahead: frames of a roll-out
-    patch: of the networks
+    patch: of the networks; shared: members of a start whose costs are counted
     """
 
     simulation: Simulated
@@ -107,12 +110,17 @@ class System:
     page: str
     batch_size: int = 64
     patch: int = 1
+    shared: tuple[int, ...] = SHARED
     students: tuple[tuple[StudentsOf, int], ...] = ()
     rolled: tuple[tuple[Rate, Method, int, tuple[int, ...]], ...] = ()
     roll_out: Forecasting = Forecasting()
     roll_starts: int = 50
     roll_members: int = 8
     ahead: int = 8
+
+    def source(self, out: Path) -> Path:
+        """The file of its trajectories."""
+        return out / ("fields.nc" if self.simulation.axes else "fields.npz")
 
 
 SYSTEMS = {
@@ -152,6 +160,15 @@ SYSTEMS = {
             ("light", "diffusion"), ("light", "crps"),
         ),
         Forecasting(frames=FRAMES, lead=2), 128, 16, (2, 4, 8), "forecasts-garments", batch_size=16, patch=2,
+    ),
+    "sphere": System(
+        *SIMULATIONS["barotropic-t21"],
+        (
+            ("dual", "diffusion"), ("dual", "crps"), ("single", "diffusion"), ("single", "crps"),
+            ("light", "diffusion"), ("light", "crps"),
+        ),
+        RECIPES["sphere-forecast"][1], 128, 16, (2, 4, 8), "forecasts-sphere", batch_size=16, patch=2,
+        shared=(1, 16, 50),
     ),
 }  # fmt: skip
 SYSTEMS["kuramoto-sivashinsky-leads"] = replace(
@@ -200,7 +217,7 @@ def scored(model: dr.Model, system: System, steps: int | None, *, between: int =
     drawer = choice.drawer(model, batch_size=256, members=members, precision="float32")
     return {
         "steps": drawer.plan.num_steps,
-        "macs": {count: replace(drawer, members=count).expected_cost.macs / 1e6 for count in SHARED},
+        "macs": {count: replace(drawer, members=count).expected_cost.macs / 1e6 for count in system.shared},
         **by_lead(by_start(drawer.states(starts), members), truth),
     }
 
@@ -263,7 +280,8 @@ def by_lead(x: torch.Tensor, truth: torch.Tensor) -> Row:
 
 def simulate(system: System, out: Path) -> None:
     made = system.simulation.simulate(system.trajectories, system.frames, 0)
-    write_fields(out / "fields.npz", made, system.simulation.variables, system.simulation.every)
+    about: Simulated = system.simulation
+    write_fields(system.source(out), made, about.variables, about.every, about.axes, about.metadata)
 
 
 def train(system: System, out: Path, seconds: float, seeds: Sequence[int], parts: Sequence[str] = PARTS) -> None:
@@ -276,7 +294,7 @@ def train(system: System, out: Path, seconds: float, seeds: Sequence[int], parts
         for recipe in (*windows * ("windows" in parts), *(rolled if "roll-outs" in parts else ())):
             known = {"rate": recipe.rate, "trained_by": recipe.trained_by, "frames": recipe.frames, "seed": seed}
             name = f"{recipe.rate}-{recipe.trained_by}-{recipe.frames}-{seed}"
-            make = partial(experiment, recipe, system, out / "fields.npz", name, seconds, seed)
+            make = partial(experiment, recipe, system, system.source(out), name, seconds, seed)
             if recipe in rolled:
                 trained(system, out, known, make, rolled_out, rolled[recipe])
             else:
@@ -326,7 +344,7 @@ def times(system: System, out: Path) -> None:
     models = {made: _untrained(system, out, *made) for made in {_made_by(plan) for plan in plans}}
     for _ in range(ROUNDS):
         for plan in sorted(plans):
-            for count in SHARED:
+            for count in system.shared:
                 drawer = dr.Choice(steps=plan[2]).drawer(
                     models[_made_by(plan)], batch_size=TIMED, members=count, precision="float32"
                 )
@@ -334,7 +352,7 @@ def times(system: System, out: Path) -> None:
                 _ = list(drawer.states(list(range(TIMED // count))))
                 found.setdefault((plan, count), []).append(1000 * (time.process_time() - begun) / TIMED)
     for row in rows:
-        row["ms"] = {str(count): round(float(np.median(found[plan_of(row), count])), 4) for count in SHARED}
+        row["ms"] = {str(count): round(float(np.median(found[plan_of(row), count])), 4) for count in system.shared}
     keep(file, whole)
     if rows_of(out):
         write_rows(out, whole)
@@ -349,7 +367,7 @@ def _made_by(plan: Plan) -> tuple[Rate, Method]:
 
 def _untrained(system: System, out: Path, rate: Rate, by: Method) -> dr.Model:
     recipe, name = replace(system.windows, rate=rate, trained_by=by), f"untrained-{rate}-{by}"
-    made = experiment(recipe, system, out / "fields.npz", name, 1.0, 0)
+    made = experiment(recipe, system, system.source(out), name, 1.0, 0)
     made = replace(made, fit=replace(made.fit, iterations=1, max_seconds=None))
     _ = dr.train(made, out / name)
     return dr.load(str(out / name))

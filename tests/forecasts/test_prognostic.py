@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray
 from forecasts.made_forecasts import rolled
 from forecasts.made_globes import LATITUDES, LONGITUDES, saved, small_networks, untrained, waves
 
@@ -128,6 +129,48 @@ def test_members_that_differ_or_come_in_parts_have_the_same_noise(model: dr.Mode
     torch.testing.assert_close(apart, whole, rtol=1e-3, atol=0.5)
     assert (apart[1] != whole[1]).any()
     assert (whole[0] - whole[1]).abs().max() > 1
+
+
+@pytest.mark.parametrize("at_once", [3, 2])
+def test_a_workflow_runs_an_ensemble_from_xarray_to_xarray(model: dr.Model, at_once: int) -> None:
+    """Do as run.ensemble of earth2studio does with a source of data, a model and a store, by their signatures."""
+    ready, data, times = prognostic(model).to("cpu"), waves("ts", seed=5), inputs()[1]["time"]
+    goes_in, calls = ready.input_coords(), 2
+
+    def source(time: Any, variable: Any) -> xarray.DataArray:
+        """Arrays (time, variable, lat, lon), as DataSource.__call__."""
+        named = [data[{"temp": "t"}.get(str(name), str(name))].sel(time=time) for name in variable]
+        return xarray.concat(named, "variable").assign_coords(variable=variable).transpose("time", "variable", ...)
+
+    leads = [lead.astype("m8[ns]") for lead in goes_in["lead_time"]]
+    parts = [source(times + lead, goes_in["variable"]).assign_coords(time=times) for lead in leads]
+    whole = xarray.concat(parts, xarray.Variable("lead_time", leads)).transpose("time", "lead_time", ...)
+    step = ready.output_coords(goes_in)["lead_time"]
+    total = ready.output_coords(goes_in).copy()
+    del total["batch"]
+    total |= {
+        "ensemble": np.arange(3),
+        "time": times,
+        "lead_time": np.concatenate([step * i for i in range(calls + 1)]),
+    }
+    dims = ["ensemble", "time", "lead_time", "variable", "lat", "lon"]
+    store = xarray.DataArray(
+        np.full([len(total[name]) for name in dims], np.nan, np.float32), {n: total[n] for n in dims}
+    )
+    for first in range(0, 3, at_once):
+        numbers = np.arange(first, min(first + at_once, 3))
+        x = torch.as_tensor(whole.values).unsqueeze(0).repeat(len(numbers), *[1] * whole.ndim)
+        coords = OrderedDict({"ensemble": numbers} | {str(name): np.array(whole[name]) for name in whole.dims})
+        for number, (frame, now) in enumerate(ready.create_iterator(x, coords)):
+            assert [*now] == dims
+            store.loc[{name: now[name] for name in dims}] = frame.numpy()
+            if number == calls:
+                break
+    assert not store.isnull().any()
+    np.testing.assert_array_equal(store[:, :, 0, 0], np.broadcast_to(data.t.sel(time=times), store[:, :, 0, 0].shape))
+    assert store.std("ensemble")[:, 1:].min() > 0
+    expected = [frame for frame, _ in islice(prognostic(model).create_iterator(*inputs()), 3)]
+    np.testing.assert_allclose(store, torch.cat(expected, 2), rtol=1e-4, atol=1e-2)
 
 
 def test_other_leading_dimensions(model: dr.Model) -> None:

@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from dualrate.forecasts import scores as scores_module
 from dualrate.forecasts.baselines import climatology, persistence
 from dualrate.forecasts.scores import ForecastScorer, ForecastScores, students_t, time_until
 from dualrate.forecasts.spectra import power_spectrum, spectrum_distance
@@ -263,6 +264,24 @@ def test_chunks_change_nothing() -> None:
     parts = scored(members, truth, chunk=2)
     np.testing.assert_array_equal(whole.ranks, parts.ranks)
     assert whole.table() == parts.table()
+
+
+@pytest.mark.parametrize("members", [1, 7])
+def test_what_is_held_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch, members: int) -> None:
+    """Parts of points and of members, weighted, about a climatology, above thresholds, from a start."""
+    x, y, start = normals(2, members, 3, 2, 5, 6), normals(2, 3, 2, 5, 6), normals(2, 2, 5, 6)
+    how = {"weights": torch.rand(2, 5, 6), "climatology": normals(2, 5, 6), "thresholds": normals(3, 2, 5, 6)}
+
+    def scores(at_a_time: int) -> ForecastScores:
+        monkeypatch.setattr(scores_module, "AT_A_TIME", at_a_time)
+        scorer = ForecastScorer([1, 2, 3], scale=torch.tensor([1.0, 3.0]), **how)
+        scorer.add(zip(x.unbind(2), y.unbind(1), strict=True), start=start)
+        return scorer.scores()
+
+    whole = vars(scores(2**22))
+    for name, value in vars(scores(2)).items():
+        pair = (value.value, whole[name].value) if hasattr(value, "value") else (value, whole[name])
+        np.testing.assert_allclose(*pair, rtol=1e-12, atol=1e-12)
 
 
 def test_equal_numbers_have_ranks_by_chance() -> None:

@@ -3,13 +3,17 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import dualrate as dr
 from dualrate.forecasts import recipe as forecast
+from dualrate.forecasts.metadata import Coordinate, Description, Metadata
 from dualrate.forecasts.simulations import KuramotoSivashinsky
 from dualrate.networks.uvit import UViTConfig
 from dualrate.sampling.cost import macs_of
+from dualrate.system.device import peak_memory
 from studies import contest, forecasts
 from studies.contest import Contest, Setting
 
@@ -120,10 +124,53 @@ def test_a_score_of_four_draws_trains_with_four(tiny: Contest) -> None:
 def test_every_plan_of_a_training_is_timed(tiny: Contest, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TIMED", "ROUNDS_TIMED"):
         monkeypatch.setattr(contest, name, 1)
-    monkeypatch.setattr(contest, "SHARED", (1,))
+    monkeypatch.setattr(contest, "peak_of", lambda folder, steps, members: 100 * members)
+    monkeypatch.setitem(forecasts.SYSTEMS, "tiny", replace(tiny.system, shared=(1, 3)))
     for method in ("diffusion", "crps"):
         tiny.train("final", "dual", method, Setting(4), 0.01, 0)
     tiny.times()
     times = {(row["method"], row["steps"]): row["ms"]["1"] for row in tiny.known(kind="time")}
     assert set(times) == {("diffusion", 1), ("diffusion", 2), ("crps", 1)}
     assert min(times.values()) > 0
+    assert all(row["mib"] == {"1": 100, "3": 300} for row in tiny.known(kind="time"))
+
+
+def test_memory_is_that_of_a_process_of_its_own(tiny: Contest) -> None:
+    tiny.train("final", "dual", "crps", Setting(4), 0.01, 0)
+    (row,) = tiny.known(kind="final")
+    ballast = np.ones(2**26)  # half a GiB, of which the other process knows nothing
+    assert 50 < contest.peak_of(tiny.folder(row), None, 3) < (peak_memory(torch.device("cpu")) or 0) / 2**20 - 100
+    assert ballast[-1] == 1
+
+
+def test_a_sphere_is_simulated_with_its_places_and_contested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another system with axes: flow on a sphere wants torch-harmonics."""
+    tier = replace(forecast.TIERS["mini"], channels=(8, 8), blocks=(1, 1), embedding=8)
+    monkeypatch.setitem(forecast.TIERS, "mini", tier)
+
+    class Globe(KuramotoSivashinsky):
+        axes = "latitude (falling)", "longitude (rising)"
+        variables = ("vorticity",)
+
+        def simulate(self, trajectories, frames, seed, progress=None):
+            return np.random.default_rng(seed).normal(size=(trajectories, frames, 1, 8, 16)).astype(np.float32)
+
+        @property
+        def metadata(self) -> Metadata:
+            rows = Coordinate("latitude", (0,), tuple(np.linspace(78.75, -78.75, 8)), Description("degrees_north"))
+            columns = Coordinate("longitude", (1,), tuple(np.arange(16) * 22.5), Description("degrees_east"))
+            return Metadata((Description("1/s"),), (rows, columns), "hours")
+
+    sphere = forecasts.SYSTEMS["sphere"]
+    assert (sphere.shared, sphere.windows.lead, sphere.windows.size) == ((1, 16, 50), 4, "mini")
+    small = replace(sphere, simulation=Globe(), trajectories=10, frames=16, starts=4, members=2)
+    monkeypatch.setitem(forecasts.SYSTEMS, "sphere", small)
+    monkeypatch.setattr(contest, "UPDATES", 1)
+    monkeypatch.setattr(contest, "ROUNDS", 2)
+    forecasts.simulate(small, tmp_path)
+    Contest("sphere", tmp_path).train("final", "dual", "crps", Setting(4), 0.01, 0)
+    (row,) = Contest("sphere", tmp_path).known(kind="final")
+    assert {*row["macs"]} == {"1", "16", "50"}
+    geometry = dr.load(Contest("sphere", tmp_path).folder(row)).experiment.condition.geometry
+    assert geometry.spherical
+    assert geometry.poles

@@ -111,9 +111,9 @@ class ForecastYardstick(Yardstick):
         return Measurement(row, {}, {METRIC: crps.replicates}, more)
 
     def draw(self, drawer: Drawer, count: int) -> float:
-        past, forcings = self.starts.past, self.starts.forcings
+        past, how = self.starts.past, {"forcings": self.starts.forcings, "dates": self.starts.dates}
         begun = time.perf_counter()
-        for _ in roll_out(drawer, np.resize(past, (count, *past.shape[1:])), self.frames, forcings=forcings):
+        for _ in roll_out(drawer, np.resize(past, (count, *past.shape[1:])), self.frames, **how):
             pass
         return time.perf_counter() - begun
 

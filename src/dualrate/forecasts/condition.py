@@ -33,11 +33,21 @@ from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
 from dualrate.forecasts.clips import CLIPS, LEVELS, ClipReading
-from dualrate.forecasts.externals import Externals, Forcings, beside, forcings_after, statics_on
+from dualrate.forecasts.externals import (
+    Externals,
+    Forcings,
+    beside,
+    checked_dates,
+    forcings_after,
+    statics_on,
+    year_parts,
+)
 from dualrate.forecasts.fields import Fields, read_fields
 from dualrate.forecasts.geometry import Geometry, Hiding, hidden_on, planes_on, weights_on
 from dualrate.forecasts.metadata import Metadata
+from dualrate.forecasts.seasons import Anomalies
 from dualrate.forecasts.statistics import Statistics, column
+from dualrate.forecasts.trajectories import timing_of
 
 Frames = Annotated[int, Range(1, 256)]
 CLIP_OPTIONS = "size", "channels", "fps"  # of the data, which other fields do not have
@@ -82,6 +92,8 @@ class Forecast(Condition, Ranged):
     """Places of points, how much each counts, and which are hidden."""
     externals: Externals = Externals()
     """Static fields and forcings."""
+    anomalies: Anomalies = Anomalies()
+    """Whether networks see anomalies to a climatology by the time of the year."""
 
     no_pictures = "starts from arrays, not pictures: dualrate forecast RUN --from FILE"
 
@@ -89,9 +101,10 @@ class Forecast(Condition, Ranged):
     def identity(self) -> dict[str, Any]:
         """Without the fingerprint, since the identity of a run has that of its data, and without what its file says of
         axes, units and coordinates, which changes nothing but the weights of points."""
-        left_out = "fingerprint", "axes", "metadata", "geometry", *["externals"] * (not self.externals)
+        left_out = "fingerprint", "axes", "metadata", "geometry", "anomalies", *["externals"] * (not self.externals)
         plain = {name: value for name, value in to_plain(self).items() if name not in left_out}
-        return {"condition": plain | self.geometry.identity}
+        harmonics = {"anomalies": self.anomalies.harmonics} if self.anomalies else {}  # the rest is of the data
+        return {"condition": plain | self.geometry.identity | harmonics}
 
     def of(self, fields: Fields) -> Forecast:
         """The same for fields to train on, with their statistics. Raises ValueError where they are too short."""
@@ -104,6 +117,7 @@ class Forecast(Condition, Ranged):
             metadata=fields.metadata.thinned,
             scale=(1.0,) * (fields.shape[0] * self.frames),
             externals=self.externals.fitted(fields.name, fields.trajectories, fields.forced, self.geometry),
+            anomalies=self.anomalies.fitted(fields),
             fingerprint=fields.fingerprint,
         )
         targets = Windows(fields, whole)  # refuses fields that are too short
@@ -241,8 +255,25 @@ class Forecast(Condition, Ranged):
         following = (x * column(self.scale, x)).unflatten(1, (self.frames, -1))
         return following + last[:, None] if self.difference else following
 
-    def restored(self, frames: Tensor) -> Tensor:
-        """Normalised frames (..., C, H, W) in the units of the data; those of clips are brought into 0 to 255."""
+    def year_parts(self, dates: NDArray[Any] | None, frames: range) -> NDArray[np.float64] | None:
+        """Parts of the year (N, 1, frames) of frames after starts, by number: the latest known one of each, of these
+        dates, has -1. None where networks see no anomalies; raises ValueError where they do and there are no dates."""
+        if not self.anomalies:
+            return None
+        steps = [(k + 1) * (self.lead if k < 0 else self.ahead) for k in frames]
+        hours = [self.anomalies.hours * step for step in steps]
+        return year_parts(checked_dates(dates, "the climatology of the run"), hours)[:, None]
+
+    def normalised(self, frames: Tensor, parts: NDArray[np.float64] | None) -> Tensor:
+        """Frames (..., C, H, W) as networks see them. parts: of the year (...), where these see anomalies"""
+        if parts is None:
+            return self.statistics.normalised(frames)
+        return self.anomalies.statistics.normalised(frames - self.anomalies.climatology(parts, frames.device))
+
+    def restored(self, frames: Tensor, parts: NDArray[np.float64] | None) -> Tensor:
+        """The inverse, in the units of the data; frames of clips are brought into 0 to 255."""
+        if parts is not None:
+            return self.anomalies.statistics.restored(frames) + self.anomalies.climatology(parts, frames.device)
         frames = self.statistics.restored(frames)
         return frames.clamp(0, 255) if self.of_clips else frames
 
@@ -294,8 +325,13 @@ class Windows(Derived):
         forecast = self.forecast
         future = range(forecast.past_steps - 1 + forecast.ahead, forecast.span, forecast.ahead)
         steps = [*range(0, forecast.past_steps, forecast.lead), *future]
-        frames = [self.fields.frames(int(i), int(first), forecast.span)[steps] for i, first in self.starts[list(index)]]
-        return self.forecast.statistics.normalised(torch.from_numpy(np.stack(frames)))
+        starts = self.starts[list(index)].tolist()
+        frames = np.stack([self.fields.frames(i, first, forecast.span)[steps] for i, first in starts])
+        parts = None
+        if forecast.anomalies:
+            times = [timing_of(self.fields.trajectories[i]).times[first:][steps] for i, first in starts]
+            parts = np.stack([year_parts(each)[:, 0] for each in times])
+        return forecast.normalised(torch.from_numpy(frames), parts)
 
     def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:
         frames, past = self.frames(index), self.forecast.past

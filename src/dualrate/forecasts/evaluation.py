@@ -5,8 +5,10 @@ Beside them, with or without truth, whether a roll-out keeps the look of the tra
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from dualrate.forecasts.stability import STEADY, WITHIN, Stability, steady_numbe
 from dualrate.forecasts.starts import Starts, held_out_starts, lead_unit, training_fields
 from dualrate.forecasts.views import EVERYTHING, Events, Reliability, Views
 from dualrate.report.table import Table, as_text, with_interval
+from dualrate.system.files import forget
 from dualrate.system.progress import ImageProgress
 from dualrate.system.workers import Mapper, in_turn
 
@@ -197,7 +200,7 @@ def forecast_scores(
         return ForecastScorer(leads, scale=scale, **chosen)
 
     ridge = regression_of(starts.training, forecast, starts.known)
-    calendar = Seasons.of(starts, forecast.ahead)
+    calendar = Seasons.of(starts.training, starts.dates, starts.known, forecast.ahead)
     missing = {"regression": ridge is None, "season": calendar is None}
     by_name = [name for name in BY_NAME if not missing.get(name)]
     scorers = {name: scorer(moving, scale=std[moving]) for name in by_name}
@@ -212,7 +215,7 @@ def forecast_scores(
     def drawn(name: str, part: range) -> Iterable[Tensor]:
         """Members (n, M, C, H, W) of each lead time."""
         if name == "forecast":
-            return (torch.tensor(x[part.start : part.stop, :, k]) for k in range(starts.known))
+            return _by_lead(x[part.start : part.stop], starts.known)
         past = torch.tensor(starts.past[part.start : part.stop])
         if name == "persistence":
             return persistence(past, starts.known).unbind(2)
@@ -234,7 +237,8 @@ def forecast_scores(
             event.add(zip(drawn("forecast", part), truth.unbind(1), strict=True))
         for each_scorer, name, channels in scored:
             frame_by_frame = zip(drawn(name, part), truth.unbind(1), strict=True)
-            pairs = ((a[:, :, channels], b[:, channels]) for a, b in frame_by_frame)
+            some = slice(channels[0], channels[-1] + 1) if channels[-1] - channels[0] < len(channels) else channels
+            pairs = ((a[:, :, some], b[:, some]) for a, b in frame_by_frame)
             each_scorer.add(pairs, start=past[:, -1, channels])
     by_variable = {names[c]: scorer.scores(starts.groups) for c, scorer in single.items()}
     still = tuple(name for c, name in enumerate(names) if c not in moving)
@@ -249,6 +253,16 @@ def forecast_scores(
         {name: scorer.scores(starts.groups) for name, scorer in regions.items()},
         {name: event.rows(leads) for name, event in zip(views.events, events, strict=True)},
     )
+
+
+def _by_lead(x: Frame, leads: int) -> Iterator[Tensor]:
+    """Views (n, M, C, H, W) of members (n, M, T, C, H, W), in memory until the next is asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        whole = torch.from_numpy(x)
+    for lead in range(leads):
+        yield whole[:, :, lead]
+        forget(x)
 
 
 def _how_points_count(over_latitudes: bool, geometry: Geometry) -> Iterator[str]:
@@ -276,7 +290,7 @@ def window_members(
     frames = forecast_of(drawer.model).frames
     starts, done = held_out_starts(drawer.model, frames, count), 0
     x = np.empty((len(starts), drawer.members, frames, *starts.past.shape[2:]), np.float32)
-    how = {"seed": seed, "mapper": mapper, "forcings": starts.forcings}
+    how = {"seed": seed, "mapper": mapper, "forcings": starts.forcings, "dates": starts.dates}
     for piece in roll_out(drawer, starts.past, frames, **how):
         at = (slice(part.start, part.stop) for part in (piece.starts, piece.members, piece.frames))
         x[tuple(at)] = piece.x
@@ -325,17 +339,19 @@ def judged(model: Model, starts: Starts, x: Frame) -> StabilityReport:
     looked = training_frames(training, 0, ahead)
     pairs = statistics.normalised(looked.unflatten(0, (-1, 2)))
     moving, means = _moving(looked), torch.zeros(frames, x.shape[3], len(STEADY), dtype=torch.float64)
-    size = members * int(np.prod(x.shape[3:]))
-    each = max(1, AT_A_TIME // (size * frames))
-    some = max(1, AT_A_TIME // (size * each))
-    for n in range(0, count, each):
-        before = torch.tensor(starts.past[n : n + each, None, -1:]).expand(-1, members, *[-1] * 4)
+    size = int(np.prod(x.shape[3:]))
+    together = max(1, AT_A_TIME // size)  # members
+    each = max(1, AT_A_TIME // (size * members * frames))
+    some = max(1, AT_A_TIME // (size * min(members, together) * each))
+    for n, m in product(range(0, count, each), range(0, members, together)):
+        before = torch.tensor(starts.past[n : n + each, None, -1:])
         for first in range(0, frames, some):
-            now = torch.tensor(x[n : n + each, :, first : first + some])
-            joined = statistics.normalised(torch.cat([before, now], 2))
+            now = torch.tensor(x[n : n + each, m : m + together, first : first + some])
+            joined = statistics.normalised(torch.cat([before.expand(-1, now.shape[1], *[-1] * 4), now], 2))
             numbers = steady_numbers(joined[:, :, 1:], joined[:, :, :-1]).sum((0, 1))
             means[first : first + len(numbers)] += numbers / (count * members)
             before = now[:, :, -1:]
+            forget(x)
     names, training_numbers = forecast.names, steady_numbers(pairs[:, 1], pairs[:, 0])
     stability = Stability.of(
         forecast.lead_times(frames),

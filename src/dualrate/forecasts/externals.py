@@ -83,12 +83,10 @@ class Externals:
             externals = replace(self, mean=measured.mean, std=measured.std)
         if not computed:
             return externals
-        steps = [hours_between(timing_of(each).times, timing_of(each).breaks) for each in trajectories]
-        if not all(map(len, steps)):
-            raise ValueError(f"{source} has no dates, of which {', '.join(computed)} is computed: drop --forcings")
+        hours = hours_of_step(source, trajectories, ", ".join(computed), "--forcings")
         if SUN in computed and [axis.place for axis in geometry.axes if axis.values] != ["latitude", "longitude"]:
             raise ValueError(f"{source} does not say its latitudes and longitudes: drop --forcings {SUN}")
-        return replace(externals, hours=float(np.concatenate(steps).mean()))
+        return replace(externals, hours=hours)
 
     def values(self, trajectory: Trajectory, at: int) -> NDArray[np.float32]:
         """Variables (F, V, H, W) at the frames of a window after time step `at`.
@@ -124,12 +122,8 @@ class Forcings:
     values: Callable[[int, int], NDArray[np.float32]]
 
     def __post_init__(self) -> None:
-        computed = self.externals.computed
-        if computed and (self.dates is None or self.dates.dtype.kind not in "MO"):
-            raise ValueError(
-                f"the starts have no dates, of which {', '.join(computed)} is computed: give a file that has, .nc or "
-                ".zarr"
-            )
+        if computed := self.externals.computed:
+            _ = checked_dates(self.dates, ", ".join(computed))
 
     def __call__(self, numbers: Sequence[int] | NDArray[np.int64], after: int = 0) -> Tensor:
         """Channels (n, K, H, W) of some starts, by number, counted round, when so many time steps are over."""
@@ -221,6 +215,29 @@ def hours_between(times: NDArray[Any], breaks: Sequence[int]) -> NDArray[np.floa
     dates = plain_dates(times)
     pairs = [i for i in range(1, len(dates)) if i not in breaks]
     return np.array([(dates[i] - dates[i - 1]).total_seconds() / 3600 for i in pairs])
+
+
+def hours_of_step(source: str, trajectories: Sequence[Trajectory], computed: str, option: str) -> float:
+    """Mean hours of a time step. Raises ValueError without dates, for what an option has computed of them."""
+    steps = [hours_between(timing_of(each).times, timing_of(each).breaks) for each in trajectories]
+    if not all(map(len, steps)):
+        raise ValueError(f"{source} has no dates, of which {computed} is computed: drop {option}")
+    return float(np.concatenate(steps).mean())
+
+
+def checked_dates(dates: NDArray[Any] | None, computed: str) -> NDArray[Any]:
+    """The dates of starts. Raises ValueError without them, for what is computed of them."""
+    if dates is None or dates.dtype.kind not in "MO":
+        raise ValueError(
+            f"the starts have no dates, of which {computed} is computed: give a file that has, .nc or .zarr"
+        )
+    return dates
+
+
+def year_parts(dates: NDArray[Any], hours: Sequence[float] = (0,)) -> NDArray[np.float64]:
+    """The part of the year that is over so many hours after dates, (N, K)."""
+    later = [timedelta(hours=each) for each in hours]
+    return np.array([[parts_of_time(date + each)[0] for each in later] for date in plain_dates(dates)])
 
 
 def parts_of_time(date: Any) -> tuple[float, float]:

@@ -46,7 +46,17 @@ from dualrate.forecasts.rollout import (
 from dualrate.forecasts.starts import Starts, lead_unit
 from dualrate.report.figures import png
 from dualrate.runs.train import FORECAST
-from dualrate.system.files import append_record, check_regular, naming, read_records, reserve, sync, whole, write_whole
+from dualrate.system.files import (
+    append_record,
+    check_regular,
+    forget,
+    naming,
+    read_records,
+    reserve,
+    sync,
+    whole,
+    write_whole,
+)
 from dualrate.system.launch import Lost
 from dualrate.system.progress import ImageProgress
 from dualrate.system.workers import Mapper, in_turn
@@ -92,7 +102,7 @@ class Record(SamplingRecord):
             starts=len(starts),
             frames=frames,
             source=starts.source,
-            digest=starts.digest(begins(drawer.model, frames)),
+            digest=starts.digest(begins(drawer.model, frames), forecast.year_parts(starts.dates, range(1))),
             known=starts.known,
             variables=forecast.names,
             lead_times=forecast.lead_times(frames),
@@ -150,7 +160,9 @@ class ForecastArray:
 
     def _hash(self, row: int, frames: int) -> hashlib._Hash:
         """The hash of a row's first frames, as they are on disk."""
-        return hashlib.sha256(self.x.reshape(-1, *self.shape[2:])[row, :frames].data)
+        hashed = hashlib.sha256(self.x.reshape(-1, *self.shape[2:])[row, :frames].data)
+        forget(self.x)
+        return hashed
 
     def earlier(self, starts: range, members: range) -> Frame:
         """The frames that all of these members have on disk."""
@@ -272,7 +284,7 @@ def write_forecast(
     """
     out = as_path(out)
     drawer = as_before(drawer.for_seeds(len(starts)), Record.read(out))
-    _ = checked_starts(drawer, starts.past, frames, seed)
+    _ = checked_starts(drawer, starts.past, frames, seed, starts.dates)
     record = Record.of(drawer, starts, frames, seed, command)
     other = None if format is None else out / f"forecast{ENDINGS[format]}"
     if other is not None and not other.exists():
@@ -289,7 +301,7 @@ def write_forecast(
         with naming_progress(array):
             try:
                 how: dict[str, Any] = {"earlier": array.earlier, "observed": starts.observed, "mapper": mapper}
-                how |= {"forcings": starts.forcings}
+                how |= {"forcings": starts.forcings, "dates": starts.dates}
                 for piece in roll_out(drawer, starts.past, frames, seed=seed, **how):
                     array.write(piece)
                     report(int(array.done.sum()), array.done.size * frames)
@@ -297,7 +309,8 @@ def write_forecast(
                 array.save()
                 raise
             seconds, drawn = time.perf_counter() - begun, int(array.done.sum()) - before
-            burst = sum(int((~np.isfinite(of_start[:, -1]).all((1, 2, 3))).sum()) for of_start in array.x)
+            burst = sum(not np.isfinite(row[-1]).all() for of_start in array.x for row in of_start)
+            forget(array.x)
             forecast = forecast_of(drawer.model)
             written = ForecastWritten(array.x, truth, drawn, seconds, burst, record, starts, forecast)
             if other is not None:
@@ -346,6 +359,7 @@ def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast, mem
     for i, frame in enumerate(some):
         ensemble = x[0, :, frame, 0].astype(np.float64)
         mean[i], deviation[i] = ensemble.mean(0), ensemble.std(0, ddof=min(1, len(ensemble) - 1))
+        forget(x)
     real = None
     if truth is not None:
         real = np.full_like(mean, np.nan)

@@ -29,6 +29,7 @@ from dualrate.forecasts.geometry import Mask, Order
 from dualrate.forecasts.metadata import Coordinate, Description
 from dualrate.forecasts.rollout import Frame
 from dualrate.forecasts.starts import Starts, have_names, lead_unit
+from dualrate.system.files import forget
 
 START, MEMBER, LEAD, VALID = "init_time", "number", "lead_time", "valid_time"
 PLACES = ("start_trajectory", "start_time_step")  # of starts in held-out data
@@ -58,6 +59,7 @@ class LazyFrames(BackendArray):
         channel, space = (rest[0], rest[1:]) if self.channel is None else (self.channel, rest)
         after, length = 2 + isinstance(channel, slice), self.x.shape[self.lead]
         part = np.take(self.x[first][..., channel, :, :], np.minimum(times, length - 1), -1 - after)
+        forget(self.x)
         unknown = np.reshape(times >= length, (*times.shape, *[1] * after))
         if self.hidden is not None:
             unknown = unknown | self.hidden[channel]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 
 import numpy as np
 import torch
@@ -13,12 +14,13 @@ from dualrate.forecasts.curves import Panel, curves_figure, spectra_figure
 from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, bad_news, shown_leads
 from dualrate.forecasts.folder import ForecastWritten, lead_axis, shown
 from dualrate.forecasts.pictures import forecast_figure
-from dualrate.forecasts.scores import THRESHOLDS, ForecastScores, Score
+from dualrate.forecasts.scores import THRESHOLDS, ForecastScores, Score, slices
 from dualrate.forecasts.spectra import power_spectrum
 from dualrate.forecasts.stability import STEADY, WITHIN, Stability
 from dualrate.forecasts.starts import lead_unit
 from dualrate.report.figures import ranks_figure, svg
 from dualrate.report.html import page
+from dualrate.system.files import forget
 
 COLUMNS = 3  # lead times of spectra and ranks
 
@@ -113,8 +115,12 @@ def _spectra(
     spectra: dict[str, dict[str, list[float]]] = {}
     leads = written.record.lead_times if scores is None else scores.leads
     for i in shown_leads(len(leads), COLUMNS):
-        x = torch.stack([forecast.statistics.normalised(torch.tensor(members[:, i]))[:, :1] for members in written.x])
-        curves = {"members": power_spectrum(x.double()).mean((0, 1))[0].numpy()}
+        power, (count, number) = torch.zeros(()), written.x.shape[:2]
+        for members, part in product(written.x, slices(number, int(np.prod(written.x.shape[3:])))):
+            x = forecast.statistics.normalised(torch.tensor(members[part, i]))[:, :1]
+            power = power + power_spectrum(x.double()).sum(0)[0] / (count * number)
+            forget(written.x)
+        curves = {"members": power.numpy()}
         if written.truth is not None and i < written.record.known:
             truth = forecast.statistics.normalised(torch.tensor(written.truth[:, i]))[:, :1]
             curves["truth"] = power_spectrum(truth.double()).mean(0)[0].numpy()

@@ -118,10 +118,10 @@ class Prognostic:
         if not shared:
             keys = (keys + MEMBER * torch.tensor(numbers, device=device)[:, None]).flatten()
         ahead: Ahead = lambda after: None  # noqa: E731
+        along = [len(values) if name == TIME else 1 for name, values in leading.items() if name != ENSEMBLE]
+        times = leading[TIME].reshape(along) if TIME in leading else None
+        dates = None if times is None else np.resize(np.broadcast_to(times, apart) + latest, len(past))
         if forecast.externals.forcings:
-            along = [len(values) if name == TIME else 1 for name, values in leading.items() if name != ENSEMBLE]
-            times = leading[TIME].reshape(along) if TIME in leading else None
-            dates = None if times is None else np.resize(np.broadcast_to(times, apart) + latest, len(past))
             grid = x.shape[-2], x.shape[-1]
             forcings = Forcings(
                 forecast.externals, forecast.geometry, grid, dates, lambda number, after: np.zeros(0, np.float32)
@@ -129,7 +129,7 @@ class Prognostic:
             ahead = partial(forcings, range(len(past)))
         how = {"members": len(members), "batch_size": len(members), "precision": self.precision}
         drawer = self.choice.drawer(self.model, **how).for_seeds(len(past))
-        batch = MemberBatch(range(len(past)), members, past.numpy(), 0, None)
+        batch = MemberBatch(range(len(past)), members, past.numpy(), 0, None, dates)
         for _, new in windows_after(drawer, drawer.denoiser, batch, keys, True, ahead):
             for frame in new.transpose(0, 1).unbind(2):  # (m, n, C, H, W)
                 whole = frame.reshape(len(rows), *apart, 1, *frame.shape[2:])

@@ -27,6 +27,7 @@ from dualrate.forecasts.geometry import Geometry, hidden_points, ordered
 from dualrate.forecasts.refiner import Refinement, RefinerConfig
 from dualrate.forecasts.rolling import RollingConfig
 from dualrate.forecasts.rolling_process import Rolling
+from dualrate.forecasts.seasons import Anomalies
 from dualrate.forecasts.simulations import SIMULATIONS
 from dualrate.forecasts.sources import find_fields, is_fields
 from dualrate.networks.conditional import ratios
@@ -110,6 +111,9 @@ class Forecasting(Ranged):
     forcings: tuple[str, ...] = ()
     """Inputs of the same network that are known ahead. day: the time of the year. hour: of the day. sun: the height
     of the sun at each lead time. Or variables of the data, which are then not forecast."""
+    anomalies: Annotated[int, Range(0, 12)] = 0
+    """Harmonics of a climatology by the time of the year, fit to the training data at each point; networks then see
+    anomalies to it. 2 or 3 are usual; 0: none."""
     size: Size = "tiny"
     """Size of the networks. mini: ten minutes of a CPU core for fields of two dimensions. tiny: minutes of one for a
     line of points. small: an hour. base: for a GPU."""
@@ -155,7 +159,7 @@ class Forecasting(Ranged):
         if self.mask:
             geometry = geometry.masked(hidden_points(source, in_order, self.mask))
         externals = replace(externals, statics=self.static, fields=packed_statics(source, in_order, self.static))
-        task = replace(task, geometry=geometry, externals=externals)
+        task = replace(task, geometry=geometry, externals=externals, anomalies=Anomalies(self.anomalies))
         fields = task.read_fields(self.data, "train")
         task = task.of(fields)
         _ = Windows(

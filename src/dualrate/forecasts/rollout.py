@@ -145,7 +145,9 @@ def _split(count: int, size: int) -> Iterator[range]:
     return (range(first, min(first + size, count)) for first in range(0, count, size))
 
 
-def checked_starts(drawer: Drawer, starts: Frame | Tensor, frames: int, seed: int) -> Tensor:
+def checked_starts(
+    drawer: Drawer, starts: Frame | Tensor, frames: int, seed: int, dates: NDArray[Any] | None = None
+) -> Tensor:
     """The starts, as a tensor. Raises what `roll_out` raises."""
     forecast, past = forecast_of(drawer.model), torch.as_tensor(np.asarray(starts, np.float32))
     expected = (forecast.past, *frame_shape(drawer.model))
@@ -162,6 +164,7 @@ def checked_starts(drawer: Drawer, starts: Frame | Tensor, frames: int, seed: in
             f"frames {forecast.ahead} apart, from which it cannot go on: ask for {forecast.frames} frame(s) at most, "
             "or drop --stride"
         )
+    _ = forecast.year_parts(dates, range(0))
     return past
 
 
@@ -175,6 +178,7 @@ def roll_out(
     observed: bool = False,
     mapper: Mapper = in_turn,
     forcings: Forcings | None = None,
+    dates: NDArray[Any] | None = None,
 ) -> Iterator[FrameBlock]:
     """Roll out all members of some starts: a batch of rows to its end, then the next; only the last frames are held.
 
@@ -182,11 +186,11 @@ def roll_out(
     starts:   (N, past, C, H, W), in the data's units
     seed:     of the first start
     earlier:  frames of a forecast that was interrupted; what begins after them is all that comes
-    observed, forcings: as of `Starts`
+    observed, forcings, dates: as of `Starts`; dates and forcings are counted round
     mapper:   rolls out the batches, several at a time where it is a team and there are no forcings
     Raises ValueError for a model that is no forecast, starts of another shape, and more than 2^20 of them, or windows.
     """
-    past = checked_starts(drawer, starts, frames, seed).numpy()
+    past = checked_starts(drawer, starts, frames, seed, dates).numpy()
     drawer, length = drawer.for_seeds(len(past)), forecast_of(drawer.model).frames
     batches = []
     for some, members in parts(len(past), drawer):
@@ -195,7 +199,8 @@ def roll_out(
         stop = begun // length * length  # of whole windows
         latest = None if before is None else np.asarray(before[:, :, max(0, stop - past.shape[1]) : stop])
         if begun < frames:
-            batches.append(MemberBatch(some, members, past[some.start : some.stop], begun, latest))
+            moments = None if dates is None else dates[np.arange(some.start, some.stop) % len(dates)]
+            batches.append(MemberBatch(some, members, past[some.start : some.stop], begun, latest, moments))
     job = partial(_rolled_out, drawer.resolved, frames, seed, observed, forcings)
     return streamed(in_turn if forcings is not None else mapper, job, batches)  # no other process has their files
 
@@ -204,7 +209,7 @@ def roll_out(
 class MemberBatch:
     """Members of starts that are rolled out together.
 
-    past:   (n, past, C, H, W) of the starts
+    past:   (n, past, C, H, W) of the starts; dates: (n,) of their latest frames, where they are known
     begun:  frames that are there of each member; latest: the last ones of whole windows, (n, m, past or fewer, C, H, W)
     """
 
@@ -213,6 +218,7 @@ class MemberBatch:
     past: Frame
     begun: int
     latest: Frame | None
+    dates: NDArray[Any] | None = None
 
 
 def _rolled_out(
@@ -244,6 +250,7 @@ def _windows(
 ) -> Iterator[tuple[int, Tensor]]:
     """Windows after those that are there, without end: the number of the first frame, and frames (n, m, f, C, H, W)."""
     forecast, members = forecast_of(drawer.model), batch.members
+    parts = partial(forecast.year_parts, batch.dates)
     past = torch.tensor(batch.past)[:, None].expand(-1, len(members), *[-1] * 4)
     window = batch.begun // forecast.frames
     if batch.latest is not None and window:
@@ -251,7 +258,7 @@ def _windows(
     while True:
         still = max(0, forecast.past - window * forecast.frames) if observed else 0
         now = ahead(window * forecast.frames * forecast.ahead)
-        new = draw_window(drawer, denoiser, past, keys, members, window, still, now)
+        new = draw_window(drawer, denoiser, past, keys, members, window, still, now, parts)
         yield window * forecast.frames, new
         past, window = torch.cat((past, new), 2)[:, :, -forecast.past :], window + 1
 
@@ -265,14 +272,15 @@ def _rolled(
     """
     model, forecast, process = drawer.model, forecast_of(drawer.model), drawer.model.process
     assert isinstance(process, Rolling)
-    past = forecast.statistics.normalised(torch.tensor(batch.past, device=model.device)).flatten(1, 2)
+    past, parts = torch.tensor(batch.past, device=model.device)[:, None], partial(forecast.year_parts, batch.dates)
+    past = forecast.normalised(past, parts(range(-forecast.past, 0))).flatten(1, 3)
     number = torch.arange(batch.members.start, batch.members.stop, device=model.device)
     rows = (keys[:, None] + MEMBER * number).flatten()
     how: dict[str, Any] = {"observed": observed, "bfloat16": drawer.bfloat16, "ahead": ahead}
     for window in roll(denoiser, process, forecast, past, rows, drawer.plan.t, step=drawer.step, **how):
         if window.rolls >= batch.begun:
-            frame = forecast.restored(window.frame)
-            yield window.rolls, frame.unflatten(0, (len(keys), len(batch.members)))[:, :, None].cpu()
+            frame = window.frame.unflatten(0, (len(keys), len(batch.members)))[:, :, None]
+            yield window.rolls, forecast.restored(frame, parts(range(window.rolls, window.rolls + 1))).cpu()
 
 
 @own_defaults()
@@ -285,15 +293,18 @@ def draw_window(
     window: int,
     observed: int,
     forcings: Tensor | None,
+    parts: Callable[[range], NDArray[np.float64] | None],
     watch: Callable[[State], None] | None = None,
 ) -> Tensor:
     """The frames of one window, (n, m, f, C, H, W). past: (n, m, past, C, H, W), in the data's units; keys: (n,)
 
     observed: frames of the past that are observations; forcings: of the window, (n, K, H, W)
+    parts: of the year, of frames after the start
     watch: as of `sample_batches`
     """
     model, forecast, count = drawer.model, forecast_of(drawer.model), len(members)
-    past = forecast.statistics.normalised(past.to(model.device))
+    begun = window * forecast.frames
+    past = forecast.normalised(past.to(model.device), parts(range(begun - forecast.past, begun)))
     if window:
         number = torch.arange(members.start, members.stop, device=model.device)
         seeds, rows, shared = (keys[:, None] + WINDOW * window + MEMBER * number).flatten(), past.flatten(0, 1), 1
@@ -314,5 +325,5 @@ def draw_window(
         first_member=0 if window else members.start,
         watch=watch,
     )
-    frames = forecast.restored(forecast.frames_of(x, past[:, :, -1].flatten(0, 1)))
-    return frames.unflatten(0, (len(keys), count)).cpu()
+    frames = forecast.frames_of(x, past[:, :, -1].flatten(0, 1)).unflatten(0, (len(keys), count))
+    return forecast.restored(frames, parts(range(begun, begun + forecast.frames))).cpu()

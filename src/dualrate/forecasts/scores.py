@@ -29,7 +29,7 @@ distribution and q the 97.5% quantile of Student's t with n - 1 degrees of freed
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
@@ -45,6 +45,7 @@ from dualrate.metrics.distances import LEVEL, resampling_weights
 from dualrate.metrics.ensembles import fair_crps, rank
 
 THRESHOLDS = (0.9, 0.8)  # of `until`
+AT_A_TIME = 2**22  # numbers in float64 at a time
 GROUPS = 5  # of starts: the median lies within n values with probability 1 - 2^(1 - n), 0.94 of 5, 0.88 of 4
 EVENTS = (0.1, 0.5, 0.9)  # of `brier`: above these quantiles of the training data at a point
 
@@ -238,16 +239,15 @@ class ForecastScorer:
         """
         rows: list[dict[str, Tensor]] = []
         counts: list[Tensor] = []
-        before = None if start is None else self._in_units(start[:, None], start)
+        before = None if start is None else (start[:, None], start)
         for members, truth in frames:
             if len(rows) == len(self._leads):
                 raise ValueError(f"got more lead times than the {len(rows)} of this scorer; give it all of them")
             self._check(members, truth, None if before is None else before[1])
-            now = self._in_units(members, truth)
-            row, count = self._scored(*now, before, len(rows))
+            row, count = self._scored(members, truth, before, len(rows))
             rows.append(row)
             counts.append(count)
-            before = now
+            before = members, truth
         if len(rows) < len(self._leads):
             raise ValueError(f"got {len(rows)} lead times, expected the {len(self._leads)} of this scorer: give all")
         self._rows.append({name: torch.stack([row[name] for row in rows], 1) for name in rows[0]})
@@ -291,11 +291,8 @@ class ForecastScorer:
             power_truth=rows["power_truth"].mean(0).numpy(),
         )
 
-    def _in_units(self, members: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-        if len(self._scale) not in (1, truth.shape[1]):
-            raise ValueError(f"got {truth.shape[1]} channels and {len(self._scale)} scales; give one for each channel")
-        scale = self._scale.double()[:, None, None]
-        return members.cpu().double() / scale, truth.cpu().double() / scale
+    def _in_units(self, fields: Tensor) -> Tensor:
+        return fields.cpu().double() / self._scale.double()[:, None, None]
 
     def _check(self, members: Tensor, truth: Tensor, before: Tensor | None) -> None:
         """Check shapes, and keep that of the first members."""
@@ -310,6 +307,8 @@ class ForecastScorer:
                 f"got members {tuple(members.shape)}; all before were (n, {', '.join(map(str, self._shape))}), with "
                 "one n for a chunk of starts and its `start`"
             )
+        if len(self._scale) not in (1, truth.shape[1]):
+            raise ValueError(f"got {truth.shape[1]} channels and {len(self._scale)} scales; give one for each channel")
         if not truth.isfinite().all():
             raise ValueError("the truth holds numbers that are not finite; leave these starts out, or the points")
 
@@ -318,42 +317,71 @@ class ForecastScorer:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Rows by start (n, ...), whose means `_from_means` takes; and the number of points of each rank, (M + 1,).
 
-        x: (n, M, C, H, W) members, y: (n, C, H, W) the truth, both divided by the scale; before: those a lead earlier
+        x: (n, M, C, H, W) members, y: (n, C, H, W) the truth, in the data's units; before: those a lead earlier
+        Few points of all members, then few members, are in float64 at a time.
         """
-        (starts, count), mean, weights = x.shape[:2], x.mean(1), self._weights
-        root, thresholds = weights.sqrt(), self._thresholds.double() / self._scale.double()[:, None, None]
-        numbers = torch.arange(self._starts, self._starts + starts)
-        ranked = rank(x, y, Draws(self._seed, numbers).uniform(f"rank {lead}", *y.shape[1:]))
-        outer = ((ranked == 0) | (ranked == count)).double().mul(weights).flatten(1).mean(1)
-        unknown = torch.full((starts,), torch.nan, dtype=torch.float64)
-        change = change_truth = unknown
-        if before is not None:
-            change = _norm(root * (x - before[0]), 2).mean(1)
-            change_truth = _norm(root * (y - before[1]), 1)
-        members, of_mean, of_truth = (root * self._anomalies(fields) for fields in (x, mean, y))
-        row = {
-            "crps": fair_crps(weights * x, weights * y),
-            "square": (weights * (mean - y).square()).flatten(1).mean(1),
-            "square_member": (weights * (x - y[:, None]).square()).flatten(1).mean(1),
-            "variance": (weights * x.var(1)).flatten(1).mean(1) if count > 1 else unknown,
+        (starts, count), y, shape = x.shape[:2], self._in_units(y), y.shape[1:]
+        weights, root = self._weights.expand(shape), self._weights.sqrt()
+        chance = Draws(self._seed, torch.arange(self._starts, self._starts + starts)).uniform(f"rank {lead}", *shape)
+        unknown, ranks = torch.full((starts,), torch.nan, dtype=torch.float64), torch.zeros(()).double()
+        row: dict[str, Tensor] = {}
+        means: list[Tensor] = []
+        for part in slices(shape[1], x[..., :1, :].numel()):
+            points, truth = self._in_units(x[..., part, :]), y[..., part, :]
+            mean, of_points = points.mean(1), weights[..., part, :]
+            ranked = rank(points, truth, chance[..., part, :])
+            thresholds = self._thresholds.expand(-1, *shape)[..., part, :].double()
+            thresholds = thresholds / self._scale.double()[:, None, None]
+            briers = [(of_points * brier(points, truth, each)).flatten(1).mean(1) for each in thresholds]
+            outer = ((ranked == 0) | (ranked == count)).double().mul(of_points)
+            now = {
+                "crps": fair_crps(of_points * points, of_points * truth),
+                "square": (of_points * (mean - truth).square()).flatten(1).mean(1),
+                "square_member": (of_points * (points - truth[:, None]).square()).flatten(1).mean(1),
+                "variance": (of_points * points.var(1)).flatten(1).mean(1) if count > 1 else unknown,
+                "outer": outer.flatten(1).mean(1),
+                "brier": torch.stack(briers, 1) if briers else points.new_zeros(starts, 0),
+            }
+            _add(row, now, truth.shape[-2] / shape[1])
+            ranks = ranks + torch.bincount(ranked.flatten(), of_points.expand_as(ranked).flatten(), minlength=count + 1)
+            means.append(mean)
+        of_mean, of_truth = (root * self._anomalies(fields) for fields in (torch.cat(means, -2), y))
+        for part in slices(count, x[:, :1].numel()):
+            members = self._in_units(x[:, part])
+            change = unknown
+            if before is not None:
+                earlier = before[0] if before[0].shape[1] == 1 else before[0][:, part]
+                change = _norm(root * (members - self._in_units(earlier)), 2).mean(1)
+            now = {
+                "correlation_member": correlation(root * self._anomalies(members), of_truth[:, None]).mean(1),
+                "change": change,
+                "power": power_spectrum(members).mean(1),
+            }
+            _add(row, now, members.shape[1] / count)
+        last = None if before is None else self._in_units(before[1])
+        row |= {
             "correlation": correlation(of_mean, of_truth),
-            "correlation_member": correlation(members, of_truth[:, None]).mean(1),
-            "change": change,
-            "change_truth": change_truth,
-            "outer": outer,
-            "brier": torch.stack([(weights * brier(x, y, each)).flatten(1).mean(1) for each in thresholds], 1)
-            if len(thresholds)
-            else x.new_zeros(starts, 0),
-            "power": power_spectrum(x).mean(1),
+            "change_truth": unknown if last is None else _norm(root * (y - last), 1),
             "power_truth": power_spectrum(y),
         }
-        of_points = weights.expand_as(ranked).flatten()
-        return row, torch.bincount(ranked.flatten(), of_points, minlength=count + 1)
+        return row, ranks
 
     def _anomalies(self, fields: Tensor) -> Tensor:
         if self._about is None:
             return fields - (self._weights * fields).mean((-2, -1), keepdim=True)
         return fields - self._about.double() / self._scale.double()[:, None, None]
+
+
+def slices(count: int, size: int) -> Iterator[slice]:
+    """Slices of a dimension that hold `AT_A_TIME` numbers at most, or one of its `size` numbers."""
+    each = max(1, AT_A_TIME // max(1, size))
+    return (slice(first, min(first + each, count)) for first in range(0, count, each))
+
+
+def _add(means: dict[str, Tensor], part: dict[str, Tensor], share: float) -> None:
+    """Add the means of a part, which is this share of all."""
+    for name, value in part.items():
+        means[name] = share * value + means.get(name, 0)
 
 
 def _norm(fields: Tensor, batch: int) -> Tensor:

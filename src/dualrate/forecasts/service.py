@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,10 @@ class Window(Work):
         past = torch.from_numpy(self.starts.past[self.rows.start : self.rows.stop])
         past = past[:, None].expand(-1, len(members), *[-1] * 4)
         keys, still = torch.tensor(self.seeds, device=device), past.shape[2] * self.starts.observed
-        return draw_window(drawer, denoiser, past, keys, members, 0, still, self.forcings, watch).numpy()
+        dates = self.starts.dates
+        dates = None if dates is None else dates[np.asarray(self.rows) % len(dates)]
+        parts = partial(forecast_of(drawer.model).year_parts, dates)
+        return draw_window(drawer, denoiser, past, keys, members, 0, still, self.forcings, parts, watch).numpy()
 
     def preview(self, drawer: Drawer, x_hat: Tensor) -> Tensor:
         return forecast_of(drawer.model).shown(x_hat)

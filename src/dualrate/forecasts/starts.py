@@ -69,12 +69,12 @@ class Starts:
         """(N,) int64: the trajectory of each, whose starts are not independent."""
         return torch.arange(len(self)) if self.places is None else torch.from_numpy(self.places[:, 0])
 
-    def digest(self, begins: Sequence[int] = (0,)) -> str:
+    def digest(self, begins: Sequence[int] = (0,), parts: NDArray[np.float64] | None = None) -> str:
         """sha256 of all starts, and of what is known ahead of them for windows that begin at these time steps.
 
-        Raises ValueError where that is not known.
+        parts: of the year, where these count. Raises ValueError where that is not known.
         """
-        ahead: list[bytes] = []
+        ahead = [] if parts is None else [parts.tobytes()]
         if (forcings := self.forcings) is not None:
             later = begins[1:] if forcings.externals.variables else ()  # what is computed follows from the first
             for i in range(len(self)):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import mmap
 import os
 import re
 import secrets
@@ -225,6 +226,13 @@ def reserve(file: IO[bytes], start: int, stop: int) -> None:
         file.seek(start)
         for done in range(start, stop, CHUNK):
             file.write(bytes(min(CHUNK, stop - done)))
+
+
+def forget(array: Any) -> None:
+    """Drop from memory what was read of a file by a map of it, which reads it anew; of other arrays nothing."""
+    pages, unneeded = getattr(array, "_mmap", None), getattr(mmap, "MADV_DONTNEED", None)  # Windows has none
+    if pages is not None and unneeded is not None:
+        pages.madvise(unneeded)
 
 
 def write_whole(path: Path, content: bytes | str, *, synced: bool = True) -> None:
