@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = {
     "engine": 8680,
     "carriers": 9290,
-    "forecasts": 6910,
+    "forecasts": 6915,
     "pipelines": 3790,
     "texts": 430,
     "front": 4510,

@@ -23,21 +23,21 @@ RUN = ("out", "device", "nproc", "retries", "log", "eval-every")  # options that
 
 
 @dataclass(frozen=True)
-class Origin:
+class Choices:
     """A recipe, and what makes an experiment of it or of the same with other options."""
 
     recipe: Any
     makes: Callable[[Any], Experiment]
 
 
-def with_way_on(refused: OtherRun, out: Path, experiment: Experiment, origin: Origin | None) -> ValueError:
-    """The refusal, in a line with the options to give where they are known. origin: the experiment, as it began"""
+def with_way_on(refused: OtherRun, out: Path, experiment: Experiment, choices: Choices | None) -> ValueError:
+    """The refusal, in a line with the options to give where they are known. choices: the experiment, as it began"""
     if "fit.max_seconds" in refused.changes:  # of which the message has a way
         return refused
     free = {f"--{name}" for name in RUN} | {f"--fit.{name.replace('_', '-')}" for name in experiment.fit.free()}
     with suppress(ValueError, OSError):  # of a history that is damaged, or an experiment of other code
         began = read_experiment(out)
-        way = _by_settings(began, refused.changes) or (origin and _by_choice(began, experiment, origin))
+        way = _by_settings(began, refused.changes) or (choices and _by_choice(began, experiment, choices))
         if way := way or _by_history(out, free):
             return ValueError(f"{refused.place}: to go on with it, {way}; or choose another --out")
     return refused
@@ -73,19 +73,19 @@ def _in_words(add: Sequence[str], drop: Sequence[str] = ()) -> str:
     return " and ".join([f"give {shlex.join(add)}"] * bool(add) + [f"drop {' and '.join(drop)}"] * bool(drop))
 
 
-def _by_choice(began: Experiment, experiment: Experiment, origin: Origin) -> str:
+def _by_choice(began: Experiment, experiment: Experiment, choices: Choices) -> str:
     """The one choice of the recipe by which its experiment is the one that was begun, but for what is set besides."""
 
     def differ(one: Experiment, other: Experiment) -> set[str]:
         lines = differences(one.drawing, other.drawing, ("name",), {})
         return {line.partition(": ")[0] for line in lines}
 
-    if is_dataclass(origin.recipe) and differ(began, experiment):
+    if is_dataclass(choices.recipe) and differ(began, experiment):
         with redirect_stderr(io.StringIO()):  # what recipes say of the data was said
-            besides = differ(origin.makes(origin.recipe), experiment)
-            for words, other in _others(origin.recipe):
+            besides = differ(choices.makes(choices.recipe), experiment)
+            for words, other in _others(choices.recipe):
                 with suppress(ValueError, OSError):
-                    if differ(began, origin.makes(other)) <= besides:
+                    if differ(began, choices.makes(other)) <= besides:
                         return _in_words(words)
     return ""
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from tyro.conf import arg
 
 from dualrate.cli.console import command_line, data_progress, report_end, reporter
-from dualrate.cli.going_on import Origin, with_way_on
+from dualrate.cli.going_on import Choices, with_way_on
 from dualrate.cli.recipe import HELP, Device, override, recipe_named, recipe_result, with_own_options
 from dualrate.config.ranges import Iterations, Processes, Ranged, Retries
 from dualrate.data.finding import check_outside
@@ -86,10 +86,10 @@ class Run(Ranged):
     log: Literal["tensorboard", "wandb"] | None = None
     """Also log losses to tensorboard or wandb: pip install 'dualrate[tensorboard]' or 'dualrate[wandb]'."""
 
-    def train(self, experiment: Experiment, origin: Origin | None = None) -> FitResult:
+    def train(self, experiment: Experiment, choices: Choices | None = None) -> FitResult:
         """Train the experiment in `out`, or in runs/ under its name, in `nproc` processes, and say how it ended.
 
-        origin: the experiment by its recipe, which tells with what options another run in `out` would go on
+        choices: the experiment by its recipe, which tells with what options another run in `out` would go on
         """
         from dualrate.drawing.measure import scorer
         from dualrate.runs.train import check_out, resume_threads, train
@@ -120,7 +120,7 @@ class Run(Ranged):
                     world=world,
                 )
             except OtherRun as refused:
-                raise with_way_on(refused, out, experiment, origin) from None
+                raise with_way_on(refused, out, experiment, choices) from None
         report_end(result, experiment.fit, out, progress)
         return result
 
@@ -130,14 +130,14 @@ class OfExperiment(Run):
     """The experiment of a recipe, with the options that follow its name."""
 
     experiment: Annotated[Experiment, arg(name="")]
-    origin: Origin | None = field(default=None, init=False, repr=False, compare=False)
+    choices: Choices | None = field(default=None, init=False, repr=False, compare=False)
 
     def run(self) -> None:
-        self.train(self.experiment, self.origin)
+        self.train(self.experiment, self.choices)
 
-    def with_recipe(self, origin: Origin) -> Self:
+    def with_recipe(self, choices: Choices) -> Self:
         """The command, with the recipe of its experiment."""
-        object.__setattr__(self, "origin", origin)
+        object.__setattr__(self, "choices", choices)
         return self
 
 
@@ -216,11 +216,11 @@ def parse_train(arguments: list[str]) -> Train | TrainStages:
             return experiment
         return (imagenet.pixels_by_consistency if name in imagenet.ON_PIXELS else by_consistency)(experiment)
 
-    origin = Origin(recipe, lambda recipe: published(ours(recipe)) if published else ours(recipe))
-    experiment = origin.makes(recipe)
+    choices = Choices(recipe, lambda recipe: published(ours(recipe)) if published else ours(recipe))
+    experiment = choices.makes(recipe)
     if published and not is_launched():
         print(listed_costs(experiment, ours(recipe)), file=sys.stderr)
-    return override(Train(experiment), rest, "train", recipe).with_recipe(origin)
+    return override(Train(experiment), rest, "train", recipe).with_recipe(choices)
 
 
 def parse_retrofit(arguments: list[str]) -> Retrofit:
@@ -250,5 +250,5 @@ def _of_model(
         )
         raise SystemExit(0 if arguments[:1] and arguments[0] in HELP else 2)
     recipe, rest = with_own_options(recipe, arguments, name, {})
-    origin = Origin(recipe, lambda recipe: recipe(rest[0]))
-    return override(kind(origin.makes(recipe)), rest, name, recipe).with_recipe(origin)
+    choices = Choices(recipe, lambda recipe: recipe(rest[0]))
+    return override(kind(choices.makes(recipe)), rest, name, recipe).with_recipe(choices)

@@ -38,7 +38,7 @@ MOST_NUMBERS = 2**22  # of an answer
 
 
 @dataclass(frozen=True, eq=False)
-class Window(Work):
+class FirstWindow(Work):
     """The first window after some starts. rows: their numbers; forcings: after them"""
 
     starts: Starts
@@ -136,7 +136,7 @@ class ForecastService(Service):
         if numbers > MOST_NUMBERS:
             raise ValueError(f"start, with its members, has {numbers:,} numbers as an answer, at most {MOST_NUMBERS:,}")
         ahead = None if starts.forcings is None else starts.forcings(rows)
-        return Window(range(seed + rows.start, seed + rows.stop), starts, rows, ahead)
+        return FirstWindow(range(seed + rows.start, seed + rows.stop), starts, rows, ahead)
 
     def _read(self, wish: Any) -> Starts:
         try:
