@@ -16,13 +16,14 @@ from forecasts.made_globes import experiment, saved, small_networks, trained, un
 
 import dualrate as dr
 from dualrate.forecasts.condition import Forecast
-from dualrate.forecasts.evaluation import window_scores
+from dualrate.forecasts.evaluation import forecast_scores, window_members
 from dualrate.forecasts.externals import year_parts
 from dualrate.forecasts.fields import read_fields
 from dualrate.forecasts.prognostic import Prognostic
 from dualrate.forecasts.recipe import Forecasting
 from dualrate.forecasts.rollout import forecast_of
 from dualrate.forecasts.seasons import curves
+from dualrate.forecasts.service import ForecastService
 from dualrate.forecasts.starts import held_out_starts, read_starts
 
 DAYS, YEARS = 5, 3
@@ -113,7 +114,9 @@ def test_scores_are_in_the_units_of_the_field(tmp_path: Path) -> None:
         name: untrained(source, tmp_path / name, anomalies=k) for name, k in {"fields": 0, "anomalies": 2}.items()
     }
     drawers = {name: dr.Choice(steps=2).drawer(model, members=2) for name, model in models.items()}
-    scores = {name: window_scores(drawer, 4).by_name for name, drawer in drawers.items()}
+    scores = {
+        name: forecast_scores(drawer.model, *window_members(drawer, 4)).by_name for name, drawer in drawers.items()
+    }
     for name in ("persistence", "climatology", "season"):
         np.testing.assert_array_equal(scores["fields"][name].crps.value, scores["anomalies"][name].crps.value)
     assert scores["anomalies"]["forecast"].rmse.value[0] < scores["fields"]["forecast"].rmse.value[0]
@@ -187,3 +190,13 @@ def test_runs_without_anomalies_are_what_they_were(tmp_path: Path) -> None:
     assert one.identity["condition"]["anomalies"] == 1
     assert replace(two, anomalies=one.anomalies).identity == one.identity
     assert {**two.identity["condition"], "anomalies": 1} == one.identity["condition"]
+
+
+def test_the_window_of_a_server_is_that_of_a_roll_out(tmp_path: Path) -> None:
+    model = untrained(saved(with_cycle(of_years()), tmp_path / "a.nc"), tmp_path / "run", anomalies=2)
+    drawer = dr.Choice(steps=2).drawer(model, members=2, precision="float32")
+    service = ForecastService(model)
+    work = service.work(1, seed=0, count=1, members=2, most=8)
+    expected = drawn(model, held_out_starts(model, service.frames), service.frames)[1:2]
+    shown = work.draw(drawer, drawer.denoiser, lambda state: None)
+    np.testing.assert_allclose(shown, expected, rtol=1e-5)

@@ -17,7 +17,7 @@ from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Guidance
 from dualrate.experiment.modality import conditions_named
 from dualrate.forecasts import service
-from dualrate.forecasts.evaluation import window_scores
+from dualrate.forecasts.evaluation import forecast_scores, window_members
 from dualrate.forecasts.starts import held_out_starts
 from dualrate.serving.app import listening
 from dualrate.serving.offer import Limits, Offer, Request, data_uris
@@ -88,7 +88,9 @@ def test_the_crps_of_all_starts_is_the_score_of_the_command(url, ahead):
     crps = np.mean([side["crps"][0] for side in sides], 0)  # by frame and variable
     drawer = Choice(3).drawer(ahead, note=print, members=2, batch_size=8)
     for c, name in enumerate(sides[0]["variables"]):
-        np.testing.assert_allclose(crps[:, c], window_scores(drawer).by_variable[name].crps.value, rtol=1e-3)
+        np.testing.assert_allclose(
+            crps[:, c], forecast_scores(drawer.model, *window_members(drawer)).by_variable[name].crps.value, rtol=1e-3
+        )
 
 
 def test_a_forecast_has_usual_members_and_shows_maps_while_it_is_drawn(ahead):
