@@ -18,7 +18,6 @@ from runs.made import ONE, saved_random
 from dualrate.forecasts.condition import Forecast
 from dualrate.runs.store import load
 from dualrate.runs.train import FORECAST, check_out
-from dualrate.serving.offer import Offer
 
 OPTIONS = ("--steps", 2, "--members", 2, "--frames", 3, "--precision", "float32")
 
@@ -69,8 +68,6 @@ def test_starts_of_a_file_and_what_is_refused(run, tmp_path, monkeypatch, capsys
     one, capsys_text = saved_random(ONE, tmp_path / "one"), capsys.readouterr
     assert call(monkeypatch, "sample", run, "--out", tmp_path / "pictures") == 2
     assert "a forecast makes fields, not pictures" in capsys_text().err
-    with pytest.raises(ValueError, match="a forecast makes fields, not pictures"):
-        Offer(load(run))
     for command, words in (
         ((run, "--out", tmp_path / "out", *OPTIONS, *mine, "--starts", 3), "drop --starts"),
         ((run, "--out", tmp_path / "out", *OPTIONS), "holds other forecasts"),

@@ -110,7 +110,7 @@ def test_the_climatology_of_a_season_is_of_the_same_time_of_the_year(tmp_path: P
     truth, training = starts.truth, starts.training
     assert truth is not None
     assert training is not None
-    seasons = Seasons.of(starts, 1)
+    seasons = Seasons.of(training, starts.dates, starts.known, 1)
     assert seasons is not None
     frames = torch.from_numpy(training.frames(0, 0, len(training)))[: len(seasons.frames)]
     for lead, members in enumerate(seasons.drawn(frames, range(5), 6, 4)):
@@ -128,7 +128,9 @@ def test_the_climatology_of_a_season_is_of_the_same_time_of_the_year(tmp_path: P
 
 def test_a_season_wants_a_year(tmp_path: Path) -> None:
     model = untrained(saved(waves(), tmp_path / "a.nc"), tmp_path / "run")
-    assert Seasons.of(held_out_starts(model, 1, 1), 1) is None
+    starts = held_out_starts(model, 1, 1)
+    assert starts.training is not None
+    assert Seasons.of(starts.training, starts.dates, starts.known, 1) is None
 
 
 def test_regions_and_thresholds_are_scored_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -227,6 +227,7 @@ def evaluate(monkeypatch, capsys, *options) -> str:
     splits = (two_classes(size=28), two_classes(60, seed=1, size=28, split="test"))
     monkeypatch.setattr(runs_evaluator, "splits_of", lambda data, progress: splits)
     monkeypatch.setattr(pretrained, "load_dinov2", lambda device: small())
+    monkeypatch.setitem(pretrained.DIMS, "dinov2", small().dim)
     arguments = ["--features", "dinov2", "--steps", "1", "--num", "40", "--device", "cpu", *map(str, options)]
     monkeypatch.setattr(sys, "argv", ["dualrate", "evaluate", str(ROOT / "weights/fashion-mnist-light"), *arguments])
     cli.main()

@@ -183,6 +183,7 @@ def test_without_a_network_the_message_says_where_to_put_the_file():
 def loaded_small(monkeypatch):
     made = small()
     monkeypatch.setattr(pretrained, "load_inception", lambda device, *, note: made)
+    monkeypatch.setitem(pretrained.DIMS, "inception", made.dim)
 
 
 def test_with_a_reference_file_no_data_set_is_needed(loaded_small, tmp_path):

@@ -96,7 +96,7 @@ def check_installation() -> Iterator[Finding]:
 
 def check_wings() -> Iterator[Finding]:
     """Whether every module of the applications can be imported, which nothing else does before it is come to."""
-    for wing in (Path(dualrate.__file__).parent / name.split(".")[1] for name in WINGS):
+    for wing in dict.fromkeys(Path(dualrate.__file__).parent / name.split(".")[1] for name in WINGS):
         absent = set[str]()
         for file in sorted(wing.rglob("*.py")):
             module = ".".join(("dualrate", *file.relative_to(wing.parent).with_suffix("").parts))

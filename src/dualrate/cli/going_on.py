@@ -19,6 +19,7 @@ from dualrate.system.files import read_records
 from dualrate.training.state import OtherRun, differences
 
 FEW = 3  # settings that are named one by one
+OF_DATA = ("images", "fingerprint", "digest")  # last names of settings that say what the data hold
 RUN = ("out", "device", "nproc", "retries", "log", "eval-every")  # options that are none of the experiment's
 
 
@@ -32,7 +33,8 @@ class Choices:
 
 def with_way_on(refused: OtherRun, out: Path, experiment: Experiment, choices: Choices | None) -> ValueError:
     """The refusal, in a line with the options to give where they are known. choices: the experiment, as it began"""
-    if "fit.max_seconds" in refused.changes:  # of which the message has a way
+    by_options = [name for name in refused.changes if name.rpartition(".")[2] not in OF_DATA]
+    if "fit.max_seconds" in refused.changes or not by_options:  # the message has a way, or the data are others
         return refused
     free = {f"--{name}" for name in RUN} | {f"--fit.{name.replace('_', '-')}" for name in experiment.fit.free()}
     with suppress(ValueError, OSError):  # of a history that is damaged, or an experiment of other code

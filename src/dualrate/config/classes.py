@@ -26,6 +26,7 @@ OF_MODULES = {
     "dualrate.forecasts.refiner": ("AtLevels", "Levels", "RefinerConfig", "Refinement"),
     "dualrate.forecasts.rolling": ("RollingConfig",),
     "dualrate.forecasts.rolling_process": ("Rolling",),
+    "dualrate.forecasts.seasons": ("Anomalies",),
     "dualrate.methods.consistency": ("ConsistencyConfig",),
     "dualrate.methods.crps": ("OneCallConfig",),
     "dualrate.methods.denoising": ("DenoisingConfig",),

@@ -72,7 +72,7 @@ class Request(Ranged):
     images: ShownImages | None = None
     members: ShownImages | None = None
     prompt: str | None = None
-    start: int | str | list | None = None
+    start: Seed | str | list | None = None
     beside: Baseline | None = None
     previews: bool = False
 
