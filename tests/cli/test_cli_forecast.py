@@ -16,7 +16,6 @@ from forecasts.test_rollout import by_lead
 from runs.made import ONE, saved_random
 
 from dualrate.forecasts.condition import Forecast
-from dualrate.runs.store import load
 from dualrate.runs.train import FORECAST, check_out
 
 OPTIONS = ("--steps", 2, "--members", 2, "--frames", 3, "--precision", "float32")
