@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Lines of code. Above the first budget, and to come down to it: carriers (8,500), forecasts (2,900), pipelines (3,200),
 # front (3,200).
 CODE = {
-    "engine": 8680,
+    "engine": 8714,
     "carriers": 9290,
     "forecasts": 6915,
     "pipelines": 3790,

@@ -108,6 +108,15 @@ def test_the_sampler_converges(beside):
     assert x.var().item() == pytest.approx(0.25, rel=0.1)
 
 
+def test_the_step_written_out_is_ddim_and_a_drawer_takes_it(beside):
+    from mydiffusion.samplers import Churned, Straight  # pyright: ignore[reportMissingImports]
+
+    model, plan = load("run"), dr.StepPlan.uniform(8)
+    written, ours = (dr.Drawer(model, step(model.gaussian), plan).draw(range(4)).images for step in (Straight, dr.DDIM))
+    np.testing.assert_allclose(written.astype(int), ours.astype(int), atol=1)  # rounding
+    assert len(dr.Drawer(model, Churned(model.gaussian, churn=0.2), plan).draw(range(4)).images) == 4
+
+
 def test_the_method_lowers_its_loss(beside):
     from mydiffusion.methods import HuberConfig, small  # pyright: ignore[reportMissingImports]
 
@@ -131,3 +140,67 @@ def test_the_method_lowers_its_loss(beside):
     fit(method, Data(), config, beside / "fit", identity={})
     assert loss() < 0.7 * before
     assert isinstance(method.networks, nn.ModuleDict)
+
+
+class Thrice(dr.Step):
+    """First order, at the mean of three calls; it declares one."""
+
+    def __init__(self, process: dr.GaussianProcess, *, calls: int = 3) -> None:
+        self.process, self.calls = process, calls
+
+    def __call__(self, denoise, z, t, s, draw, carry):
+        x_hats = torch.stack([denoise(z + 0.01 * i, t) for i in range(self.calls)])
+        return dr.DDIM(self.process)(lambda *_: x_hats.mean(0), z, t, s, draw, carry)
+
+
+class Honest(Thrice):
+    calls_per_step = 3
+
+
+class Returning(dr.Step):
+    """Returns what a step does not."""
+
+    def __init__(self, process: dr.GaussianProcess, what) -> None:
+        self.process, self.what = process, what
+
+    def __call__(self, denoise, z, t, s, draw, carry):
+        return self.what(denoise(z, t))
+
+
+def test_a_step_that_calls_more_or_less_than_it_declares_is_refused(place):
+    model, plan = dr.load(place / "run"), dr.StepPlan.uniform(4)
+    with pytest.raises(
+        ValueError,
+        match=r"Thrice calls the network 12 times in 4 .*calls_per_step 1 .*: declare calls_per_step = 3",
+    ):
+        dr.Drawer(model, Thrice(model.gaussian), plan)
+    with pytest.raises(ValueError, match=r"Honest calls the network 8 times .* declare calls_per_step = 2"):
+        dr.Drawer(model, Honest(model.gaussian, calls=2), plan)
+    assert dr.Drawer(model, Honest(model.gaussian), plan).cost.light_calls == 12
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (lambda x: x, r"test_extending:Returning returned a Tensor; a step returns \(z_s, carry\)"),
+        (lambda x: torch.cat([x, x]), "returned a Tensor"),  # of two rows: it would unpack
+        (lambda x: None, "returned a NoneType"),
+        (lambda x: (x,), "returned a tuple"),
+        (lambda x: (None, ()), "returned a tuple"),
+        (lambda x: (x.mean(), ()), r"returned z_s of \(\), not \(1, 1, 8, 8\)"),
+    ],
+)
+def test_a_step_that_returns_no_state_is_refused(place, what, message):
+    model = dr.load(place / "run")
+    with pytest.raises(ValueError, match=message):
+        dr.Drawer(model, Returning(model.gaussian, what), dr.StepPlan.uniform(2))
+
+
+def test_python_takes_a_step_in_a_drawer_and_says_so(place):
+    model = dr.load(place / "run")
+    for sampler in (dr.DDIM, dr.DDIM(model.gaussian)):
+        with pytest.raises(ValueError, match=r"a sampler is a name such as heun, .* dr.Drawer\(model, step, plan\)"):
+            dr.sample(model, 2, sampler=sampler)  # pyright: ignore[reportArgumentType]
+    for step in ("ddim", dr.DDIM):
+        with pytest.raises(ValueError, match="a drawer takes a step such as"):
+            dr.Drawer(model, step, dr.StepPlan.uniform(2))  # pyright: ignore[reportArgumentType]

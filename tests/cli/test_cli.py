@@ -159,9 +159,20 @@ def test_a_resumed_run_takes_its_own_number_of_threads_where_that_is_automatic(
         (["sample", "RUN", "--out", "x", "--num", "10000001"], "num is a whole number from 1 to 10,000,000"),
         (["cost", "RUN", "--batch-size", "100001"], "batch_size is a whole number from 1 to 100,000"),
         (["cost", "RUN", "--guidance", "1e308"], "guidance is a number from -100 to 100, got 1e+308"),
-        (["plan", "RUN", "--budget", "inf"], "--budget is 0.25x, 3gmacs or 0.05s, or the like, got 'inf'"),
-        (["plan", "RUN", "--budget", "nanx"], "--budget is 0.25x, 3gmacs or 0.05s, or the like, got 'nanx'"),
-        (["plan", "RUN", "--budget", "0"], "--budget is 0.25x, 3gmacs or 0.05s, or the like, got '0'"),
+        (
+            ["plan", "RUN", "--budget", "inf"],
+            "--budget is a number above 0 and its unit, as 0.25x, 3gmacs or 0.05s, got 'inf'",
+        ),
+        (
+            ["plan", "RUN", "--budget", "nanx"],
+            "--budget is a number above 0 and its unit, as 0.25x, 3gmacs or 0.05s, got 'nanx'",
+        ),
+        (
+            ["plan", "RUN", "--budget", "0"],
+            "--budget is a number above 0 and its unit, as 0.25x, 3gmacs or 0.05s, got '0'",
+        ),
+        (["plan", "RUN", "--budget", "0x"], "--budget is a number above 0 and its unit"),
+        (["plan", "RUN", "--budget", "0.66"], "its unit, as 0.25x, 3gmacs or 0.05s, got '0.66'"),
         (["plan", "RUN", "--budget", "0.5x", "--steps", "0"], "steps is a list of values, each a whole number from 1"),
         (["compare", "RUN:100000000000/8"], "the number of steps is a whole number from 1 to 100,000, got 1000000"),
         (["compare", "RUN:32@ancestral:2"], "gamma is a number from 0 to 1, or None, got 2.0"),

@@ -212,6 +212,10 @@ def test_the_command_writes_the_best_plan_within_the_budget(run, ageing, monkeyp
     assert plan_command(run, monkeypatch, "--budget", f"{budget / 1e9}gmacs", *steps) == expected.plan
     told = capsys.readouterr().out
     assert told.count(f"{expected.objective:.5f}") >= 2
+    assert f"wrote {run.parent / 'plans' / 'best.json'}: " in told
+    assert "do not compare" not in told  # the budget pays for 2 steps alone
+    plan_command(run, monkeypatch, "--budget", "1x", *steps)
+    assert "objectives of different numbers of steps do not compare" in capsys.readouterr().out
     of_first_order = candidates(Planner(ageing, PROCESS, Sigmoid(BIAS)), costs, budget, (2, 4, 8))[0].planned
     assert plan_command(run, monkeypatch, "--budget", "0.3x", "--ancestral", *steps) == of_first_order.plan
     assert f"{of_first_order.objective:.5f}" in capsys.readouterr().out

@@ -103,10 +103,11 @@ def test_a_plan_within_the_budget_is_drawn_at_the_cost_that_it_was_told(
         ("sample {large} --denoiser {small} --out x --switch-at 0.6 --places even", "no context: drop places"),
         ("plan {large} --budget 1gmacs", "there is nothing to plan; have it called by shared-encoder, or another run"),
         ("plan {large} --denoiser gone --budget 1gmacs", "there is no denoiser 'gone'.*nor is it the directory"),
-        ("plan {large} --denoiser taylor --budget 1gmacs", "spread its heavy calls evenly"),
-        ("plan {large} --denoiser toca --budget 1gmacs", "spread its heavy calls evenly"),
-        ("plan {large} --denoiser fora --budget 1gmacs --ancestral", "fora needs a sampler without noise"),
-        ("plan {large} --denoiser {small} --budget 1e-9gmacs --grid 8 --images 8", "raise the budget"),
+        ("plan {large} --denoiser taylor --budget 1gmacs --steps 8", "spread its heavy calls evenly"),
+        ("plan {large} --denoiser toca --budget 1gmacs --steps 8", "spread its heavy calls evenly"),
+        ("plan {large} --denoiser fora --budget 1gmacs", "give --steps, one number: .* do not compare"),
+        ("plan {large} --denoiser fora --budget 1gmacs --steps 8 --ancestral", "fora needs a sampler without noise"),
+        ("plan {large} --denoiser {small} --budget 1e-9gmacs --grid 8 --steps 8 --images 8", "raise the budget"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_planned_or_drawn_is_said(runs, command, message, tmp_path, monkeypatch, capsys):

@@ -16,7 +16,7 @@ from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.grids import check_grid
 from dualrate.system.files import write_whole
 
-BUDGET = re.compile(r"([0-9.]+(?:e[+-]?[0-9]+)?)(x|gmacs|s)?")
+BUDGET = re.compile(r"([0-9.]+(?:e[+-]?[0-9]+)?)(x|gmacs|s)")
 TIMED = 64  # images per call when calls are timed
 
 
@@ -38,7 +38,8 @@ class Plan(Ranged, SharedWork):
     """For a single network: a cache (shared-encoder, deep-cache or fora); package.module:name; or the directory of a
     run, whose network makes the steps without a context."""
     steps: tuple[Steps, ...] | None = None
-    """Numbers of steps to choose from, divisors of --grid. Default: the grid, its half, quarter and eighth."""
+    """Numbers of steps, divisors of --grid: one, as objectives of different numbers compare badly. Of a model with a
+    condition the default is the grid, its half, quarter and eighth."""
     grid: Annotated[int, Range(1, 512)] = 32
     """Steps of the grid on which errors are measured. Half as many take a quarter of the time."""
     spacing: str = "t"
@@ -65,8 +66,10 @@ class Plan(Ranged, SharedWork):
 
         parts, steps = BUDGET.fullmatch(self.budget.lower()), self.steps
         if parts is None or not float(parts[1]) > 0:
-            raise ValueError(f"--budget is 0.25x, 3gmacs or 0.05s, or the like, got {self.budget!r}")
-        budget, unit = float(parts[1]), parts[2] or "x"
+            raise ValueError(
+                f"--budget is a number above 0 and its unit, as 0.25x, 3gmacs or 0.05s, got {self.budget!r}"
+            )
+        budget, unit = float(parts[1]), parts[2]
         if steps is None:
             steps = tuple(self.grid // part for part in (8, 4, 2, 1) if self.grid % part == 0)
         elif any(self.grid % count for count in steps):
@@ -82,6 +85,11 @@ class Plan(Ranged, SharedWork):
         model = called_by(model, self.denoiser)
         require_plannable(model)
         process = model.gaussian  # refused before anything is measured
+        if self.steps is None and model.given is None:
+            raise ValueError(
+                "give --steps, one number: for images, objectives of different numbers of steps do not compare, and "
+                "the least may be that of far too few"
+            )
         if self.ancestral and model.denoiser.reuse is Reuse.SMOOTH:
             raise ValueError(f"{self.denoiser} needs a sampler without noise: drop --ancestral")
         costs, unit_size = (call_seconds(model, TIMED), 1.0) if unit == "s" else (model.call_cost, 1e9)
@@ -100,9 +108,11 @@ class Plan(Ranged, SharedWork):
             counts = f"{plan.num_steps:5} {plan.num_heavy:5} {plan.num_alone:5} {candidate.cost / unit_size:8.3g}"
             print(f"{counts}  {candidate.planned.objective:9.5f}  {even:>11}")
         print("alone: steps without a context. objective: weighted errors of x_hat, summed over the steps")
+        if len(ranked) > 1 and model.given is None:
+            print("objectives of different numbers of steps do not compare: the first line may not be the best plan")
         plans = [candidate.planned.plan for candidate in ranked]
         names = [f"{plan.num_steps} steps, {plan.num_heavy} heavy calls" for plan in plans]
         picture = self.out.with_suffix(".png")
         write_whole(self.out, plans[0].to_json() + "\n")
         write_whole(picture, png(plan_figure([*dict(zip(names, plans, strict=True)).items()])))
-        print(f"\n{self.out}: {names[0]}; {picture}")
+        print(f"\nwrote {self.out.absolute()}: {names[0]}; its picture is {picture.name}")

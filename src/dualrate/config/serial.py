@@ -71,10 +71,14 @@ def from_json(
         raise ValueError(f"{where}: nested too deeply") from error
 
 
+def of_package(kind: type) -> bool:
+    """Whether a class is this package's own, not a user's."""
+    return kind.__module__.split(".")[0] == __name__.split(".")[0]
+
+
 def type_name(kind: type) -> str:
     """The name of a class in a file."""
-    of_this_package = kind.__module__.split(".")[0] == __name__.split(".")[0]
-    return kind.__name__ if of_this_package else f"{kind.__module__}:{kind.__qualname__}"
+    return kind.__name__ if of_package(kind) else f"{kind.__module__}:{kind.__qualname__}"
 
 
 def _one_of(kind: type, value: Any, where: str) -> Any:

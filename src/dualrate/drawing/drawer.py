@@ -41,7 +41,7 @@ from dualrate.experiment.model import Model
 from dualrate.metrics.evaluate import by_turns
 from dualrate.metrics.store import Origin
 from dualrate.networks.blocks import in_bfloat16
-from dualrate.sampling.cost import PlanCost, expected_costs, mean_macs
+from dualrate.sampling.cost import PlanCost, check_calls, expected_costs, mean_macs
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import State, sample_batches
 from dualrate.system.device import own_defaults
@@ -109,7 +109,8 @@ class Drawer(Ranged):
     members:    M, images for each seed; of a conditional model M samples of one condition, which share its heavy call
     precision:  of matrix products; auto: bfloat16 where it pays for batches of this size
     name:       what a table calls it; the model's own name if empty
-    Raises ValueError for a plan that the model does not serve, and for guidance, a label or shares without its classes.
+    Raises ValueError for a plan that the model does not serve, for guidance, a label or shares without its classes, and
+    as `check_calls`.
     """
 
     model: Model
@@ -130,6 +131,7 @@ class Drawer(Ranged):
         model.serves.check(self.plan)
         if Refresh.PARTIAL in self.plan.refresh and Refresh.PARTIAL not in abilities(model.denoiser).between:
             raise ValueError(f"{model.name} has no partial steps: use toca or duca, or make these steps keep or full")
+        check_calls(self.step, self.plan, model.shape)
         model.serves.check_step(self.step)
         if model.blind_alone and self.plan.num_alone:
             raise ValueError(

@@ -92,6 +92,11 @@ def sampler_named(name: str) -> Sampler:
     The name may be a file's, so nothing is imported here: a command line does that before (`config/imports.py`).
     Raises ValueError for a name that is neither, which lists those there are.
     """
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(
+            f"a sampler is a name such as heun, or package.module:Class, got {name!r}: dr.Drawer(model, step, plan) "
+            "takes a step itself"
+        )
     if name in SAMPLERS:
         return SAMPLERS[name]
     if ":" not in name:

@@ -16,6 +16,7 @@ costs what `mean_macs` counts while images are drawn; a call, that of a row of z
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from dualrate.config.serial import of_package, type_name
 from dualrate.denoisers.denoiser import Denoiser, Metered, abilities, device_of, read
 from dualrate.diffusion.context import Cond, Context, Refresh, Reuse, Shape
 from dualrate.diffusion.plan import StepPlan
@@ -274,6 +276,23 @@ def expected_costs(
     for _ in sample_batches(wrap(metered), step, plan, shape, [0], labels, device="cpu", watch=count):
         pass
     return [*costs[1:-1], replace(costs[-1], calls=calls)]
+
+
+def check_calls(step: Step, plan: StepPlan, shape: Shape) -> None:
+    """Raises ValueError for what is no step, and for another package's that makes other calls than it declares."""
+    if of_package(type(step)):  # tests count the calls of ours
+        return
+    if not isinstance(step, Step):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"a drawer takes a step such as dr.DDIM(model.process), got {step!r}")
+    metered = Metered(_WithoutNetworks(CallCost(0, 1), Reuse.FREE, step.process))
+    list(sample_batches(metered, step, StepPlan.late(plan.t, plan.num_steps), shape, [0], device="cpu"))
+    calls, steps, once = metered.meter.light, plan.num_steps, min(plan.num_steps, step.single_call_steps)
+    if calls != (steps - once) * step.calls_per_step + once:
+        raise ValueError(
+            f"{type_name(type(step))} calls the network {calls} times in {steps} steps, and declares calls_per_step "
+            f"{step.calls_per_step} but at {step.single_call_steps} steps (single_call_steps): declare "
+            f"calls_per_step = {math.ceil(calls / steps)}, and how many steps call once"
+        )
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from dualrate.config.serial import type_name
 from dualrate.denoisers.denoiser import Denoiser, check_labels, device_of, read
 from dualrate.diffusion.brief import Brief
 from dualrate.diffusion.context import Cond, Context, Refresh, Reuse, for_rows, shared_time
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
-from dualrate.sampling.step import Carry, Denoise, Step
+from dualrate.sampling.step import Carry, Denoise, Step, Stepped
 from dualrate.system.device import own_defaults
 
 AHEAD = {"cpu": 2**19, "cuda": 2**22}  # numbers made at once: so many that launching kernels takes little of the time
@@ -144,9 +145,23 @@ def trajectory(
             context = denoiser.renew(z, t, context, cond)
         numbers = map(partial(draw, i), itertools.count())
         denoise = _calls(denoiser, step, refresh, z, t, cond, context)
-        z, carry = step(denoise, z, t, s, numbers.__next__, state.carry)
+        z, carry = _checked(step, step(denoise, z, t, s, numbers.__next__, state.carry), z)
         state = State(i + 1, z, s, context, z_tau, carry)
         yield state
+
+
+def _checked(step: Step, stepped: object, z: Tensor) -> Stepped:
+    """The z_s and carry that a step returned. Raises ValueError for anything else, and a z_s of another shape."""
+    match stepped:
+        case (Tensor() as z_s, carry) if z_s.shape == z.shape:
+            return z_s, carry
+        case (Tensor() as z_s, _):
+            what = f"z_s of {tuple(z_s.shape)}, not {tuple(z.shape)}"
+        case _:
+            what = f"a {type(stepped).__name__}"
+    raise ValueError(
+        f"{type_name(type(step))} returned {what}; a step returns (z_s, carry), a state like z_t and a value"
+    )
 
 
 def _calls(
