@@ -178,7 +178,8 @@ class Forecasting(Ranged):
         count, observed = len(fields.trajectories), task.shape(shape)
         progress.note(
             f"{fields.name}: {count} trajectories, {len(fields):,} time steps of {fields.shape} (C, H, W)\n"
-            f"given: {task.past} frame(s), observed as {observed} (C, H, W) with noise of {task.noise:g}\n"
+            f"given: {task.past} frame(s), observed as {observed} (C, H, W){_besides(task)} with noise of "
+            f"{task.noise:g}\n"
             f"made: {task.frames} frame(s), {task.lead} step(s) apart\n"
             f"networks of size {size}, {tier.fit.iterations:,} iterations; for a first look: --fit.max-seconds 600"
             + ", or --size mini" * (size != "mini" and frame[1] > 1)
@@ -189,7 +190,8 @@ class Forecasting(Ranged):
             progress.note(line)
         if task.every == 1 and not task.noise and not task.of_clips:
             progress.note(
-                "the whole field is observed: if its law is deterministic, it has one future: a regression is enough"
+                "the whole field is observed: if its law is deterministic, it has one future: a regression is enough "
+                "(--trained-by regression); several futures are open where starts are uncertain (--noise 0.1 or --every 4)"
             )
         of_frames = {"rolling": Rolling(frames=self.frames), "refiner": Refinement()}
         usual = SharedNoise(Cosine(), self.frames) if self.window == "leads" else GaussianProcess(Cosine())
@@ -208,6 +210,15 @@ class Clips(Forecasting):
         if data.source.startswith(CLIPS) and data.size is None:
             data = replace(data, size=SIDE)
         return Forecasting.__call__(replace(self, data=data), progress)
+
+
+def _besides(task: Forecast) -> str:
+    """The channels of what is known, beyond those of frames, in words."""
+    planes, externals = len(task.geometry.planes), task.externals
+    parts = [f"{planes} of the mask"] * bool(planes)
+    parts += [f"{len(externals.statics)} static ({', '.join(externals.statics)})"] * bool(externals.statics)
+    parts += [f"{externals.channels} of forcings ({', '.join(externals.forcings)})"] * bool(externals.channels)
+    return f", of these {', '.join(parts)}," if parts else ""
 
 
 def _periodic(source: str) -> bool:
