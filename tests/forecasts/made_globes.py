@@ -40,7 +40,7 @@ def saved(data: xarray.Dataset, path: Path, **how: Any) -> Path:
 def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make networks of the recipe train in no time."""
     tier = TIERS["tiny"]
-    monkeypatch.setitem(TIERS, "tiny", ForecastTier((8, 8), (1, 1), replace(tier.fit, iterations=2, batch_size=4)))
+    monkeypatch.setitem(TIERS, "mini", ForecastTier((8, 8), (1, 1), replace(tier.fit, iterations=2, batch_size=4)))
 
 
 def experiment(source: Path, **how: Any) -> Experiment:

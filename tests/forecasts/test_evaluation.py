@@ -10,6 +10,7 @@ import torch
 from forecasts.made_forecasts import CHANNELS, WIDTH, experiment_of
 from runs.made import saved_random
 
+import dualrate as dr
 from dualrate.drawing.choice import Choice
 from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.evaluation import BY_NAME, bad_news, forecast_scores, judged
@@ -221,6 +222,19 @@ def test_the_worst_news_comes_first_in_plain_words(autoregression):
         assert float(line.partition(" spread is ")[2].split()[0]) == pytest.approx(factor, abs=0.1 * factor)
     unscored = replace(starts, truth=None, known=0)
     assert bad_news(None, judged(model, unscored, drawn), 0) == []
+
+
+def test_a_run_that_stopped_before_its_end_is_the_first_bad_news(autoregression, tmp_path):
+    model, _, _ = autoregression
+    early = model.with_experiment(
+        replace(model.experiment, fit=replace(model.experiment.fit, iterations=12_000, max_seconds=5))
+    )
+    says = f"This run stopped at iteration {model.iteration} of 12,000."
+    done = dr.forecast(early, 2, frames=2, members=2, choice=Choice(steps=2), out=tmp_path / "out")
+    assert done.plain()["bad_news"].startswith(says)
+    assert says in done.page
+    whole = dr.forecast(model, 2, frames=2, members=2, choice=Choice(steps=2))
+    assert "stopped" not in whole.page + whole.plain()["bad_news"]
 
 
 def test_a_page_shows_scores_pictures_and_stability(autoregression, tmp_path, monkeypatch):

@@ -92,6 +92,15 @@ def test_dates_of_all_calendars_have_a_place_in_the_year_and_day(date: Any, year
     np.testing.assert_allclose(later[0, :2], y[0, :2], atol=1e-6)  # 24 hours later
 
 
+def test_the_recipe_names_what_it_observes_besides_frames(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = DataConfig(str(saved(world(40), tmp_path / "a.nc")))
+    _ = Forecasting(data, past=2, frames=2, static=("z",), forcings=("day", "sun"))()
+    says = "observed as (9, 8, 16) (C, H, W), of these 1 static (z), 4 of forcings (day, sun), with noise of 0"
+    assert says in capsys.readouterr().err
+    _ = Forecasting(data, past=2)()
+    assert "observed as (4, 8, 16) (C, H, W) with noise" in capsys.readouterr().err
+
+
 def test_windows_have_the_forcings_of_their_own_dates(tmp_path: Path) -> None:
     data = world(120)
     task = Forecasting(

@@ -183,12 +183,25 @@ def test_a_recipe_keeps_the_statistics_in_the_run(source: Path) -> None:
     assert from_plain(dr.Experiment, to_plain(found)) == found
 
 
+@pytest.mark.parametrize(("space", "size"), [((32,), "tiny"), ((1, 32), "tiny"), ((8, 8), "mini")])
+def test_the_size_of_networks_follows_the_dimensions_of_the_data(
+    tmp_path: Path, space: tuple[int, ...], size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(4, 6, 1, *space)).astype(np.float32))
+    data = dr.DataConfig(str(tmp_path / "a.npy"))
+    experiment = Forecasting(data)()
+    assert experiment == Forecasting(data, size=size)()  # pyright: ignore[reportArgumentType]
+    assert experiment.name == f"a-npy-forecast-{size}-dual"
+    assert "for a first look: --fit.max-seconds 600" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("how", "said"), [({}, True), ({"every": 4}, False), ({"noise": 0.1}, False)])
 def test_of_a_field_that_is_observed_in_full_a_recipe_says_that_it_has_one_future(
     source: Path, how: dict[str, float], said: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _ = Forecasting(dr.DataConfig(str(source)), **how)()  # pyright: ignore[reportArgumentType]
-    assert ("it has one future: a regression is enough" in capsys.readouterr().err) is said
+    says = "a regression is enough (--trained-by regression); several futures are open where starts are uncertain (--noise"
+    assert (says in capsys.readouterr().err) is said
 
 
 @pytest.mark.parametrize("rate", ["dual", "single"])

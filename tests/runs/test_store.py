@@ -133,6 +133,9 @@ def test_a_reader_says_which_iteration_it_reads(tmp_path):
     export(run, tmp_path / "out")
     assert told(run) == [f"reading {run} at iteration 7"]
     assert told(tmp_path / "out") == [f"reading {tmp_path / 'out'} at iteration 7"]
+    longer = replace(ONE, fit=replace(ONE.fit, iterations=12_000))
+    early = saved(longer, tmp_path / "early", 65)
+    assert told(early) == [f"this run stopped at iteration 65 of 12,000; reading {early} at iteration 65"]
 
 
 def test_a_reader_that_falls_back_says_so_first_and_why(tmp_path):

@@ -64,6 +64,12 @@ def training_line(experiment: Any, iteration: int | None = None) -> str:
     return f"  training  {type(experiment.method).__name__} on {source}: {at}{how}"
 
 
+def stopped_early(experiment: Any, iteration: int) -> str:
+    """A clause on a model of an iteration before the last of its training; empty where it is the last."""
+    last = experiment.fit.iterations
+    return f"this run stopped at iteration {iteration:,} of {last:,}" if last and 0 < iteration < last else ""
+
+
 def sampling_line(experiment: Any, called_by: str | None = None) -> str:
     """Steps and heavy calls of an experiment's model, where no others are asked for."""
     if called_by is not None:

@@ -307,9 +307,13 @@ class StabilityReport:
     power: NDArray[np.float64] | None = None
 
 
-def bad_news(scored: ForecastReport | None, judged: StabilityReport, burst: int) -> list[str]:
-    """Sentences on what is wrong with a forecast, the worst first; none of a good one. burst: members not finite"""
-    news = [f"{burst} member(s) end in numbers that are not finite."] * bool(burst)
+def bad_news(scored: ForecastReport | None, judged: StabilityReport, burst: int, early: str = "") -> list[str]:
+    """Sentences on what is wrong with a forecast, the worst first; none of a good one.
+
+    burst: members not finite; early: that the training stopped before its end
+    """
+    news = [f"{early[:1].upper()}{early[1:]}."] * bool(early)
+    news += [f"{burst} member(s) end in numbers that are not finite."] * bool(burst)
     if scored is not None:
         scores = scored.by_name["forecast"]
         for name, skill in scored.skill.items():

@@ -27,6 +27,7 @@ from dualrate.config.ranges import as_path
 from dualrate.data.source import reading
 from dualrate.drawing.drawer import Drawer, spread
 from dualrate.drawing.record import SamplingRecord, as_before, drawn_by, naming_progress
+from dualrate.experiment.summary import stopped_early
 from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.file_checks import with_extra
 from dualrate.forecasts.film import Film, write_video
@@ -228,6 +229,7 @@ class ForecastWritten:
     drawn:   frames that it drew, in so many seconds of networks and sampler
     burst:   members whose last frame is not finite
     starts, forecast: what it is of
+    early:   in words, that the model's training stopped before its end
     """
 
     x: Frame
@@ -238,6 +240,7 @@ class ForecastWritten:
     record: Record
     starts: Starts
     forecast: Forecast
+    early: str = ""
 
     @property
     def dataset(self) -> Any:
@@ -312,7 +315,8 @@ def write_forecast(
             burst = sum(not np.isfinite(row[-1]).all() for of_start in array.x for row in of_start)
             forget(array.x)
             forecast = forecast_of(drawer.model)
-            written = ForecastWritten(array.x, truth, drawn, seconds, burst, record, starts, forecast)
+            early = stopped_early(drawer.model.experiment, drawer.model.iteration)
+            written = ForecastWritten(array.x, truth, drawn, seconds, burst, record, starts, forecast, early)
             if other is not None:
                 if other.is_file():
                     other.unlink()  # nothing says whether it is what was written

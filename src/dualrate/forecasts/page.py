@@ -47,7 +47,7 @@ def forecast_page(
     return page(
         "forecast.html",
         title=f"Forecast by {record.model}",
-        worst=" ".join(bad_news(scored, judged, written.burst)) or _no_bad_news(scores, steady),
+        worst=" ".join(bad_news(scored, judged, written.burst, written.early)) or _no_bad_news(scores, steady),
         headline=_headline(written, scores),
         notes=[] if scored is None else scored.notices,
         strip=strip,

@@ -114,9 +114,9 @@ class Forecasting(Ranged):
     anomalies: Annotated[int, Range(0, 12)] = 0
     """Harmonics of a climatology by the time of the year, fit to the training data at each point; networks then see
     anomalies to it. 2 or 3 are usual; 0: none."""
-    size: Size = "tiny"
-    """Size of the networks. mini: ten minutes of a CPU core for fields of two dimensions. tiny: minutes of one for a
-    line of points. small: an hour. base: for a GPU."""
+    size: Size | None = None
+    """Size of the networks. mini: ten minutes of a CPU core for small fields of two dimensions, which have it by
+    default. tiny: minutes of one for a line of points, the default of these. small: an hour. base: for a GPU."""
     rate: Rate = "dual"
     """dual: a heavy network once per past, and a light one at every step. both: also a second heavy network now and
     then, which sees the frames being made. single, medium, light: one network at every step."""
@@ -152,7 +152,8 @@ class Forecasting(Ranged):
         geometry = Geometry.of(content, sphere=self.geometry == "sphere", periodic=self.periodic or _periodic(source))
         in_order = ordered(content)[0]
         frame = in_order.trajectories[0].shape[1:]
-        each, tier = (frame[0], frame[1], frame[2]), TIERS[self.size]
+        size = self.size or ("tiny" if frame[1] == 1 else "mini")
+        each, tier = (frame[0], frame[1], frame[2]), TIERS[size]
         shape = task.target(each)
         heavy = heavy_network(each if apart else shape, tier, periodic=geometry.periodic, poles=geometry.poles)
         _ = ratios(task.shape(shape), heavy)  # a misfit of `every` is refused before all frames are read
@@ -170,15 +171,18 @@ class Forecasting(Ranged):
         if apart:
             among = {"attention": self.window != "leads", "causal": self.window == "causal"}
             networks = networks.by_lead(range(1, self.frames + 1), **among)
-        parts = [name_of(source)[:40], "forecast", self.size, self.rate]
+        parts = [name_of(source)[:40], "forecast", size, self.rate]
         parts += [self.trained_by] * (self.trained_by != "diffusion") + [self.window] * apart
         name = "-".join(parts)
         progress = progress or PlainReporter()
         count, observed = len(fields.trajectories), task.shape(shape)
         progress.note(
             f"{fields.name}: {count} trajectories, {len(fields):,} time steps of {fields.shape} (C, H, W)\n"
-            f"given: {task.past} frame(s), observed as {observed} (C, H, W) with noise of {task.noise:g}\n"
-            f"made: {task.frames} frame(s), {task.lead} step(s) apart"
+            f"given: {task.past} frame(s), observed as {observed} (C, H, W){_besides(task)} with noise of "
+            f"{task.noise:g}\n"
+            f"made: {task.frames} frame(s), {task.lead} step(s) apart\n"
+            f"networks of size {size}, {tier.fit.iterations:,} iterations; for a first look: --fit.max-seconds 600"
+            + ", or --size mini" * (size != "mini" and frame[1] > 1)
         )
         if content.note:
             progress.note(f"{source}: {content.note}")
@@ -186,7 +190,8 @@ class Forecasting(Ranged):
             progress.note(line)
         if task.every == 1 and not task.noise and not task.of_clips:
             progress.note(
-                "the whole field is observed: if its law is deterministic, it has one future: a regression is enough"
+                "the whole field is observed: if its law is deterministic, it has one future: a regression is enough "
+                "(--trained-by regression); several futures are open where starts are uncertain (--noise 0.1 or --every 4)"
             )
         of_frames = {"rolling": Rolling(frames=self.frames), "refiner": Refinement()}
         usual = SharedNoise(Cosine(), self.frames) if self.window == "leads" else GaussianProcess(Cosine())
@@ -205,6 +210,15 @@ class Clips(Forecasting):
         if data.source.startswith(CLIPS) and data.size is None:
             data = replace(data, size=SIDE)
         return Forecasting.__call__(replace(self, data=data), progress)
+
+
+def _besides(task: Forecast) -> str:
+    """The channels of what is known, beyond those of frames, in words."""
+    planes, externals = len(task.geometry.planes), task.externals
+    parts = [f"{planes} of the mask"] * bool(planes)
+    parts += [f"{len(externals.statics)} static ({', '.join(externals.statics)})"] * bool(externals.statics)
+    parts += [f"{externals.channels} of forcings ({', '.join(externals.forcings)})"] * bool(externals.channels)
+    return f", of these {', '.join(parts)}," if parts else ""
 
 
 def _periodic(source: str) -> bool:

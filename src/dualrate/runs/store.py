@@ -36,6 +36,7 @@ from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.modality import ForeignModel, model_of
 from dualrate.experiment.model import Model, as_codec
+from dualrate.experiment.summary import stopped_early
 from dualrate.experiment.switching import switched
 from dualrate.experiment.teaching import fill
 from dualrate.experiment.upgrade import upgraded
@@ -212,7 +213,8 @@ def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
         for trouble in troubles:
             warnings.warn(trouble, stacklevel=3)  # of who calls `load`
     else:
-        for text in (*(f"warning: {trouble}" for trouble in troubles), f"reading {path} at iteration {iteration}"):
+        early = f"{stopped_early(experiment, iteration)}; ".removeprefix("; ")
+        for text in (*(f"warning: {each}" for each in troubles), f"{early}reading {path} at iteration {iteration}"):
             note(text)
     return StoredModel(path, experiment, weights, iteration, state, _class_names(path, manifest))
 
