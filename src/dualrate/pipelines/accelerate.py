@@ -4,7 +4,8 @@ Each network's `forward` is wrapped on the instance. Modules, names and weights 
 several times at a step, as for guidance, has a cache for each of these calls: a branch. Branches are told apart by all
 that a call is given but the state and the time, whatever their order; those given the same, as where attention is
 perturbed, by their order among each other. A branch that the step before did not have begins with a full call. Caches
-begin anew with a sampling: where the scheduler has new times, where time rises, and after an error in a call.
+begin anew with a sampling: where the scheduler has new times, where time rises, after an error in a call, and where
+another thread calls. One thread's sampling must end before the next thread's begins.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import copy
 import functools
 import itertools
 import os
+import threading
 import warnings
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
@@ -39,6 +41,7 @@ FEW = 8  # steps, or fewer, of which hardly one can be skipped
 QUANTILES = (0.1, 0.5, 0.9, 1.0)  # of changes that are printed
 PASSIVE = {"group_offloading", "layerwise_casting"}  # hooks of diffusers that leave alone what is computed
 REMEMBERED = 16  # samplings
+ENTERING = threading.Lock()  # a call's cache is looked up, and a sampling begun, by one thread at a time
 JOINT = "; decides for a batch as one, so an image depends on the others in it"
 
 
@@ -219,6 +222,7 @@ class _Network:
         self.name, self.net, self.method, self.pipe = name, method.net, method, pipe
         self.samplings: deque[list[CallRecord]] = deque(maxlen=REMEMBERED)
         self.begun = self.branch = 0
+        self.thread, self.left = 0, dict[int, float]()  # of the sampling; times at which threads were interrupted
         self.on, self.digests = True, Digests()
         self.warned_of: Any = None
         self.forget()
@@ -293,7 +297,7 @@ class _Network:
         scheduler = self.pipe.scheduler
         times, step = getattr(scheduler, "timesteps", None), getattr(scheduler, "step_index", None)
         step = getattr(scheduler, "counter", None) if step is None else step  # of PNDM, which repeats a time
-        if self.now is None or time > self.now[0] or times is not self.times:
+        if self.change_thread(time) or self.now is None or time > self.now[0] or times is not self.times:
             self.begin(times)
         if self.now != (time, step):  # in bfloat16 two steps may have the same time
             self.now, self.earlier, self.caches = (time, step), self.caches, {}
@@ -307,6 +311,22 @@ class _Network:
             policy.steps = self.steps
             self.caches[branch] = Cache(policy, shapes, deque(maxlen=self.method.order + 1))
         return self.caches[branch]
+
+    def change_thread(self, time: float) -> bool:
+        """Whether another thread than the latest calls. Raises RuntimeError where its sampling was interrupted."""
+        thread = threading.get_ident()
+        if thread == self.thread:
+            return False
+        if time < self.left.pop(thread, time):
+            raise RuntimeError(
+                f"another thread began a sampling with this {self.name} before the one of this thread ended, and a "
+                f"cache is of one at a time: let each thread accelerate a pipeline whose {self.name} is a copy.copy() "
+                "of it, which shares the weights"
+            )
+        if self.now is not None:
+            self.left[self.thread] = self.now[0]
+        self.thread = thread
+        return True
 
     def clock(self, time: float) -> tuple[Schedule | None, Tensor]:
         """A schedule, and where it has a step of the scheduler."""
@@ -375,14 +395,18 @@ def _forward(network: _Network, *positional: Any, **named: Any) -> Any:
     try:
         time = times.pop() * method.kind.units(net)
         condition = network.digests.of({name: arguments[name] for name in arguments if name not in (state, "timestep")})
-        cache, (schedule, t) = network.cache(time, shapes, condition), network.clock(time)
+        with ENTERING:
+            cache, (schedule, t) = network.cache(time, shapes, condition), network.clock(time)
+            branch, calls, times = network.branch, network.samplings[-1], network.times
         out, did = method.call(lambda copied: type(net).forward(copied, *positional, **named), cache, schedule, t)
     except BaseException:
-        network.forget()
+        with ENTERING:
+            if network.thread == threading.get_ident():
+                network.forget()
         raise
     macs, plain = method.macs(cache, did)
-    network.samplings[-1].append(CallRecord(network.branch, cache.step, did, cache.change, macs, plain))
+    calls.append(CallRecord(branch, cache.step, did, cache.change, macs, plain))
     cache.step += 1
-    if network.times is not None and float(network.times[-1]) == time:
+    if times is not None and float(times[-1]) == time:
         network.check_cost()
     return out
