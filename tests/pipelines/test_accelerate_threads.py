@@ -82,7 +82,6 @@ def test_an_error_in_a_thread_leaves_the_sampling_of_another_alone():
             assert ended.wait(60)
 
     other, drawn = drawing(pipe.transformer, pause)
-    _, interrupted = drawing(pipe.transformer, lambda: None)
     first, going_on = threading.Event(), threading.Event()
 
     def stop():

@@ -67,17 +67,29 @@ class Accelerated:
     Printed, or shown by a notebook, it says what each sampling cost, and the changes that its policy saw, by which a
     threshold is chosen.
 
-    samplings: of each network the calls of the latest samplings
+    samplings: by network the calls of its latest samplings, at most REMEMBERED of them, the latest last
     """
 
-    def __init__(self, method: str, networks: Sequence[_Network]) -> None:
-        self._method, self._networks = method, networks
+    def __init__(self, networks: Sequence[_Network]) -> None:
+        self._networks = networks
         self.samplings = {network.name: network.samplings for network in networks}
 
     def remove(self) -> None:
         """Leave the pipeline as it was. A second time does nothing."""
         for network in self._networks:
             network.remove()
+
+    def summary(self) -> dict[str, dict[str, int]]:
+        """Counts for a log, by network: its calls by what they did, and the multiply-adds of all, and of plain ones.
+
+        They are of the samplings in `samplings`.
+        """
+        totals: dict[str, dict[str, int]] = {}
+        for name, samplings in self.samplings.items():
+            calls = [call for sampling in samplings for call in sampling]
+            macs, plain = cost_of(calls)
+            totals[name] = {"samplings": len(samplings), **call_counts(calls), "macs": macs, "plain": plain}
+        return totals
 
     def __enter__(self) -> Accelerated:
         return self
@@ -89,18 +101,17 @@ class Accelerated:
         lines = []
         for network in self._networks:
             policy, earlier = network.method.policy, network.begun - len(network.samplings)
-            lines.append(
-                f"{network.name} ({type(network.net).__name__}): {self._method}, {policy}{JOINT * bool(policy.sees)}"
-            )
+            kind = type(network.net).__name__
+            lines.append(f"{network.name} ({kind}): {network.method_name}, {policy}{JOINT * bool(policy.sees)}")
             for number, calls in enumerate(network.samplings, earlier + 1):
-                lines.append(f"  sampling {number}: {sampling_summary(calls, policy)}")
+                lines.append(f"  sampling {number}: {sampling_summary(calls, policy, network.name)}")
         return "\n".join(lines)
 
 
-def sampling_summary(calls: Sequence[CallRecord], policy: Policy) -> str:
-    """A line on the calls of a sampling: how many ran whole, and what all of them cost."""
-    counts = {did: sum(call.did == did for call in calls) for did in ("full", "partial", "skipped")}
-    said = ", ".join(f"{count} {did}" for did, count in counts.items() if count or did != "partial") + " calls"
+def sampling_summary(calls: Sequence[CallRecord], policy: Policy, name: str) -> str:
+    """A line on the calls of a sampling of a network: how many ran whole, and what all of them cost."""
+    counts = call_counts(calls).items()
+    said = ", ".join(f"{count} {did}" for did, count in counts if count or did != "partial") + " calls"
     changes = [call.change for call in calls if call.change]
     if policy.sees.startswith("forecast"):
         worst = max((call.change for call in calls if call.did == "skipped"), default=0.0)
@@ -109,9 +120,17 @@ def sampling_summary(calls: Sequence[CallRecord], policy: Policy) -> str:
         at = torch.tensor(changes, dtype=torch.float64).quantile(torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
         said += ", changes " + ", ".join(f"{q:.0%} {value:.2g}" for q, value in zip(QUANTILES, at, strict=True))
     macs, plain = cost_of(calls)
-    return (
-        f"{said}; {macs / 1e9:.4g} of {plain / 1e9:.4g} GMACs, {macs / plain if plain else 1:.2f} of the plain pipeline"
-    )
+    return f"{said}; {macs / 1e9:.4g} of {plain / 1e9:.4g} GMACs, {share_of_plain(macs, plain, name)}"
+
+
+def share_of_plain(macs: int, plain: int, name: str) -> str:
+    """What a network cost, in words."""
+    return f"{macs / plain if plain else 1:.2f} of the plain {name}'s multiply-adds"
+
+
+def call_counts(calls: Sequence[CallRecord]) -> dict[Did, int]:
+    """The number of calls by what they did."""
+    return {did: sum(call.did == did for call in calls) for did in get_args(Did)}
 
 
 def cost_of(calls: Sequence[CallRecord]) -> tuple[int, int]:
@@ -121,7 +140,7 @@ def cost_of(calls: Sequence[CallRecord]) -> tuple[int, int]:
 
 def accelerate(
     pipe: Any,
-    method: MethodName = "polynomial",
+    method: MethodName | None = None,
     *,
     refresh: int | Policy = 4,
     order: int = ORDER,
@@ -131,7 +150,7 @@ def accelerate(
     """Make a pipeline of diffusers, or a network of one, cheaper, in place, until `remove()` of what is returned.
 
     pipe:      a pipeline, or its transformer or UNet for a loop of your own, which calls it at falling times
-    method:    fora, taylor, polynomial, toca, duca, or deep-cache for UNets
+    method:    fora, taylor, polynomial, toca, duca, or deep-cache for UNets; None: that, or polynomial for others
     refresh:   whole calls at every N-th step, or where a policy (`pipelines/policies.py`) says
     order:     of the forecast, of taylor and polynomial
     outer:     how many of the last layers run at every step, of deep-cache
@@ -139,14 +158,15 @@ def accelerate(
     All networks of the pipeline take part whose class is in `KINDS` (`classes/catalogue.py`). Raises ValueError where
     there is none, where one cannot have this method or policy, and where one is compiled as a whole or changed by
     another tool; TypeError for the name of a model, with the way to load it. Warns, here or as it draws, of a scheduler
-    that draws noise, of few steps, and where the calls of a sampling cost more than plain ones.
+    that draws noise, of few steps, and where a sampling skips no call, or its calls cost more than plain ones.
     """
-    if method not in METHODS:
+    if method is not None and method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}, got {method!r}")
     if isinstance(refresh, int):
         refresh = Fixed(refresh)
     if not isinstance(refresh, Policy):
-        raise ValueError(f"refresh is every how many steps, or a Policy, got {refresh}")
+        way = f": for a threshold, FirstBlock({refresh})" if isinstance(refresh, float) else ""
+        raise ValueError(f"refresh is every how many steps, or a Policy, got {refresh}{way}")
     if not isinstance(order, int) or order < 0:
         raise ValueError(f"order is a whole number, 0 or more, got {order!r}")
     source = type(pipe).__name__
@@ -164,20 +184,21 @@ def accelerate(
         classes = ", ".join(type(part).__name__ for part in parts.values()) or "no networks"
         got = source if classes == source else f"{source} with {classes}"
         raise ValueError(f"a pipeline with a {', '.join(KINDS)}, or that alone, is expected, got {got}")
-    methods: dict[str, CacheMethod] = {}
+    methods: dict[str, tuple[str, CacheMethod]] = {}
     for name, net in networks.items():
         check_free(name, net)
         kind = KINDS[type(net).__name__]
-        if method == "deep-cache":
-            methods[name] = CachedLevels(net, kind, refresh, outer)
-        elif method in SHARES:
-            methods[name] = CachedTokens(net, kind, refresh, method)
+        chosen = method or ("deep-cache" if kind.rows is None and kind.has_levels(net) else "polynomial")
+        if chosen == "deep-cache":
+            cache = CachedLevels(net, kind, refresh, outer)
+        elif chosen in SHARES:
+            cache = CachedTokens(net, kind, refresh, chosen)
         else:
-            form = "taylor" if method == "taylor" else "polynomial"
-            methods[name] = Features(net, kind, refresh, 0 if method == "fora" else order, form)
-    for network_method in methods.values():
-        convention(pipe.scheduler, network_method)
-    return Accelerated(method, [_Network(name, network_method, pipe) for name, network_method in methods.items()])
+            form = "taylor" if chosen == "taylor" else "polynomial"
+            cache = Features(net, kind, refresh, 0 if chosen == "fora" else order, form)
+        convention(pipe.scheduler, cache)
+        methods[name] = chosen, cache
+    return Accelerated([_Network(name, *by_method, pipe) for name, by_method in methods.items()])
 
 
 def check_free(name: str, net: Any) -> None:
@@ -218,8 +239,9 @@ def convention(scheduler: Any, method: CacheMethod) -> Convention | None:
 class _Network:
     """A network of the pipeline, its wrapper and its caches."""
 
-    def __init__(self, name: str, method: CacheMethod, pipe: Any) -> None:
+    def __init__(self, name: str, method_name: str, method: CacheMethod, pipe: Any) -> None:
         self.name, self.net, self.method, self.pipe = name, method.net, method, pipe
+        self.method_name = method_name
         self.samplings: deque[list[CallRecord]] = deque(maxlen=REMEMBERED)
         self.begun = self.branch = 0
         self.thread, self.left = 0, dict[int, float]()  # of the sampling; times at which threads were interrupted
@@ -282,13 +304,23 @@ class _Network:
         self.begun += 1
 
     def check_cost(self) -> None:
-        """Warn, once, of a sampling that cost more than a plain one."""
-        macs, plain = cost_of(self.samplings[-1]) if self.samplings and self.unpriced else (0, 0)
-        if macs > plain:
+        """Warn, once, of a sampling that cost more than a plain one, or skipped nothing."""
+        calls = self.samplings[-1] if self.samplings and self.unpriced else []
+        (macs, plain), idle = cost_of(calls), call_counts(calls)["full"] == len(calls) > FEW
+        if macs > plain or idle:
             self.unpriced = False
+            why = "too few calls were skipped: raise the threshold of {policy}"
+            if idle:
+                changes = [call.change for call in calls if call.change]
+                why = (
+                    f"no call was skipped: the smallest change was {min(changes):.2g}, so raise the threshold of "
+                    "{policy} above it"
+                    if changes
+                    else "no call was skipped: {policy} has none to skip, or the condition changes at every step"
+                )
             warnings.warn(
-                f"{self.name} cost {macs / plain:.2f} of the plain pipeline, as too few calls were skipped: raise the "
-                f"threshold of {self.method.policy}, or remove() the cache",
+                f"{self.name} cost {share_of_plain(macs, plain, self.name)}, as "
+                f"{why.format(policy=self.method.policy)}; or remove() the cache",
                 stacklevel=2,
             )
 
