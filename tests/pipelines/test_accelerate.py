@@ -442,7 +442,8 @@ NOTHING = SimpleNamespace(components={"text_encoder": nn.Linear(1, 1)}, schedule
     [
         (of_dit, "tailor", 4, "method is one of fora, taylor, .*, got 'tailor'"),
         (of_dit, "taylor", 0, "every is a whole number from 1"),
-        (of_dit, "taylor", "often", "or a Policy, got often"),
+        (of_dit, "taylor", "often", "or a Policy, got often$"),
+        (of_dit, None, 0.1, r"or a Policy, got 0.1: for a threshold, FirstBlock\(0.1\)"),
         (of_dit, "deep-cache", 4, "has one level.*take 'taylor'"),
         (of_unet, "taylor", 4, "no row of blocks: take 'deep-cache'"),
         (of_unet, "toca", 4, "no row of blocks: take 'deep-cache'"),
@@ -549,7 +550,7 @@ def test_a_handle_tells_what_was_spent():
             draw()
     spent, plain = (sum(getattr(call, name) for call in calls(handle)) for name in ("macs", "plain"))
     lines = str(handle).splitlines()
-    cost = f"{spent / 1e9:.4g} of {plain / 1e9:.4g} GMACs, {spent / plain:.2f} of the plain pipeline"
+    cost = f"{spent / 1e9:.4g} of {plain / 1e9:.4g} GMACs, {spent / plain:.2f} of the plain transformer's multiply-adds"
     assert lines[-1] == f"  sampling 17: 2 full, 2 skipped calls; {cost}"
     assert len(lines) == 17
 
@@ -741,9 +742,69 @@ def test_a_sampling_that_costs_more_than_a_plain_one_is_warned_of(threshold, alo
     with dr.accelerate(pipe.transformer if alone else pipe, "taylor", refresh=Verified(threshold)) as handle:
         draw()
         cost = sum(call.macs for call in calls(handle)) / sum(call.plain for call in calls(handle))
-        assert not alone or not warned("of the plain pipeline")
-    found = warned(f"transformer cost {cost:.2f} of the plain pipeline, as too few calls were skipped")
+        assert not alone or not warned("transformer cost")
+    found = warned(f"transformer cost {cost:.2f} of the plain transformer's multiply-adds, as no call was skipped")
     assert len(found) == (threshold == 0)
+
+
+class Tick(Policy):
+    """Whole at every step."""
+
+    def refresh(self, step, change):
+        return True
+
+
+@pytest.mark.parametrize("policy", [FirstBlock(1e-9), Verified(1e-9), Verified(1e-9, FIRST), Fixed(1), Tick()])
+def test_a_policy_that_skips_no_call_is_warned_of_once_a_sampling_with_the_smallest_change(policy, warned):
+    pipe, draw = of_dit(steps=12)
+    with dr.accelerate(pipe, "fora", refresh=policy) as handle:
+        draw()
+        (message,) = warned("no call was skipped")
+        draw()
+    assert len(warned("no call was skipped")) == 2
+    changes = [call.change for call in calls(handle) if call.change]
+    assert (
+        f"the smallest change was {min(changes):.2g}, so raise the threshold" in message
+        if changes
+        else "or the con" in message
+    )
+
+
+def test_a_policy_that_skips_a_call_or_had_few_calls_is_not_warned_of(warned):
+    pipe, draw = of_dit(steps=12)
+    with dr.accelerate(pipe, "fora", refresh=Fixed(2)):
+        draw()
+    pipe.scheduler.step = lambda *given, **named: 1 / 0
+    with dr.accelerate(pipe, "fora", refresh=1), pytest.raises(ZeroDivisionError):
+        draw()
+    assert not warned("was skipped")
+
+
+def test_without_a_method_each_class_has_its_usual_one():
+    for made, method in ((of_dit, "polynomial"), (of_unet, "deep-cache")):
+        pipe, draw = made()
+        with dr.accelerate(pipe, refresh=2) as usual:
+            drawn = draw()
+        with dr.accelerate(pipe, method, refresh=2) as named:
+            same(draw(), drawn)
+        assert str(usual) == str(named)
+        assert f": {method}, Fixed" in str(usual)
+        with dr.accelerate(network(pipe), scheduler=pipe.scheduler) as alone:
+            assert f": {method}, Fixed" in str(alone)
+
+
+def test_a_summary_counts_the_samplings_that_are_remembered():
+    pipe, draw = of_dit()
+    with dr.accelerate(pipe, "duca", refresh=3) as handle:
+        nothing = {"samplings": 0, "full": 0, "partial": 0, "skipped": 0, "macs": 0, "plain": 0}
+        assert handle.summary() == {"transformer": nothing}
+        for _ in range(18):
+            draw()
+    did = [call.did for sampling in handle.samplings["transformer"] for call in sampling]
+    assert len(did) == 16 * STEPS
+    counts = {name: did.count(name) for name in ("full", "partial", "skipped")}
+    totals = {name: 16 * sum(getattr(call, name) for call in calls(handle)) for name in ("macs", "plain")}
+    assert handle.summary() == {"transformer": {"samplings": 16, **counts, **totals}}
 
 
 def test_the_page_runs():
@@ -753,4 +814,4 @@ def test_the_page_runs():
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
         exec(compile(block, PAGE.name, "exec"), session)
     assert len(session["images"]) == 2
-    assert "19 verified" in str(session["handle"])
+    assert "29 verified" in str(session["handle"])

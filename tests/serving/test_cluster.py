@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import get_args
 
 import launched
 import numpy as np
@@ -28,6 +29,7 @@ from dualrate.config.serial import from_plain
 from dualrate.drawing.choice import Choice
 from dualrate.runs.store import load
 from dualrate.serving.cluster import Replica, Served, app
+from dualrate.serving.jobs import Status
 from dualrate.serving.offer import Limits
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
@@ -123,6 +125,26 @@ def test_the_configuration_of_the_page_is_one_of_this_deployment(ray):
     (deployment,) = application["deployments"]
     assert deployment["name"] == replica.__name__
     assert set(deployment["autoscaling_config"]) <= set(settings["autoscaling_config"])
+
+
+@pytest.mark.parametrize("status", get_args(Status))
+def test_the_client_of_the_page_asks_until_a_state_that_its_table_calls_an_end(status, monkeypatch):
+    """And not for ever."""
+    table = re.search(r"### States of a job\n(.*?)\n#", PAGE.read_text(), flags=re.S)
+    assert table is not None
+    assert f"`{status}`" in table[1]
+    names: dict = {}
+    exec(block("py"), names)
+    waits: list[float] = []
+    answer = SimpleNamespace(read=lambda: f'data: {{"status": "{status}"}}\n\n'.encode())
+    monkeypatch.setattr("urllib.request.urlopen", lambda request, timeout: answer)
+    monkeypatch.setattr("time.sleep", waits.append)
+    if status in ("waiting", "running"):
+        with pytest.raises(TimeoutError, match="no last report in 3 tries"):
+            names["draw"]("http://server/", tries=3, steps=4)
+    else:
+        assert names["draw"]("http://server/", steps=4) == {"status": status}
+    assert len(waits) == 3 * (status in ("waiting", "running"))
 
 
 def replicas(folder: str) -> list[int]:

@@ -163,3 +163,27 @@ def test_metrics_count_requests_and_batches(offer):
     assert values["dualrate_batch_seconds_sum", "light"] > 0
     assert values["dualrate_requests_ended_total", "done"] == 1
     assert (values["dualrate_requests", "running"], values["dualrate_calls_waiting",]) == (0, 0)
+    lasted = [value for (name, *labels), value in values.items() if name == "dualrate_request_seconds_bucket"]
+    assert lasted == sorted(lasted)
+    assert (lasted[-1], values["dualrate_request_seconds_count", "done"]) == (1, 1)
+    assert 0 < values["dualrate_request_seconds_sum", "done"] < 30
+
+
+def test_metrics_count_refusals_by_their_error(offer, monkeypatch):
+    pytest.importorskip("prometheus_client")
+    from prometheus_client.parser import text_string_to_metric_families
+
+    def fail(request):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(offer, "sides", fail)
+    with listening(offer) as url:
+        for _ in range(2):
+            assert ask(url, "GET", "/nowhere").status == 404
+        assert ask(url, "GET", "/api/samples/nobody").status == 404
+        assert ask(url, "POST", "/api/samples", b"[]").status == 400
+        assert ask(url, "POST", "/api/plan", {"steps": 4}).status == 500
+        text = ask(url, "GET", "/metrics").content.decode()
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    counts = {sample.labels["error"]: sample.value for sample in families["dualrate_refused"].samples}
+    assert counts == {"not-found": 2, "no-such-samples": 1, "bad-request": 1, "server-error": 1}

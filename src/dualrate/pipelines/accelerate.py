@@ -4,7 +4,8 @@ Each network's `forward` is wrapped on the instance. Modules, names and weights 
 several times at a step, as for guidance, has a cache for each of these calls: a branch. Branches are told apart by all
 that a call is given but the state and the time, whatever their order; those given the same, as where attention is
 perturbed, by their order among each other. A branch that the step before did not have begins with a full call. Caches
-begin anew with a sampling: where the scheduler has new times, where time rises, and after an error in a call.
+begin anew with a sampling: where the scheduler has new times, where time rises, after an error in a call, and where
+another thread calls. One thread's sampling must end before the next thread's begins.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import copy
 import functools
 import itertools
 import os
+import threading
 import warnings
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
@@ -39,6 +41,7 @@ FEW = 8  # steps, or fewer, of which hardly one can be skipped
 QUANTILES = (0.1, 0.5, 0.9, 1.0)  # of changes that are printed
 PASSIVE = {"group_offloading", "layerwise_casting"}  # hooks of diffusers that leave alone what is computed
 REMEMBERED = 16  # samplings
+ENTERING = threading.Lock()  # a call's cache is looked up, and a sampling begun, by one thread at a time
 JOINT = "; decides for a batch as one, so an image depends on the others in it"
 
 
@@ -64,17 +67,29 @@ class Accelerated:
     Printed, or shown by a notebook, it says what each sampling cost, and the changes that its policy saw, by which a
     threshold is chosen.
 
-    samplings: of each network the calls of the latest samplings
+    samplings: by network the calls of its latest samplings, at most REMEMBERED of them, the latest last
     """
 
-    def __init__(self, method: str, networks: Sequence[_Network]) -> None:
-        self._method, self._networks = method, networks
+    def __init__(self, networks: Sequence[_Network]) -> None:
+        self._networks = networks
         self.samplings = {network.name: network.samplings for network in networks}
 
     def remove(self) -> None:
         """Leave the pipeline as it was. A second time does nothing."""
         for network in self._networks:
             network.remove()
+
+    def summary(self) -> dict[str, dict[str, int]]:
+        """Counts for a log, by network: its calls by what they did, and the multiply-adds of all, and of plain ones.
+
+        They are of the samplings in `samplings`.
+        """
+        totals: dict[str, dict[str, int]] = {}
+        for name, samplings in self.samplings.items():
+            calls = [call for sampling in samplings for call in sampling]
+            macs, plain = cost_of(calls)
+            totals[name] = {"samplings": len(samplings), **call_counts(calls), "macs": macs, "plain": plain}
+        return totals
 
     def __enter__(self) -> Accelerated:
         return self
@@ -86,18 +101,17 @@ class Accelerated:
         lines = []
         for network in self._networks:
             policy, earlier = network.method.policy, network.begun - len(network.samplings)
-            lines.append(
-                f"{network.name} ({type(network.net).__name__}): {self._method}, {policy}{JOINT * bool(policy.sees)}"
-            )
+            kind = type(network.net).__name__
+            lines.append(f"{network.name} ({kind}): {network.method_name}, {policy}{JOINT * bool(policy.sees)}")
             for number, calls in enumerate(network.samplings, earlier + 1):
-                lines.append(f"  sampling {number}: {sampling_summary(calls, policy)}")
+                lines.append(f"  sampling {number}: {sampling_summary(calls, policy, network.name)}")
         return "\n".join(lines)
 
 
-def sampling_summary(calls: Sequence[CallRecord], policy: Policy) -> str:
-    """A line on the calls of a sampling: how many ran whole, and what all of them cost."""
-    counts = {did: sum(call.did == did for call in calls) for did in ("full", "partial", "skipped")}
-    said = ", ".join(f"{count} {did}" for did, count in counts.items() if count or did != "partial") + " calls"
+def sampling_summary(calls: Sequence[CallRecord], policy: Policy, name: str) -> str:
+    """A line on the calls of a sampling of a network: how many ran whole, and what all of them cost."""
+    counts = call_counts(calls).items()
+    said = ", ".join(f"{count} {did}" for did, count in counts if count or did != "partial") + " calls"
     changes = [call.change for call in calls if call.change]
     if policy.sees.startswith("forecast"):
         worst = max((call.change for call in calls if call.did == "skipped"), default=0.0)
@@ -106,9 +120,17 @@ def sampling_summary(calls: Sequence[CallRecord], policy: Policy) -> str:
         at = torch.tensor(changes, dtype=torch.float64).quantile(torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
         said += ", changes " + ", ".join(f"{q:.0%} {value:.2g}" for q, value in zip(QUANTILES, at, strict=True))
     macs, plain = cost_of(calls)
-    return (
-        f"{said}; {macs / 1e9:.4g} of {plain / 1e9:.4g} GMACs, {macs / plain if plain else 1:.2f} of the plain pipeline"
-    )
+    return f"{said}; {macs / 1e9:.4g} of {plain / 1e9:.4g} GMACs, {share_of_plain(macs, plain, name)}"
+
+
+def share_of_plain(macs: int, plain: int, name: str) -> str:
+    """What a network cost, in words."""
+    return f"{macs / plain if plain else 1:.2f} of the plain {name}'s multiply-adds"
+
+
+def call_counts(calls: Sequence[CallRecord]) -> dict[Did, int]:
+    """The number of calls by what they did."""
+    return {did: sum(call.did == did for call in calls) for did in get_args(Did)}
 
 
 def cost_of(calls: Sequence[CallRecord]) -> tuple[int, int]:
@@ -118,7 +140,7 @@ def cost_of(calls: Sequence[CallRecord]) -> tuple[int, int]:
 
 def accelerate(
     pipe: Any,
-    method: MethodName = "polynomial",
+    method: MethodName | None = None,
     *,
     refresh: int | Policy = 4,
     order: int = ORDER,
@@ -128,7 +150,7 @@ def accelerate(
     """Make a pipeline of diffusers, or a network of one, cheaper, in place, until `remove()` of what is returned.
 
     pipe:      a pipeline, or its transformer or UNet for a loop of your own, which calls it at falling times
-    method:    fora, taylor, polynomial, toca, duca, or deep-cache for UNets
+    method:    fora, taylor, polynomial, toca, duca, or deep-cache for UNets; None: that, or polynomial for others
     refresh:   whole calls at every N-th step, or where a policy (`pipelines/policies.py`) says
     order:     of the forecast, of taylor and polynomial
     outer:     how many of the last layers run at every step, of deep-cache
@@ -136,14 +158,15 @@ def accelerate(
     All networks of the pipeline take part whose class is in `KINDS` (`classes/catalogue.py`). Raises ValueError where
     there is none, where one cannot have this method or policy, and where one is compiled as a whole or changed by
     another tool; TypeError for the name of a model, with the way to load it. Warns, here or as it draws, of a scheduler
-    that draws noise, of few steps, and where the calls of a sampling cost more than plain ones.
+    that draws noise, of few steps, and where a sampling skips no call, or its calls cost more than plain ones.
     """
-    if method not in METHODS:
+    if method is not None and method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}, got {method!r}")
     if isinstance(refresh, int):
         refresh = Fixed(refresh)
     if not isinstance(refresh, Policy):
-        raise ValueError(f"refresh is every how many steps, or a Policy, got {refresh}")
+        way = f": for a threshold, FirstBlock({refresh})" if isinstance(refresh, float) else ""
+        raise ValueError(f"refresh is every how many steps, or a Policy, got {refresh}{way}")
     if not isinstance(order, int) or order < 0:
         raise ValueError(f"order is a whole number, 0 or more, got {order!r}")
     source = type(pipe).__name__
@@ -161,20 +184,21 @@ def accelerate(
         classes = ", ".join(type(part).__name__ for part in parts.values()) or "no networks"
         got = source if classes == source else f"{source} with {classes}"
         raise ValueError(f"a pipeline with a {', '.join(KINDS)}, or that alone, is expected, got {got}")
-    methods: dict[str, CacheMethod] = {}
+    methods: dict[str, tuple[str, CacheMethod]] = {}
     for name, net in networks.items():
         check_free(name, net)
         kind = KINDS[type(net).__name__]
-        if method == "deep-cache":
-            methods[name] = CachedLevels(net, kind, refresh, outer)
-        elif method in SHARES:
-            methods[name] = CachedTokens(net, kind, refresh, method)
+        chosen = method or ("deep-cache" if kind.rows is None and kind.has_levels(net) else "polynomial")
+        if chosen == "deep-cache":
+            cache = CachedLevels(net, kind, refresh, outer)
+        elif chosen in SHARES:
+            cache = CachedTokens(net, kind, refresh, chosen)
         else:
-            form = "taylor" if method == "taylor" else "polynomial"
-            methods[name] = Features(net, kind, refresh, 0 if method == "fora" else order, form)
-    for network_method in methods.values():
-        convention(pipe.scheduler, network_method)
-    return Accelerated(method, [_Network(name, network_method, pipe) for name, network_method in methods.items()])
+            form = "taylor" if chosen == "taylor" else "polynomial"
+            cache = Features(net, kind, refresh, 0 if chosen == "fora" else order, form)
+        convention(pipe.scheduler, cache)
+        methods[name] = chosen, cache
+    return Accelerated([_Network(name, *by_method, pipe) for name, by_method in methods.items()])
 
 
 def check_free(name: str, net: Any) -> None:
@@ -215,10 +239,12 @@ def convention(scheduler: Any, method: CacheMethod) -> Convention | None:
 class _Network:
     """A network of the pipeline, its wrapper and its caches."""
 
-    def __init__(self, name: str, method: CacheMethod, pipe: Any) -> None:
+    def __init__(self, name: str, method_name: str, method: CacheMethod, pipe: Any) -> None:
         self.name, self.net, self.method, self.pipe = name, method.net, method, pipe
+        self.method_name = method_name
         self.samplings: deque[list[CallRecord]] = deque(maxlen=REMEMBERED)
         self.begun = self.branch = 0
+        self.thread, self.left = 0, dict[int, float]()  # of the sampling; times at which threads were interrupted
         self.on, self.digests = True, Digests()
         self.warned_of: Any = None
         self.forget()
@@ -278,13 +304,23 @@ class _Network:
         self.begun += 1
 
     def check_cost(self) -> None:
-        """Warn, once, of a sampling that cost more than a plain one."""
-        macs, plain = cost_of(self.samplings[-1]) if self.samplings and self.unpriced else (0, 0)
-        if macs > plain:
+        """Warn, once, of a sampling that cost more than a plain one, or skipped nothing."""
+        calls = self.samplings[-1] if self.samplings and self.unpriced else []
+        (macs, plain), idle = cost_of(calls), call_counts(calls)["full"] == len(calls) > FEW
+        if macs > plain or idle:
             self.unpriced = False
+            why = "too few calls were skipped: raise the threshold of {policy}"
+            if idle:
+                changes = [call.change for call in calls if call.change]
+                why = (
+                    f"no call was skipped: the smallest change was {min(changes):.2g}, so raise the threshold of "
+                    "{policy} above it"
+                    if changes
+                    else "no call was skipped: {policy} has none to skip, or the condition changes at every step"
+                )
             warnings.warn(
-                f"{self.name} cost {macs / plain:.2f} of the plain pipeline, as too few calls were skipped: raise the "
-                f"threshold of {self.method.policy}, or remove() the cache",
+                f"{self.name} cost {share_of_plain(macs, plain, self.name)}, as "
+                f"{why.format(policy=self.method.policy)}; or remove() the cache",
                 stacklevel=2,
             )
 
@@ -293,7 +329,7 @@ class _Network:
         scheduler = self.pipe.scheduler
         times, step = getattr(scheduler, "timesteps", None), getattr(scheduler, "step_index", None)
         step = getattr(scheduler, "counter", None) if step is None else step  # of PNDM, which repeats a time
-        if self.now is None or time > self.now[0] or times is not self.times:
+        if self.change_thread(time) or self.now is None or time > self.now[0] or times is not self.times:
             self.begin(times)
         if self.now != (time, step):  # in bfloat16 two steps may have the same time
             self.now, self.earlier, self.caches = (time, step), self.caches, {}
@@ -307,6 +343,22 @@ class _Network:
             policy.steps = self.steps
             self.caches[branch] = Cache(policy, shapes, deque(maxlen=self.method.order + 1))
         return self.caches[branch]
+
+    def change_thread(self, time: float) -> bool:
+        """Whether another thread than the latest calls. Raises RuntimeError where its sampling was interrupted."""
+        thread = threading.get_ident()
+        if thread == self.thread:
+            return False
+        if time < self.left.pop(thread, time):
+            raise RuntimeError(
+                f"another thread began a sampling with this {self.name} before the one of this thread ended, and a "
+                f"cache is of one at a time: let each thread accelerate a pipeline whose {self.name} is a copy.copy() "
+                "of it, which shares the weights"
+            )
+        if self.now is not None:
+            self.left[self.thread] = self.now[0]
+        self.thread = thread
+        return True
 
     def clock(self, time: float) -> tuple[Schedule | None, Tensor]:
         """A schedule, and where it has a step of the scheduler."""
@@ -375,14 +427,18 @@ def _forward(network: _Network, *positional: Any, **named: Any) -> Any:
     try:
         time = times.pop() * method.kind.units(net)
         condition = network.digests.of({name: arguments[name] for name in arguments if name not in (state, "timestep")})
-        cache, (schedule, t) = network.cache(time, shapes, condition), network.clock(time)
+        with ENTERING:
+            cache, (schedule, t) = network.cache(time, shapes, condition), network.clock(time)
+            branch, calls, times = network.branch, network.samplings[-1], network.times
         out, did = method.call(lambda copied: type(net).forward(copied, *positional, **named), cache, schedule, t)
     except BaseException:
-        network.forget()
+        with ENTERING:
+            if network.thread == threading.get_ident():
+                network.forget()
         raise
     macs, plain = method.macs(cache, did)
-    network.samplings[-1].append(CallRecord(network.branch, cache.step, did, cache.change, macs, plain))
+    calls.append(CallRecord(branch, cache.step, did, cache.change, macs, plain))
     cache.step += 1
-    if network.times is not None and float(network.times[-1]) == time:
+    if times is not None and float(times[-1]) == time:
         network.check_cost()
     return out

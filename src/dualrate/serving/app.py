@@ -8,7 +8,7 @@
     GET    /api/samples/ID    how far the job is, and its images as PNGs in data URIs; 504 where it took too long
     DELETE /api/samples/ID    stops it
     GET    /api/health        200 while it draws
-    GET    /metrics           for Prometheus: the queue, and the batches of heavy and of light calls
+    GET    /metrics           for Prometheus: the queue, requests by time and end, refusals, batches of calls
 
 A refusal is a 4xx with {"error": name, "message": ..., "field": of the request, if it is one's}. On a loopback address
 only requests to a loopback name are answered, and a request's body must call itself JSON: so no other page that the
@@ -28,6 +28,7 @@ import socket
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
@@ -49,7 +50,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from dualrate.config.serial import from_json
 from dualrate.report.html import TEMPLATES
 from dualrate.serving.engine import KINDS, Full
-from dualrate.serving.jobs import Job, Jobs
+from dualrate.serving.jobs import BUCKETS, Job, Jobs
 from dualrate.serving.offer import Offer, Request
 from dualrate.system.device import free_descriptors
 from dualrate.system.progress import Interrupts
@@ -182,6 +183,21 @@ class _Page:
             raise Refused(504, "out-of-time", job.error)
         return JSONResponse(await asyncio.to_thread(job.report, self.jobs.ahead(job)))
 
+    async def refuse(self, request: HTTPRequest | None, error: Exception) -> Response:
+        """Count a refusal, and put it into words."""
+        message, more = re.sub(r"^request(: |\.)", "", str(error)), {}
+        if isinstance(error, HTTPException):
+            name = error.name if isinstance(error, Refused) else NAMES.get(error.status_code, "bad-http")
+            status, message = error.status_code, error.detail
+        elif isinstance(error, ValueError):
+            name, status, field = "bad-request", 400, re.match(rf"({FIELDS})\b", message)
+            more = {"field": field[1] if field else None}
+        else:  # a fault of the program
+            traceback.print_exception(error)
+            name, status, message = "server-error", 500, f"{type(error).__name__}: {message}"
+        self.jobs.refused[name] += 1
+        return JSONResponse({"error": name, "message": message, **more}, status, getattr(error, "headers", None))
+
     async def _read(self, request: HTTPRequest) -> Request:
         kind = request.headers.get("content-type", "nothing").partition(";")[0].strip().lower()
         if kind != "application/json":
@@ -203,18 +219,6 @@ class _Page:
         return await asyncio.to_thread(from_json, Request, bytes(body), "request")
 
 
-def _refusal(request: HTTPRequest, error: Exception) -> Response:
-    if isinstance(error, HTTPException):
-        name = error.name if isinstance(error, Refused) else NAMES.get(error.status_code, "bad-http")
-        return JSONResponse({"error": name, "message": error.detail}, error.status_code, error.headers)
-    message = re.sub(r"^request(: |\.)", "", str(error))
-    if not isinstance(error, ValueError):  # a fault of the program
-        traceback.print_exception(error)
-        return JSONResponse({"error": "server-error", "message": f"{type(error).__name__}: {message}"}, 500)
-    field = re.match(rf"({FIELDS})\b", message)
-    return JSONResponse({"error": "bad-request", "message": message, "field": field[1] if field else None}, 400)
-
-
 def measurements(jobs: Jobs) -> bytes:
     """Text that Prometheus reads. Raises ModuleNotFoundError without prometheus-client."""
     from prometheus_client import core, generate_latest  # pyright: ignore[reportMissingImports]
@@ -226,6 +230,16 @@ def measurements(jobs: Jobs) -> bytes:
     ended = core.CounterMetricFamily("dualrate_requests_ended", "Requests, by how they ended", labels=["status"])
     for status, count in sorted(jobs.ended.items()):
         ended.add_metric([status], count)
+    lasted = core.HistogramMetricFamily(
+        "dualrate_request_seconds", "Seconds of a request, from its arrival to its end", labels=["status"]
+    )
+    for status, count in sorted(jobs.ended.items()):
+        within = [sum(jobs.lasting[status, i] for i in range(k + 1)) for k in range(len(BUCKETS))]
+        buckets = list(zip([*map(str, BUCKETS), "+Inf"], [*within, count], strict=True))
+        lasted.add_metric([status], buckets, jobs.seconds[status])
+    refused = core.CounterMetricFamily("dualrate_refused", "Answers that were refusals", labels=["error"])
+    for error, count in sorted(jobs.refused.items()):
+        refused.add_metric([error], count)
     calls = core.GaugeMetricFamily(
         "dualrate_calls_waiting", "Calls that wait for the engine's next turn", engine.waiting
     )
@@ -237,7 +251,7 @@ def measurements(jobs: Jobs) -> bytes:
 
     class Now:
         def collect(self) -> Iterator[core.Metric]:
-            yield from (at_work, ended, calls, rows, seconds)
+            yield from (at_work, ended, lasted, refused, calls, rows, seconds)
 
     registry = core.CollectorRegistry()
     registry.register(Now())
@@ -257,7 +271,7 @@ def make_app(offer: Offer, jobs: Jobs, host: str, loopback: bool, streams: int =
         Route("/metrics", answers.metrics),
     ]
     kinds = HTTPException, ValueError, Exception
-    app = Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, _refusal))
+    app = Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, answers.refuse))
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         """Refuses another site's name that was made to lead here, and adds headers."""
@@ -274,7 +288,7 @@ def make_app(offer: Offer, jobs: Jobs, host: str, loopback: bool, streams: int =
         answer: ASGIApp = app
         if loopback and name != host.lower() and not _is_loopback(name):
             message = "this server is for its own machine alone; serve others with --host 0.0.0.0"
-            answer = JSONResponse({"error": "wrong-host", "message": message}, 421)
+            answer = await answers.refuse(None, Refused(421, "wrong-host", message))
         await answer(scope, receive, with_headers)
 
     return guarded
@@ -287,8 +301,8 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _connections(most: int) -> type[H11Protocol]:
-    """A class of connections, one for each client, `most` of them at a time."""
+def _connections(most: int, refused: Counter[str]) -> type[H11Protocol]:
+    """A class of connections, one for each client, `most` of them at a time. refused: counts those that are too many"""
 
     class Connection(H11Protocol):
         ended = False
@@ -307,6 +321,7 @@ def _connections(most: int) -> type[H11Protocol]:
             if len(alive) > most:
                 slowest = min((client for client in alive if not client.answering), key=lambda client: client.since)
                 if slowest is self:  # all others are being answered
+                    refused["too-many-connections"] += 1
                     transport.write(FULL)
                 slowest.end()
 
@@ -391,7 +406,7 @@ def listening(offer: Offer, host: str = "127.0.0.1", port: int = 0) -> Iterator[
         app = make_app(offer, jobs, host, _is_loopback(address), most // 2)
         settings = uvicorn.Config(
             app,
-            http=_connections(most),
+            http=_connections(most, jobs.refused),
             ws="none",
             backlog=max(1, min(MOST_CONNECTIONS, free // 8)),  # as many are accepted before any of them makes room
             log_config=None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ from dualrate.serving.offer import Limits, Side
 
 IDLE, PATIENCE = 30.0, 120.0  # seconds that a job goes on without being asked about; that one is known which has ended
 KEPT, KEPT_BYTES = 128, 2**28  # jobs that have ended and can still be asked about; of their answers
+BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)  # seconds of a request, at most
 
 Status = Literal["waiting", "running", "done", "stopped", "late", "failed"]
 
@@ -40,7 +42,7 @@ class Job:
     """A request at work.
 
     seconds: that it may be drawn; client: whose it is, "" where that does not matter
-    place: in the engine; last_asked: when somebody last asked about it
+    place: in the engine; begun: when it came; last_asked: when somebody last asked about it
     """
 
     sides: Sequence[Side]
@@ -48,6 +50,7 @@ class Job:
     client: str
     place: Drawing
     name: str = field(default_factory=lambda: secrets.token_urlsafe(12))  # which nobody guesses
+    begun: float = field(default_factory=time.monotonic)
     last_asked: float = field(default_factory=time.monotonic)
     drawing: Future[None] = field(default_factory=Future)
 
@@ -114,7 +117,11 @@ class Job:
 
 
 class Jobs:
-    """Draws what is submitted, by an engine, until it is left. Its methods are called from one thread."""
+    """Draws what is submitted, by an engine, until it is left. Its methods are called from one thread.
+
+    ended:    requests by how they ended; seconds: of all of these; lasting: of these by the first bucket they fit
+    refused:  answers that were refusals, by their error: the server counts them
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -123,6 +130,8 @@ class Jobs:
         self._pool = ThreadPoolExecutor(limits.at_once, thread_name_prefix="sampling")
         self.engine = Engine(Capacity(images=limits.images * (limits.at_once + limits.waiting)))
         self.ended: Counter[Status] = Counter()
+        self.seconds, self.lasting = Counter[Status](), Counter[tuple[Status, int]]()
+        self.refused: Counter[str] = Counter()
 
     def __enter__(self) -> Jobs:
         return self
@@ -194,7 +203,10 @@ class Jobs:
     def _leave(self, job: Job) -> None:
         self.engine.leave(job.place)
         with self.engine.changed:
-            self.ended[job.status] += 1
+            status, seconds = job.status, time.monotonic() - job.begun
+            self.ended[status] += 1
+            self.seconds[status] += seconds  # pyright: ignore[reportArgumentType]  # a sum, not a count
+            self.lasting[status, bisect_left(BUCKETS, seconds)] += 1
             if job in self._waiting:  # it was cancelled
                 self._waiting.remove(job)
 

@@ -1,0 +1,102 @@
+"""Accelerated networks and threads: a cache is of one sampling, so two of them never share one unseen."""
+
+import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from pipelines.models import diffusers
+from pipelines.tiny_pipelines import Pixels, of_dit
+
+import dualrate as dr
+
+
+def drawing(net, pause=lambda: None, steps=12):
+    """Return a pipeline of its own around a network, and what draws by it, with a pause after every step."""
+    vae = Pixels()
+    pipe = diffusers.DiTPipeline(net, vae, diffusers.DDIMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    step = pipe.scheduler.step
+
+    def paused(*given, **named):
+        pause()
+        return step(*given, **named)
+
+    pipe.scheduler.step = paused
+
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        pipe([1, 2], 1.0, generator=generator, num_inference_steps=steps, output_type="pt")
+        return vae.latents
+
+    return pipe, draw
+
+
+def test_threads_with_copies_of_a_network_draw_what_they_draw_one_after_another():
+    net = of_dit()[0].transformer
+    meeting = threading.Barrier(2, timeout=60)
+    (one, first), (other, second) = (drawing(copy.copy(net), lambda: meeting.wait()) for _ in range(2))
+    assert one.transformer.proj_out_2.weight is other.transformer.proj_out_2.weight
+    with dr.accelerate(one, refresh=3), dr.accelerate(other, refresh=2), ThreadPoolExecutor(2) as pool:
+        together = [future.result() for future in (pool.submit(first, 0), pool.submit(second, 1))]
+    for seed, refresh in ((0, 3), (1, 2)):
+        pipe, draw = drawing(net)
+        with dr.accelerate(pipe, refresh=refresh):
+            torch.testing.assert_close(together[seed], draw(seed), rtol=0, atol=0)
+
+
+def test_a_sampling_that_another_thread_interrupts_ends_in_an_error_and_the_other_is_right():
+    pipe, draw = drawing(of_dit()[0].transformer)
+    with dr.accelerate(pipe, refresh=3):
+        right = draw(1)
+    here, there, count = threading.Event(), threading.Event(), iter(range(100))
+
+    def pause():
+        if next(count) == 4:
+            here.set()
+            assert there.wait(60)
+
+    _, interrupted = drawing(pipe.transformer, pause)
+    with dr.accelerate(pipe, refresh=3) as handle, ThreadPoolExecutor(1) as pool:
+        future = pool.submit(interrupted, 0)
+        assert here.wait(60)
+        torch.testing.assert_close(draw(1), right, rtol=0, atol=0)
+        there.set()
+        with pytest.raises(RuntimeError, match=r"another thread began a sampling with this transformer.*copy.copy"):
+            future.result()
+        torch.testing.assert_close(pool.submit(draw, 1).result(), right, rtol=0, atol=0)  # the same thread, anew
+        torch.testing.assert_close(draw(1), right, rtol=0, atol=0)
+    assert [len(calls) for calls in handle.samplings["transformer"]] == [5, 12, 12, 12]
+
+
+def test_an_error_in_a_thread_leaves_the_sampling_of_another_alone():
+    pipe, draw = drawing(of_dit()[0].transformer)
+    with dr.accelerate(pipe, refresh=3):
+        right = draw(1)
+    started, ended, count = threading.Event(), threading.Event(), iter(range(100))
+
+    def pause():
+        if next(count) == 4:
+            started.set()
+            assert ended.wait(60)
+
+    other, drawn = drawing(pipe.transformer, pause)
+    first, going_on = threading.Event(), threading.Event()
+
+    def stop():
+        if not first.is_set():
+            first.set()
+            assert going_on.wait(60)
+
+    _, interrupted = drawing(pipe.transformer, stop)
+    with dr.accelerate(other, refresh=3), ThreadPoolExecutor(2) as pool:
+        failing = pool.submit(interrupted, 0)
+        assert first.wait(60)
+        future = pool.submit(drawn, 1)
+        assert started.wait(60)
+        going_on.set()
+        with pytest.raises(RuntimeError, match="another thread began"):
+            failing.result()
+        ended.set()
+        torch.testing.assert_close(future.result(), right, rtol=0, atol=0)
