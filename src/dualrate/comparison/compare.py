@@ -113,12 +113,14 @@ def compare(
     )
     end, device = time.monotonic() + 60 * minutes, pick_device(device)
     progress = progress or PlainReporter(seconds=10)
-    if out is not None and as_path(out).suffix != ".html":
+    requests = [requests] if isinstance(requests, str) else requests
+    for run in requests if isinstance(requests, Sequence) else [requests]:
+        if not isinstance(run, str):
+            raise TypeError(f"compare takes runs by their paths, such as 'runs/mine:16/4', got a {type(run).__name__}")
+    if out is not None and as_path(out, "out").suffix != ".html":
         raise ValueError(f"--out is an .html file, beside which .json is written, got {out}")
     features_named(features)  # a bad name is refused before the models are loaded
-    if strange := [run for run in requests if not isinstance(run, str)]:
-        raise TypeError(f"runs are compared by their paths, such as 'runs/mine:16/4', got {strange[0]!r}")
-    parsed = [RunRequest.parse(text) for text in ([requests] if isinstance(requests, str) else requests)]
+    parsed = [RunRequest.parse(text) for text in requests]
     if not parsed:
         raise ValueError("nothing to compare: name runs, e.g. dualrate compare weights/fashion-mnist-*")
     runs = dict.fromkeys(request.run for request in parsed)
