@@ -54,7 +54,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_is_there_is_measured_beside_the_model_that_it_trained(place, monkeypatch, capsys):
-    assert call(monkeypatch, "demo", "--count", "40") == 0
+    assert call(monkeypatch, "demo", "--count", "192") == 0
     said = capsys.readouterr()
     assert said.out.strip().endswith("demo/report.html")
     assert "weights not found, so not measured: nowhere" in said.err
@@ -70,7 +70,7 @@ def test_what_is_there_is_measured_beside_the_model_that_it_trained(place, monke
     assert "The best plan of two rates is" in page
     assert "Trained here, in 2 minutes" in page
     features = {file: file.stat().st_mtime_ns for file in (place / "demo").rglob("*.safetensors")}
-    assert call(monkeypatch, "demo", "--count", "40") == 0
+    assert call(monkeypatch, "demo", "--count", "192") == 0
     assert all(file.stat().st_mtime_ns == at for file, at in features.items())
 
 
@@ -78,7 +78,7 @@ def test_without_the_pair_of_forecasts_there_is_no_section_of_it(tmp_path, monke
     (tmp_path / "kuramoto-sivashinsky-large").mkdir()
     (tmp_path / "kuramoto-sivashinsky-large" / "experiment.json").touch()
     monkeypatch.setattr(comparison, "compare", lambda *of, **how: pytest.fail("nothing is measured"))
-    assert demo.Demo(weights=tmp_path, out=tmp_path / "out")._forecasts(Silent()) == []
+    assert not [*demo.Demo(weights=tmp_path, out=tmp_path / "out")._forecasts(Silent())]
 
 
 def test_forecasts_are_shown_with_the_memory_of_their_members(tmp_path, monkeypatch):
@@ -87,7 +87,9 @@ def test_forecasts_are_shown_with_the_memory_of_their_members(tmp_path, monkeypa
     monkeypatch.setattr(demo, "FORECASTS", (("pair", "channels", "2"), ("other", "leads", "2")))
     monkeypatch.setattr(demo, "STARTS", 2)
     monkeypatch.setattr(demo, "MEMBERS", 3)
-    (section,) = demo.Demo(weights=Path("GOLDEN"), out=tmp_path / "out")._forecasts(Silent())
+    early, section = demo.Demo(weights=Path("GOLDEN"), out=tmp_path / "out")._forecasts(Silent())
+    assert early.drawings == section.drawings
+    assert early.table is None
     assert section.table.header[-1] == "MB for 3 members"
     assert all(float(line[-1]) > 0 for line in section.table.cells)
     megabytes = 4 * sum(load(Path("GOLDEN/channels")).parameters.values()) / 1e6
@@ -98,5 +100,33 @@ def test_an_interrupted_training_measures_nothing(place, monkeypatch):
     stopped = FitResult.__new__(FitResult)
     object.__setattr__(stopped, "stopped", "signal")
     monkeypatch.setattr("dualrate.runs.train.train", lambda *of, **how: stopped)
-    assert call(monkeypatch, "demo", "--count", "40") != 0
-    assert not (place / "demo/report.html").exists()
+    assert call(monkeypatch, "demo", "--count", "192") != 0
+    page = (place / "demo/report.html").read_text()  # of what was measured before
+    assert "The best plan of two rates is" in page
+    assert "Here there were" not in page
+
+
+def test_too_few_images_for_the_score_are_refused_before_anything_starts(place, monkeypatch, capsys):
+    assert call(monkeypatch, "demo", "--count", "50") == 2
+    assert "count is a whole number from 192 to 10,000,000, or None, got 50" in capsys.readouterr().err
+    assert not (place / "demo").exists()
+
+
+def test_a_quick_demo_is_smaller_in_a_folder_of_its_own(place, monkeypatch):
+    monkeypatch.setattr(demo, "QUICK", 1)
+    assert call(monkeypatch, "demo", "--quick") == 0
+    rows = json.loads((place / "demo/quick/images.json").read_text())["front"]
+    assert [(row["network"], row["fingerprint"]["count"]) for row in rows] == [("two", 192)]
+    assert "Trained here, in 20 seconds" in (place / "demo/quick/report.html").read_text()
+
+
+def test_pictures_are_on_the_page_before_anything_is_measured_unless_there_is_a_whole_one(place, monkeypatch):
+    pages, report = [], place / "demo/report.html"
+    monkeypatch.setattr(comparison, "compare", lambda *of, **how: pages.append(report.read_text()) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        demo.Demo().run()
+    assert "<img" in pages[0]
+    report.write_text("whole")
+    with pytest.raises(ZeroDivisionError):
+        demo.Demo().run()
+    assert pages[1] == "whole"

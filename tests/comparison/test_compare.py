@@ -27,7 +27,7 @@ from dualrate.comparison.candidates import (
     baselines_of,
     candidates_of,
 )
-from dualrate.comparison.compare import compare
+from dualrate.comparison.compare import compare, seconds_each
 from dualrate.comparison.results import compare_page
 from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.diffusion.plan import StepPlan
@@ -203,6 +203,32 @@ def test_a_second_call_draws_nothing_and_says_the_same(here, monkeypatch):
     forget_rows(here)
     second = run(here, "dual:4/2")
     assert [one.row.score for one in first.finished] == [one.row.score for one in second.finished]
+
+
+def test_times_are_kept_for_the_machine_and_a_fuller_page_stays(here, pages, monkeypatch):
+    drawings, draw = [], yardstick.Yardstick.draw
+    monkeypatch.setattr(yardstick.Yardstick, "draw", lambda *of: drawings.append(of) or draw(*of))
+    monkeypatch.setattr(comparison, "seconds_each", lambda *of: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(here, "dual:4/2", "heavy:3")
+    page = here / "report.html"
+    early = page.read_text()
+    assert "Nothing was timed yet" in early
+    assert "Score against FLOPs" in early
+    assert "measured time" not in early
+    monkeypatch.setattr(comparison, "seconds_each", seconds_each)
+    first = run(here, "dual:4/2", "heavy:3")
+    seen = len(drawings)
+    assert "Nothing was timed yet" not in page.read_text()
+    monkeypatch.setattr(comparison.Session, "write", lambda session, results: written.append(results))
+    written = []
+    second = run(here, "dual:4/2", "heavy:3")
+    assert len(drawings) == seen
+    assert [results.finished for results in written] == [second.finished]
+    assert [one.seconds_alone for one in second.finished] == [one.seconds_alone for one in first.finished]
+    monkeypatch.setattr(comparison, "environment", lambda device: {"processor": "two"})
+    run(here, "dual:4/2", "heavy:3")
+    assert len(drawings) > seen
 
 
 def forget_rows(here: Path) -> None:

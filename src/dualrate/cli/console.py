@@ -8,10 +8,12 @@ import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import torch
 
+from dualrate.cli.going_on import options_of
 from dualrate.data.cache import cache_dir
 from dualrate.data.source import NOTED, DataProgress
 from dualrate.experiment.modality import conditions_named
@@ -83,21 +85,35 @@ def data_progress(progress: Reporter, work: str | None = None) -> DataProgress:
 ENOUGH = 100_000  # samples of a training, below which its pictures say little
 
 
-def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter) -> None:
-    """Note how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again."""
+def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter, *, whole: bool = True) -> None:
+    """Note how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again.
+
+    whole: whether it was all that the command does, so that the same one with more iterations goes on
+    """
     why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
     idle, more = result.iteration == result.begun and result.stopped != "signal", ""
+    over = lr_at(fit, result.iteration, result.seconds) == 0
     if idle or result.stopped == "seconds":
         option = "max-seconds" if result.stopped == "seconds" else "iterations"
-        over = lr_at(fit, result.iteration, result.seconds) == 0
         more = "; its learning rate is 0: name another --out" if over else f"; to go on, raise --fit.{option}"
     nothing = "nothing is left to do: " if idle else ""
     spent = f"at iteration {result.iteration} after {result.seconds:.0f} s of training"
     if not idle and (samples := result.iteration * fit.batch_size) < ENOUGH:
-        progress.note(f"too early to judge: the networks saw {samples:,} samples, and {ENOUGH:,} are few")
+        further = whole and result.stopped != "signal" and fit.optim.decay_seconds is None
+        way = f"; to train {'anew' if over else 'on'}: {_longer(fit, out, anew=over)}" if further else ""
+        progress.note(f"too early to judge: the networks saw {samples:,} samples, and {ENOUGH:,} are few{way}")
     progress.note(f"{nothing}{why} {spent}: {out}{more}")
     if result.stopped == "signal":
         raise SystemExit(75)
+
+
+def _longer(fit: FitConfig, out: Path, *, anew: bool) -> str:
+    """The command line by which the networks see ENOUGH samples. anew: in another directory"""
+    settings = {"--fit.iterations": [str(math.ceil(ENOUGH / fit.batch_size))]}
+    settings |= {"--fit.max-seconds": ["None"]} if fit.max_seconds is not None else {}
+    settings |= {"--out": [f"{out}-longer"]} if anew else {}
+    (_, words), *options = (options_of(sys.argv[1:]) | settings).items()
+    return shlex.join(["dualrate", *words, *chain.from_iterable((name, *values) for name, values in options)])
 
 
 def print_json(values: object) -> None:

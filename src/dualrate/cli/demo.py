@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from dualrate.cli.console import command_line, reporter
-from dualrate.config.ranges import Images, Minutes, Ranged
+from dualrate.config.ranges import Minutes, Range, Ranged
 
 if TYPE_CHECKING:
     from dualrate.comparison.results import ComparisonResults
@@ -35,12 +36,15 @@ IMAGES: tuple[Plan, ...] = (  # each network's main plan first, which are measur
     ("light", "fashion-mnist-light", "11"),
 )
 MEMBERS, STARTS = 16, 256  # of the forecasts
+FEWEST = 192  # images of a plan: twice the features of the network that scores them
+QUICK = 3  # plans of a part of a quick demo
 MEASURING = 4  # minutes of images at most: a slow or busy machine measures fewer plans, and the same command continues
 PICTURES, ROW = 40, 10  # of the model that is trained here
 IDEA = (
     "A diffusion model makes a sample in many steps, and calls a large network in each. A pair of networks can share "
     "that work: a heavy one is called now and then, a light one at every step. Here is where that pays, and where not."
 )
+MEASURED = "It is being measured: this page is written anew after each part."
 EXPECTED = (
     "A quiet core makes 400 to 600 iterations in two minutes: clothes are recognisable then, and some are torn or "
     "shapeless. Here there were {}. The networks above trained for two hours."
@@ -64,37 +68,68 @@ class Section:
 class Demo(Ranged):
     """Two rates at work: an ensemble forecast, images beside single networks, and a training of two minutes."""
 
-    out: Path = Path("demo")
-    """Directory for the page, report.html, and the trained model's run. The same command continues there."""
+    quick: bool = False
+    """A first look, in a few minutes: fewer plans, forecasts and images, and a training of 20 seconds."""
+    out: Path | None = None
+    """Directory for the page, report.html, and the trained model's run. The same command continues there. Default:
+    demo, or with --quick demo/quick."""
     weights: Path = Path("weights")
     """Directory of the released weights; those that are missing are left out."""
-    minutes: Minutes = 2
-    """Minutes of training."""
-    count: Images = 1000
-    """Images per plan."""
+    minutes: Minutes | None = None
+    """Minutes of training. Default: 2, or with --quick a third of one."""
+    count: Annotated[int, Range(FEWEST, 10_000_000)] | None = None
+    """Images per plan, 192 or more, which their score needs. Default: 1000, or with --quick 192."""
+
+    @property
+    def place(self) -> Path:
+        """Directory of the page."""
+        return self.out or Path("demo", *["quick"] * self.quick)
+
+    @property
+    def training_minutes(self) -> float:
+        return self.minutes or (1 / 3 if self.quick else 2)
+
+    @property
+    def num_images(self) -> int:
+        return self.count or (FEWEST if self.quick else 1000)
+
+    @property
+    def num_starts(self) -> int:
+        return min(STARTS, 32) if self.quick else STARTS
 
     def run(self) -> None:
+        progress, report, sections = reporter(), self.place / "report.html", {}
+        self.place.mkdir(parents=True, exist_ok=True)
+        anew = not report.exists()  # else the earlier one stays until this is whole
+        parts = self._forecasts(progress), self._images(progress), self._training(progress)
+        for section in chain(*(islice(part, 1) for part in parts), *parts):  # all pictures before what takes long
+            sections[section.title] = section
+            if anew:
+                self._write(report, sections)
+        self._write(report, sections)
+        for section in sections.values():
+            print(f"{section.title}. {section.lead}\n")
+        print(report)
+
+    def _write(self, report: Path, sections: Mapping[str, Section]) -> None:
         from dualrate.report.html import page
         from dualrate.system.files import write_whole
 
-        progress = reporter()
-        sections = [*self._forecasts(progress), *self._images(progress), self._training(progress)]
-        write_whole(self.out / "report.html", page("demo.html", title="dualrate at work", idea=IDEA, sections=sections))
-        for section in sections:
-            print(f"{section.title}. {section.lead}\n")
-        print(self.out / "report.html")
+        content = page("demo.html", title="dualrate at work", idea=IDEA, sections=[*sections.values()])
+        write_whole(report, content)
 
     def _requests(self, plans: Sequence[Plan], progress: Reporter) -> list[str]:
         """The requests to `compare`, of the weights that are there."""
         from dualrate.runs.store import EXPERIMENT
 
+        plans = plans[: QUICK if self.quick else None]
         present = {name for _, name, _ in plans if (self.weights / name / EXPERIMENT).is_file()}
         if missing := sorted({name for _, name, _ in plans} - present):
             progress.note(f"weights not found, so not measured: {', '.join(missing)}")
         return [f"{name}={self.weights / model}:{plan}" for name, model, plan in plans if model in present]
 
-    def _forecasts(self, progress: Reporter) -> list[Section]:
-        """An ensemble by two rates beside single networks, and a picture of its first start."""
+    def _forecasts(self, progress: Reporter) -> Iterator[Section]:
+        """A picture of an ensemble by two rates from its first start; then that, beside single networks."""
         from dualrate.comparison.compare import compare
         from dualrate.comparison.results import verdict
         from dualrate.drawing.choice import Choice
@@ -107,76 +142,87 @@ class Demo(Ranged):
 
         requests = self._requests(FORECASTS, progress)
         if not (self.weights / FORECASTS[0][1]).is_dir():  # the pair, which the section is of
-            return []
-        results = compare(
-            requests, self.out / "forecasts.html", members=MEMBERS, count=STARTS, progress=progress,
-            command=command_line(),
-        )  # fmt: skip
-        first, *rest = verdict(results)
+            return
         _, name, steps = FORECASTS[0]
         model = load(self.weights / name, note=progress.note)
         frames = forecast_of(model).frames
         drawn = forecast(model, 1, frames=frames, members=MEMBERS, choice=Choice(steps=int(steps)), note=progress.note)
         figure = lines_figure(shown(drawn.ensemble, drawn.truth, drawn.written.record, forecast_of(model), MEMBERS))
-        memory, weights = memory_of(results)
-        return [
-            Section(
-                "A forecast with many members",
-                first,
-                [
-                    " ".join(rest),
-                    "A chaotic wave. Its past is known at every fourth point, with noise, so the future is open: the "
-                    "members show what can come. The pair reads the past once, with its heavy network, and draws all "
-                    "members with the light one. CRPS is how far the members are from the truth: less is better.",
-                    f"Memory is what all tensors take together at most, while the {MEMBERS} members of one start are "
-                    f"drawn, counted here. The weights come on top: {weights}.",
-                ],
-                [
-                    (
-                        svg(figure),
-                        f"{MEMBERS} members by two rates, and what came, from the first start that was held out.",
-                    )
-                ],
-                table=short_table(results, memory),
-                details="forecasts.html",
-            )
+        title = "A forecast with many members"
+        drawings = [
+            (svg(figure), f"{MEMBERS} members by two rates, and what came, from the first start that was held out.")
         ]
+        yield Section(title, MEASURED, drawings=drawings)
+        results = compare(
+            requests, self.place / "forecasts.html", members=MEMBERS, count=self.num_starts, progress=progress,
+            command=command_line(),
+        )  # fmt: skip
+        first, *rest = verdict(results)
+        memory, weights = memory_of(results)
+        yield Section(
+            title,
+            first,
+            [
+                " ".join(rest),
+                "A chaotic wave. Its past is known at every fourth point, with noise, so the future is open: the "
+                "members show what can come. The pair reads the past once, with its heavy network, and draws all "
+                "members with the light one. CRPS is how far the members are from the truth: less is better.",
+                f"Memory is what all tensors take together at most, while the {MEMBERS} members of one start are "
+                f"drawn, counted here. The weights come on top: {weights}.",
+            ],
+            drawings,
+            table=short_table(results, memory),
+            details="forecasts.html",
+        )
 
-    def _images(self, progress: Reporter) -> list[Section]:
-        """Images by two rates beside single networks."""
+    def _images(self, progress: Reporter) -> Iterator[Section]:
+        """Images by two rates; then some beside those of single networks."""
         from dualrate.comparison.compare import compare
         from dualrate.comparison.results import COLUMNS, verdict
         from dualrate.report.image_grid import image_grid
 
         requests = self._requests(IMAGES, progress)
         if not requests:
-            return []
+            return
+        yield self._first_images(requests[0])
         results = compare(
-            requests, self.out / "images.html", minutes=MEASURING, screen=self.count, count=self.count,
+            requests, self.place / "images.html", minutes=MEASURING, screen=self.num_images, count=self.num_images,
             progress=progress, command=command_line(),
         )  # fmt: skip
         first, *rest = verdict(results)
         both = results.dual_rate, results.baselines
         sides = [min(side, key=lambda measured: measured.row.score.value) for side in both if side]
-        return [
-            Section(
-                "Images",
-                first,
-                [
-                    " ".join(rest),
-                    "Small pictures of clothes. The pair runs its heavy network at some of the steps, and the light "
-                    "one at all. FD is the distance between drawn and real images: less is better.",
-                    *results.unfinished,
-                ],
-                gallery=[(image_grid(side.images, COLUMNS), f"{side.row.network} in {side.row.num_steps} steps")
-                         for side in sides if len(side.images)],
-                table=short_table(results),
-                details="images.html",
-            )
-        ]  # fmt: skip
+        yield Section(
+            "Images",
+            first,
+            [
+                " ".join(rest),
+                "Small pictures of clothes. The pair runs its heavy network at some of the steps, and the light "
+                "one at all. FD is the distance between drawn and real images: less is better.",
+                *results.unfinished,
+            ],
+            gallery=[
+                (image_grid(side.images, COLUMNS), f"{side.row.network} in {side.row.num_steps} steps")
+                for side in sides
+                if len(side.images)
+            ],
+            table=short_table(results),
+            details="images.html",
+        )
 
-    def _training(self, progress: Reporter) -> Section:
-        """A training of some minutes, and what it draws. Raises KeyboardInterrupt where it was interrupted."""
+    def _first_images(self, request: str) -> Section:
+        from dualrate.drawing.choice import sample
+        from dualrate.report.image_grid import image_grid
+        from dualrate.runs.store import load
+
+        name, _, rest = request.partition("=")
+        run, _, plan = rest.rpartition(":")
+        steps, *heavy = map(int, plan.split("/"))
+        images = sample(load(Path(run)), PICTURES, steps=steps, heavy=heavy[0] if heavy else None)
+        return Section("Images", MEASURED, gallery=[(image_grid(images, ROW), f"{name} in {steps} steps")])
+
+    def _training(self, progress: Reporter) -> Iterator[Section]:
+        """A word on a training of some minutes; then what it draws. Raises KeyboardInterrupt where that is stopped."""
         from dualrate.drawing.choice import sample
         from dualrate.drawing.evaluators import messages
         from dualrate.recipes import fashion_mnist
@@ -184,17 +230,18 @@ class Demo(Ranged):
         from dualrate.runs.store import load
         from dualrate.runs.train import train
 
-        run = self.out / "run"
-        progress.note(f"training a small network for {self.minutes:g} minutes in {run}")
+        seconds = 60 * self.training_minutes
+        long = f"{seconds:.3g} seconds" if seconds < 60 else f"{seconds / 60:g} minute{'s' * (seconds > 60)}"
+        title, run = f"Trained here, in {long}", self.place / f"run-{seconds:g}s"  # a run cannot be prolonged
+        yield Section(title, "A small network, trained from nothing when all else is measured.")
+        progress.note(f"training a small network for {long} in {run}")
         with closing(progress):
-            trained = train(
-                fashion_mnist.first(60 * self.minutes), run, progress=progress, decoding=messages(progress.note)
-            )
+            trained = train(fashion_mnist.first(seconds), run, progress=progress, decoding=messages(progress.note))
         if trained.stopped == "signal":
             raise KeyboardInterrupt(f"training interrupted and saved in {run}; the same command continues it")
         images = sample(load(run), PICTURES, steps=16)
-        return Section(
-            f"Trained here, in {self.minutes:g} minute{'s' * (self.minutes != 1)}",
+        yield Section(
+            title,
             "A small network, trained from nothing. Each column is a kind of clothes.",
             [EXPECTED.format(trained.iteration)],
             gallery=[(image_grid(images, ROW), f"{PICTURES} images in 16 steps, one network at every step")],

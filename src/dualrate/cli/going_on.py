@@ -51,14 +51,14 @@ def _by_history(out: Path, free: Container[str]) -> str:
     words, now = shlex.split(str(first.get("command", ""))), ["dualrate", *sys.argv[1:]]
     if words[:2] != now[:2]:  # begun in Python, say
         return ""
-    before, here = _options(words[2:]), _options(now[2:])
+    before, here = options_of(words[2:]), options_of(now[2:])
     add = [word for name, values in before.items() if name not in free and here.get(name) != values
            for word in (name, *values) if word]  # fmt: skip
     drop = [name for name in here if name not in before and name not in free]
     return _in_words(add, drop)
 
 
-def _options(words: Sequence[str]) -> dict[str, list[str]]:
+def options_of(words: Sequence[str]) -> dict[str, list[str]]:
     """The values of each option; those before the first one by the name of none."""
     name, options = "", dict[str, list[str]]()
     for word in words:

@@ -121,7 +121,7 @@ class Run(Ranged):
                 )
             except OtherRun as refused:
                 raise with_way_on(refused, out, experiment, choices) from None
-        report_end(result, experiment.fit, out, progress)
+        report_end(result, experiment.fit, out, progress, whole=choices is not None)
         return result
 
 

@@ -11,9 +11,10 @@ same command continues after it ran out of minutes, or was killed:
 
     DIRECTORY/KEY-DIGEST/                     what was drawn of a candidate: features of images, frames of forecasts
     DIRECTORY/KEY-FIRST-LAST-DIGEST.json      a row with its bootstrap replicates, of the samples of these seeds
+    DIRECTORY/KEY-times-DIGEST.json           seconds of a sample, alone and in batches: delete it to time anew
 
-The digest is of all that decides a row: its samples, the metrics, what samples are compared with, their cost. So files
-of several machines may be put into one directory.
+The digest is of all that decides a row: its samples, the metrics, what samples are compared with, their cost; that of
+times is also of the machine and its versions. So files of several machines may be put into one directory.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -60,6 +61,7 @@ SCORING = 1  # raised where a score, its interval or its replicates are made in 
 SLOWER = 1.3  # drawing, over its networks' calls
 SHOWN = 20  # samples of a candidate on the page
 BATCH = 32  # seeds that are timed at once
+REPEATS = 3  # batches that are timed
 CALLING = 0.3  # seconds that a call is timed for, at least
 FEWEST = 2  # candidates that are measured however short the time is
 Item = TypeVar("Item")
@@ -111,12 +113,14 @@ def compare(
     )
     end, device = time.monotonic() + 60 * minutes, pick_device(device)
     progress = progress or PlainReporter(seconds=10)
-    if out is not None and as_path(out).suffix != ".html":
+    requests = [requests] if isinstance(requests, str) else requests
+    for run in requests if isinstance(requests, Sequence) else [requests]:
+        if not isinstance(run, str):
+            raise TypeError(f"compare takes runs by their paths, such as 'runs/mine:16/4', got a {type(run).__name__}")
+    if out is not None and as_path(out, "out").suffix != ".html":
         raise ValueError(f"--out is an .html file, beside which .json is written, got {out}")
     features_named(features)  # a bad name is refused before the models are loaded
-    if strange := [run for run in requests if not isinstance(run, str)]:
-        raise TypeError(f"runs are compared by their paths, such as 'runs/mine:16/4', got {strange[0]!r}")
-    parsed = [RunRequest.parse(text) for text in ([requests] if isinstance(requests, str) else requests)]
+    parsed = [RunRequest.parse(text) for text in requests]
     if not parsed:
         raise ValueError("nothing to compare: name runs, e.g. dualrate compare weights/fashion-mnist-*")
     runs = dict.fromkeys(request.run for request in parsed)
@@ -200,7 +204,8 @@ class Session:
         unfinished += more
         about = self.command, self.environment, self.yardstick
         results = ComparisonResults(screened, measured, [], duals, unfinished, *about)
-        self.write(replace(results, unfinished=[*unfinished, "Nothing was timed yet."]))
+        if not self.page.exists():  # else it may be fuller
+            self.write(replace(results, unfinished=[*unfinished, "Nothing was timed yet."]))
         results = replace(results, finished=self.finish(measured, end - time.monotonic())).with_savings()
         self.write(results)
         return results
@@ -258,10 +263,11 @@ class Session:
         count = self.count(candidates, first, most, seconds)
         seeds = range(first, first + count)
         verb = "measured" if first < SCREEN_SEED else "screened"
-        takes = duration(sum(self.seconds(candidate, seeds) for candidate in candidates))
+        takes = sum(self.seconds(candidate, seeds) for candidate in candidates)
+        limit = f"; there are {duration(seconds)}" * (takes > seconds / 2 or count < most)  # else it says nothing
         self.progress.note(
-            f"{len(candidates)} candidates are {verb} on {count} {nouns} each, which takes about {takes}; there are "
-            f"{duration(seconds)}"
+            f"{len(candidates)} candidates are {verb} on {count} {nouns} each, which takes about "
+            f"{duration(takes)}{limit}"
         )
         for i, candidate in enumerate(candidates):
 
@@ -311,14 +317,31 @@ class Session:
         self.progress.note(f"timing {len(measured)} candidates, alone and in batches of {BATCH}")
         for i, entry in enumerate(measured):
             drawer = self.drawer(entry.candidate)
-            repeats = 3 if time.monotonic() < deadline else 1
-            alone, batched = (seconds_each(self.yardstick.draw, drawer, size, repeats) for size in (1, BATCH))
+            alone, batched = self.times(entry.candidate, in_time=time.monotonic() < deadline)
             row = replace(entry.row, seconds_per_image=batched, batch_size=BATCH)
             shown = self.yardstick.samples(drawer, SHOWN)
             finished.append(replace(entry, row=row, seconds_alone=alone, **shown))
             self.progress.update(i + 1, len(measured), {self.yardstick.unit: SHOWN * (i + 1)})
         self.progress.close()
         return finished
+
+    def times(self, candidate: Candidate, *, in_time: bool) -> tuple[float, float]:
+        """Seconds of a sample, alone and in batches: kept ones, of this machine, or the median of some; of one alone,
+        which is not kept, where the time is over.
+        """
+        drawer, model = self.drawer(candidate), self.models[candidate.run]
+        machine = {name: value for name, value in self.environment.items() if name not in ("date", "commit")}
+        content = [self.yardstick.origin(drawer), drawer.members, drawer.precision, BATCH, machine]
+        digest = hashlib.sha256(json.dumps([*content, model.compiled, model.graphs]).encode()).hexdigest()[:8]
+        file = self.directory / f"{candidate.key}-times-{digest}.json"
+        with suppress(OSError, ValueError, TypeError):
+            alone, batched = json.loads(file.read_text())
+            return float(alone), float(batched)
+        draw, repeats = self.yardstick.draw, REPEATS if in_time else 1
+        alone, batched = (seconds_each(draw, drawer, size, repeats) for size in (1, BATCH))
+        if in_time:
+            write_whole(file, json.dumps([alone, batched]))
+        return alone, batched
 
 
 def seconds_each(draw: Callable[[Drawer, int], float], drawer: Drawer, size: int, repeats: int) -> float:

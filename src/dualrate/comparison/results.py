@@ -91,9 +91,12 @@ class ComparisonResults:
 
     @cached_property
     def figures(self) -> list[tuple[str, str]]:
-        """Figures of the page as SVG, each with its caption."""
+        """Figures of the page as SVG, each with its caption; before anything is timed, that of FLOPs."""
+        costs = {"seconds": "measured time", "flops": "FLOPs"}
         rows, drawn = [measured.row for measured in self.scored], self.yardstick.figures(self.scored)
-        for cost, axis in [("seconds", "measured time"), ("flops", "FLOPs")] if rows else []:
+        if not self.finished:
+            rows, _ = [each.row for each in self.measured if math.isfinite(each.row.score.value)], costs.pop("seconds")
+        for cost, axis in costs.items() if rows else []:
             caption = (
                 f"Score against {axis}. Each point has its N/H; faint points are worse than others of their network."
             )

@@ -17,10 +17,12 @@ Upper ends are generous: they keep a machine from hanging on a slip, and are no 
 from __future__ import annotations
 
 import math
+import operator
 import os
 import typing
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path, PurePath
@@ -94,6 +96,8 @@ def as_path(path: str | os.PathLike[str], what: str = "the path") -> Path:
 
     Raises ValueError, which calls it `what`, for an empty one, and for what no file can be called.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{what} is text or a path, got a {type(path).__name__}: name a file or folder")
     if not str(path):
         raise ValueError(f"{what} is empty: expected the name of a file or folder; . is the current folder")
     try:
@@ -140,7 +144,23 @@ def checked(name: str, value: Any, kind: Any) -> Any:
     try:
         return _fitting(value, kind)
     except (ValueError, OverflowError):
-        raise ValueError(f"{name} is {described(kind)}, got {value!r}") from None
+        parts = [part for part in (kind, *get_args(kind)) if get_origin(part) is Literal]
+        listed = [str(choice) for part in parts for choice in get_args(part)]
+        close = get_close_matches(value, listed, 1) if isinstance(value, str) else ()
+        near = f" (did you mean {close[0]}?)" if close else ""
+        raise ValueError(f"{name} is {described(kind)}, got {value!r}{near}") from None
+
+
+def numbered(what: str, items: Any) -> Any:
+    """So many, as the numbers from 0 on; else the items themselves. Raises TypeError, which calls them `what`, for
+    neither a whole number nor a sequence or an array.
+    """
+    if hasattr(items, "__len__") and not isinstance(items, (str, bytes)) and getattr(items, "ndim", 1):
+        return items
+    try:
+        return range(operator.index(items))
+    except TypeError:
+        raise TypeError(f"{what} are a whole number, how many, or a list of them, got {items!r}") from None
 
 
 def _fitting(value: Any, kind: Any) -> Any:

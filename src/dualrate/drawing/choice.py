@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps
+from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps, numbered
 from dualrate.data.source import read_utf8, reading
 from dualrate.denoisers.denoiser import abilities
 from dualrate.diffusion.brief import Brief
@@ -215,7 +215,7 @@ def sample(
     check_loaded(model)
     _ = maker_of(model.experiment).files(model)  # refuses what makes no pictures
     drawer = choice.drawer(model, guidance=Guidance(guidance), label=label, batch_size=batch_size)
-    return drawer.draw(range(seeds) if isinstance(seeds, int) else seeds, progress).images
+    return drawer.draw(numbered("seeds", seeds), progress).images
 
 
 def check_loaded(value: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -127,8 +128,8 @@ def starts_of(
     model: Model, starts: int | NDArray[Any] | str | Path | bytes | None, frames: int, note: Callable[[str], None]
 ) -> Starts:
     """Starts as `forecast` takes them, or the content of an .npy file. Raises what it raises."""
-    if starts is None or isinstance(starts, int):
-        return held_out_starts(model, frames, starts)
+    if starts is None or (hasattr(starts, "__index__") and not np.ndim(starts)):
+        return held_out_starts(model, frames, None if starts is None else operator.index(starts))
     if isinstance(starts, str | Path):
         return read_starts(Path(starts), model, note)
     with TemporaryDirectory() as folder:

@@ -30,9 +30,11 @@ import glob
 import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from os import PathLike
 from statistics import median_low
 from typing import Literal
 
+from dualrate.config.ranges import Ranged, as_path
 from dualrate.data.conditions import Condition, SuperResolution
 from dualrate.data.images import Look, look_at
 from dualrate.data.latent_set import is_encoded, read_latents
@@ -103,7 +105,7 @@ TIERS: dict[Size, Tier] = {
 
 
 @dataclass(frozen=True)
-class Auto:
+class Auto(Ranged):
     """A model for your own images. The recipe looks at them first. Give --data.source with --help to see the other
     options, with the values that were chosen for these images."""
 
@@ -125,6 +127,9 @@ class Auto:
     one call, trained by a score of two draws. regression: the mean, in one call."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.data, str | PathLike):  # the images alone
+            object.__setattr__(self, "data", DataConfig(str(as_path(self.data))))
+        super().__post_init__()
         if self.task is None and (self.rate in OF_A_TASK or self.trained_by != "diffusion"):
             raise ValueError(f"--rate {self.rate} and --trained-by {self.trained_by} need a condition: give a --task")
         if self.task is not None:

@@ -143,7 +143,12 @@ def train(
     Raises ValueError if the data does not fit the networks, a run that the method needs does not, `out` holds another
     experiment or no run, or a part is of a class of a notebook or script; OSError if it cannot be written to.
     """
-    out, config = as_path(out), experiment.fit
+    if not isinstance(experiment, Experiment):
+        raise TypeError(
+            f"train takes an experiment, got a {type(experiment).__name__}: call a recipe, such as "
+            'Auto("photos", size="tiny")() of dualrate.recipes.auto, or take the experiment of a model'
+        )
+    out, config = as_path(out, "out"), experiment.fit
     check_start(experiment, out, score_every)
     if images is None and not experiment.data.source:
         raise ValueError(f"{experiment.name} names no images to train on: give --data.source FOLDER (or a file)")

@@ -91,7 +91,8 @@ class FitConfig(Ranged):
     """Iterations between grids of samples."""
     max_seconds: Annotated[float, Range(0, 1_000_000_000, above=True)] | None = None
     """Seconds of training, summed over resumes, after which to save and stop. The learning rate falls to 0 over this
-    time. If iterations are not given, there are as many as the time allows, so two such runs differ."""
+    time, so the run cannot be prolonged, but with --fit.optim.decay none. If iterations are not given, there are as
+    many as the time allows, so two such runs differ."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

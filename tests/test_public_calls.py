@@ -1,0 +1,50 @@
+"""Public calls by a value of another kind: one line that says what was expected and how to come by it, or it works."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dualrate as dr
+from dualrate.config.ranges import numbered
+from dualrate.recipes.auto import Auto
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda model, out: dr.train("shapes", out), "train takes an experiment, got a str: call a recipe"),
+        (lambda model, out: dr.train(model, out), "train takes an experiment, got a Model: call a recipe"),
+        (lambda model, out: dr.train(model.experiment, 3), "out is text or a path, got a int: name a file"),
+        (lambda model, out: dr.compare(model, model), "compare takes runs by their paths, .*, got a Model"),
+        (lambda model, out: dr.compare([model]), "compare takes runs by their paths, .*, got a Model"),
+        (lambda model, out: dr.compare("runs/mine", model), "out is text or a path, got a Model: name a file"),
+        (lambda model, out: dr.sample(model, 4.0), r"seeds are a whole number, how many, or a list of them, got 4\.0"),
+        (lambda model, out: dr.sample(model, "4"), "seeds are a whole number, how many, or a list of them, got '4'"),
+    ],
+)
+def test_another_kind_is_refused_in_a_line(call, says, tmp_path):
+    model = dr.load(GOLDEN / "single")
+    with pytest.raises(TypeError, match=f"^{says}.*$") as refused:
+        call(model, tmp_path / "out")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("count", [2, np.int64(2), torch.tensor(2), np.array(2)])
+def test_a_whole_number_of_any_kind_is_a_count(count):
+    assert numbered("seeds", count) == range(2)
+
+
+@pytest.mark.parametrize("seeds", [[5], (5,), np.array([5]), torch.tensor([5]), range(5, 6)])
+def test_a_list_of_one_is_no_count(seeds):
+    assert numbered("seeds", seeds) is seeds
+
+
+def test_a_recipe_takes_the_place_of_images_and_refuses_what_is_no_choice():
+    assert Auto("photos") == Auto(dr.DataConfig("photos")) == Auto(Path("photos"))  # type: ignore[arg-type]
+    for field, value, near in (("size", "teeny", "tiny"), ("rate", "singel", "single"), ("trained_by", "crp", "crps")):
+        with pytest.raises(ValueError, match=rf"^{field} is .*, got '{value}' \(did you mean {near}\?\)$"):
+            Auto("photos", task="colour", **{field: value})  # type: ignore[arg-type]
