@@ -22,11 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # front (3,200).
 CODE = {
     "engine": 8714,
-    "carriers": 9290,
+    "carriers": 9295,
     "forecasts": 6915,
     "pipelines": 3790,
     "texts": 430,
-    "front": 4510,
+    "front": 4517,
 }
 REFUSALS = 10  # lines in 100 of code
 VAGUE = 3  # in 1,000 identifiers

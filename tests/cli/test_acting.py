@@ -11,7 +11,7 @@ import pytest
 from cli.command import call
 
 from dualrate.cli import main as cli
-from dualrate.cli.acting import KINDS, OF_RUNS, OPTIONS, acts, named_runs, refusal
+from dualrate.cli.acting import KINDS, OF_RUNS, OPTIONS, acts, named_runs, near_options, refusal
 from dualrate.experiment.modality import maker_of
 from dualrate.runs.store import read_experiment
 from dualrate_command import answer
@@ -233,3 +233,14 @@ def test_what_a_foreign_recipe_makes_says_what_acts(monkeypatch, capsys):
     words = ("train", "dualrate.recipes.fashion_mnist:dual", "--data.variables", "t")
     assert call(monkeypatch, *words) == 2
     assert "--data.variables: only for forecasts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["--nfe", "--num-inference-steps", "--num_inference_steps", "--sampling-steps"])
+def test_other_names_of_steps_are_understood(name, tmp_path):
+    code, says = answer(["sample", str(RUNS["single"]), "--out", str(tmp_path / "out"), name, "8"])
+    assert (code, "\n  --steps INT" in says) == (2, True), says
+
+
+def test_steps_of_something_else_are_not_the_steps_of_a_sample():
+    assert near_options("--codec-step", ["--steps", "--codec-steps"]) == ["--codec-steps"]
+    assert near_options("--nfe", ["--out"]) == []

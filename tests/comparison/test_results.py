@@ -293,3 +293,9 @@ def test_promising_are_the_fronts_by_turns():
     assert [one.network for one in made] == ["single", "dual", "single", "dual", "third"]
     named = replace(own[1], candidate=replace(own[1].candidate, named=True))
     assert promising([*own, *others, named], {"dual"})[0].named
+
+
+def test_a_saving_whose_interval_holds_every_ratio_is_open():
+    assert str(Saving(math.inf, 0.0, math.inf)) == "open"
+    assert str(Saving(0.9, 0.0, math.inf, at_most=True)) == "open"
+    assert str(Saving(math.inf, 1.2, math.inf)) == "never [1.20, never]"

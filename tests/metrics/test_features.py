@@ -75,6 +75,12 @@ def test_a_net_that_hardly_beats_a_guess_is_refused(net, classes, seen, least):
         replace(card, accuracy=0.99 * least).check_accuracy()
 
 
+def test_a_net_that_is_wrong_more_often_than_right_is_rough_in_words(net):
+    rough = "under 0.5, so distances in its features are rough"
+    assert rough in replace(net.card, accuracy=0.35).judgement
+    assert rough not in replace(net.card, accuracy=0.5).judgement
+
+
 def test_shipped_nets_are_not_refused():
     for file in SHIPPED.glob(f"*/{CARD}"):
         card = read_card(file, Card)

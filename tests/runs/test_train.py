@@ -7,6 +7,7 @@ import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,6 +185,12 @@ def test_a_run_keeps_the_names_of_its_classes_also_one_that_was_begun_without(tm
     assert load(tmp_path / "released").class_names == names
     card = (tmp_path / "released" / "README.md").read_text()
     assert "| classes | 0 circle, 1 square, 2 über \\| alles |" in card
+
+
+def test_names_of_fashion_mnist_are_known_without_a_file_of_them():
+    weights = Path(__file__).parents[2] / "weights" / "fashion-mnist-light"
+    assert not (weights / CLASSES).exists()
+    assert load(weights).class_number("Dress") == 3
 
 
 def test_classes_that_are_called_by_their_numbers_have_no_names(tmp_path):

@@ -19,6 +19,7 @@ from dualrate.experiment.upgrade import upgraded
 Run = Mapping[str, Any]  # an experiment, as plain values
 OPTIONS = Path(__file__).with_name("options.json")  # of all commands: `python tests/test_dualrate_command.py` writes it
 TOKENS = ("GreyLevels", "ColourLevels", "Characters")  # codecs
+STEPS = re.compile("--(nfe|(n|num|sampling|inference|num[-_]inference|diffusion)[-_]steps)")  # as others call them
 NO_PICTURE = ("", "Unconditional", "Forecast", "Prompts", "Latent")  # conditions
 
 
@@ -151,6 +152,8 @@ def near_options(name: str, names: Sequence[str]) -> list[str]:
     """The options that may be meant by a name that is none of them, the nearest first; those of its last word first."""
     last = name.replace("--", ".").rpartition(".")[2]
     ends = [option for option in names if option.replace("--", ".").endswith(f".{last}")]
+    if "--steps" in names and STEPS.fullmatch(name):
+        return ["--steps"]
     return ends[:3] or difflib.get_close_matches(name, names, 3, 0.7)
 
 

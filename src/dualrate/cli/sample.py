@@ -86,6 +86,7 @@ class Sample(Ranged, SharedWork):
             f"macs_per_{noun}": cost.macs,
             f"flops_per_{noun}": cost.flops,
             f"seconds_per_{noun}": written.seconds / written.drawn if written.drawn else None,
+            "batch_size": min(drawer.batch_size, num * drawer.members),
             "precision": written.precision,
         }
         if written.texts is not None and self.json:

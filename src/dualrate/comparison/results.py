@@ -336,7 +336,8 @@ def front_table(finished: Sequence[MeasuredCandidate], yardstick: Yardstick | ty
         notes.append(
             "saving: how many times the plan's FLOPs the cheapest baseline needs for the same score. Above 1 the plan "
             f"is cheaper. In brackets: the 95% interval over {noun}s: if 1 lies in it, which is cheaper is open. "
-            "never: no baseline reaches the score. at most: the cheapest plan of a baseline is better already. "
+            "open: the interval holds every ratio. never: no baseline reaches the score. at most: the cheapest plan of "
+            "a baseline is better already. "
             f"{EACH}: no dual-rate plan, or every baseline is better, or no baseline as cheap was measured"
         )
     cells = [

@@ -100,6 +100,8 @@ class Saving:
     at_most: bool = False
 
     def __str__(self) -> str:
+        if self.low == 0 and self.high == math.inf:
+            return "open"
         ratio, low, high = (
             f"{value:.2f}" if value < math.inf else "never" for value in (self.ratio, self.low, self.high)
         )

@@ -162,10 +162,12 @@ class Choice(Brief, Ranged):
         if self.heavy is None:
             return max(1, steps // 4) if model.denoiser.reuse is Reuse.SMOOTH else usual
         if self.heavy != usual and model.denoiser.reuse is Reuse.FREE:
-            what = "one network, which runs at every step" if usual == steps else "a context that never grows old"
+            what = (
+                "one network, called at every step" if usual == steps else "a context that never grows old, of one call"
+            )
             raise ValueError(
-                f"{model.name} has {what}, so there are {usual} heavy calls, not {self.heavy}: drop heavy, or share "
-                "its encoder between steps (denoiser shared-encoder)"
+                f"{model.name} has {what}: drop heavy ({self.heavy}), or share its encoder between steps (denoiser "
+                "shared-encoder)"
             )
         return self.heavy
 

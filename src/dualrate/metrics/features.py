@@ -227,6 +227,7 @@ BATCH_SIZE = 256
 EPOCHS, ITERATIONS = 10, 100  # of a training, at least: ten epochs of a few hundred images teach little
 MAX_SHIFT = 1  # pixel, each way: the only augmentation
 TURNS = 4  # quarter turns, the classes of images without labels
+ROUGH = 0.5  # accuracy below which a score says that it is rough
 ORDERED = 3  # frames that a clip has at least whose order is told, too
 
 
@@ -265,7 +266,8 @@ class Card(NetworkCard):
         what += {"turns": ", of how they are turned", "order": ", of how they are turned and in order"}.get(
             self.task, ""
         )
-        return f"{what}, a guess {self.chance:.2g}"
+        rough = "; under 0.5, so distances in its features are rough" * (self.accuracy < ROUGH)
+        return f"{what}, a guess {self.chance:.2g}{rough}"
 
     def check_accuracy(self) -> None:
         """Raises ValueError for one under twice chance, or, of two classes, under the middle of chance and 1.

@@ -31,6 +31,7 @@ from dualrate.codecs.codec import Codec
 from dualrate.config.imports import import_module, imported_modules
 from dualrate.config.ranges import as_path, is_whole
 from dualrate.config.serial import from_json, to_plain
+from dualrate.data import fashion_mnist
 from dualrate.data.condition_rows import Given
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.experiment.experiment import Experiment
@@ -216,7 +217,7 @@ def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
         early = f"{stopped_early(experiment, iteration)}; ".removeprefix("; ")
         for text in (*(f"warning: {each}" for each in troubles), f"{early}reading {path} at iteration {iteration}"):
             note(text)
-    return StoredModel(path, experiment, weights, iteration, state, _class_names(path, manifest))
+    return StoredModel(path, experiment, weights, iteration, state, _class_names(path, manifest, experiment))
 
 
 def read_experiment(path: str | Path) -> Experiment:
@@ -259,10 +260,11 @@ def _experiment(path: Path, manifest: Manifest | None) -> Experiment:
     return from_json(Experiment, content, str(path / EXPERIMENT), upgraded)
 
 
-def _class_names(path: Path, manifest: Manifest | None) -> tuple[str, ...]:
-    """Names of classes; none where there is no file of them, as in older runs."""
+def _class_names(path: Path, manifest: Manifest | None, experiment: Experiment) -> tuple[str, ...]:
+    """Names of classes; where there is no file of them, as in older runs, those of Fashion-MNIST alone are known."""
     if CLASSES not in manifest.entries if manifest is not None else not (path / CLASSES).is_file():
-        return ()
+        names = fashion_mnist.CLASS_NAMES if experiment.data.source == fashion_mnist.NAME else ()
+        return names if experiment.num_classes == len(names) else ()
     return from_json(tuple[str, ...], _content(path, CLASSES, manifest), str(path / CLASSES))
 
 
