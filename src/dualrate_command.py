@@ -237,6 +237,8 @@ def main() -> None:
         except ValueError as error:
             print(f"dualrate: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+        if sys.argv[1:2] == ["serve"]:  # which people wait for
+            print("reading torch and the model: some seconds, or a minute", file=sys.stderr, flush=True)
         gc.disable()  # what is imported stays: visiting it again and again takes a fifth of the start
         from dualrate.cli.main import main as run
 

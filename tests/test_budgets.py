@@ -24,7 +24,7 @@ CODE = {
     "engine": 8714,
     "carriers": 9295,
     "forecasts": 6915,
-    "pipelines": 3790,
+    "pipelines": 3875,
     "texts": 430,
     "front": 4517,
 }

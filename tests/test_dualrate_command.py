@@ -478,3 +478,16 @@ def test_the_list_of_options_is_the_parser_s(tmp_path):
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         acting.OPTIONS.write_text(json.dumps(listed(Path(name)), indent=1) + "\n")
+
+
+@pytest.mark.parametrize(("name", "said"), [("serve", True), ("sample", False)])
+def test_a_server_says_that_it_reads_before_torch_is_imported(name, said, monkeypatch, capsys):
+    errors = []
+    stand_in = SimpleNamespace(main=lambda: errors.append(capsys.readouterr().err))
+    monkeypatch.setitem(sys.modules, "dualrate.cli.main", stand_in)
+    monkeypatch.setattr(sys, "argv", ["dualrate", name, "a-run", "--port" if said else "--num", "1"])
+    monkeypatch.setattr(dualrate_command, "answer", lambda arguments: None)
+    monkeypatch.setattr(dualrate_command, "settings", lambda *given: {})
+    monkeypatch.setattr(dualrate_command, "settle_streams", lambda: None)
+    dualrate_command.main()
+    assert [error.startswith("reading torch and the model") for error in errors] == [said]

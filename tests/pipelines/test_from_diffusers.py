@@ -506,3 +506,23 @@ def test_sana_is_given_its_time_in_its_own_scale():
     asked.clear()  # of the search for the direction of time
     denoiser.denoise(torch.randn(1, 4, 8, 8), torch.tensor([0.6]), dr.Context(), cond[:1])
     assert asked[0].tolist() == pytest.approx([150], rel=1e-4)
+
+
+@pytest.mark.parametrize("source", [3, None, 0.5, [dit]])
+def test_a_source_of_another_kind_is_refused_in_a_line(source):
+    with pytest.raises(ValueError, match=r"pipeline, network or folder .* is no path"):
+        dr.from_diffusers(source)
+
+
+@pytest.mark.parametrize("shape", [(4, 7, 7), (4, 8, 5)])
+def test_latents_of_a_side_that_patches_do_not_divide_are_refused_by_it(shape):
+    denoiser = dr.from_diffusers(randomised(dit()), diffusers.DDIMScheduler())
+    sides = " x ".join(map(str, shape[1:]))
+    with pytest.raises(ValueError, match=rf"makes \d x \d of latents of {sides}: pass latents whose sides"):
+        denoiser.network(torch.randn(2, *shape), torch.zeros(2), torch.tensor([0, 1]))
+
+
+def test_a_denoiser_is_shown_in_a_line():
+    shown = repr(dr.from_diffusers(randomised(dit()), diffusers.DDIMScheduler()))
+    assert shown.startswith("Plain(network=ForeignNetwork, process=GaussianProcess(")
+    assert len(shown) < 400

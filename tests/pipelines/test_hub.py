@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import sys
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -102,6 +103,25 @@ def test_the_card_may_be_edited(exported):
     card = exported / "README.md"
     card.write_text(card.read_text() + "\nMore about it.\n")
     DualRatePipeline.from_pretrained(exported)
+
+
+def test_the_card_names_no_address_that_cannot_work(exported):
+    """Until a repository is named."""
+    card = (exported / "README.md").read_text()
+    assert re.findall(r'(?:from_pretrained|snapshot_download)\("(.*?)"', card) == ["FOLDER", "OWNER/NAME"]
+
+
+@pytest.mark.parametrize("card", [True, False])
+def test_a_replaced_export_says_what_changed(card, run, tmp_path, monkeypatch, capsys):
+    line = ["export", run, "--to", "diffusers", tmp_path / "pipe", "--steps", 4, "--heavy"]
+    assert call(monkeypatch, *line, 2, "--license", "mit") == 0
+    assert "replaced" not in capsys.readouterr().err
+    if not card:
+        (tmp_path / "pipe" / "README.md").unlink()
+    assert call(monkeypatch, *line, 1) == 0
+    was = ("4/2", "mit") if card else ("unknown", "unknown")
+    message = f"replaced {tmp_path / 'pipe'}: 4/1 steps (was {was[0]}), licence unknown (was {was[1]})"
+    assert message in capsys.readouterr().err
 
 
 def test_what_is_not_known_is_said(run, tmp_path):

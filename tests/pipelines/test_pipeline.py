@@ -179,6 +179,8 @@ def test_outputs_agree(pipe):
         ({"class_labels": [0], "batch_size": 2}, "must agree: got batch_size 2, class_labels 1"),
         ({"generator": []}, "1 or more"),
         ({"num_images_per_prompt": 4}, "makes images of no prompts: say how many by batch_size"),
+        ({"prompt": "a cat"}, "makes images of no prompts: drop the prompt"),
+        ({"negative_prompt": "a cat"}, "makes images of no prompts: drop the prompt"),
         ({"output_type": "jpeg"}, "output_type is one of pil, np, pt, latent"),
         ({"callback_on_step_end_tensor_inputs": ["eps"]}, "a callback can have latents"),
     ],
@@ -189,6 +191,16 @@ def test_a_call_that_makes_no_sense_is_refused(pipe, how, message):
 
 
 # Callbacks
+
+
+@pytest.mark.parametrize("labels", ["a cat", ["a cat", "a dog"]])
+def test_a_text_is_called_a_prompt_where_there_are_no_classes(labels, tmp_path):
+    net = replace(ONE.networks.model, num_classes=0)
+    model = dr.load(saved(replace(ONE, networks=replace(ONE.networks, model=net)), tmp_path / "run"))
+    with pytest.raises(ValueError, match="makes images of no prompts: drop the prompt"):
+        DualRatePipeline.of(model)(labels)
+    with pytest.raises(ValueError, match="has no classes: drop the label"):
+        DualRatePipeline.of(model)([1])
 
 
 def test_a_callback_sees_every_step(pipe):

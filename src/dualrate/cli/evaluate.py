@@ -36,7 +36,7 @@ class Evaluate(Ranged, SharedWork):
     """
 
     run_dir: Annotated[
-        Positional[Path | None], arg(metavar="[RUN]", help="Directory of a run, or of released weights.")
+        Positional[Path | None], arg(metavar="[RUN]", help="A run, released weights, or a diffusers folder.")
     ] = None
     images: str | None = None
     """A folder, .zip, .tar or .npz file of images to score, instead of drawing any."""

@@ -29,7 +29,7 @@ from dualrate.config.ranges import BatchSize, Processes, WorkerCount, as_path
 from dualrate.config.serial import to_plain
 from dualrate.system.terminal import did_you_mean
 
-RunDir = Annotated[Positional[Path], arg(metavar="RUN", help="Directory of a run, or of released weights.")]
+RunDir = Annotated[Positional[Path], arg(metavar="RUN", help="A run, released weights, or a diffusers folder.")]
 Device = Annotated[str | None, arg(help="cpu, cuda, ...; a GPU if there is one.")]
 AtATime = Annotated[BatchSize, arg(help="Images per batch; fewer need less memory.")]
 Workers = Annotated[

@@ -162,13 +162,22 @@ def posterior_mean(denoiser: Denoiser, z: Tensor, t: Tensor, cond: Cond) -> Tens
     return denoiser.denoise(z, t, denoiser.encode(z, t, cond), cond)
 
 
-@dataclass(frozen=True)
+def short(denoiser: Denoiser) -> str:
+    """A denoiser with its fields, but of a network the class alone."""
+    named = {name: type(v).__name__ if isinstance(v, nn.Module) else repr(v) for name, v in vars(denoiser).items()}
+    return f"{type(denoiser).__name__}({', '.join(f'{name}={said}' for name, said in named.items())})"
+
+
+@dataclass(frozen=True, repr=False)
 class Plain(Denoiser):
     """One network at every step. network: (z, log_snr, label) -> output, or (z, log_snr, y, label) where y is given."""
 
     network: nn.Module
     process: Process
     reuse: Reuse = Reuse.FREE
+
+    def __repr__(self) -> str:
+        return short(self)
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         return Context()
@@ -178,7 +187,7 @@ class Plain(Denoiser):
         return self.process.x_hat(z, self.network(z, per_row(log_snr, z), *condition_of(cond)).to(z.dtype), log_snr)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DualRate(Denoiser):
     """A heavy context encoder and a light denoiser.
 
@@ -191,6 +200,9 @@ class DualRate(Denoiser):
     light: nn.Module
     process: Process
     reuse: Reuse = Reuse.MARKOV
+
+    def __repr__(self) -> str:
+        return short(self)
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         log_snr = self.process.log_snr(t).to(z.dtype)
@@ -215,7 +227,7 @@ class DualRate(Denoiser):
         return self.light(z, log_snr, cond.label, context.features, tau, context.present)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Conditional(Plain):
     """One network at every step. network: (z_t, log_snr, y, label) -> v."""
 
@@ -225,7 +237,7 @@ class Conditional(Plain):
         return super().denoise(z, t, context, cond)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DualRateConditional(DualRate):
     """A heavy network on y, whatever z and t are when it is called, and a light one on z_t.
 
@@ -247,7 +259,7 @@ class DualRateConditional(DualRate):
         return self.light(z, log_snr, cond.label, context.features)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BothRates(DualRate):
     """A heavy network on y, once; a second one on z_tau, whose context ages; and a light one.
 

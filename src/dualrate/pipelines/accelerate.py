@@ -124,7 +124,7 @@ def sampling_summary(calls: Sequence[CallRecord], policy: Policy, name: str) -> 
 
 
 def share_of_plain(macs: int, plain: int, name: str) -> str:
-    """What a network cost, in words."""
+    """Cost of a network beside a plain one, in words."""
     return f"{macs / plain if plain else 1:.2f} of the plain {name}'s multiply-adds"
 
 

@@ -37,6 +37,11 @@ def texts_of(prompt: Any, negative: object, copies: int) -> Any:
     return prompt if copies == 1 else [text for text in texts for _ in range(copies)]
 
 
+def has_texts(labels: object) -> bool:
+    """Whether it is a text, or a list with one."""
+    return isinstance(labels, str) or (isinstance(labels, LISTS) and any(isinstance(label, str) for label in labels))
+
+
 def sample_count(batch_size: int | None, **arguments: object) -> int:
     """How many images are meant: the batch size, and the length of each argument that is a list.
 

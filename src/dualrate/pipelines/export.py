@@ -46,7 +46,17 @@ from dualrate.drawing.drawer import UNGUIDED, Guidance
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.model import Model
 from dualrate.pipelines.autoencoder import Autoencoder
-from dualrate.pipelines.call import OUTPUTS, SEEN, changes_by, each, next_seed, sample_count, sampled, texts_of
+from dualrate.pipelines.call import (
+    OUTPUTS,
+    SEEN,
+    changes_by,
+    each,
+    has_texts,
+    next_seed,
+    sample_count,
+    sampled,
+    texts_of,
+)
 from dualrate.pipelines.condition import Prompts
 from dualrate.pipelines.folder import class_names_of
 from dualrate.pipelines.parts import Checked, DualRateNetwork, DualRateScheduler, check_sealed, experiment_in, seal
@@ -315,9 +325,11 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             if prompt is None:
                 raise ValueError(f"{model.name} makes images of texts: pass prompt")
             prompt = texts_of(prompt, negative_prompt, num_images_per_prompt)
+        elif prompt is not None or negative_prompt is not None or (has_texts(labels) and not model.num_classes):
+            raise ValueError(f"{model.name} makes images of no prompts: drop the prompt")
         elif num_images_per_prompt != 1:
             raise ValueError(f"{model.name} makes images of no prompts: say how many by batch_size or class_labels")
-        encoder = None if prompt is None and negative_prompt is None else encoder_of(model.experiment)
+        encoder = None if prompt is None else encoder_of(model.experiment)
         if encoder is not None and negative_prompt is not None:
             empty = encoder.negative(negative_prompt, device)
             model = dataclasses.replace(model, denoiser=negated(model.denoiser, empty))

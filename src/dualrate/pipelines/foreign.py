@@ -207,7 +207,7 @@ def from_diffusers(
         name, config = type(net).__name__, dict(getattr(net, "config", {}))
         check_name(Path(name), config)
     else:
-        folder = read_folder(as_path(source))
+        folder = read_folder(as_path(source, "a pipeline, network or folder"))
         name, config, tokens = folder.name, folder.config, tokens or folder.config.get(OWN_TOKENS, 0)
         num_classes = config.get(OWN_CLASSES) if num_classes is None else num_classes
         with blaming(folder.place / NETWORK):

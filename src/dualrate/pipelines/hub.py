@@ -6,6 +6,7 @@ Nothing is sent anywhere but by `push`.
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,11 +32,11 @@ UNSCORED = "Not measured: `dualrate evaluate RUN --json > score.json`, then expo
 LOADING = """```python
 from dualrate.pipelines.export import DualRatePipeline  # pip install "dualrate[diffusers]"
 
-images = DualRatePipeline.from_pretrained("{name}")({labels}).images
+images = DualRatePipeline.from_pretrained("{address}")({labels}).images
 ```
 
-By diffusers' own loader, of a folder on this machine, which then runs the folder's `pipeline.py`; from the Hub that is
-`huggingface_hub.snapshot_download("{name}")`:
+{where}By diffusers' own loader, of a folder on this machine, which then runs the folder's `pipeline.py`; from the Hub
+that is `huggingface_hub.snapshot_download("{repository}")`:
 `DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)`."""
 
 
@@ -56,7 +57,7 @@ def export_pipeline(
     choice, guidance: how it draws where a call does not say
     license: as the Hub names it, such as apache-2.0
     score:   what `dualrate evaluate RUN --json` printed, for the card
-    name:    where it is loaded from, such as a repository of the Hub; None: that of the folder
+    name:    the repository of the Hub that it is loaded from; None: the card says FOLDER, or OWNER/NAME
     note:    as of `load` and of `Choice.step_plan`
     Raises what `load` and `DualRatePipeline.of` raise; ValueError for a score of other weights, and any other `out`.
     """
@@ -69,11 +70,27 @@ def export_pipeline(
     pipeline = DualRatePipeline.of(model, choice, guidance)
     drawer = choice.drawer(model, guidance=guidance)
     target = Path(os.path.realpath(out))  # a link stays one
+    before = _plan_and_licence(target)
     with new_folder(target, replace=True) as folder:
         pipeline.save_pretrained(folder)
-        card = pipeline_card(stored, drawer, license=license, scored=scored, name=name or target.name)
+        card = pipeline_card(stored, drawer, license=license, scored=scored, name=target.name, repository=name)
         with naming(folder / CARD):
             (folder / CARD).write_text(card)
+    if before and note:
+        plan, licence = before
+        drawn = f"{drawer.plan.num_steps}/{drawer.plan.num_heavy}"
+        note(f"replaced {out}: {drawn} steps (was {plan}), licence {license} (was {licence})")
+
+
+def _plan_and_licence(folder: Path) -> tuple[str, str] | None:
+    """Steps and heavy calls, and the licence, that the card of a pipeline says; None where there is no pipeline."""
+    if not (folder / TOP[0]).is_file():
+        return None
+    with naming(folder / CARD):
+        card = (folder / CARD).read_text(errors="replace") if (folder / CARD).is_file() else ""
+    plan = re.search(r"^\| plan \| (\d+) steps, (\d+) heavy", card, re.MULTILINE)
+    licence = re.search(r"^license: (.+)$", card, re.MULTILINE)
+    return f"{plan[1]}/{plan[2]}" if plan else UNKNOWN, printable(licence[1]) if licence else UNKNOWN
 
 
 def read_score(file: Path, model: Model) -> dict[str, Any]:
@@ -89,9 +106,16 @@ def read_score(file: Path, model: Model) -> dict[str, Any]:
 
 
 def pipeline_card(
-    stored: StoredModel, drawer: Drawer, *, license: str, scored: Mapping[str, Any] | None, name: str
+    stored: StoredModel,
+    drawer: Drawer,
+    *,
+    license: str,
+    scored: Mapping[str, Any] | None,
+    name: str,
+    repository: str | None = None,
 ) -> str:
     """README.md of a repository of the Hub: metadata as YAML, then what is known of the model."""
+    name = repository or name
     model, plan = drawer.model, drawer.plan
     result, quality = (None, [UNSCORED]) if scored is None else _quality(scored)
     data = ModelCardData(
@@ -111,7 +135,12 @@ def pipeline_card(
     }
     of_texts = model.experiment.condition.labelled
     arguments = "class_labels=[0]" if model.num_classes else "batch_size=4"
-    loading = LOADING.format(name=name, labels='"a red circle"' if of_texts else arguments)
+    loading = LOADING.format(
+        address=repository or "FOLDER",
+        where="" if repository else "FOLDER is this folder, or OWNER/NAME once it is on the Hub.\n\n",
+        repository=repository or "OWNER/NAME",
+        labels='"a red circle"' if of_texts else arguments,
+    )
     lines = ["---", data.to_yaml(), "---", "", f"# {name}", "", *rows(about), "", loading, "", "## Quality", ""]
     lines += [*quality, "", "## Made by, in order", "", *history(stored.path), ""]
     lines += ["Every file but this card has its sha256 in a `MANIFEST.json` beside it, which loading checks.", ""]

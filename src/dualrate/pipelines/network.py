@@ -108,8 +108,13 @@ class ForeignNetwork(nn.Module):
         output = self.kind.call(self.net, state, time, label, inputs).to(z.dtype)
         if output.shape[1] == 2 * z.shape[1]:
             output = output[:, : z.shape[1]]
-        if output.shape[1:] != z.shape[1:]:
-            kind, shape = type(self.net).__name__, tuple(output.shape[1:])
+        kind, shape = type(self.net).__name__, tuple(output.shape[1:])
+        if shape[1:] != z.shape[2:]:
+            raise ValueError(
+                f"this {kind} makes {shape[1]} x {shape[2]} of latents of {z.shape[2]} x {z.shape[3]}: pass latents "
+                "whose sides its patches divide"
+            )
+        if shape != z.shape[1:]:
             raise ValueError(f"this {kind} returned {shape}: expected {z.shape[1]} channels, or twice as many")
         return self.convention.v(z, output, log_snr)
 
