@@ -23,10 +23,11 @@ from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.externals import Forcings, forcings_after
 from dualrate.forecasts.fields import Fields
 from dualrate.forecasts.geometry import Order, ordered
-from dualrate.forecasts.metadata import SAME_AXIS, Metadata
+from dualrate.forecasts.metadata import Metadata
 from dualrate.forecasts.rollout import Frame, begins, forecast_of, frame_shape
 from dualrate.forecasts.sources import check_variable_names, find_fields, step_of
 from dualrate.forecasts.splits import part_of, pieces_of
+from dualrate.forecasts.start_checks import check_axes, check_shapes, strange_units
 from dualrate.forecasts.statistics import as_float32
 from dualrate.forecasts.trajectories import FieldSource, Trajectory, numbered, timing_of
 from dualrate.system.files import check_regular
@@ -35,7 +36,6 @@ from dualrate.system.folders import some_of
 STARTS = 50  # if nothing else is asked for
 DAYS, YEAR = 96.0, 365.2425 * 24  # hours
 YEARS = 2 * 360 * 24.0  # hours, of years of 360 days or more
-FAR, TIMES = 6, 10  # standard deviations of a start's mean from that of the training data; times its spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,12 +202,12 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
     if fields.note:
         note(f"{path}: {fields.note}")
     _check_time(path, model.name, forecast, fields, note)
-    _check_axes(path, model.name, forecast, fields.axes)
+    check_axes(path, model.name, forecast, fields.axes)
     if {*forecast.variables} == {*fields.variables}:
         fields = fields.picked(forecast.variables)
     _check_variables(path, model.name, forecast, fields.variables, note)
     _check_metadata(path, model.name, forecast, fields.metadata)
-    _check_shapes(path, model.name, fields, shapes)
+    check_shapes(path, model.name, fields, shapes)
     if fields.metadata.said and not forecast.metadata.said:
         note(f"{model.name} does not say in which units and at which points it was trained: those of {path} are taken")
     if unsaid := fields.metadata.unsaid(forecast.metadata, forecast.names):
@@ -230,7 +230,7 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
             f"{path} holds {len(bad)} value(s) that are not finite, the first in start {start}, frame {step}, channel "
             f"{channel} of those that a forecast starts from: fill them in first"
         )
-    strange = _strange_units(path, model.name, forecast, fields.metadata, past)
+    strange = strange_units(path, model.name, forecast, fields.metadata, past)
     if strange:
         note(strange)
     whole = past if past.shape[2:] == shapes[0] else forecast.spread_out(past, shapes[0])
@@ -337,17 +337,6 @@ def _check_time(path: Path, name: str, forecast: Forecast, fields: FieldSource, 
             )
 
 
-def _check_axes(path: Path, name: str, forecast: Forecast, axes: tuple[str, ...]) -> None:
-    """Raises ValueError where axes of the same names are in another order, or a coordinate falls that should rise."""
-    (names, ways), (expected, expected_ways) = _named(axes), _named(forecast.axes)
-    opposite = any(a and b and a != b for a, b in zip(ways, expected_ways, strict=False))
-    if sorted(names) == sorted(expected) and (names != expected or opposite):
-        raise ValueError(
-            f"{path} has the axes of space {', '.join(axes)}, and {name} was trained on {', '.join(forecast.axes)}: "
-            "bring them to that"
-        )
-
-
 def _check_metadata(source: str | Path, name: str, forecast: Forecast, metadata: Metadata) -> None:
     """Raises ValueError for other units or coordinates than the model was trained on."""
     for mine, theirs in metadata.differences(forecast.metadata, forecast.names, forecast.every):
@@ -355,46 +344,6 @@ def _check_metadata(source: str | Path, name: str, forecast: Forecast, metadata:
             f"{source} has {mine}, and {name} was trained on {theirs}: bring them to that, or correct or drop what the "
             "file says"
         )
-
-
-def _check_shapes(path: Path, name: str, fields: FieldSource, shapes: Sequence[Shape]) -> None:
-    """Raises ValueError for frames of another shape than these."""
-    kinds = [trajectory.shape[1:] for trajectory in fields.trajectories]
-    expected = kinds[0] if kinds and kinds[0] in shapes else shapes[0]
-    if wrong := [trajectory.shape for trajectory in fields.trajectories if trajectory.shape[1:] != expected]:
-        forms = " or, as observed, ".join(f"(time, {', '.join(map(str, shape))})" for shape in shapes)
-        raise ValueError(f"{path} holds (time, C, H, W) = {wrong[0]}, and {name} starts from {forms}")
-
-
-def _strange_units(path: Path, name: str, forecast: Forecast, metadata: Metadata, past: Frame) -> str:
-    """A clause on variables whose numbers are far from those of the training data; empty without such.
-
-    Raises ValueError where the model says their units and the start does not.
-    """
-    if forecast.of_clips:
-        return ""
-    far, unsaid = list[str](), list[str]()
-    mean, std = past.mean((0, 1, 3, 4), dtype=np.float64), past.std((0, 1, 3, 4), dtype=np.float64)
-    for i, variable in enumerate(forecast.names):
-        center, deviation = forecast.statistics.mean[i], forecast.statistics.std[i]
-        ratio = std[i] / deviation
-        if abs(mean[i] - center) > FAR * deviation or ratio > TIMES or 0 < ratio < 1 / TIMES:
-            theirs, mine = (each.variables[i].units if each.variables else "" for each in (forecast.metadata, metadata))
-            usual = f"{center:.4g} +- {deviation:.2g} {theirs}".rstrip()
-            far.append(f"{variable} of {mean[i]:.4g} +- {std[i]:.2g}, trained on {usual}")
-            unsaid += [variable] * bool(theirs and not mine)
-    if unsaid:
-        raise ValueError(
-            f"{path} does not say the units of {', '.join(unsaid)}, which look like another unit than {name} was "
-            f"trained on ({'; '.join(far)}): bring them to that, or set the attribute `units` (NetCDF, zarr)"
-        )
-    return f"{path}: far from what {name} was trained on, perhaps in another unit: {'; '.join(far)}" if far else ""
-
-
-def _named(axes: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """The name of each axis, one spelling for all, and whether it rises or falls; empty where that is not said."""
-    parts = [axis.partition(" (") for axis in axes]
-    return [SAME_AXIS.get(name, name) for name, *_ in parts], [way for *_, way in parts]
 
 
 def _check_variables(
