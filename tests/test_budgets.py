@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = {
     "engine": 8714,
     "carriers": 9295,
-    "forecasts": 6915,
+    "forecasts": 7003,
     "pipelines": 3875,
     "texts": 430,
     "front": 4517,

@@ -200,7 +200,9 @@ def test_of_a_field_that_is_observed_in_full_a_recipe_says_that_it_has_one_futur
     source: Path, how: dict[str, float], said: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _ = Forecasting(dr.DataConfig(str(source)), **how)()  # pyright: ignore[reportArgumentType]
-    says = "a regression is enough (--trained-by regression); several futures are open where starts are uncertain (--noise"
+    says = (
+        "a regression is enough (--trained-by regression); several futures are open where starts are uncertain (--noise"
+    )
     assert (says in capsys.readouterr().err) is said
 
 

@@ -114,5 +114,5 @@ def test_files_without_fields_are_left_out_and_named(months: Path) -> None:
     empty = months.parent / "empty"
     empty.mkdir()
     assert not is_fields(empty)
-    with pytest.raises(FileNotFoundError, match="there are no fields"):
+    with pytest.raises(FileNotFoundError, match="no such file or folder of fields"):
         find_fields(str(empty / "*.nc"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 import xarray
 from forecasts.made_forecasts import CHANNELS, WIDTH, drawer_of, model_of, rolled, written
+from forecasts.made_globes import saved, untrained, waves
 from runs.made import saved_random
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from dualrate.forecasts.fields import read_fields
 from dualrate.forecasts.folder import write_forecast
 from dualrate.forecasts.rolling import RollingConfig
 from dualrate.forecasts.rolling_process import Rolling
-from dualrate.forecasts.starts import have_names, held_out_starts, read_starts
+from dualrate.forecasts.starts import have_names, held_out_starts, plain_lead, read_starts
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load
@@ -33,7 +34,9 @@ from dualrate.training.config import FitConfig
 def test_starts_are_those_whose_truth_is_known_and_no_more_than_there_are(model):
     assert (len(held_out_starts(model, 4)), held_out_starts(model, 4).known) == (2 * 2, 4)
     assert (len(held_out_starts(model, 99)), held_out_starts(model, 99).known) == (2 * 2, 4)
-    with pytest.raises(ValueError, match=r"has 4 starts of which 4 frame.* got 5"):
+    with pytest.raises(
+        ValueError, match=r"has 4 start.* of which 4 of the 4 frame.* got --starts 5: .* --frames 3 at most"
+    ):
         held_out_starts(model, 4, 5)
 
 
@@ -168,7 +171,7 @@ def test_what_is_not_there_is_named(model, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*gone: name one of a folder"):
         read_starts(Path(f"frames:{tmp_path / 'gone'}"), model)
     for name in ("gone.npy", "gone.nc"):
-        with pytest.raises(FileNotFoundError, match=rf"there (is no file|are no fields) .*{name}"):
+        with pytest.raises(FileNotFoundError, match=rf"(there is no file|no such file or folder).*{name}"):
             read_starts(tmp_path / name, model)
 
 
@@ -329,3 +332,36 @@ def test_frames_that_were_observed_get_no_noise_as_long_as_they_are_in_the_past(
 def test_levels_are_names_and_numbers_of_channels_are_none(names):
     assert have_names(names)
     assert not any(map(have_names, ((), ("u",), ("u0", "u1"), ("0", "1"))))
+
+
+def test_starts_in_another_unit_that_is_not_said_are_refused(tmp_path):
+    model = untrained(saved(waves(), tmp_path / "a.nc"), tmp_path / "run")
+    for shift, units, says in (
+        (273.15, "", "units of t, which look like another unit"),
+        (0, "", ""),
+        (273.15, "K", ""),
+    ):
+        data = waves(seed=1, frames=2)
+        data["t"] = (data.t - shift).drop_attrs().assign_attrs({"units": units} if units else {})
+        file = saved(data, tmp_path / f"{shift}{units}.nc")
+        if says:
+            with pytest.raises(ValueError, match=rf"{says}.*trained on 28\d.* \+- .* K.*set the attribute `units`"):
+                read_starts(file, model)
+        else:
+            assert ("in another unit" in read_starts(file, model).strange) is bool(shift)
+
+
+def test_names_then_coordinates_are_looked_at_before_shapes(tmp_path):
+    model = untrained(saved(waves("ts"), tmp_path / "a.nc"), tmp_path / "run")
+    other = waves("t", frames=2)
+    with pytest.raises(ValueError, match="missing: s"):
+        read_starts(saved(other, tmp_path / "less.nc"), model)
+    region = waves("ts", frames=2).isel(lat=slice(2, 6))
+    with pytest.raises(ValueError, match=r"lat of 4 points from .* trained on lat of 8 points from"):
+        read_starts(saved(region, tmp_path / "region.nc"), model)
+
+
+def test_people_read_days_and_years():
+    said = [plain_lead(hours, "hours") for hours in (24, 240, 8640, 17532)]
+    assert said == ["24 hours", "10 days", "360 days", "2.00004 years"]
+    assert plain_lead(500, "s") == "500 s"

@@ -58,7 +58,7 @@ def test_regions_hold_the_points_within_their_bounds(region: str, rows, columns)
         (Views(("mars",)), "region 'mars' is none; expected SOUTH:NORTH"),
         (Views(("1:2:3",)), "region '1:2:3' is none"),
         (Views(("1:2",)), "region 1:2 holds no point of the data, latitude -78.75 to 78.75"),
-        (Views((), ("u:3",)), "threshold 'u:3' is none; expected VARIABLE:VALUE, with one of t, s"),
+        (Views((), ("u:3",)), "threshold 'u:3': unknown variable 'u'; expected one of t, s"),
         (Views((), ("t:warm",)), "threshold 't:warm' is none"),
     ],
 )
@@ -110,7 +110,7 @@ def test_the_climatology_of_a_season_is_of_the_same_time_of_the_year(tmp_path: P
     truth, training = starts.truth, starts.training
     assert truth is not None
     assert training is not None
-    seasons = Seasons.of(training, starts.dates, starts.known, 1)
+    seasons = Seasons.of(training, starts.dates, 4, 1)
     assert seasons is not None
     frames = torch.from_numpy(training.frames(0, 0, len(training)))[: len(seasons.frames)]
     for lead, members in enumerate(seasons.drawn(frames, range(5), 6, 4)):
@@ -130,7 +130,7 @@ def test_a_season_wants_a_year(tmp_path: Path) -> None:
     model = untrained(saved(waves(), tmp_path / "a.nc"), tmp_path / "run")
     starts = held_out_starts(model, 1, 1)
     assert starts.training is not None
-    assert Seasons.of(starts.training, starts.dates, starts.known, 1) is None
+    assert Seasons.of(starts.training, starts.dates, 1, 1) is None
 
 
 def test_regions_and_thresholds_are_scored_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

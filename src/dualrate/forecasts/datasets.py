@@ -125,6 +125,7 @@ def fields_of(
         among = f"{path} has the variables {list(data.data_vars)} over {list(data.sizes)}"
         raise NoFields(
             f"{among}, none of them {', '.join(names)} over time and space" * bool(names)
+            or f"{among}: {', '.join(alone)} have no axes of space" * bool(alone)
             or f"{among}, none with a dimension called {' or '.join(TIME)}, and of space"
         )
     layouts = {name: _layout(path, data, name, variable, times, levels) for name, variable in arrays.items()}
@@ -233,6 +234,9 @@ def _part(path: Path, name: str, variable: Any, layout: Layout, levels: Sequence
         channels = map(str, values) if dim in variable.coords else numbered(count)
         return Part(name, variable, layout, tuple(channels))
     numbers = np.array(values, np.float64)
+    in_pascals = dim in variable.coords and plain_units(text_of(variable[dim].attrs.get("units", ""))) == "Pa"
+    if in_pascals and levels and not np.isclose(numbers[:, None], levels).any():
+        numbers = numbers / 100  # those that are asked for are in hPa
     missing = [level for level in levels if not np.isclose(numbers, level).any()]
     if missing:
         raise ValueError(f"{path}: {name} has no level {missing[0]:g}; expected some of {', '.join(map(str, values))}")

@@ -6,7 +6,7 @@ Beside them, with or without truth, whether a roll-out keeps the look of the tra
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -25,7 +25,7 @@ from dualrate.forecasts.scores import EVENTS, GROUPS, ForecastScorer, ForecastSc
 from dualrate.forecasts.seasons import Seasons, training_frames
 from dualrate.forecasts.spectra import power_spectrum
 from dualrate.forecasts.stability import STEADY, WITHIN, Stability, steady_numbers
-from dualrate.forecasts.starts import Starts, held_out_starts, lead_unit, training_fields
+from dualrate.forecasts.starts import Starts, held_out_starts, lead_unit, plain_unit, training_fields
 from dualrate.forecasts.views import EVERYTHING, Events, Reliability, Views
 from dualrate.report.table import Table, as_text, with_interval
 from dualrate.system.files import forget
@@ -77,6 +77,13 @@ class ForecastReport:
         return [f"constant in the training data, so in no score: {names}"] * bool(names) + [*self.notes]
 
     @property
+    def shown_leads(self) -> tuple[list[str], str]:
+        """Lead times as people read them, and their unit."""
+        leads = self.by_name["forecast"].leads
+        factor, unit = plain_unit(float(leads[-1]), self.unit)
+        return [f"{lead * factor:.6g}" for lead in leads.tolist()], unit
+
+    @property
     def skill(self) -> dict[str, Score]:
         """1 - CRPS / CRPS of each baseline: 0 for one that is no better, 1 for a perfect forecast."""
         mine, *baselines = (scores.crps for scores in self.by_name.values())
@@ -112,10 +119,11 @@ class ForecastReport:
     def tables(self) -> list[Table]:
         """Scores at `SHOWN` evenly spread lead times, by variable, and, of those asked for, by region and threshold."""
         forecast, baselines = self.by_name["forecast"], [*self.by_name][1:]
+        times, unit = self.shown_leads
         header = (
-            f"lead {self.unit}",
-            "CRPS",
-            *(f"of {name}" if i else f"CRPS of {name}" for i, name in enumerate(baselines)),
+            f"lead {unit}",
+            "fair CRPS",
+            *(f"of {name}" if i else f"fair CRPS of {name}" for i, name in enumerate(baselines)),
             "RMSE of mean",
             "spread / skill",
         )
@@ -124,12 +132,10 @@ class ForecastReport:
             shown = [self.by_name[name].crps for name in baselines]
             shown += [forecast.rmse, forecast.spread_skill, forecast.correlation]
             crps = (float(part[i]) for part in (forecast.crps.value, forecast.crps.low, forecast.crps.high))
-            lines.append(
-                (f"{forecast.leads[i]:g}", with_interval(*crps, places=3), *(_number(score, i) for score in shown))
-            )
+            lines.append((times[i], with_interval(*crps, places=3), *(_number(score, i) for score in shown)))
         notes = (
             f"starts: {self.source}",
-            "CRPS, RMSE: lower is better, in standard deviations of the data",
+            "fair CRPS, RMSE: lower is better, in standard deviations of the data",
             "brackets: 95% intervals over starts, those of a trajectory together"
             if len(forecast.crps.replicates)
             else f"no intervals: they need {GROUPS} trajectories at least",
@@ -147,9 +153,9 @@ class ForecastReport:
                 (name, *(_number(score, i, 4) for score in (scores.crps, scores.rmse) for i in ends))
                 for name, scores in by_kind.items()
             ]
-            header = kind, *(f"{score} at {forecast.leads[i]:g}" for score in ("CRPS", "RMSE") for i in ends)
+            header = kind, *(f"{score} at {times[i]}" for score in ("fair CRPS", "RMSE") for i in ends)
             tables += [Table(header, tuple(lines), (note,), texts=1)] * bool(lines)
-        header = "above", *(f"{score} at {forecast.leads[i]:g}" for score in ("Brier", "share") for i in ends)
+        header = "above", *(f"{score} at {times[i]}" for score in ("Brier", "share") for i in ends)
         lines = [
             (name, *(f"{rows[i][score]:.4f}" for score in ("brier", "frequency") for i in ends))
             for name, rows in self.events.items()
@@ -307,18 +313,20 @@ class StabilityReport:
     power: NDArray[np.float64] | None = None
 
 
-def bad_news(scored: ForecastReport | None, judged: StabilityReport, burst: int, early: str = "") -> list[str]:
+def bad_news(
+    scored: ForecastReport | None, judged: StabilityReport, burst: int, troubles: Sequence[str] = ()
+) -> list[str]:
     """Sentences on what is wrong with a forecast, the worst first; none of a good one.
 
-    burst: members not finite; early: that the training stopped before its end
+    burst: members not finite; troubles: of the model or its starts, as of `ForecastWritten`
     """
-    news = [f"{early[:1].upper()}{early[1:]}."] * bool(early)
+    news = [f"{each[0].upper()}{each[1:]}." for each in troubles if each]
     news += [f"{burst} member(s) end in numbers that are not finite."] * bool(burst)
     if scored is not None:
-        scores = scored.by_name["forecast"]
+        scores, (times, unit) = scored.by_name["forecast"], scored.shown_leads
         for name, skill in scored.skill.items():
             if len(worse := np.flatnonzero(~(skill.value > 0))):
-                at = f"{len(worse)} of {len(scores.leads)} lead times, from {scores.leads[worse[0]]:g} {scored.unit}"
+                at = f"{len(worse)} of {len(scores.leads)} lead times, from {times[worse[0]]} {unit}"
                 news.append(f"No better than {WITHOUT_MODEL[name]} at {at}.")
     if judged.stability is not None and (first := judged.stability.first) is not None:
         news.append(f"Not stable: at frame {first + 1} members no longer look like the training data.")
@@ -327,7 +335,8 @@ def bad_news(scored: ForecastReport | None, judged: StabilityReport, burst: int,
         at = int(np.nan_to_num(np.maximum(ratio, 1 / np.maximum(ratio, 1e-9)), nan=-1).argmax())
         if ratio[at] < WITHIN[0] or ratio[at] > WITHIN[1]:
             how = "too much alike" if ratio[at] < 1 else "too far apart"
-            when = f"{scores.leads[at]:g} {scored.unit}"
+            times, unit = scored.shown_leads
+            when = f"{times[at]} {unit}"
             news.append(f"Members are {how}: their spread is {ratio[at]:.2f} times their mean's error at {when}.")
     return news
 

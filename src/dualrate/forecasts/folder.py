@@ -44,7 +44,7 @@ from dualrate.forecasts.rollout import (
     frame_shape,
     roll_out,
 )
-from dualrate.forecasts.starts import Starts, lead_unit
+from dualrate.forecasts.starts import Starts, lead_unit, plain_unit
 from dualrate.report.figures import png
 from dualrate.runs.train import FORECAST
 from dualrate.system.files import (
@@ -70,7 +70,6 @@ SCORES = "scores.json"
 OURS = (FORECAST, ARRAY, JOURNAL, TRUTH, SCORES, PICTURE, ANIMATION, VIDEO, PAGE, "forecast.npz", "forecast.nc")
 DIGITS = 16  # of sha256, in the journal
 SAVED_EVERY = 5.0  # seconds of work that a kill may lose
-DAYS = 96.0  # hours
 SHOWN_FRAMES, SHOWN_MEMBERS = 400, 3  # in pictures, at most
 
 
@@ -229,7 +228,7 @@ class ForecastWritten:
     drawn:   frames that it drew, in so many seconds of networks and sampler
     burst:   members whose last frame is not finite
     starts, forecast: what it is of
-    early:   in words, that the model's training stopped before its end
+    troubles: in words, that the model's training stopped before its end, or that starts look like another unit
     """
 
     x: Frame
@@ -240,7 +239,7 @@ class ForecastWritten:
     record: Record
     starts: Starts
     forecast: Forecast
-    early: str = ""
+    troubles: tuple[str, ...] = ()
 
     @property
     def dataset(self) -> Any:
@@ -315,8 +314,8 @@ def write_forecast(
             burst = sum(not np.isfinite(row[-1]).all() for of_start in array.x for row in of_start)
             forget(array.x)
             forecast = forecast_of(drawer.model)
-            early = stopped_early(drawer.model.experiment, drawer.model.iteration)
-            written = ForecastWritten(array.x, truth, drawn, seconds, burst, record, starts, forecast, early)
+            troubles = (stopped_early(drawer.model.experiment, drawer.model.iteration), starts.strange)
+            written = ForecastWritten(array.x, truth, drawn, seconds, burst, record, starts, forecast, troubles)
             if other is not None:
                 if other.is_file():
                     other.unlink()  # nothing says whether it is what was written
@@ -382,11 +381,10 @@ def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast, mem
 
 
 def lead_axis(record: Record, forecast: Forecast) -> tuple[float, str]:
-    """The factor by which lead times are shown, and their name with the unit: hours, from `DAYS` on days."""
+    """The factor by which lead times are shown, and their name with the unit."""
     unit = lead_unit(forecast) or ("" if record.unit == "time" else record.unit)
-    if unit == "hours" and record.lead_times[-1] >= DAYS:
-        return 1 / 24, "lead time in days"
-    return 1.0, f"lead time in {unit}" if unit else "lead time"
+    factor, unit = plain_unit(record.lead_times[-1], unit)
+    return factor, f"lead time in {unit}" if unit else "lead time"
 
 
 def _axis(forecast: Forecast, number: int, space: Sequence[int]) -> Axis:

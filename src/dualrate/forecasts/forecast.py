@@ -71,7 +71,7 @@ class ForecastResult:
             "seconds_per_frame": written.seconds / written.drawn if written.drawn else None,
             "members_not_finite": written.burst,
             "precision": record.origin.precision,
-            "bad_news": " ".join(bad_news(self.scores, self.stability, written.burst, written.early)) or "none",
+            "bad_news": " ".join(bad_news(self.scores, self.stability, written.burst, written.troubles)) or "none",
             "stability": self.stability.says,
         }
 

@@ -17,7 +17,7 @@ from dualrate.forecasts.pictures import forecast_figure
 from dualrate.forecasts.scores import THRESHOLDS, ForecastScores, Score, slices
 from dualrate.forecasts.spectra import power_spectrum
 from dualrate.forecasts.stability import STEADY, WITHIN, Stability
-from dualrate.forecasts.starts import lead_unit
+from dualrate.forecasts.starts import lead_unit, plain_unit
 from dualrate.report.figures import ranks_figure, svg
 from dualrate.report.html import page
 from dualrate.system.files import forget
@@ -47,13 +47,14 @@ def forecast_page(
     return page(
         "forecast.html",
         title=f"Forecast by {record.model}",
-        worst=" ".join(bad_news(scored, judged, written.burst, written.early)) or _no_bad_news(scores, steady),
+        worst=" ".join(bad_news(scored, judged, written.burst, written.troubles)) or _no_bad_news(scores, steady),
         headline=_headline(written, scores),
         notes=[] if scored is None else scored.notices,
         strip=strip,
         strip_caption=caption,
         tables=[] if scored is None else scored.tables,
         curves="" if scored is None else over_leads(scored.by_name["forecast"].leads, _panels(scored)),
+        intervals=scores is not None and len(scores.crps.replicates) > 0,
         spectra=svg(spectra_figure(_spectra(forecast, written, scores, judged.power))),
         ranks="" if scores is None or scores.members < 2 else svg(ranks_figure(_ranks(scores))),
         stability=f"{judged.says}.",
@@ -84,8 +85,9 @@ def _headline(written: ForecastWritten, scores: ForecastScores | None) -> str:
     if scores is None:
         return f"{what}. The truth is not known, so there are no scores."
     until, unit = scores.until.value, lead_unit(written.forecast) or ("" if record.unit == "time" else record.unit)
+    factor, unit = plain_unit(record.lead_times[-1], unit)
     shares = [
-        f"{threshold} {'to the end' if np.isinf(time) else f'until {time:.3g} {unit}'.rstrip()}"
+        f"{threshold} {'to the end' if np.isinf(time) else f'until {time * factor:.3g} {unit}'.rstrip()}"
         for threshold, time in zip(THRESHOLDS, until, strict=True)
     ]
     return (

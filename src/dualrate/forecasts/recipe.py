@@ -12,6 +12,7 @@ Patches  of fields above 128 points a side 2 points, above 256 four, of mini twi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 from dualrate.config.ranges import Range, Ranged
@@ -138,6 +139,8 @@ class Forecasting(Ranged):
                 "a difference is from the whole last frame, which --every and --noise hide: drop --difference, or those"
             )
         if not is_fields(source):
+            if source and not Path(source).exists():
+                raise FileNotFoundError(f"no such file or folder: {source}, nor is it one of {', '.join(SIMULATIONS)}")
             raise ValueError(
                 f"{source or 'no source'} holds no fields: give --data.source {', '.join(SIMULATIONS)}, or a file "
                 "of arrays (trajectory, time, channel, space): .npz with `fields`, .npy, .h5, .nc, .zarr or .grib, or "
@@ -182,7 +185,8 @@ class Forecasting(Ranged):
             f"{task.noise:g}\n"
             f"made: {task.frames} frame(s), {task.lead} step(s) apart\n"
             f"networks of size {size}, {tier.fit.iterations:,} iterations; for a first look: --fit.max-seconds 600"
-            + ", or --size mini" * (size != "mini" and frame[1] > 1)
+            + ", or --size mini"
+            * (size != "mini" and frame[1] > 1)
         )
         if content.note:
             progress.note(f"{source}: {content.note}")
@@ -191,7 +195,8 @@ class Forecasting(Ranged):
         if task.every == 1 and not task.noise and not task.of_clips:
             progress.note(
                 "the whole field is observed: if its law is deterministic, it has one future: a regression is enough "
-                "(--trained-by regression); several futures are open where starts are uncertain (--noise 0.1 or --every 4)"
+                "(--trained-by regression); several futures are open where starts are uncertain (--noise 0.1 or "
+                "--every 4)"
             )
         of_frames = {"rolling": Rolling(frames=self.frames), "refiner": Refinement()}
         usual = SharedNoise(Cosine(), self.frames) if self.window == "leads" else GaussianProcess(Cosine())

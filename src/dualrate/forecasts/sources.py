@@ -90,7 +90,7 @@ def find_fields(
     if text.startswith(FRAMES):
         return printable(path.name), _chosen(text, _pictures(path), names, levels)
     if not (path.exists() or members):
-        raise FileNotFoundError(f"there are no fields {path}: name a file or folder, or {' or '.join(SIMULATIONS)}")
+        raise FileNotFoundError(f"no such file or folder of fields: {path}: name one, or {' or '.join(SIMULATIONS)}")
     if members and members[0][1].suffix.lower() in LABELLED:
         fields = _in_order(path, _read_several(members, names, levels), names)
     elif path.suffix.lower() in LABELLED:

@@ -23,16 +23,19 @@ from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.externals import Forcings, forcings_after
 from dualrate.forecasts.fields import Fields
 from dualrate.forecasts.geometry import Order, ordered
-from dualrate.forecasts.metadata import SAME_AXIS, Metadata
+from dualrate.forecasts.metadata import Metadata
 from dualrate.forecasts.rollout import Frame, begins, forecast_of, frame_shape
 from dualrate.forecasts.sources import check_variable_names, find_fields, step_of
 from dualrate.forecasts.splits import part_of, pieces_of
+from dualrate.forecasts.start_checks import check_axes, check_shapes, strange_units
 from dualrate.forecasts.statistics import as_float32
 from dualrate.forecasts.trajectories import FieldSource, Trajectory, numbered, timing_of
 from dualrate.system.files import check_regular
 from dualrate.system.folders import some_of
 
 STARTS = 50  # if nothing else is asked for
+DAYS, YEAR = 96.0, 365.2425 * 24  # hours
+YEARS = 2 * 360 * 24.0  # hours, of years of 360 days or more
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,7 @@ class Starts:
     dates:    (N,) times of the latest frames, where they are known; metadata: what the source says
     order:    of points in the file that they are from; None: that of the training data
     forcings: what is known ahead of each, where the forecast has forcings
+    strange: in words, that their numbers look like another unit
     """
 
     past: Frame
@@ -60,6 +64,7 @@ class Starts:
     metadata: Metadata = Metadata()
     order: Order | None = None
     forcings: Forcings | None = None
+    strange: str = ""
 
     def __len__(self) -> int:
         return len(self.past)
@@ -116,9 +121,13 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
         reach = max(span, past + begins(model, frames)[-1] + forecast.externals.lead * forecast.externals.frames)
     windows = data.windows(reach)
     if count is not None and count > len(windows):
+        most = max(
+            (n for n in range(1, truth_frames) if _starts_of(lengths, past + n * forecast.ahead) >= count), default=0
+        )
         raise ValueError(
-            f"{data.name} has {len(windows)} starts of which {truth_frames} frame(s) are known, got {count}: take "
-            "fewer, or fewer frames"
+            f"{data.name} has {len(windows)} start(s) of which {truth_frames} of the {frames} frame(s) asked for are "
+            f"known, got --starts {count}: "
+            + (f"so many starts allow --frames {most} at most" if most else f"take at most {len(windows)}")
         )
     chosen = windows[spread(min(len(windows), STARTS if count is None else count), len(windows))]
     start = [data.frames(int(i), int(first), past)[:: forecast.lead] for i, first in chosen]
@@ -139,6 +148,11 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
         metadata=data.metadata,
         forcings=forcings_after(*externals, chosen + np.array([0, past - 1])),
     )
+
+
+def _starts_of(lengths: Iterable[int], span: int) -> int:
+    """The number of windows of this many time steps in pieces of these lengths."""
+    return sum(max(0, length - span + 1) for length in lengths)
 
 
 def _dates(times: Iterable[NDArray[Any]]) -> NDArray[Any] | None:
@@ -184,15 +198,16 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
     if path.suffix in (".npy", ".npz"):
         fields, order, forced = _from_array(path, model, shapes), None, None
     else:
-        fields, order, forced = _from_fields(path, model, shapes, note)
+        fields, order, forced = _from_fields(path, model, shapes[0], note)
     if fields.note:
         note(f"{path}: {fields.note}")
     _check_time(path, model.name, forecast, fields, note)
-    _check_axes(path, model.name, forecast, fields.axes)
+    check_axes(path, model.name, forecast, fields.axes)
     if {*forecast.variables} == {*fields.variables}:
         fields = fields.picked(forecast.variables)
     _check_variables(path, model.name, forecast, fields.variables, note)
     _check_metadata(path, model.name, forecast, fields.metadata)
+    check_shapes(path, model.name, fields, shapes)
     if fields.metadata.said and not forecast.metadata.said:
         note(f"{model.name} does not say in which units and at which points it was trained: those of {path} are taken")
     if unsaid := fields.metadata.unsaid(forecast.metadata, forecast.names):
@@ -215,29 +230,33 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
             f"{path} holds {len(bad)} value(s) that are not finite, the first in start {start}, frame {step}, channel "
             f"{channel} of those that a forecast starts from: fill them in first"
         )
+    strange = strange_units(path, model.name, forecast, fields.metadata, past)
+    if strange:
+        note(strange)
     whole = past if past.shape[2:] == shapes[0] else forecast.spread_out(past, shapes[0])
     dates = _dates(timing_of(trajectory).times for trajectory in fields.trajectories)
     more = {
         "metadata": fields.metadata,
         "order": order,
         "forcings": _forcings(path, forecast, fields, forced, dates, shapes[0]),
+        "strange": strange,
     }
     return Starts(whole, str(path), observed=True, dates=dates, **more)
 
 
 def _from_fields(
-    path: Path, model: Model, shapes: Sequence[Shape], note: Callable[[str], None]
+    path: Path, model: Model, frame: Shape, note: Callable[[str], None]
 ) -> tuple[FieldSource, Order, FieldSource | None]:
     """Each trajectory of a source of fields, with the model's variables alone, where it has them all; its order; and
     the variables that the model has as forcings.
 
     With those, frames at the end in which all others are missing are still to come.
-    Raises ValueError for frames of another shape, and for forcings that are not there.
+    Raises ValueError for forcings that are not there.
     """
     forecast, order, source = forecast_of(model), Order(), str(path)
     how = ClipReading.of(model.experiment.data, forecast.past_steps)
     if forecast.of_clips:
-        source, (_, height, width) = f"{CLIPS}{source.removeprefix(CLIPS)}", shapes[0]
+        source, (_, height, width) = f"{CLIPS}{source.removeprefix(CLIPS)}", frame
         rate = how.rate or (1 / forecast.step if forecast.step else None)
         how = replace(how, rate=rate, size=how.size or (height if height == width else None))
     _, fields = find_fields(source, clips=how)
@@ -254,11 +273,6 @@ def _from_fields(
         ends = [_last_known(trajectory) for trajectory in fields.trajectories]
         parts = [part_of(each, 0, end) for each, end in zip(fields.trajectories, ends, strict=True)]
         fields = replace(fields, splits={"": parts})
-    kinds = [trajectory.shape[1:] for trajectory in fields.trajectories]
-    expected = kinds[0] if kinds and kinds[0] in shapes else shapes[0]
-    if wrong := [trajectory.shape for trajectory in fields.trajectories if trajectory.shape[1:] != expected]:
-        forms = " or, as observed, ".join(f"(time, {', '.join(map(str, shape))})" for shape in shapes)
-        raise ValueError(f"{path} holds (time, C, H, W) = {wrong[0]}, and {model.name} starts from {forms}")
     return fields, order, forced
 
 
@@ -304,7 +318,8 @@ def _check_time(path: Path, name: str, forecast: Forecast, fields: FieldSource, 
     for steps in (timing_of(trajectory).steps for trajectory in trajectories):
         apart += steps[max(0, len(steps) - needed + 1) :].tolist()
     if wrong := [step for step in apart if forecast.step and not math.isclose(step, forecast.step, rel_tol=1e-3)]:
-        says = f"{path} has {wrong[0]:g} between its time steps, and {name} was trained on {forecast.step:g}"
+        (mine, theirs) = (plain_lead(step, lead_unit(forecast)) for step in (wrong[0], forecast.step or 0.0))
+        says = f"{path} has {mine} between its time steps, and {name} was trained on {theirs}"
         if needed > 1:
             raise ValueError(f"{says}: give time steps as far apart")
         note(f"{says}: it starts from one frame, the latest, so that this changes nothing")
@@ -322,17 +337,6 @@ def _check_time(path: Path, name: str, forecast: Forecast, fields: FieldSource, 
             )
 
 
-def _check_axes(path: Path, name: str, forecast: Forecast, axes: tuple[str, ...]) -> None:
-    """Raises ValueError where axes of the same names are in another order, or a coordinate falls that should rise."""
-    (names, ways), (expected, expected_ways) = _named(axes), _named(forecast.axes)
-    opposite = any(a and b and a != b for a, b in zip(ways, expected_ways, strict=False))
-    if sorted(names) == sorted(expected) and (names != expected or opposite):
-        raise ValueError(
-            f"{path} has the axes of space {', '.join(axes)}, and {name} was trained on {', '.join(forecast.axes)}: "
-            "bring them to that"
-        )
-
-
 def _check_metadata(source: str | Path, name: str, forecast: Forecast, metadata: Metadata) -> None:
     """Raises ValueError for other units or coordinates than the model was trained on."""
     for mine, theirs in metadata.differences(forecast.metadata, forecast.names, forecast.every):
@@ -340,12 +344,6 @@ def _check_metadata(source: str | Path, name: str, forecast: Forecast, metadata:
             f"{source} has {mine}, and {name} was trained on {theirs}: bring them to that, or correct or drop what the "
             "file says"
         )
-
-
-def _named(axes: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """The name of each axis, one spelling for all, and whether it rises or falls; empty where that is not said."""
-    parts = [axis.partition(" (") for axis in axes]
-    return [SAME_AXIS.get(name, name) for name, *_ in parts], [way for *_, way in parts]
 
 
 def _check_variables(
@@ -357,9 +355,10 @@ def _check_variables(
     if not have_names(forecast.variables):
         note(f"{path} names its variables and {name} does not: {', '.join(names)} are taken in this order")
     elif names != forecast.variables:
+        missing = [each for each in forecast.variables if each not in names]
         raise ValueError(
             f"{path} holds the variables {', '.join(names)}, and {name} was trained on "
-            f"{', '.join(forecast.variables)}: bring them to that"
+            f"{', '.join(forecast.variables)}: bring them to that; missing: {', '.join(missing) or 'none'}"
         )
 
 
@@ -367,6 +366,20 @@ def lead_unit(forecast: Forecast, starts: Starts | None = None) -> str:
     """The unit of lead times, of dates hours; empty where neither the run nor its data say it."""
     of_data = starts.metadata.time if starts is not None and starts.places is not None else ""
     return (forecast.metadata.time or of_data).partition(" since ")[0] if forecast.step is not None else ""
+
+
+def plain_lead(time: float, unit: str, longest: float | None = None) -> str:
+    """A length of time with its unit, for people. longest: by which the unit is chosen; None: the time itself"""
+    factor, unit = plain_unit(time if longest is None else longest, unit)
+    return f"{time * factor:.6g} {unit}".rstrip()
+
+
+def plain_unit(longest: float, unit: str) -> tuple[float, str]:
+    """The factor and the unit by which people read times up to the longest: of hours, days from `DAYS` on, years from
+    `YEARS` on."""
+    if unit != "hours" or longest < DAYS:
+        return 1.0, unit
+    return (1 / 24, "days") if longest < YEARS else (1 / YEAR, "years")
 
 
 def have_names(variables: tuple[str, ...]) -> bool:

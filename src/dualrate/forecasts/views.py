@@ -71,11 +71,14 @@ def _inside(region: str, latitudes: NDArray[Any], longitudes: NDArray[Any]) -> N
 def _threshold(event: str, names: Sequence[str]) -> tuple[int, float]:
     name, _, value = event.rpartition(":")
     try:
-        return list(names).index(name), float(value)
+        threshold = float(value)
     except ValueError as error:
         raise ValueError(
             f"threshold {event!r} is none; expected VARIABLE:VALUE, with one of {', '.join(names)}"
         ) from error
+    if name not in names:
+        raise ValueError(f"threshold {event!r}: unknown variable {name!r}; expected one of {', '.join(names)}")
+    return list(names).index(name), threshold
 
 
 @dataclass
