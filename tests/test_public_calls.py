@@ -43,6 +43,19 @@ def test_a_list_of_one_is_no_count(seeds):
     assert numbered("seeds", seeds) is seeds
 
 
+def test_pictures_without_channels_and_a_missing_folder_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"got \(3, 8, 8\): add a channel axis"):
+        dr.save_grid(np.zeros((3, 8, 8), np.uint8), tmp_path / "grid.png")
+    with pytest.raises(FileNotFoundError) as refused:
+        dr.save_grid(np.zeros((3, 1, 8, 8), np.uint8), tmp_path / "gone" / "grid.png")
+    assert str(refused.value).endswith(f"there is no such folder: make it first: '{tmp_path / 'gone'}'")
+
+
+def test_one_call_is_one_call():
+    assert "StepPlan(2 steps, 1 heavy call, t" in repr(dr.StepPlan.uniform(2, 1))
+    assert "StepPlan(1 step, 1 heavy call, t" in repr(dr.StepPlan.uniform(1, 1))
+
+
 def test_a_recipe_takes_the_place_of_images_and_refuses_what_is_no_choice():
     assert Auto("photos") == Auto(dr.DataConfig("photos")) == Auto(Path("photos"))  # type: ignore[arg-type]
     for field, value, near in (("size", "teeny", "tiny"), ("rate", "singel", "single"), ("trained_by", "crp", "crps")):

@@ -78,6 +78,14 @@ def test_starts_are_an_array_a_file_or_those_of_the_data(model, result, tmp_path
         dr.forecast(model, frames[..., :-1], **HOW)
 
 
+def test_a_notebook_shows_the_scores_as_tables_and_numpy_counts_starts(model: dr.Model) -> None:
+    result = dr.forecast(model, np.int64(2), **HOW)
+    assert result.written.record.starts == 2
+    assert result._repr_html_().count("<table") == len(result.scores.tables) > 0
+    alone = dr.forecast(model, np.repeat(result.written.starts.past[:, :, :, 0], 2, 1)[:, :3], **HOW)
+    assert "<table" not in alone._repr_html_()
+
+
 def test_the_name_of_a_model_is_refused_with_the_way_to_load_it(model: dr.Model) -> None:
     name = str(model.path)
     for use in (dr.forecast, dr.evaluate, dr.sample, lambda name, _: dr.Choice(steps=2).drawer(name)):

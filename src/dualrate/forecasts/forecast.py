@@ -24,6 +24,7 @@ from dualrate.forecasts.page import forecast_page
 from dualrate.forecasts.rollout import Frame, forecast_of, with_stride
 from dualrate.forecasts.starts import Starts, held_out_starts, lead_unit, read_starts
 from dualrate.forecasts.views import EVERYTHING, Views
+from dualrate.report.html import page as page_of
 from dualrate.system.files import write_whole
 from dualrate.system.progress import ImageProgress
 from dualrate.system.workers import Mapper, in_turn
@@ -74,6 +75,12 @@ class ForecastResult:
             "bad_news": " ".join(bad_news(self.scores, self.stability, written.burst)) or "none",
             "stability": self.stability.says,
         }
+
+    def _repr_html_(self) -> str:
+        """The tables of scores, in a notebook."""
+        says = repr(self).partition("\n\n")[0].splitlines()
+        tables = [] if self.scores is None else self.scores.tables
+        return page_of("tables.html", says=says, tables=tables, figures=[], text="")
 
     def __repr__(self) -> str:
         record = self.written.record
