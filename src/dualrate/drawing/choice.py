@@ -35,7 +35,7 @@ from dualrate.sampling.catalogue import ANCESTRAL, make_step, sampler_named
 from dualrate.sampling.grids import check_grid, grid_times
 from dualrate.sampling.step import Step
 from dualrate.system.device import own_defaults
-from dualrate.system.progress import ImageProgress
+from dualrate.system.progress import ImageProgress, shown_later
 
 RECOMMENDED, GAMMA = "sde-dpm++2m", 0.1
 SMOOTH = "dpm++2m"  # where a path must be smooth
@@ -216,7 +216,8 @@ def sample(
     check_loaded(model)
     _ = maker_of(model.experiment).files(model)  # refuses what makes no pictures
     drawer = choice.drawer(model, guidance=Guidance(guidance), label=label, batch_size=batch_size)
-    return drawer.draw(numbered("seeds", seeds), progress).images
+    with shown_later() as later:
+        return drawer.draw(numbered("seeds", seeds), progress or later).images
 
 
 def check_loaded(value: object) -> None:

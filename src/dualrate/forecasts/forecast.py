@@ -26,7 +26,7 @@ from dualrate.forecasts.starts import Starts, held_out_starts, lead_unit, read_s
 from dualrate.forecasts.views import EVERYTHING, Views
 from dualrate.report.html import page as page_of
 from dualrate.system.files import write_whole
-from dualrate.system.progress import ImageProgress
+from dualrate.system.progress import ImageProgress, shown_later
 from dualrate.system.workers import Mapper, in_turn
 
 AS_RECOMMENDED = Choice()
@@ -112,6 +112,7 @@ def forecast(
     stride:  make every stride-th frame only, of a model trained with --window leads
     choice:  steps, heavy calls and sampler; seed: start i has seed + i
     note:    called with what is taken for granted
+    progress: called with frames done and all; None: a call of more than ten seconds shows a bar, or lines
     views:   regions and events that are scored besides
     Raises TypeError for the name of a model, ValueError for one that makes no forecasts, and as `held_out_starts`,
     `read_starts` and `write_forecast`.
@@ -121,11 +122,11 @@ def forecast(
     ready = starts if isinstance(starts, Starts) else starts_of(model, starts, frames, note)
     how = {"members": members, "batch_size": batch_size, "precision": precision}
     drawer = choice.drawer(model, note=note, **how)
-    more: dict[str, Any] = {"seed": seed, "progress": progress, "note": note, "views": views}
-    if out is not None:
-        return forecast_by(drawer, ready, frames, out, **more)
-    with TemporaryDirectory() as folder:
-        result = forecast_by(drawer, ready, frames, folder, **more)
+    more: dict[str, Any] = {"seed": seed, "note": note, "views": views}
+    with shown_later("frames") as later, TemporaryDirectory() as folder:
+        result = forecast_by(drawer, ready, frames, folder if out is None else out, progress=progress or later, **more)
+        if out is not None:
+            return result
         truth = None if result.truth is None else np.array(result.truth)
         written = replace(result.written, x=np.array(result.ensemble), truth=truth)
         return replace(result, ensemble=written.x, truth=truth, written=written)
