@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import dualrate as dr
-from dualrate.config.ranges import numbered
+from dualrate.config.ranges import count_or_list
 from dualrate.recipes.auto import Auto
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -35,12 +35,12 @@ def test_another_kind_is_refused_in_a_line(call, says, tmp_path):
 
 @pytest.mark.parametrize("count", [2, np.int64(2), torch.tensor(2), np.array(2)])
 def test_a_whole_number_of_any_kind_is_a_count(count):
-    assert numbered("seeds", count) == range(2)
+    assert count_or_list("seeds", count) == range(2)
 
 
 @pytest.mark.parametrize("seeds", [[5], (5,), np.array([5]), torch.tensor([5]), range(5, 6)])
 def test_a_list_of_one_is_no_count(seeds):
-    assert numbered("seeds", seeds) is seeds
+    assert count_or_list("seeds", seeds) is seeds
 
 
 def test_pictures_without_channels_and_a_missing_folder_are_named(tmp_path):

@@ -13,7 +13,7 @@ from cli.command import call
 
 import dualrate as dr
 from dualrate.forecasts.forecast import ForecastResult
-from dualrate.forecasts.page import headline
+from dualrate.forecasts.page import forecast_headline
 from dualrate.forecasts.starts import held_out_starts
 
 HOW = {"frames": 4, "members": 2, "choice": dr.Choice(2), "precision": "float32"}
@@ -92,7 +92,7 @@ def test_a_correlation_that_is_low_at_once_is_said_so(model: dr.Model) -> None:
     result = dr.forecast(model, 2, **HOW)  # of random weights
     scores = result.scores.by_name["forecast"]
     assert scores.until.value[0] < scores.leads[0]
-    assert "stays above 0.9 not even to the first frame and 0.8 until" in headline(result.written, scores)
+    assert "stays above 0.9 not even to the first frame and 0.8 until" in forecast_headline(result.written, scores)
 
 
 def test_a_long_forecast_shows_how_far_it_is(model: dr.Model, monkeypatch, capsys) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps, numbered
+from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps, count_or_list
 from dualrate.data.source import read_utf8, reading
 from dualrate.denoisers.denoiser import abilities
 from dualrate.diffusion.brief import Brief
@@ -217,7 +217,7 @@ def sample(
     _ = maker_of(model.experiment).files(model)  # refuses what makes no pictures
     drawer = choice.drawer(model, guidance=Guidance(guidance), label=label, batch_size=batch_size)
     with shown_later() as later:
-        return drawer.draw(numbered("seeds", seeds), progress or later).images
+        return drawer.draw(count_or_list("seeds", seeds), progress or later).images
 
 
 def check_loaded(value: object) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,8 +136,9 @@ def starts_of(
     model: Model, starts: int | NDArray[Any] | str | Path | bytes | None, frames: int, note: Callable[[str], None]
 ) -> Starts:
     """Starts as `forecast` takes them, or the content of an .npy file. Raises what it raises."""
-    if starts is None or (hasattr(starts, "__index__") and not np.ndim(starts)):
-        return held_out_starts(model, frames, None if starts is None else operator.index(starts))
+    count: Any = starts
+    if starts is None or (isinstance(starts, SupportsIndex) and not np.ndim(count)):
+        return held_out_starts(model, frames, None if starts is None else operator.index(count))
     if isinstance(starts, str | Path):
         return read_starts(Path(starts), model, note)
     with TemporaryDirectory() as folder:

@@ -48,7 +48,7 @@ def forecast_page(
         "forecast.html",
         title=f"Forecast by {record.model}",
         worst=" ".join(bad_news(scored, judged, written.burst)) or _no_bad_news(scores, steady),
-        headline=headline(written, scores),
+        headline=forecast_headline(written, scores),
         notes=[] if scored is None else scored.notices,
         strip=strip,
         strip_caption=caption,
@@ -78,7 +78,7 @@ def _no_bad_news(scores: ForecastScores | None, steady: Stability | None) -> str
     return f"No bad news: {', '.join(says)}." if says else "Nothing is judged: neither the truth nor the data is there."
 
 
-def headline(written: ForecastWritten, scores: ForecastScores | None) -> str:
+def forecast_headline(written: ForecastWritten, scores: ForecastScores | None) -> str:
     """Says counts and scores of a forecast in a few sentences."""
     record = written.record
     what = f"{record.members} members of {record.starts} start(s), {record.frames} frames"
