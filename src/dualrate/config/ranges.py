@@ -156,10 +156,11 @@ def count_or_list(what: str, items: Any) -> Any:
     """So many, as the numbers from 0 on; else the items themselves. Raises TypeError, which calls them `what`, for
     neither a whole number nor a sequence or an array.
     """
+    number: Any = items
     if isinstance(items, Sized) and not isinstance(items, (str, bytes)) and getattr(items, "ndim", 1):
         return items
     try:
-        return range(operator.index(items))
+        return range(operator.index(number))
     except TypeError:
         raise TypeError(f"{what} are a whole number, how many, or a list of them, got {items!r}") from None
 
