@@ -174,7 +174,7 @@ def test_the_help_of_a_command_needs_nothing_loaded():
         assert code == 0
         assert text.startswith(f"usage: dualrate {name} ")
     assert "\n  --num INT\n      Number of images in OUT, " in answer(["sample", "--help-all"])[1]
-    assert "\n  [RUN]\n      Directory of a run" in answer(["evaluate", "--help-all"])[1]
+    assert "\n  [RUN]\n      A run, released weights" in answer(["evaluate", "--help-all"])[1]
     assert "\n  [NAME=]RUN[+DENOISER]" in answer(["compare", "--help"])[1]
 
 
@@ -370,7 +370,7 @@ def shape_of(value: object) -> object:
             "there is no option --numb; perhaps you meant:\n  --num INT  Number of images",
         ),
         ("sample --num=3 x", 2, "dualrate sample: missing:\n  --out PATH  Directory for the images"),
-        ("sample --num 3 --npz --out y", 2, "dualrate sample: missing:\n  RUN  Directory of a run"),
+        ("sample --num 3 --npz --out y", 2, "dualrate sample: missing:\n  RUN  A run, released weights"),
         ("train", 2, "  auto  "),
         ("train --help", 0, "  auto  "),
         ("train --list", 0, "  imagenet64-heavy  "),

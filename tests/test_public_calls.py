@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import dualrate as dr
-from dualrate.config.ranges import numbered
+from dualrate.config.ranges import count_or_list
 from dualrate.recipes.auto import Auto
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -35,12 +35,25 @@ def test_another_kind_is_refused_in_a_line(call, says, tmp_path):
 
 @pytest.mark.parametrize("count", [2, np.int64(2), torch.tensor(2), np.array(2)])
 def test_a_whole_number_of_any_kind_is_a_count(count):
-    assert numbered("seeds", count) == range(2)
+    assert count_or_list("seeds", count) == range(2)
 
 
 @pytest.mark.parametrize("seeds", [[5], (5,), np.array([5]), torch.tensor([5]), range(5, 6)])
 def test_a_list_of_one_is_no_count(seeds):
-    assert numbered("seeds", seeds) is seeds
+    assert count_or_list("seeds", seeds) is seeds
+
+
+def test_pictures_without_channels_and_a_missing_folder_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"got \(3, 8, 8\): add a channel axis"):
+        dr.save_grid(np.zeros((3, 8, 8), np.uint8), tmp_path / "grid.png")
+    with pytest.raises(FileNotFoundError) as refused:
+        dr.save_grid(np.zeros((3, 1, 8, 8), np.uint8), tmp_path / "gone" / "grid.png")
+    assert str(refused.value).endswith(f"there is no such folder: make it first: '{tmp_path / 'gone'}'")
+
+
+def test_one_call_is_one_call():
+    assert "StepPlan(2 steps, 1 heavy call, t" in repr(dr.StepPlan.uniform(2, 1))
+    assert "StepPlan(1 step, 1 heavy call, t" in repr(dr.StepPlan.uniform(1, 1))
 
 
 def test_a_recipe_takes_the_place_of_images_and_refuses_what_is_no_choice():

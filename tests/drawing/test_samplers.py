@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,6 +194,23 @@ def test_fewer_heavy_calls_than_asked_for_are_said_with_the_reason(dual):
     assert len(notes) == 1
     with pytest.warns(UserWarning, match="heavy calls, not 16"):
         Choice(16, 16).settled(late)
+
+
+def test_a_plan_of_ones_own_with_heavy_calls_where_the_encoder_was_not_trained_is_noted_once(dual):
+    method = replace(dual.experiment.method, freeze_encoder=False, times=TimeSampler(first=(0.5, 0.75)))
+    late = replace(dual, experiment=replace(dual.experiment, method=method))
+    plan = StepPlan.uniform(16, 16)
+    least, most = late.serves.times
+    wrong = sum(not least <= t <= most for t in plan.t[:-1])
+    assert wrong
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("default")
+        for _ in range(2):
+            replace(Drawer(late, step_for(late, "ddim"), plan), batch_size=3)
+        Choice(16).drawer(late)
+        Drawer(dual, step_for(dual, "ddim"), plan)
+    (message,) = [str(each.message) for each in noted if each.category is UserWarning]
+    assert message.startswith(f"{wrong} of the plan's 16 heavy calls are at noise levels at which the encoder")
 
 
 def test_no_heavy_call_at_all_may_be_asked_for(dual):

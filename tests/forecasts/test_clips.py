@@ -24,7 +24,7 @@ from dualrate.experiment.experiment import Start
 from dualrate.forecasts import clips
 from dualrate.forecasts.clips import ClipReading, read_clips
 from dualrate.forecasts.condition import Forecast
-from dualrate.forecasts.film import BLUE, Film, pixels_of, write_video
+from dualrate.forecasts.film import BLUE, BORDER, Film, pixels_of, write_video
 from dualrate.forecasts.forecast import forecast
 from dualrate.forecasts.recipe import TIERS, Clips, Forecasting, ForecastTier
 from dualrate.forecasts.simulations import SIMULATIONS
@@ -351,7 +351,13 @@ def test_a_newcomers_clip_becomes_a_continuation(tmp_path: Path, monkeypatch: py
     shown = result.ensemble[0, 1].round()
     np.testing.assert_array_equal(film.panels["member 1"][2:], shown)
     with Image.open(tmp_path / "out" / "forecast.png") as sheet:
-        assert sheet.size == (7 * 8 + 6 * 2, 4 * 8 + 3 * 2)
+        pixels = np.asarray(sheet)
+    side, left = 48 + 2, sheet.width - (7 * 50 + 6 * 2)  # enlarged and with a border, beside the names
+    assert sheet.height == 4 * side + 3 * 2
+    assert [(pixels[i * 52 : i * 52 + side, :left] < 128).any() for i in range(4)] == [True] * 4  # a name in each row
+    assert (pixels[0, left : left + side] == BORDER).all()
+    blue = (pixels == BLUE).all((0, 2)).nonzero()[0] - left
+    assert blue.tolist() == [2 * 52 - 2, 2 * 52 - 1]  # after the two frames that were given
     other = save(tmp_path / "other.webp", drawn(9, 16, 16), 40)  # of another size and rate, which become the run's
     ahead = forecast(model, other, frames=2)
     assert ahead.truth is None

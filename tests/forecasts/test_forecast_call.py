@@ -13,6 +13,7 @@ from cli.command import call
 
 import dualrate as dr
 from dualrate.forecasts.forecast import ForecastResult
+from dualrate.forecasts.page import forecast_headline
 from dualrate.forecasts.starts import held_out_starts
 
 HOW = {"frames": 4, "members": 2, "choice": dr.Choice(2), "precision": "float32"}
@@ -76,6 +77,31 @@ def test_starts_are_an_array_a_file_or_those_of_the_data(model, result, tmp_path
         dr.forecast(model, frames[:, :0], **HOW)
     with pytest.raises(ValueError, match=r"^starts holds an array of "):
         dr.forecast(model, frames[..., :-1], **HOW)
+
+
+def test_a_notebook_shows_the_scores_as_tables_and_numpy_counts_starts(model: dr.Model) -> None:
+    result = dr.forecast(model, np.int64(2), **HOW)
+    assert result.written.record.starts == 2
+    assert result._repr_html_().count("<table") == len(result.scores.tables) > 0
+    alone = dr.forecast(model, np.repeat(result.written.starts.past[:, :, :, 0], 2, 1)[:, :3], **HOW)
+    assert "<table" not in alone._repr_html_()
+
+
+def test_a_correlation_that_is_low_at_once_is_said_so(model: dr.Model) -> None:
+    """Not as a time before the first frame, which nobody can see."""
+    result = dr.forecast(model, 2, **HOW)  # of random weights
+    scores = result.scores.by_name["forecast"]
+    assert scores.until.value[0] < scores.leads[0]
+    assert "stays above 0.9 not even to the first frame and 0.8 until" in forecast_headline(result.written, scores)
+
+
+def test_a_long_forecast_shows_how_far_it_is(model: dr.Model, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("dualrate.system.progress.QUIET", 1e9)
+    dr.forecast(model, 2, **HOW)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("dualrate.system.progress.QUIET", -1.0)
+    dr.forecast(model, 2, **HOW)
+    assert re.search(r"^\d+/\d+ .* frames/s", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_the_name_of_a_model_is_refused_with_the_way_to_load_it(model: dr.Model) -> None:

@@ -1,8 +1,11 @@
 """The page in a browser, where there is one: by keyboard, wide and narrow, with its errors."""
 
+import re
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+from forecasts.made_forecasts import CHANNELS, WIDTH, model_of
 from serving.browser import CHROMIUM, Page, browser
 from serving.made import model
 
@@ -24,6 +27,20 @@ def url() -> Iterator[str]:
 def page(tmp_path_factory) -> Iterator[Page]:
     with browser(tmp_path_factory.mktemp("profile")) as opened:
         yield opened
+
+
+def test_forecasts_are_named_below_their_pictures_and_scored_by_lead_time(page, tmp_path):
+    walk = np.random.default_rng(0).normal(size=(20, 12, CHANNELS, WIDTH)).cumsum(1)
+    np.savez(tmp_path / "fields.npz", fields=walk.astype(np.float32))
+    ahead = model_of(tmp_path / "fields.npz", tmp_path / "ahead", past=2, frames=2, lead=2)
+    with listening(Offer(ahead, limits=Limits(steps=12, images=4))) as place:
+        page.size(1200, 900)
+        page.open(f"{place}#members=2&beside=nothing")
+        page.until(f"{READY} && document.querySelectorAll('.grid img').length > 0")
+        below = page.value("[...document.querySelectorAll('.grid li')].map((item) => item.textContent)")
+        assert below == ["member 0", "member 1", "truth"]
+        assert re.search(r"^Drawn: 2 forecasts in .* CRPS of .* at lead 2, 4: [\d.]+, [\d.]+\.$", text(page, "status"))
+        assert "MACs a forecast" in page.value("document.querySelector('.plan').textContent")
 
 
 def text(page: Page, name: str) -> str:

@@ -20,6 +20,7 @@ import math
 import operator
 import os
 import typing
+from collections.abc import Sized
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -151,14 +152,15 @@ def checked(name: str, value: Any, kind: Any) -> Any:
         raise ValueError(f"{name} is {described(kind)}, got {value!r}{near}") from None
 
 
-def numbered(what: str, items: Any) -> Any:
+def count_or_list(what: str, items: Any) -> Any:
     """So many, as the numbers from 0 on; else the items themselves. Raises TypeError, which calls them `what`, for
     neither a whole number nor a sequence or an array.
     """
-    if hasattr(items, "__len__") and not isinstance(items, (str, bytes)) and getattr(items, "ndim", 1):
+    number: Any = items
+    if isinstance(items, Sized) and not isinstance(items, (str, bytes)) and getattr(items, "ndim", 1):
         return items
     try:
-        return range(operator.index(items))
+        return range(operator.index(number))
     except TypeError:
         raise TypeError(f"{what} are a whole number, how many, or a list of them, got {items!r}") from None
 

@@ -58,7 +58,7 @@ class StepPlan:
         signs, times = "".join(SIGNS[refresh] for refresh in self.refresh), brief([float(f"{t:.3g}") for t in self.t])
         if len(signs) > WIDEST:
             signs = f"{signs[: WIDEST // 2]}...{signs[-WIDEST // 4 :]}"
-        return f"StepPlan({self.num_steps} steps, {self.num_heavy} heavy calls, t {times}: {signs})"
+        return f"StepPlan({self.counts}, t {times}: {signs})"
 
     def _repr_html_(self) -> str:
         return self.html(repr(self))
@@ -70,10 +70,16 @@ class StepPlan:
             height = HEIGHTS[refresh]
             bars[refresh] = f"{bars.get(refresh, '')}M{i * width:.2f} 32v-{height}h{0.8 * width:.2f}v{height}z"
         paths = "".join(f'<path class="{refresh.value}" d="{path}"/>' for refresh, path in bars.items())
-        says = f"<title>{self.num_steps} steps, {self.num_heavy} heavy calls</title>"
+        says = f"<title>{self.counts}</title>"
         style = "width:100%;max-width:40em;height:2em;fill:currentColor"
         svg = f'<svg viewBox="0 0 640 32" preserveAspectRatio="none" style="{style}" role="img">{says}{paths}</svg>'
         return f"<pre>{escape(text)}</pre>{svg}"
+
+    @property
+    def counts(self) -> str:
+        """Steps and heavy calls in words."""
+        steps, heavy = self.num_steps, self.num_heavy
+        return f"{steps} step{'s' * (steps != 1)}, {heavy} heavy call{'s' * (heavy != 1)}"
 
     @property
     def num_steps(self) -> int:

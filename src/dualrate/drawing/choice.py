@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps, numbered
+from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps, count_or_list
 from dualrate.data.source import read_utf8, reading
 from dualrate.denoisers.denoiser import abilities
 from dualrate.diffusion.brief import Brief
@@ -35,7 +35,7 @@ from dualrate.sampling.catalogue import ANCESTRAL, make_step, sampler_named
 from dualrate.sampling.grids import check_grid, grid_times
 from dualrate.sampling.step import Step
 from dualrate.system.device import own_defaults
-from dualrate.system.progress import ImageProgress
+from dualrate.system.progress import ImageProgress, shown_later
 
 RECOMMENDED, GAMMA = "sde-dpm++2m", 0.1
 SMOOTH = "dpm++2m"  # where a path must be smooth
@@ -118,9 +118,10 @@ class Choice(Brief, Ranged):
         plan = self._plan(model) if self.plan is None else self.plan
         model.serves.check(plan)
         if self.heavy is not None and plan.num_heavy < self.heavy:
+            calls = f"{plan.num_heavy} heavy call{'s' * (plan.num_heavy != 1)}"
             note(
-                f"{plan.num_heavy} heavy calls, not {self.heavy}: the other steps are at noise levels at which the "
-                f"encoder of {model.name} was not trained"
+                f"{calls}, not {self.heavy}: the other steps are at noise levels at which the encoder of {model.name} "
+                "was not trained"
             )
         return plan
 
@@ -217,7 +218,8 @@ def sample(
     check_loaded(model)
     _ = maker_of(model.experiment).files(model)  # refuses what makes no pictures
     drawer = choice.drawer(model, guidance=Guidance(guidance), label=label, batch_size=batch_size)
-    return drawer.draw(numbered("seeds", seeds), progress).images
+    with shown_later() as later:
+        return drawer.draw(count_or_list("seeds", seeds), progress or later).images
 
 
 def check_loaded(value: object) -> None:

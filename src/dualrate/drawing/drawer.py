@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -129,6 +130,12 @@ class Drawer(Ranged):
         super().__post_init__()
         model = self.model
         model.serves.check(self.plan)
+        if wrong := model.serves.untrained(self.plan):
+            warnings.warn(  # once: Python repeats no warning of one place and text
+                f"{wrong} of the plan's {self.plan.num_heavy} heavy calls are at noise levels at which the encoder of "
+                f"{model.name} was not trained: those of dr.Choice(steps, heavy) are not",
+                stacklevel=1,
+            )
         if Refresh.PARTIAL in self.plan.refresh and Refresh.PARTIAL not in abilities(model.denoiser).between:
             raise ValueError(f"{model.name} has no partial steps: use toca or duca, or make these steps keep or full")
         check_calls(self.step, self.plan, model.shape)

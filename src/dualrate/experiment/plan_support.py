@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from dualrate.config.ranges import Probability, Ranged, Steps
+from dualrate.diffusion.context import Refresh
 from dualrate.diffusion.plan import STEPS, StepPlan
 from dualrate.sampling.ancestral import Ancestral, Reverse
 from dualrate.sampling.bound import FittedVariance
@@ -69,6 +70,10 @@ class Serves:
     def check(self, plan: StepPlan) -> None:
         """Raises ValueError for a plan that is not served."""
 
+    def untrained(self, plan: StepPlan) -> int:
+        """The number of heavy calls at times at which the encoder was not trained."""
+        return 0
+
     def check_step(self, step: Step) -> None:
         """Raises ValueError for an update rule that is not served: any but that of `sampler`, unless overridden."""
         if self.sampler == "ddim" and not isinstance(step, DDIM):
@@ -120,6 +125,11 @@ class AnyPlan(Serves, Ranged):
         where = [i for i, t in enumerate(plan.t[:-1]) if i >= alone and least - ROUNDING <= t <= most + ROUNDING]
         heavy = min(heavy, len(where))
         return StepPlan.at(plan.t, (where[j * len(where) // heavy] for j in range(heavy)))
+
+    def untrained(self, plan: StepPlan) -> int:
+        least, most = self.times
+        heavy = (t for t, refresh in zip(plan.t, plan.refresh, strict=False) if refresh is Refresh.FULL)
+        return sum(not least - ROUNDING <= t <= most + ROUNDING for t in heavy)
 
 
 @dataclass(frozen=True)

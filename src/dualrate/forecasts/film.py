@@ -1,6 +1,7 @@
 """Pictures of a forecast of clips: what is known, then the truth and members side by side, still and in motion.
 
-forecast.png    a contact sheet: a row each of the truth and some members, frames from left to right
+forecast.png    a contact sheet: a row each of the truth and some members, by name, frames from left to right; a blue
+                line is between those that were given and those that were made
 forecast.webp   the same in motion; below what was made a bar grows
 forecast.mp4    as that, where PyAV is
 """
@@ -9,21 +10,24 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
+from dualrate.report.image_grid import GAP as BETWEEN
 from dualrate.report.image_grid import image_grid, png_bytes
 from dualrate.system.files import whole
 
 COLUMNS = 12  # frames of a contact sheet
 MOVING = 200  # frames in motion, at most
 SIDE, GAP, BAR = 128, 4, 4  # pixels that a frame has in motion, about; between frames; of the bar
-UNKNOWN, GROUND, BLUE = 217, 255, (36, 99, 235)
+UNKNOWN, GROUND, BORDER, BLUE = 217, 255, 160, (36, 99, 235)
+LEAST = 48  # pixels that a frame of a contact sheet is high, at least, beside its name
 USUAL = 0.1  # seconds from frame to frame, where the data does not say it
 SLOWEST = 10.0  # seconds that a frame is shown, at most, however far apart they are
 Pixels, Frames = NDArray[np.uint8], NDArray[np.floating]
@@ -61,14 +65,31 @@ class Film:
 
     @property
     def says(self) -> str:
-        return f"of which the first {self.past} frame(s) were given; below those that were made a bar grows"
+        return (
+            f"of which the first {self.past} frame(s) were given; below those that were made a bar grows, and in the "
+            "still picture a line is before them"
+        )
 
     def sheet(self) -> bytes:
         """The contact sheet, as PNG."""
         length = len(next(iter(self.panels.values())))
         some = np.unique(np.linspace(0, length - 1, min(COLUMNS, length)).round().astype(int))
-        picture = image_grid(np.concatenate([panel[some] for panel in self.panels.values()]), columns=len(some))
-        return png_bytes(picture[None] if picture.ndim == 2 else picture.transpose(2, 0, 1))
+        frames = np.concatenate([np.broadcast_to(p, (len(p), 3, *p.shape[2:]))[some] for p in self.panels.values()])
+        scale = math.ceil(LEAST / frames.shape[2])
+        tiles = np.pad(
+            frames.repeat(scale, 2).repeat(scale, 3), ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=BORDER
+        )
+        height, width = (side + BETWEEN for side in tiles.shape[2:])
+        font, grid = ImageFont.load_default(), image_grid(tiles, columns=len(some))
+        left = math.ceil(max(font.getlength(name) for name in self.panels)) + 2 * GAP
+        page = Image.new("RGB", (left + grid.shape[1], grid.shape[0]), "white")
+        page.paste(Image.fromarray(grid), (left, 0))
+        pen, known = ImageDraw.Draw(page), int((some < self.past).sum())
+        for i, name in enumerate(self.panels):
+            pen.text((GAP, i * height + height // 2 - 6), name, "black", font)
+        if known < len(some):
+            pen.rectangle((left + known * width - BETWEEN, 0, left + known * width - 1, page.height), BLUE)
+        return png_bytes(np.asarray(page).transpose(2, 0, 1))
 
     def moving(self) -> Pixels:
         """Frames (T, H, W, 3) with all panels side by side, of even sides, as videos want."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,9 @@ from dualrate.forecasts.page import forecast_page
 from dualrate.forecasts.rollout import Frame, forecast_of, with_stride
 from dualrate.forecasts.starts import Starts, held_out_starts, lead_unit, read_starts
 from dualrate.forecasts.views import EVERYTHING, Views
+from dualrate.report.html import page as page_of
 from dualrate.system.files import write_whole
-from dualrate.system.progress import ImageProgress
+from dualrate.system.progress import ImageProgress, shown_later
 from dualrate.system.workers import Mapper, in_turn
 
 AS_RECOMMENDED = Choice()
@@ -75,6 +76,12 @@ class ForecastResult:
             "stability": self.stability.says,
         }
 
+    def _repr_html_(self) -> str:
+        """The tables of scores, in a notebook."""
+        says = repr(self).partition("\n\n")[0].splitlines()
+        tables = [] if self.scores is None else self.scores.tables
+        return page_of("tables.html", says=says, tables=tables, figures=[], text="")
+
     def __repr__(self) -> str:
         record = self.written.record
         first = f"{record.members} members from {record.starts} starts, {record.frames} frames; {self.stability.says}"
@@ -105,6 +112,7 @@ def forecast(
     stride:  make every stride-th frame only, of a model trained with --window leads
     choice:  steps, heavy calls and sampler; seed: start i has seed + i
     note:    called with what is taken for granted
+    progress: called with frames done and all; None: a call of more than ten seconds shows a bar, or lines
     views:   regions and events that are scored besides
     Raises TypeError for the name of a model, ValueError for one that makes no forecasts, and as `held_out_starts`,
     `read_starts` and `write_forecast`.
@@ -114,11 +122,11 @@ def forecast(
     ready = starts if isinstance(starts, Starts) else starts_of(model, starts, frames, note)
     how = {"members": members, "batch_size": batch_size, "precision": precision}
     drawer = choice.drawer(model, note=note, **how)
-    more: dict[str, Any] = {"seed": seed, "progress": progress, "note": note, "views": views}
-    if out is not None:
-        return forecast_by(drawer, ready, frames, out, **more)
-    with TemporaryDirectory() as folder:
-        result = forecast_by(drawer, ready, frames, folder, **more)
+    more: dict[str, Any] = {"seed": seed, "note": note, "views": views}
+    with shown_later("frames") as later, TemporaryDirectory() as folder:
+        result = forecast_by(drawer, ready, frames, folder if out is None else out, progress=progress or later, **more)
+        if out is not None:
+            return result
         truth = None if result.truth is None else np.array(result.truth)
         written = replace(result.written, x=np.array(result.ensemble), truth=truth)
         return replace(result, ensemble=written.x, truth=truth, written=written)
@@ -128,8 +136,9 @@ def starts_of(
     model: Model, starts: int | NDArray[Any] | str | Path | bytes | None, frames: int, note: Callable[[str], None]
 ) -> Starts:
     """Starts as `forecast` takes them, or the content of an .npy file. Raises what it raises."""
-    if starts is None or (hasattr(starts, "__index__") and not np.ndim(starts)):
-        return held_out_starts(model, frames, None if starts is None else operator.index(starts))
+    count: Any = starts
+    if starts is None or (isinstance(starts, SupportsIndex) and not np.ndim(count)):
+        return held_out_starts(model, frames, None if starts is None else operator.index(count))
     if isinstance(starts, str | Path):
         return read_starts(Path(starts), model, note)
     with TemporaryDirectory() as folder:

@@ -48,7 +48,7 @@ def forecast_page(
         "forecast.html",
         title=f"Forecast by {record.model}",
         worst=" ".join(bad_news(scored, judged, written.burst, written.troubles)) or _no_bad_news(scores, steady),
-        headline=_headline(written, scores),
+        headline=forecast_headline(written, scores),
         notes=[] if scored is None else scored.notices,
         strip=strip,
         strip_caption=caption,
@@ -79,17 +79,21 @@ def _no_bad_news(scores: ForecastScores | None, steady: Stability | None) -> str
     return f"No bad news: {', '.join(says)}." if says else "Nothing is judged: neither the truth nor the data is there."
 
 
-def _headline(written: ForecastWritten, scores: ForecastScores | None) -> str:
+def forecast_headline(written: ForecastWritten, scores: ForecastScores | None) -> str:
+    """Says counts and scores of a forecast in a few sentences."""
     record = written.record
     what = f"{record.members} members of {record.starts} start(s), {record.frames} frames"
     if scores is None:
         return f"{what}. The truth is not known, so there are no scores."
     until, unit = scores.until.value, lead_unit(written.forecast) or ("" if record.unit == "time" else record.unit)
     factor, unit = plain_unit(record.lead_times[-1], unit)
-    shares = [
-        f"{threshold} {'to the end' if np.isinf(time) else f'until {time * factor:.3g} {unit}'.rstrip()}"
-        for threshold, time in zip(THRESHOLDS, until, strict=True)
-    ]
+
+    def how_long(time: float) -> str:
+        if time < scores.leads[0]:
+            return "not even to the first frame"
+        return "to the end" if np.isinf(time) else f"until {time * factor:.3g} {unit}".rstrip()
+
+    shares = [f"{threshold} {how_long(time)}" for threshold, time in zip(THRESHOLDS, until, strict=True)]
     return (
         f"{what}. Fair CRPS {scores.crps.value[0]:.3f} at the first lead time, {scores.crps.value[-1]:.3f} at the "
         f"last. The mean's correlation with the truth stays above {' and '.join(shares)}."

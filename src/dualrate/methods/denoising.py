@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from dualrate.config.ranges import Classes, LightDraws, LossWeight, Probability, Range, Ranged, numbered
+from dualrate.config.ranges import Classes, LightDraws, LossWeight, Probability, Range, Ranged, count_or_list
 from dualrate.data.conditions import Conditioning, Unconditional
 from dualrate.denoisers.denoiser import Denoiser, DualRate, read
 from dualrate.diffusion.context import Batch, Cond, Context, Shape
@@ -253,12 +253,12 @@ class DualRateLoss(Ranged):
         Raises what `sample_batches` and `StepPlan.uniform` raise.
         """
         plan = StepPlan.uniform(steps, max(1, steps // 4) if heavy is None else heavy)
-        seeds = numbered("seeds", seeds)
+        keys: Sequence[int] = count_or_list("seeds", seeds)
         device = next(self.light.parameters()).device
         step = Ancestral(self.process)
         with eval_mode(nn.ModuleList([self.encoder, self.light])):
             batches = sample_batches(
-                self.denoiser, step, plan, shape, seeds, label, batch_size=batch_size, device=device
+                self.denoiser, step, plan, shape, keys, label, batch_size=batch_size, device=device
             )
             return torch.cat(list(batches))
 

@@ -129,7 +129,7 @@ def pipeline_card(
     about = facts(model) | {
         "weights": f"averaged, float32, sha256 {model.weights_hash}, of iteration {stored.iteration}",
         "sampler": drawer.sampler,
-        "plan": f"{plan.num_steps} steps, {plan.num_heavy} heavy calls",
+        "plan": plan.counts,
         "cost of an image": f"{drawer.cost.macs / 1e9:.4g} GMACs, {drawer.cost.flops / 1e9:.4g} GFLOPs",
         "licence": f"{UNKNOWN}: ask who made it" if license == UNKNOWN else license,
     }

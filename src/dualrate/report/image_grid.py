@@ -84,7 +84,8 @@ def _pixels(images: Images | Iterable[Images]) -> np.ndarray:
         return np.concatenate(parts)
     pixels = images.detach() if isinstance(images, Tensor) else torch.tensor(images)  # a copy: maps are read-only
     if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or not pixels.numel():
-        raise ValueError(f"images are (N, C, H, W) of 1 or 3 channels, got {tuple(pixels.shape)}: decode latents first")
+        way = "add a channel axis, images[:, None]" if pixels.ndim == 3 else "decode latents first"
+        raise ValueError(f"images are (N, C, H, W) of 1 or 3 channels, got {tuple(pixels.shape)}: {way}")
     if pixels.is_floating_point():
         pixels = to_uint8(pixels)
     if pixels.dtype != torch.uint8:

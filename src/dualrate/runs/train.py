@@ -143,7 +143,7 @@ def train(
     Raises ValueError if the data does not fit the networks, a run that the method needs does not, `out` holds another
     experiment or no run, or a part is of a class of a notebook or script; OSError if it cannot be written to.
     """
-    if not isinstance(experiment, Experiment):
+    if getattr(experiment, "fit", None) is None:
         raise TypeError(
             f"train takes an experiment, got a {type(experiment).__name__}: call a recipe, such as "
             'Auto("photos", size="tiny")() of dualrate.recipes.auto, or take the experiment of a model'

@@ -173,6 +173,8 @@ def whole(path: Path, *, synced: bool = True) -> Iterator[Path]:
     synced: False for files by the thousand, whose reader looks whether they are whole: a loss of power may cut them
     """
     usual, other = (path.with_name(f"{path.name}.{mark}.partial") for mark in ("0" * 8, secrets.token_hex(4)))
+    if not path.parent.exists():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder: make it first", str(path.parent))
     with naming(path), locked(usual, os.O_RDWR | os.O_CREAT) as is_ours:
         aside = usual if is_ours else other  # another process may be writing there now
         try:

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Protocol, TextIO
@@ -24,6 +24,7 @@ from dualrate.system.terminal import clean
 
 SHOWN = ("loss", "_gap")  # how the names of values end that are shown to people
 
+QUIET = 10.0  # seconds of a call of Python's that shows no progress
 COUNTED = ("calls", "frames")  # other things than images that a program may report as done
 ImageProgress = Callable[[int, int], None]  # called with (images done, images in all)
 
@@ -139,6 +140,19 @@ def duration(seconds: float) -> str:
     """h:mm:ss."""
     minutes, second = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
+
+
+@contextmanager
+def shown_later(unit: str = "images") -> Iterator[ImageProgress]:
+    """Progress as `reporter_here` shows it, of a call that takes longer than QUIET seconds."""
+    begun, reporter = time.monotonic(), reporter_here()
+
+    def show(done: int, total: int) -> None:
+        if time.monotonic() - begun > QUIET:
+            reporter.update(done, total, {unit: done})
+
+    with closing(reporter):
+        yield show
 
 
 @contextmanager

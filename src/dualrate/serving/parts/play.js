@@ -34,6 +34,7 @@ function time(seconds) {
   return seconds < 1 ? `${Math.round(1000 * seconds)} ms` : `${seconds.toPrecision(3)} s`;
 }
 
+const [NOUN, AN] = model.takes === "start" ? ["forecast", "a forecast"] : ["image", "an image"];
 const times = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 const percent = (part, whole) => `${Math.round(100 * part / whole)}%`;
 
@@ -204,8 +205,8 @@ function planOf(side) {
     plan(side),
     made("div", { class: "ends", "aria-hidden": "true" }, made("span", {}, "noise"), made("span", {}, "data")),
     made("dl", { class: "counts" },
-      made("dt", {}, "MACs an image"), made("dd", { class: "macs" }, macs(side.macs)),
-      made("dt", {}, "time an image"), made("dd", { class: "each" }, "-"),
+      made("dt", {}, `MACs ${AN}`), made("dd", { class: "macs" }, macs(side.macs)),
+      made("dt", {}, `time ${AN}`), made("dd", { class: "each" }, "-"),
       made("dt", {}, "time of all"), made("dd", { class: "all" }, "-")));
 }
 
@@ -227,10 +228,13 @@ function plan(side) {
 
 function pictures(side, titles) {
   const columns = titles.length === 1 ? 1 : titles.length <= 4 ? 2 : 4, [height, width] = model.picture;
-  const list = made("ul", { class: "grid" }, ...titles.map(() => made("li")));
+  const parts = titles.map((title) => title.split(", "));  // "start 0, member 1"
+  const several = new Set(parts.map(([start]) => start)).size > 1;
+  const caption = (part) => model.takes === "start" ? [made("small", {}, part.slice(several ? 0 : 1).join(", "))] : [];
+  const list = made("ul", { class: "grid" }, ...parts.map((part) => made("li", {}, ...caption(part))));
   list.style.setProperty("--columns", columns);
   list.style.setProperty("--shape", `${width} / ${height}`);
-  return made("div", { class: "pictures", role: "group", "aria-label": `Images of ${side.name}` },
+  return made("div", { class: "pictures", role: "group", "aria-label": `${model.takes === "start" ? "Forecasts" : "Images"} of ${side.name}` },
     made("h3", {}, counts(side)), list);
 }
 
@@ -244,7 +248,7 @@ function show(report) {
     write(".all", time(side.seconds));
     side.images.forEach((source, k) => {
       const item = lists[i].children[k], title = report.titles[k];
-      if (!item.firstChild) item.append(made("img", { width: model.picture[1], height: model.picture[0] }));
+      if (!item.querySelector("img")) item.prepend(made("img", { width: model.picture[1], height: model.picture[0] }));
       const alt = side.finished ? title : `${title}, being drawn`;
       Object.assign(item.firstChild, { src: source, title, alt });
     });
@@ -257,10 +261,14 @@ function progress(report) {
   bar.value = report.sides.reduce((sum, side) => sum + side.macs_so_far, 0) / whole;
 }
 
-// The error of a forecast of its first variable, in its units: the mean over starts, at the last frame whose truth is known
+// The error of a forecast of its first variable, in its units: the mean over starts, at three frames whose truth is known
 function crps(side) {
-  const last = (side.crps ?? []).map((start) => start.at(-1)?.[0] ?? NaN);
-  return last.length ? ` CRPS of ${side.variables[0]}: ${(last.reduce((a, b) => a + b) / last.length).toPrecision(3)}.` : "";
+  const starts = side.crps ?? [], last = (starts[0] ?? []).length - 1;
+  if (last < 0) return "";
+  const frames = [...new Set([0, last >> 1, last])];
+  const mean = (k) => starts.reduce((sum, start) => sum + (start[k][0] ?? NaN), 0) / starts.length;
+  const leads = frames.map((k) => Number(side.lead_times[k].toPrecision(4))).join(", ");
+  return ` CRPS of ${side.variables[0]} at lead ${leads}: ${frames.map((k) => mean(k).toPrecision(3)).join(", ")}.`;
 }
 
 function summary(report) {
@@ -270,7 +278,7 @@ function summary(report) {
 
 function costs(report) {
   const [own, baseline] = report.sides;
-  if (!baseline) return `Drawn: ${times(report.seeds.length, "image")} in ${time(own.seconds)}.`;
+  if (!baseline) return `Drawn: ${times(report.seeds.length, NOUN)} in ${time(own.seconds)}.`;
   const [work, spent] = [percent(own.macs, baseline.macs), percent(own.seconds, baseline.seconds)];
   return `${work} of the MACs and ${spent} of the time of ${baseline.name}.`;
 }
