@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray
-from forecasts.made_globes import saved, small_networks, trained, waves
+from forecasts.made_globes import saved, small_networks, trained, untrained, waves
 
 import dualrate as dr
 from dualrate.forecasts.forecast import forecast_by
@@ -106,3 +106,16 @@ def test_a_layout_is_forecast_and_read_back(layout: str, tmp_path: Path, monkeyp
                 np.testing.assert_allclose(made[f"{name}_truth"][start], truth, rtol=1e-6)
                 assert made[name].attrs["units"] == "K"
                 assert (np.isnan(made[name].values) == np.isnan(truth.values)[:1]).all()
+
+
+def test_a_start_may_be_a_dataset_as_its_file_would_be(tmp_path: Path) -> None:
+    data = waves("ts")
+    model = untrained(saved(data, tmp_path / "a.nc"), tmp_path / "run")
+    start = data.isel(time=[-1]).isel(lat=slice(None, None, -1))[["s", "t"]]  # in another order
+    how: Any = {"frames": 2, "members": 2, "choice": dr.Choice(2), "note": lambda text: None}
+    expected = dr.forecast(model, saved(start, tmp_path / "start.nc"), **how)
+    result = dr.forecast(model, start, **how)
+    np.testing.assert_array_equal(result.ensemble, expected.ensemble)
+    assert result.dataset.init_time.values == data.time.values[-1]
+    with pytest.raises(ValueError, match="s"):
+        dr.forecast(model, start.t, **how)

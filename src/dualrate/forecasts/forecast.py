@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, SupportsIndex
+from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,9 +88,15 @@ class ForecastResult:
         return first if self.scores is None else f"{first}\n\n{self.scores}"
 
 
+class InXarray(Protocol):
+    """A Dataset or a DataArray."""
+
+    def to_netcdf(self, path: Any) -> Any: ...
+
+
 def forecast(
     model: Model,
-    starts: int | NDArray[Any] | str | Path | Starts | None = None,
+    starts: int | NDArray[Any] | InXarray | str | Path | Starts | None = None,
     *,
     frames: int = 100,
     members: int = 1,
@@ -107,7 +113,8 @@ def forecast(
     """Roll out `members` of a forecast from each start, for so many frames, and score them where the truth is known.
 
     starts:  how many of held-out data, by default 50 or all; or known frames, the latest last, as an array or a file
-             (time, channel, space) or (start, time, channel, space), in the units of the training data
+             (time, channel, space) or (start, time, channel, space), in the units of the training data; or as a
+             Dataset or named DataArray of xarray, which is read as its file would be
     out:     a directory that holds the forecast, where the same call goes on after a kill; None: it is in memory
     stride:  make every stride-th frame only, of a model trained with --window leads
     choice:  steps, heavy calls and sampler; seed: start i has seed + i
@@ -133,7 +140,10 @@ def forecast(
 
 
 def starts_of(
-    model: Model, starts: int | NDArray[Any] | str | Path | bytes | None, frames: int, note: Callable[[str], None]
+    model: Model,
+    starts: int | NDArray[Any] | InXarray | str | Path | bytes | None,
+    frames: int,
+    note: Callable[[str], None],
 ) -> Starts:
     """Starts as `forecast` takes them, or the content of an .npy file. Raises what it raises."""
     count: Any = starts
@@ -141,14 +151,20 @@ def starts_of(
         return held_out_starts(model, frames, None if starts is None else operator.index(count))
     if isinstance(starts, str | Path):
         return read_starts(Path(starts), model, note)
+    write = getattr(starts, "to_netcdf", None)  # of xarray
     with TemporaryDirectory() as folder:
-        file = Path(folder, "array.npy")
-        if isinstance(starts, bytes):
+        file = Path(folder, "array.npy" if write is None else "array.nc")
+        if write is not None:
+            write(file)
+        elif isinstance(starts, bytes):
             file.write_bytes(starts)
         else:
             np.save(file, np.asarray(starts), allow_pickle=False)
         try:
-            return replace(read_starts(file, model), source="an array")  # which says nothing to note
+            ready = (
+                read_starts(file, model) if write is None else read_starts(file, model, note)
+            )  # an array says nothing
+            return replace(ready, source="an array")
         except ValueError as error:  # of a file that the caller never named
             raise ValueError(str(error).replace(str(file), "starts")) from None
 
