@@ -176,7 +176,7 @@ def test_a_resumed_run_takes_its_own_number_of_threads_where_that_is_automatic(
         (["plan", "RUN", "--budget", "0.5x", "--steps", "0"], "steps is a list of values, each a whole number from 1"),
         (["compare", "RUN:100000000000/8"], "the number of steps is a whole number from 1 to 100,000, got 1000000"),
         (["compare", "RUN:32@ancestral:2"], "gamma is a number from 0 to 1, or None, got 2.0"),
-        (["demo", "--minutes", "inf"], "minutes is a number above 0 and at most 1,000,000, got inf"),
+        (["demo", "--minutes", "inf"], "minutes is a number above 0 and at most 1,000,000, or None, got inf"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(run, arguments, message, monkeypatch, capsys, tmp_path):

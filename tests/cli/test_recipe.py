@@ -169,7 +169,7 @@ ONE_LINE = [
         "train DUAL --method.times.heavy 3",
         "--method.times.heavy takes 2 values, and fewer follow: `dualrate train DUAL --help` says which",
     ),
-    ("demo --minutes soon", "minutes is a number above 0 and at most 1,000,000, got 'soon'"),
+    ("demo --minutes soon", "minutes is a number above 0 and at most 1,000,000, or None, got 'soon'"),
     (
         "train DUAL --method.times.heavy few many",
         "heavy is 2 values, each a whole number from 1 to 100,000, got ('few', 'many')",

@@ -76,6 +76,8 @@ def made(out: Path) -> dict[str, object]:
     content: dict[str, object] = {}
     for file in filter(Path.is_file, out.parent.rglob("*")):
         name = str(file.relative_to(out.parent))
+        if "-times-" in name:
+            continue
         if file.suffix == ".json":
             content[name] = timeless(json.loads(file.read_text(), object_hook=alike))
         elif file.suffix == ".safetensors":  # beside features stands how long drawing took

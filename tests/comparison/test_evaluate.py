@@ -83,5 +83,5 @@ def test_the_name_of_a_model_is_no_model(call):
 
 
 def test_runs_are_compared_by_their_paths():
-    with pytest.raises(TypeError, match=r"by their paths, such as 'runs/mine:16/4', got 7"):
+    with pytest.raises(TypeError, match=r"by their paths, such as 'runs/mine:16/4', got a int"):
         dr.compare([7])

@@ -171,7 +171,7 @@ def test_fields_without_dates_or_of_a_part_of_the_year_are_refused(tmp_path: Pat
         Forecasting(anomalies=-1)
     model = untrained(saved(data, tmp_path / "b.nc"), tmp_path / "run", anomalies=2)
     with pytest.raises(ValueError, match="starts have no dates, of which the climatology of the run is computed"):
-        dr.forecast(model, np.zeros((2, 1, 8, 16), np.float32), frames=1)
+        dr.forecast(model, np.random.default_rng(0).normal(280, 5, (2, 1, 8, 16)).astype(np.float32), frames=1)
     ready = Prognostic(model)
     coords = ready.input_coords()
     del coords["batch"]

@@ -307,6 +307,8 @@ def test_what_a_forecast_cannot_be_of(source: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds fields, which are no images"):
         dr.DataConfig(str(source)).images("test")
     with pytest.raises(ValueError, match="holds no fields: give"):
+        Forecasting(dr.DataConfig(""))()
+    with pytest.raises(FileNotFoundError, match="no such file or folder: fashion-mnist, nor is it one of"):
         Forecasting(dr.DataConfig("fashion-mnist"))()
 
 

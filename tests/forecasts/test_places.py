@@ -148,7 +148,10 @@ def test_starts_in_calendars_that_cftime_reads(model, tmp_path, calendar, name):
 def test_a_start_of_one_frame_may_be_of_another_step(model, tmp_path):
     notes = []
     assert len(read_starts(grid(tmp_path / "start.nc", 2, 12), model, notes.append)) == 1
-    assert "has 12 between its time steps, and run was trained on 6: it starts from one frame, the latest" in notes[0]
+    assert (
+        "has 12 hours between its time steps, and run was trained on 6 hours: it starts from one frame, the latest"
+        in notes[0]
+    )
 
 
 def test_data_and_runs_of_other_places_are_not_evaluated_or_compared(tmp_path):
@@ -167,7 +170,7 @@ def test_netcdf_keeps_coordinates_units_and_dates(model, tmp_path, kind):
     path = grid(tmp_path / "start.nc", 3)
     if kind == "array":
         path = tmp_path / "start.npy"
-        np.save(path, np.zeros((3, 1, 8, 8), np.float32))
+        np.save(path, np.random.default_rng(0).normal(280, 5, (3, 1, 8, 8)).astype(np.float32))
     starts = held_out_starts(model, 2, 2) if kind == "held out" else read_starts(path, model)
     written(model, tmp_path / "out", 2, starts=starts, members=1, format="netcdf")
     with xarray.open_dataset(tmp_path / "out" / "forecast.nc", engine="h5netcdf") as data:

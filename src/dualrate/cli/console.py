@@ -15,7 +15,7 @@ import torch
 
 from dualrate.cli.going_on import options_of
 from dualrate.data.cache import cache_dir
-from dualrate.data.source import NOTED, DataProgress
+from dualrate.data.source import NOTED, DataProgress, printable
 from dualrate.experiment.modality import conditions_named
 from dualrate.experiment.model import COMPILED, Model
 from dualrate.report.table import aligned
@@ -113,7 +113,8 @@ def _longer(fit: FitConfig, out: Path, *, anew: bool) -> str:
     settings |= {"--fit.max-seconds": ["None"]} if fit.max_seconds is not None else {}
     settings |= {"--out": [f"{out}-longer"]} if anew else {}
     (_, words), *options = (options_of(sys.argv[1:]) | settings).items()
-    return shlex.join(["dualrate", *words, *chain.from_iterable((name, *values) for name, values in options)])
+    command = ["dualrate", *words, *chain.from_iterable((name, *values) for name, values in options)]
+    return printable(shlex.join(command))
 
 
 def print_json(values: object) -> None:

@@ -106,7 +106,7 @@ def as_path(path: str | os.PathLike[str], what: str = "the path") -> Path:
         with suppress(OSError):  # a missing file is an error where it is opened
             os.lstat(expanded)
         return expanded
-    except (RuntimeError, ValueError, TypeError) as error:  # no such home, a null character, a number
+    except (RuntimeError, ValueError) as error:  # no such home directory, a null character
         raise ValueError(f"{what} {str(path)!r} is no path ({error})") from error
 
 
