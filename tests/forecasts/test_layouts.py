@@ -119,3 +119,15 @@ def test_a_start_may_be_a_dataset_as_its_file_would_be(tmp_path: Path) -> None:
     assert result.dataset.init_time.values == data.time.values[-1]
     with pytest.raises(ValueError, match="s"):
         dr.forecast(model, start.t, **how)
+
+
+def test_a_start_may_count_longitudes_past_greenwich(tmp_path: Path) -> None:
+    east = {"units": "degrees_east"}
+    longitudes = np.arange(16) * 5.0 - 20
+    data = waves().assign_coords(lon=("lon", longitudes, east))
+    model = untrained(saved(data, tmp_path / "a.nc"), tmp_path / "run")
+    start = data.isel(time=[-1])
+    how: Any = {"frames": 1, "members": 1, "choice": dr.Choice(1), "note": lambda text: None}
+    expected = dr.forecast(model, start, **how)
+    result = dr.forecast(model, start.assign_coords(lon=("lon", longitudes % 360, east)), **how)
+    np.testing.assert_array_equal(result.ensemble, expected.ensemble)

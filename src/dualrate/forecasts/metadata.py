@@ -159,10 +159,11 @@ def _common_name(word: re.Match[str]) -> str:
 
 
 def way(values: NDArray[Any]) -> str:
-    """Whether numbers along an axis rise or fall, in words that follow the axis's name."""
+    """Whether numbers along an axis rise or fall, in words that follow the axis's name: by most steps, as longitudes
+    fall once where they begin anew."""
     if values.dtype.kind not in "fiu" or len(values) < 2:
         return ""
-    return " (falling)" if values[0] > values[-1] else " (rising)"
+    return " (falling)" if np.median(np.diff(values.astype(np.float64))) < 0 else " (rising)"
 
 
 def calendar_of(name: Any) -> str:
