@@ -57,8 +57,8 @@ class Knob(Contest):
     @property
     def system(self) -> System:
         every, noise, lead = KNOBS[self.name]
-        known = SYSTEMS[EQUATION]
-        return replace(known, windows=replace(known.windows, every=every, noise=noise, lead=lead))
+        system = SYSTEMS[EQUATION]
+        return replace(system, windows=replace(system.windows, every=every, noise=noise, lead=lead))
 
     def speed(self, network: Network, method: str, batch: int) -> float:
         which = {"kind": "speed", "network": network, "method": method, "batch": batch}
@@ -90,7 +90,7 @@ def knobs(out: Path) -> list[Knob]:
 
 
 def prediction(high: float) -> str:
-    """Of the ratio, from the excess at high noise."""
+    """Which side of 1 the ratio is on, from the excess at high noise."""
     return "below 1" if high < FEW else "above 2" if high > MANY else "no side"
 
 
@@ -100,13 +100,13 @@ def high(setting: Mapping[str, Any]) -> float:
 
 
 def rank(ratio: Sequence[float | None]) -> tuple[float, float]:
-    """What orders ratios: the value, None being never, then the lower end."""
+    """Return what orders ratios: the value, None being never, then the lower end."""
     value, low = (math.inf if end is None else end for end in ratio[:2])
     return value, low
 
 
 def kendall(settings: Settings) -> float:
-    """Of excesses at high noise and ratios: pairs of settings in the same order less those in the other, a pair."""
+    """Compare the order of excesses with that of ratios: pairs of settings in one order less the others, a pair."""
     pairs = list(combinations(settings.values(), 2))
     signs = [np.sign(high(a) - high(b)) * compare(rank(a["ratio"]), rank(b["ratio"])) for a, b in pairs]
     return float(sum(signs)) / len(pairs)
@@ -139,7 +139,7 @@ def words(ratio: Sequence[float | None] | None) -> str:
 
 
 def page() -> None:
-    """The table of the file."""
+    """Puts the table of the file on the page."""
     place("excess", table(json.loads(FILE.read_text())), RESULTS / "where.md")
 
 

@@ -6,7 +6,8 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +28,7 @@ from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.moment_matching import MomentMatchingConfig
 from dualrate.methods.times import GivenTimes
 from dualrate.networks.uvit import Level
+from dualrate.serving.offer import Limits, Offer
 from dualrate.training.config import FitConfig
 
 
@@ -87,6 +89,20 @@ class Answer:
     def json(self) -> dict[str, Any]:
         assert self.headers.get_content_type() == "application/json"
         return json.loads(self.content)
+
+
+@contextmanager
+def held_offer(made: Model, limits: Limits) -> Iterator[tuple[Offer, Held]]:
+    """An offer of a model whose heavy calls wait for a gate; it is open in the end."""
+    gate = Held(made.denoiser)
+    gate.gate.set()
+    waiting = Offer(replace(made, denoiser=gate), limits=limits)
+    gate.gate.clear()
+    gate.begun.clear()
+    try:
+        yield waiting, gate
+    finally:
+        gate.gate.set()
 
 
 def ask(url: str, method: str, path: str, body: object = None, **headers: str) -> Answer:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 from contracts.test_contracts import MADE, PROCESS
-from serving.made import Held, ask, finished, model
+from serving.made import Held, ask, finished, held_offer, model
 from serving.test_engine import Asked, Counted, wait_until
 from serving.test_stream import EVENTS, LIMITS, event, stream
 
@@ -30,17 +30,9 @@ def offer() -> Offer:
 
 @pytest.fixture
 def held(offer, monkeypatch) -> Iterator[tuple[Offer, Held]]:
-    """An offer whose heavy calls wait for a gate."""
     monkeypatch.setattr("dualrate.networks.blocks.pays", lambda device: False)
-    gate = Held(offer.model.denoiser)
-    gate.gate.set()
-    waiting = Offer(replace(offer.model, denoiser=gate), limits=LIMITS)
-    gate.gate.clear()
-    gate.begun.clear()
-    try:
-        yield waiting, gate
-    finally:
-        gate.gate.set()
+    with held_offer(offer.model, LIMITS) as held:
+        yield held
 
 
 @dataclass(frozen=True)

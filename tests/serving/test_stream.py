@@ -11,7 +11,7 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 import pytest
-from serving.made import Held, ask, finished, model
+from serving.made import Held, ask, finished, held_offer, model
 
 from dualrate.drawing.choice import Choice
 from dualrate.serving.app import listening, measurements
@@ -33,16 +33,8 @@ def held(offer, monkeypatch) -> Iterator[tuple[str, Held]]:
     """A server whose heavy calls wait for a gate."""
     monkeypatch.setattr("dualrate.networks.blocks.pays", lambda device: False)
     monkeypatch.setattr("dualrate.serving.app.EVERY", 0.01)
-    gate = Held(offer.model.denoiser)
-    gate.gate.set()
-    waiting = Offer(replace(offer.model, denoiser=gate), limits=LIMITS)
-    gate.gate.clear()
-    gate.begun.clear()
-    try:
-        with listening(waiting) as url:
-            yield url, gate
-            gate.gate.set()
-    finally:
+    with held_offer(offer.model, LIMITS) as (waiting, gate), listening(waiting) as url:
+        yield url, gate
         gate.gate.set()
 
 

@@ -49,10 +49,11 @@ class Modality:
     """Images, as far as nothing is overridden. data: a `DataConfig`; experiment: an `Experiment`
 
     noun:         what one sample is called
+    served:       whether a server can show samples
     other_scores: why features of images do not score its samples, in words; empty: they do
     """
 
-    noun = "image"
+    noun, served = "image", True
     other_scores = ""
 
     def reads(self, source: str) -> bool:
@@ -115,6 +116,8 @@ class Modality:
 
         Raises ValueError, with the way, for a model that is not served.
         """
+        if not self.served and self.makes(model.experiment):
+            raise ValueError(f"{model.name} is a {self.noun} model, the page shows images: use dualrate sample")
         return None
 
 

@@ -56,17 +56,13 @@ MOVING, GRID_WEBP = 8, "grid.webp"
 class OfClips(Modality):
     """A sample is a whole clip."""
 
-    noun = "clip"
+    noun, served = "clip", False
 
     def makes(self, experiment: Any) -> bool:
         return experiment.networks.frames > 1
 
     def files(self, model: Any) -> Pictures:
         return ClipFiles(model.image_shape, model.experiment.networks.frames)
-
-    def service(self, model: Any) -> None:
-        if self.makes(model.experiment):
-            raise ValueError(f"{model.name} is a clip model, the page shows images: use dualrate sample")
 
     def save(self, experiment: Any, samples: Tensor, file: Path) -> None:
         save_grid(side_by_side(samples, experiment.networks.frames), file, columns=1, scale=2)

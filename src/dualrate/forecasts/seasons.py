@@ -108,10 +108,10 @@ class Anomalies:
 
     def climatology(self, parts: NDArray[np.float64], device: torch.device) -> Tensor:
         """C(t), (..., C, H, W), at parts of the year (...)."""
-        first, *others = coefficients_on(device, self)
+        mean, *waving = coefficients_on(device, self)
         terms = torch.from_numpy(waves(parts, self.harmonics).astype(np.float32)).to(device)[..., None, None, None]
-        total = first.expand(*parts.shape, *first.shape)
-        for number, each in enumerate(others, 1):
+        total = mean.expand(*parts.shape, *mean.shape)
+        for number, each in enumerate(waving, 1):
             total = total + terms[..., number, :, :, :] * each
         return total
 

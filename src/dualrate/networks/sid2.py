@@ -72,8 +72,8 @@ class SiD2Config(UViTConfig):
     """A U-ViT with parts of SiD2 and simple diffusion."""
 
     norm: Literal["group", "layer"] = "group"
-    """Of convolution blocks and the head: over groups of channels and all positions (group), as in SiD2, or over the
-    channels of each position (layer)."""
+    """Norm of convolution blocks and the head: over groups of channels and all positions (group), as in SiD2, or over
+    the channels of each position (layer)."""
     downsampling: Literal["patch", Wavelet] = "patch"
     """How patches become positions: by one convolution (patch), or by an invertible transform and a 3 x 3 one: haar, or
     5/3, which simple diffusion names. Patches of a power of two."""

@@ -183,9 +183,9 @@ class _Attention(nn.Module):
             return self.output if text is None else (self.output, text)
         with _Received() if self.scores else nullcontext() as seen:
             output = self.attention(hidden_states, *positional, **named)
-        self.output, *others = output if isinstance(output, tuple) else (output,)
+        self.output, *texts = output if isinstance(output, tuple) else (output,)
         self.received = seen and seen.received
-        if len(others) > 1 or (seen and self.received is None):
+        if len(texts) > 1 or (seen and self.received is None):
             raise ValueError(
                 f"{type(self.attention).__name__} returns more than two streams, or computes attention its own way: "
                 "drop the adapter or the backend (set_attention_backend('native')), or take 'fora'"

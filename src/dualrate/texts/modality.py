@@ -25,7 +25,7 @@ USUAL = 5000  # pieces that are scored
 class OfTexts(Modality):
     """A sample is a piece of text, as an image of one row of characters."""
 
-    noun = "text"
+    noun, served = "text", False
     other_scores = "a text model has other metrics"
 
     def reads(self, source: str) -> bool:
@@ -72,10 +72,6 @@ class OfTexts(Modality):
         from dualrate.texts.pieces import TextFiles
 
         return TextFiles(model.image_shape, model.experiment.codec.alphabet)
-
-    def service(self, model: Any) -> None:
-        if self.makes(model.experiment):
-            raise ValueError(f"{model.name} is a text model, the page shows images: use dualrate sample")
 
     def save(self, experiment: Any, samples: Tensor, file: Path) -> None:
         from dualrate.system.files import write_whole
