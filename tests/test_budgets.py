@@ -21,12 +21,13 @@ ROOT = Path(__file__).resolve().parent.parent
 # Lines of code. Above the first budget, and to come down to it: carriers (8,500), forecasts (2,900), pipelines (3,200),
 # front (3,200).
 CODE = {
-    "engine": 8735,
-    "carriers": 9350,
-    "forecasts": 7045,
+    "engine": 8720,
+    "carriers": 9055,
+    "forecasts": 7040,
     "pipelines": 3875,
-    "texts": 430,
-    "front": 4640,
+    "texts": 425,
+    "services": 1435,
+    "front": 3485,
 }
 REFUSALS = 10  # lines in 100 of code
 VAGUE = 3  # in 1,000 identifiers

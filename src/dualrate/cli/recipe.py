@@ -43,7 +43,7 @@ Nproc = Annotated[
 
 
 class SharedWork:
-    """A command whose work the processes that are launched together share out (system/team.py)."""
+    """A command whose work the processes that are launched together share out (launchers/team.py)."""
 
     nproc: int
 

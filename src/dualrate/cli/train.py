@@ -22,13 +22,14 @@ from dualrate.data.latent_set import ENCODING
 from dualrate.experiment.experiment import Experiment, Stages, on_codec_of_data
 from dualrate.forecasts import clip_recipe
 from dualrate.forecasts import recipe as forecasts
+from dualrate.launchers.start import launch
 from dualrate.pipelines.recipe import RetrofitRecipe
 from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents, imagenet
 from dualrate.recipes.published import as_published, as_sid2, listed_costs
 from dualrate.recipes.students import AdaptRecipe, by_consistency
 from dualrate.runs.train import in_stages
 from dualrate.system.device import pick_device
-from dualrate.system.launch import device_of_process, is_launched, launch
+from dualrate.system.launch import device_of_process, is_launched
 from dualrate.system.progress import Silent
 from dualrate.texts import recipe as texts
 from dualrate.training.config import FitResult
