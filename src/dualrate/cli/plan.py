@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from dualrate.cli.console import loaded
+from dualrate.cli.console import Machine
 from dualrate.cli.recipe import Device, Nproc, RunDir, SharedWork, Workers
 from dualrate.config.imports import import_named
 from dualrate.config.ranges import Images, Members, Range, Ranged, Steps
 from dualrate.diffusion.context import Reuse
+from dualrate.drawing.cost import call_seconds
+from dualrate.drawing.planning import candidates, measured_errors, require_plannable
+from dualrate.report.figures import plan_figure, png
 from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.grids import check_grid
+from dualrate.sampling.planner import Planner
 from dualrate.system.files import write_whole
+from dualrate.system.workers import mapper
 
 BUDGET = re.compile(r"([0-9.]+(?:e[+-]?[0-9]+)?)(x|gmacs|s)")
 TIMED = 64  # images per call when calls are timed
@@ -58,12 +63,6 @@ class Plan(Ranged, SharedWork):
     device: Device = None
 
     def run(self) -> None:
-        from dualrate.drawing.cost import call_seconds
-        from dualrate.drawing.planning import candidates, measured_errors, require_plannable
-        from dualrate.report.figures import plan_figure, png
-        from dualrate.sampling.planner import Planner
-        from dualrate.system.workers import mapper
-
         parts, steps = BUDGET.fullmatch(self.budget.lower()), self.steps
         if parts is None or not float(parts[1]) > 0:
             raise ValueError(
@@ -81,7 +80,7 @@ class Plan(Ranged, SharedWork):
         if self.out.suffix != ".json":
             raise ValueError(f"--out is a .json file, whose picture is written beside it as .png, got {self.out}")
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        model, progress = loaded(self.run_dir, self.device)
+        model, progress = Machine(device=self.device).loaded(self.run_dir)
         model = called_by(model, self.denoiser)
         require_plannable(model)
         process = model.gaussian  # refused before anything is measured

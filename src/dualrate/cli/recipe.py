@@ -51,10 +51,6 @@ class SharedWork:
         """Run it, in this process or in the one that leads."""
 
 
-Compile = Annotated[
-    bool, arg(help="Compile the networks. This takes minutes the first time, and makes small batches faster.")
-]
-Graphs = Annotated[bool, arg(help="Record the networks' calls as CUDA graphs, for small batches on a GPU.")]
 Prompt = Annotated[
     str | None,
     arg(
