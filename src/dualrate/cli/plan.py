@@ -9,13 +9,13 @@ from typing import Annotated
 
 from dualrate.cli.console import Machine
 from dualrate.cli.recipe import Device, Nproc, RunDir, SharedWork, Workers
-from dualrate.config.imports import import_named
+from dualrate.comparison.candidates import check_denoiser
 from dualrate.config.ranges import Images, Members, Range, Ranged, Steps
 from dualrate.diffusion.context import Reuse
 from dualrate.drawing.cost import call_seconds
 from dualrate.drawing.planning import candidates, measured_errors, require_plannable
 from dualrate.report.figures import plan_figure, png
-from dualrate.runs.store import called_by, check_denoiser, is_run
+from dualrate.runs.store import called_by
 from dualrate.sampling.grids import check_grid
 from dualrate.sampling.planner import Planner
 from dualrate.system.files import write_whole
@@ -73,8 +73,6 @@ class Plan(Ranged, SharedWork):
             steps = tuple(self.grid // part for part in (8, 4, 2, 1) if self.grid % part == 0)
         elif any(self.grid % count for count in steps):
             raise ValueError(f"--steps are divisors of --grid {self.grid}, got {steps}")
-        if not is_run(self.denoiser):
-            import_named("denoiser", self.denoiser)
         check_denoiser(self.denoiser)
         check_grid(self.spacing)
         if self.out.suffix != ".json":
