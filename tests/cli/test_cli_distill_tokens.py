@@ -10,14 +10,14 @@ from training.toy import Recorder
 
 import dualrate as dr
 from dualrate.cli import distill as cli_distill
-from dualrate.codecs.token_codec import GreyLevels
 from dualrate.diffusion.categorical import Masked, Uniform
-from dualrate.experiment.network_configs import OneTransformer
-from dualrate.networks.tokens import TokensConfig
-from dualrate.recipes.students import StudentRecipe
 from dualrate.runs.store import load
 from dualrate.runs.train import train
 from dualrate.sampling.ancestral import Reverse
+from dualrate.texts.codec import GreyLevels
+from dualrate.texts.networks import OneTransformer
+from dualrate.texts.recipe import TokenStudents
+from dualrate.texts.transformer import TokensConfig
 from dualrate.training.config import FitConfig
 
 NET = TokensConfig(5, 8, 8, channels=16, blocks=1, num_classes=2, embedding=16, head_dim=16)
@@ -42,7 +42,7 @@ def root(tmp_path_factory):
 
 
 def distil(monkeypatch, root, out, teacher, *options) -> int:
-    recipe = StudentRecipe("tiny", LIGHT, FIT)
+    recipe = TokenStudents("tiny", LIGHT, FIT)
     monkeypatch.setitem(cli_distill.RECIPES, "fashion-mnist-tokens", lambda: recipe)
     monkeypatch.setattr(cli_distill.students, "PRETRAINING", 2)
     arguments = ("--teacher", root / teacher, "--out", out, "--device", "cpu", *options)

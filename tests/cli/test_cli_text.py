@@ -10,7 +10,6 @@ from cli.command import call
 
 import dualrate as dr
 from dualrate.cli import distill as cli_distill
-from dualrate.codecs.token_codec import BETWEEN, Characters, texts
 from dualrate.comparison import compare as comparing
 from dualrate.data.images import to_float
 from dualrate.diffusion.random import Draws
@@ -18,6 +17,7 @@ from dualrate.runs.store import load
 from dualrate.serving.offer import Offer
 from dualrate.texts import language_model as language_model
 from dualrate.texts import recipe as token_models
+from dualrate.texts.codec import BETWEEN, Characters, texts
 from dualrate.texts.pieces import PYTHON_DOCS, is_text, read_text
 from dualrate.texts.scores import entropy
 

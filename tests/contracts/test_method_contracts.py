@@ -17,7 +17,6 @@ from torch import nn
 
 import dualrate as dr
 from dualrate.codecs.diffusion import DiffusionDecoding
-from dualrate.codecs.token_codec import GreyLevels
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.conditions import SuperResolution
 from dualrate.diffusion.categorical import Masked
@@ -29,14 +28,7 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.experiment import experiment as experiment_module
 from dualrate.experiment.experiment import MethodConfig, Prepared, Start
 from dualrate.experiment.modality import WINGS
-from dualrate.experiment.network_configs import (
-    NetworksConfig,
-    OneConditional,
-    OneTransformer,
-    ThreeConditional,
-    TwoConditional,
-    TwoTransformers,
-)
+from dualrate.experiment.network_configs import NetworksConfig, OneConditional, ThreeConditional, TwoConditional
 from dualrate.experiment.plan_support import AtLeast, OnePlan
 from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.refiner import Refinement, RefinerConfig
@@ -54,8 +46,10 @@ from dualrate.methods.student_states import StudentMethod
 from dualrate.methods.times import BothTimes, GivenTimes, SingleTime
 from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfig
 from dualrate.networks.image_encoder import EncoderConfig
-from dualrate.networks.tokens import TokensConfig
 from dualrate.sampling.catalogue import ANCESTRAL, make_step
+from dualrate.texts.codec import GreyLevels
+from dualrate.texts.networks import OneTransformer, TwoTransformers
+from dualrate.texts.transformer import TokensConfig
 from dualrate.training.config import FitConfig
 from dualrate.training.method import Method, Phase
 

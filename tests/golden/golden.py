@@ -41,15 +41,12 @@ import dualrate as dr
 from dualrate.cli.distill import Student
 from dualrate.cli.export import Export
 from dualrate.cli.train import RECIPES
-from dualrate.codecs.token_codec import GreyLevels
 from dualrate.config.serial import to_plain
 from dualrate.data.conditions import SuperResolution
 from dualrate.diffusion.categorical import Masked, Uniform
 from dualrate.diffusion.prediction import Elbo, Sigmoid
-from dualrate.experiment.network_configs import OneTransformer, TwoTransformers
 from dualrate.forecasts import recipe as forecasts
 from dualrate.forecasts.recipe import Forecasting, ForecastTier
-from dualrate.networks.tokens import TokensConfig
 from dualrate.pipelines.recipe import RetrofitRecipe
 from dualrate.pipelines.retrofitted import Retrofitted
 from dualrate.recipes import fashion_mnist, fashion_mnist_latents, students, tasks
@@ -58,6 +55,9 @@ from dualrate.runs.store import read_experiment, write_experiment
 from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.system.folders import Manifest
 from dualrate.texts import recipe as token_models
+from dualrate.texts.codec import GreyLevels
+from dualrate.texts.networks import OneTransformer, TwoTransformers
+from dualrate.texts.transformer import TokensConfig
 from dualrate.training import checkpoint
 
 NET = dr.UViTConfig(

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 import dualrate as dr
 from dualrate.codecs.codec import CodecFolder, NoCodec, decode_macs, noisy_latents
 from dualrate.codecs.diffusion import DECODER
-from dualrate.codecs.token_codec import GreyLevels
 from dualrate.comparison.candidates import RunRequest, candidates_of
 from dualrate.data.conditions import Conditioning, Latent, Unconditional
 from dualrate.data.images import load_images, to_float, to_uint8
@@ -38,6 +37,7 @@ from dualrate.recipes.fashion_mnist_latents import ITERATIONS, SIZES, FashionMni
 from dualrate.runs.store import load
 from dualrate.sampling.cost import call_cost
 from dualrate.sampling.trajectory import StepNoise, rollout
+from dualrate.texts.codec import GreyLevels
 from dualrate.training.config import FitConfig
 
 LATENT = (12, 8, 8)

@@ -11,18 +11,18 @@ import torch
 
 import dualrate as dr
 from dualrate.codecs.codec import round_trip
-from dualrate.codecs.token_codec import ColourLevels, GreyLevels
 from dualrate.comparison.candidates import RunRequest, candidates_of
 from dualrate.diffusion.categorical import Masked, Uniform
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.likelihood import bits_per_token
 from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.network_configs import OneTransformer, TwoTransformers
-from dualrate.networks.tokens import TokensConfig
 from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.catalogue import make_step
 from dualrate.serving.offer import Offer
+from dualrate.texts.codec import ColourLevels, GreyLevels
+from dualrate.texts.networks import OneTransformer, TwoTransformers
+from dualrate.texts.transformer import TokensConfig
 from dualrate.training.config import FitConfig
 
 NET = TokensConfig(5, 8, 8, channels=16, blocks=1, embedding=16, head_dim=16)

@@ -8,7 +8,6 @@ import torch
 from theory.exact import GaussianMixture, OracleDenoiser
 from torch import nn
 
-from dualrate.codecs.token_codec import GreyLevels
 from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.context import Batch, Context
@@ -17,12 +16,14 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.network_configs import OneNetwork, OneTransformer
+from dualrate.experiment.network_configs import OneNetwork
 from dualrate.methods.denoising import Denoising, DenoisingConfig, DualRateLoss
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.dual import ContextEncoder, LightBody
-from dualrate.networks.tokens import TokensConfig
 from dualrate.networks.uvit import Level, UViT, UViTConfig
+from dualrate.texts.codec import GreyLevels
+from dualrate.texts.networks import OneTransformer
+from dualrate.texts.transformer import TokensConfig
 from dualrate.training.config import FitConfig
 
 PROCESS = GaussianProcess(Cosine())

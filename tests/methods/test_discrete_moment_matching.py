@@ -18,7 +18,7 @@ from dualrate.diffusion.process import mean_squared_error
 from dualrate.diffusion.random import Draws
 from dualrate.methods.moment_matching import MomentMatching, auxiliary_loss, student_loss
 from dualrate.methods.student_states import FromData, FullRollout, SegmentRollout, StateSource
-from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
+from dualrate.texts.transformer import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 
 SCORES = {"cross-entropy": UNIFORM.deviance, "squared error": mean_squared_error}
 every_score = pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)

@@ -14,13 +14,13 @@ from dualrate.diffusion.context import Batch, Cond
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
-from dualrate.experiment.network_configs import TwoTransformers
 from dualrate.methods.denoising import Denoising
 from dualrate.methods.times import SingleTime, TimeSampler
-from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.trajectory import sample_batches
+from dualrate.texts.networks import TwoTransformers
+from dualrate.texts.transformer import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 from dualrate.training.method import Phase
 
 JOINT = table(MASKED, [0.4, 0.1], [0.15, 0.35])

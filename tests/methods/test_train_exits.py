@@ -8,20 +8,21 @@ import torch
 from runs.made import saved
 from training.toy import Recorder, final, same_bits
 
-from dualrate.codecs.token_codec import GreyLevels
 from dualrate.diffusion.categorical import Masked
 from dualrate.drawing.choice import Choice
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.network_configs import OneNetwork, OneTransformer, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.methods.times import TimeSampler
-from dualrate.networks.tokens import TokensConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.release import export
 from dualrate.runs.store import load
 from dualrate.runs.train import train
+from dualrate.texts.codec import GreyLevels
+from dualrate.texts.networks import OneTransformer
+from dualrate.texts.transformer import TokensConfig
 from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 3, 0.5)), patch=2, embedding=16, head_dim=16)

@@ -11,7 +11,7 @@ import dualrate as dr
 from dualrate.networks.adapters import Adapted, adapter_state, layers_of, merged
 from dualrate.networks.blocks import conv3
 from dualrate.networks.dit import DiTConfig
-from dualrate.networks.tokens import TokensConfig, TokenTransformer
+from dualrate.texts.transformer import TokensConfig, TokenTransformer
 
 LEVELS = (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1))
 UVIT = dr.UViTConfig(8, 2, LEVELS, 3, patch=2, embedding=16, head_dim=16)

@@ -12,10 +12,10 @@ from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.context import Cond, Context, Reuse
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
-from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.bound import token_bound, token_divergence
 from dualrate.sampling.trajectory import StepNoise, first_state, sample_batches, trajectory
+from dualrate.texts.transformer import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 from theory.common import f64
 from theory.tokens import MASKED, PROCESSES, UNIFORM, Joint, every, frequencies, table
 

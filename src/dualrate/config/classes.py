@@ -10,7 +10,6 @@ from dualrate.config.imports import import_module
 
 OF_MODULES = {
     "dualrate.codecs.diffusion": ("DiffusionDecoding",),
-    "dualrate.codecs.token_codec": ("GreyLevels", "ColourLevels", "Characters"),
     "dualrate.methods.early_exit": ("EarlyExitNetwork", "EarlyExitConfig"),
     "dualrate.data.pairs": ("Pairs",),
     "dualrate.diffusion.categorical": ("Masked", "Uniform", "NoisePlanes"),
@@ -43,6 +42,9 @@ OF_MODULES = {
     "dualrate.networks.image_encoder": ("EncoderConfig",),
     "dualrate.pipelines.condition": ("Prompts",),
     "dualrate.pipelines.retrofitted": ("OneForeign", "Retrofitted", "OwnBlocks"),
+    "dualrate.texts.codec": ("GreyLevels", "ColourLevels", "Characters"),
+    "dualrate.texts.networks": ("OneTransformer", "TwoTransformers"),
+    "dualrate.texts.transformer": ("TokensConfig",),
 }
 CLASSES = {name: module for module, names in OF_MODULES.items() for name in names}
 MOVED = {"dualrate.integrations.diffusers": "dualrate.pipelines.export"}  # modules that saved pipelines name

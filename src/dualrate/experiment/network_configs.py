@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from dualrate.config.ranges import Lead, Ranged, Side
@@ -20,7 +19,6 @@ from dualrate.diffusion.process import Process
 from dualrate.networks.body import BodyConfig
 from dualrate.networks.conditional import ConditionalBody, ConditionEncoder, ConditionReader, of_frames
 from dualrate.networks.dual import ContextEncoder, LightBody, check_pair, disconnect, require_same_fields
-from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer, check_tokens
 
 Light = TypeVar("Light")
 
@@ -84,8 +82,8 @@ class NetworksConfig(ABC):
 
     @property
     def noise(self) -> int:
-        """Planes of noise that it reads beside a state."""
-        return max((config.noise for config in self._tokens.values()), default=0)
+        """Planes of noise that it reads beside a state: none, unless overridden."""
+        return 0
 
     @property
     def calls(self) -> int | None:
@@ -126,10 +124,6 @@ class NetworksConfig(ABC):
         """A model of these networks, in words, for errors."""
         return "a single-rate model" if self.single_rate else "a dual-rate model"
 
-    @property
-    def _tokens(self) -> dict[str, TokensConfig]:
-        return {role: config for role, config in self.configs.items() if isinstance(config, TokensConfig)}
-
     def with_dropout(self, dropout: float | None) -> NetworksConfig:
         """Copies these with one rate of dropout; None: unchanged. Raises ValueError where there are no `configs`."""
         if dropout is None:
@@ -140,10 +134,9 @@ class NetworksConfig(ABC):
 
     def with_noise(self, planes: int) -> NetworksConfig:
         """Reading so many planes of noise beside a state (`NoisePlanes`). Raises ValueError where it has no input."""
-        tokens = self._tokens
-        if planes and not tokens:
+        if planes:
             raise ValueError(f"{type(self).__name__} reads no noise beside its states, got {planes} planes: take 0")
-        return replace(self, **{role: config.with_noise(planes) for role, config in tokens.items()}) if tokens else self  # pyright: ignore[reportArgumentType]
+        return self
 
     def beside(self, light: object, name: str) -> NetworksConfig:
         """This network as an encoder, with a light one; None: one in proportion to it. name: the user's, of the model
@@ -160,28 +153,22 @@ class NetworksConfig(ABC):
         return networks[role]
 
     def starting(self, role: str, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The weights that a role's `backbone` starts from, of a single-rate model's weights: all, unless overridden.
-
-        A transformer that reads noise begins by ignoring it.
-        """
-        config = self._tokens.get(role)
-        if config is None or not config.noise:
-            return weights
-        return {NOISE: torch.zeros(config.channels, config.noise, config.patch, config.patch), **weights}
+        """The weights that a role's `backbone` starts from, of a single-rate model's: all, unless overridden."""
+        return weights
 
     def disconnect(self, networks: nn.ModuleDict) -> None:  # noqa: B027  # one network has nothing to take away
         """Set to zero what the encoder contributes to the light network, for a start from trained ones."""
 
 
 class PackageNetworks(NetworksConfig):
-    """Networks of this package: fields that are configurations of networks, by their roles."""
+    """Networks of this package: fields that are configurations of networks, of class `part`, by their roles."""
 
-    bfloat16_weights = True
+    bfloat16_weights, part = True, BodyConfig
 
     @property
     def configs(self) -> Mapping[str, Any]:
         values = {item.name: getattr(self, item.name) for item in fields(self)}  # pyright: ignore[reportArgumentType]
-        return {role: config for role, config in values.items() if isinstance(config, (BodyConfig, TokensConfig))}
+        return {role: config for role, config in values.items() if isinstance(config, self.part)}
 
 
 def of_kind(kind: type[Light], light: object, name: str) -> Light:
@@ -230,48 +217,6 @@ class TwoNetworks(PackageNetworks):
 
     def disconnect(self, networks: nn.ModuleDict) -> None:
         disconnect(networks["encoder"], networks["light"])
-
-
-@dataclass(frozen=True)
-class OneTransformer(PackageNetworks):
-    """A single-rate model of tokens."""
-
-    model: TokensConfig
-
-    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        network = TokenTransformer(self.model)
-        return nn.ModuleDict({"model": network}), Plain(network, process)
-
-    def beside(self, light: object, name: str) -> TwoTransformers:
-        config = self.model.lighter() if light is None else of_kind(TokensConfig, light, name)
-        same = {name: getattr(self.model, name) for name in ("vocabulary", "width", "height", "patch", "num_classes")}
-        return TwoTransformers(self.model, replace(config, **same))
-
-
-@dataclass(frozen=True)
-class TwoTransformers(PackageNetworks):
-    """A dual-rate model of tokens. encoder.head: whether the encoder denoises by itself where it is called."""
-
-    encoder: TokensConfig
-    light: TokensConfig
-
-    def __post_init__(self) -> None:
-        check_tokens(self.encoder, self.light)
-
-    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        encoder, light = TokenEncoder(self.encoder, self.light), LightTokens(self.light)
-        return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
-
-    def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
-        """The transformer of a role, without what joins the two."""
-        return networks.get_submodule(f"{role}.net")
-
-    def disconnect(self, networks: nn.ModuleDict) -> None:
-        light = networks["light"]
-        assert isinstance(light, LightTokens)
-        for part in (networks.get_submodule("encoder.projections"), light.tau.mlp[-1], light.changed):
-            for weight in part.parameters():
-                nn.init.zeros_(weight)
 
 
 @dataclass(frozen=True)

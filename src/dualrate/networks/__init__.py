@@ -1,1 +1,1 @@
-"""Networks: U-ViT, DiT, DiS and transformers of tokens, alone, in pairs, given a condition; adapters of them."""
+"""Networks: U-ViT, DiT and DiS, alone, in pairs, given a condition; adapters of them."""

@@ -20,7 +20,6 @@ from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.em_distillation import EMDistillationConfig
 from dualrate.methods.glance import FAST, SLOW, AdaptedNetwork, GlanceConfig
 from dualrate.methods.moment_matching import MomentMatchingConfig
-from dualrate.networks.tokens import TokensConfig
 from dualrate.networks.uvit import UViTConfig
 from dualrate.recipes.shared import training
 from dualrate.runs.store import read_experiment
@@ -45,7 +44,7 @@ class StudentRecipe(Ranged):
 
     name: str | None
     """Beginning of the student's name."""
-    light: UViTConfig | TokensConfig | None
+    light: UViTConfig | None
     fit: FitConfig
     noise: Annotated[int, Range(0, 1024)] = 0
     """By moments: planes of noise that a student of tokens reads. With masked tokens nothing else is random."""

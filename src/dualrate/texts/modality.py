@@ -64,7 +64,7 @@ class OfTexts(Modality):
         return Evaluation(scores, asdict(scores), text=f"{aligned(rows)}\n\n{note}")
 
     def passage(self, experiment: Any, samples: NDArray[Any]) -> str:
-        from dualrate.codecs.token_codec import BETWEEN, texts
+        from dualrate.texts.codec import BETWEEN, texts
 
         return BETWEEN.join(texts(experiment.codec.alphabet, samples))
 

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from dualrate.codecs.token_codec import BETWEEN, MOST, texts
 from dualrate.data import source as files
 from dualrate.data.images import ImageSet
 from dualrate.data.source import Split, resolved
 from dualrate.report.image_grid import Ending, Pictures
 from dualrate.system.files import write_whole
+from dualrate.texts.codec import BETWEEN, MOST, texts
 
 PYTHON_DOCS, ENDING = "python-docs", ".txt"
 PIECE = 64  # characters, where nothing else is said

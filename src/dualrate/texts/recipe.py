@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from dualrate.codecs.token_codec import Characters, ColourLevels, GreyLevels
 from dualrate.diffusion.categorical import Masked, Uniform
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.network_configs import OneTransformer, TwoTransformers
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
-from dualrate.networks.tokens import TokensConfig
 from dualrate.recipes import cifar10
 from dualrate.recipes.fashion_mnist_latents import FIT
 from dualrate.recipes.students import DISTILLING, StudentRecipe
+from dualrate.texts.codec import Characters, ColourLevels, GreyLevels
+from dualrate.texts.networks import OneTransformer, TwoTransformers
 from dualrate.texts.pieces import PIECE, PYTHON_DOCS, is_text, read_text
+from dualrate.texts.transformer import TokensConfig
 
 Rate = Literal["single", "dual"]
 Noise = Literal["mask", "uniform"]
@@ -88,14 +88,21 @@ class Text:
         return Experiment(name, networks, method_of(self.rate), fit, data, PROCESSES[self.noise], codec)
 
 
-def distilled_images() -> StudentRecipe:
+@dataclass(frozen=True)
+class TokenStudents(StudentRecipe):
+    """Students of models of tokens."""
+
+    light: TokensConfig | None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+def distilled_images() -> TokenStudents:
     """Students of the single models of images."""
-    return StudentRecipe(None, image_network(GreyLevels(8), 64, 2), DISTILLING, noise=4)
+    return TokenStudents(None, image_network(GreyLevels(8), 64, 2), DISTILLING, noise=4)
 
 
-def distilled_texts() -> StudentRecipe:
+def distilled_texts() -> TokenStudents:
     """Students of the single text models; a light network in proportion to its teacher's."""
-    return StudentRecipe(None, None, DISTILLING, noise=4)
+    return TokenStudents(None, None, DISTILLING, noise=4)
 
 
 RECIPES = {
