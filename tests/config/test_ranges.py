@@ -60,9 +60,8 @@ from dualrate.data.pairs import Pairs
 from dualrate.denoisers.early_exit import EarlyExit, ExitUViT
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
-from dualrate.diffusion.categorical import Masked, NoisePlanes
+from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.prediction import Discrete, Flow, Sigmoid
-from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
 from dualrate.experiment.network_configs import OneConditional, OneNetwork, ThreeConditional, TwoConditional
 from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, OwnSteps, steps_at, steps_of_ddim
@@ -72,7 +71,7 @@ from dualrate.forecasts.clip_set import Cut
 from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.refiner import Levels, RefinerConfig, Refining
 from dualrate.forecasts.rolling import RollingConfig, RollingDenoising
-from dualrate.forecasts.rolling_process import Rolling
+from dualrate.forecasts.rolling_process import Rolling, SharedNoise
 from dualrate.forecasts.simulations import Kolmogorov, KuramotoSivashinsky, MovingGarments
 from dualrate.forecasts.sphere import Barotropic
 from dualrate.forecasts.sprites import MovingSprites
@@ -118,6 +117,7 @@ from dualrate.sampling.fourier import FourierCovariance
 from dualrate.sampling.lanczos import LanczosCovariance
 from dualrate.serving.offer import Request
 from dualrate.texts.language_model import LanguageCard, Recurrent
+from dualrate.texts.noise_planes import NoisePlanes
 from dualrate.training.method import Loss, OnePhase, Phase
 
 BAD = (math.nan, math.inf, -math.inf, -1, 0, 1e308, 2**63)

@@ -17,7 +17,6 @@ from theory.common import PROCESS, f64, normals
 from theory.tokens import MASKED, one_hot, tokens_of
 from torch import Tensor, nn
 
-from dualrate.diffusion.categorical import NoisePlanes
 from dualrate.diffusion.context import Batch, Cond, Context, Reuse
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid
@@ -37,6 +36,7 @@ from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.fourier import FourierCovariance
 from dualrate.sampling.trajectory import rollout
+from dualrate.texts.noise_planes import NoisePlanes
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILY = (

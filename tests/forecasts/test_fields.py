@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import dualrate as dr
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.loader import Augment, Batches
-from dualrate.diffusion.process import GaussianProcess, SharedNoise
+from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiment.network_configs import OneConditional, TwoConditional
@@ -21,7 +21,7 @@ from dualrate.forecasts.condition import Forecast, Windows
 from dualrate.forecasts.fields import Fields, Statistics, survey
 from dualrate.forecasts.recipe import TIERS, Forecasting, heavy_network
 from dualrate.forecasts.rolling import RollingConfig
-from dualrate.forecasts.rolling_process import Rolling
+from dualrate.forecasts.rolling_process import Rolling, SharedNoise
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import GivenTimes, SingleTime
 from dualrate.system.progress import Silent

@@ -22,7 +22,6 @@ from torch import Tensor
 from dualrate.denoisers.denoiser import Denoiser, Metered, given_of
 from dualrate.diffusion.context import Cond, Context, Refresh, Reuse
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.process import SharedNoise
 from dualrate.drawing.choice import Choice
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.model import Model
@@ -34,7 +33,7 @@ from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.fields import read_fields
 from dualrate.forecasts.folder import ForecastArray, write_forecast
 from dualrate.forecasts.rolling import RollingConfig, roll
-from dualrate.forecasts.rolling_process import Rolling
+from dualrate.forecasts.rolling_process import Rolling, SharedNoise
 from dualrate.forecasts.rollout import FrameBlock, costs, roll_out, window_cost, with_stride
 from dualrate.forecasts.starts import Starts, held_out_starts
 from dualrate.methods.denoising import DenoisingConfig

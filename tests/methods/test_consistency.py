@@ -17,9 +17,10 @@ from dualrate.denoisers.denoiser import Plain, posterior_mean
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.context import Batch, Cond, Context, Reuse
 from dualrate.diffusion.prediction import v_from_x
-from dualrate.diffusion.process import GaussianProcess, NoisyEnd, SharedNoise
+from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
+from dualrate.forecasts.rolling_process import SharedNoise
 from dualrate.methods.consistency import WATCH, Consistency, TeacherSteps
 from dualrate.networks.blocks import NoiseEmbedding
 from dualrate.sampling.ddim import DDIM, AdjustedDDIM

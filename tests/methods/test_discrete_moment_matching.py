@@ -10,7 +10,6 @@ from theory.tokens import MASKED, PROCESSES, UNIFORM, Joint, every, one_hot, tab
 from torch import Tensor, nn
 
 from dualrate.denoisers.denoiser import DualRate, Plain, posterior_mean
-from dualrate.diffusion.categorical import NoisePlanes
 from dualrate.diffusion.context import Batch, Cond, Context
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid
@@ -18,6 +17,7 @@ from dualrate.diffusion.process import mean_squared_error
 from dualrate.diffusion.random import Draws
 from dualrate.methods.moment_matching import MomentMatching, auxiliary_loss, student_loss
 from dualrate.methods.student_states import FromData, FullRollout, SegmentRollout, StateSource
+from dualrate.texts.noise_planes import NoisePlanes
 from dualrate.texts.transformer import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 
 SCORES = {"cross-entropy": UNIFORM.deviance, "squared error": mean_squared_error}

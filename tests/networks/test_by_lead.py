@@ -17,9 +17,9 @@ import dualrate as dr
 from dualrate.denoisers.denoiser import DualRateConditional, Metered
 from dualrate.diffusion.context import Batch
 from dualrate.diffusion.prediction import Sigmoid, v_from_x
-from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiment.network_configs import OneConditional, TwoConditional
+from dualrate.forecasts.rolling_process import SharedNoise
 from dualrate.methods.crps import OneCall
 from dualrate.methods.denoising import Denoising
 from dualrate.methods.times import GivenTimes

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate
 from dualrate.denoisers.guidance import Guided
-from dualrate.diffusion.categorical import Masked, NoisePlanes
+from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.context import Context, Reuse
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiment.network_configs import ThreeConditional, TwoConditional
@@ -25,6 +25,7 @@ from dualrate.sampling.cost import (
 )
 from dualrate.sampling.solvers import Heun
 from dualrate.sampling.trajectory import sample_batches
+from dualrate.texts.noise_planes import NoisePlanes
 from theory.common import plan_cost
 
 PROCESS = dr.GaussianProcess(Cosine())

@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from dualrate.denoisers.denoiser import Plain
-from dualrate.diffusion.categorical import NoisePlanes
 from dualrate.diffusion.context import Cond
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.bound import token_bound
 from dualrate.sampling.trajectory import sample_batches
+from dualrate.texts.noise_planes import NoisePlanes
 from dualrate.texts.transformer import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 from theory.common import f64
 from theory.tokens import PROCESSES, one_hot

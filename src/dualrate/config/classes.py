@@ -12,7 +12,7 @@ OF_MODULES = {
     "dualrate.codecs.diffusion": ("DiffusionDecoding",),
     "dualrate.methods.early_exit": ("EarlyExitNetwork", "EarlyExitConfig"),
     "dualrate.data.pairs": ("Pairs",),
-    "dualrate.diffusion.categorical": ("Masked", "Uniform", "NoisePlanes"),
+    "dualrate.diffusion.categorical": ("Masked", "Uniform"),
     "dualrate.forecasts.clip_networks": (
         "ClipEncoderConfig",
         "ClipLatents",
@@ -24,7 +24,7 @@ OF_MODULES = {
     "dualrate.forecasts.externals": ("Externals",),
     "dualrate.forecasts.refiner": ("AtLevels", "Levels", "RefinerConfig", "Refinement"),
     "dualrate.forecasts.rolling": ("RollingConfig",),
-    "dualrate.forecasts.rolling_process": ("Rolling",),
+    "dualrate.forecasts.rolling_process": ("Rolling", "SharedNoise"),
     "dualrate.forecasts.seasons": ("Anomalies",),
     "dualrate.methods.consistency": ("ConsistencyConfig",),
     "dualrate.methods.crps": ("OneCallConfig",),
@@ -43,6 +43,7 @@ OF_MODULES = {
     "dualrate.pipelines.condition": ("Prompts",),
     "dualrate.pipelines.retrofitted": ("OneForeign", "Retrofitted", "OwnBlocks"),
     "dualrate.texts.codec": ("GreyLevels", "ColourLevels", "Characters"),
+    "dualrate.texts.noise_planes": ("NoisePlanes",),
     "dualrate.texts.networks": ("OneTransformer", "TwoTransformers"),
     "dualrate.texts.transformer": ("TokensConfig",),
 }

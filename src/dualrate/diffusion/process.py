@@ -22,12 +22,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.context import Shape, cached_for_shared_time, expand
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import x_from_v
@@ -276,23 +275,6 @@ class NoisyEnd(GaussianProcess):
 
     def ends(self, s: Tensor) -> bool:
         return False
-
-
-@dataclass(frozen=True)
-class SharedNoise(GaussianProcess, Ranged):
-    """A process of frames stacked in channels, with the same noise for all: each has the law of a frame alone.
-
-    A sampler is a function of noise and condition. So from frame to frame samples change as little as the condition's
-    forecast of them does (arXiv 2410.05431).
-    """
-
-    frames: Annotated[int, Range(1, 256)] = 1
-    """Of a state."""
-
-    def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
-        """(S, B, F C, H, W) standard normal numbers, the same for all F frames."""
-        channels, *space = shape
-        return draws.normals(streams, channels // self.frames, *space).repeat(1, 1, self.frames, 1, 1)
 
 
 def require_gaussian(process: Process, name: str) -> GaussianProcess:

@@ -133,10 +133,14 @@ class NetworksConfig(ABC):
         return replace(self, **{role: config.with_dropout(dropout) for role, config in self.configs.items()})  # pyright: ignore[reportArgumentType]
 
     def with_noise(self, planes: int) -> NetworksConfig:
-        """Reading so many planes of noise beside a state (`NoisePlanes`). Raises ValueError where it has no input."""
+        """Reading so many planes of noise beside a state. Raises ValueError where it has no input."""
         if planes:
             raise ValueError(f"{type(self).__name__} reads no noise beside its states, got {planes} planes: take 0")
         return self
+
+    def process_for(self, process: Process) -> Process:
+        """The process, with the states that it reads: the same, unless overridden."""
+        return process
 
     def beside(self, light: object, name: str) -> NetworksConfig:
         """This network as an encoder, with a light one; None: one in proportion to it. name: the user's, of the model

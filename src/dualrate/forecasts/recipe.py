@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.context import Shape
-from dualrate.diffusion.process import GaussianProcess, SharedNoise
+from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
@@ -27,7 +27,7 @@ from dualrate.forecasts.externals import Externals, packed_statics
 from dualrate.forecasts.geometry import Geometry, hidden_points, ordered
 from dualrate.forecasts.refiner import Refinement, RefinerConfig
 from dualrate.forecasts.rolling import RollingConfig
-from dualrate.forecasts.rolling_process import Rolling
+from dualrate.forecasts.rolling_process import Rolling, SharedNoise
 from dualrate.forecasts.seasons import Anomalies
 from dualrate.forecasts.simulations import SIMULATIONS
 from dualrate.forecasts.sources import find_fields, is_fields

@@ -35,6 +35,7 @@ given: these are no part of a window here (`Cond.given`).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -45,7 +46,8 @@ from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.context import cached_for_shared_time
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Weighting, x_loss_weight
-from dualrate.diffusion.process import GaussianNoise
+from dualrate.diffusion.process import GaussianNoise, GaussianProcess
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine, Schedule, alpha, sigma
 
 ROUNDING = 16  # of a clock, in units of F and of its precision
@@ -151,3 +153,20 @@ class Rolling(GaussianNoise, Ranged):
 def _infinite_at_0(schedule: Schedule, times: Tensor) -> Tensor:
     """log_snr, infinite at time 0."""
     return torch.where(times > 0, schedule.log_snr(times), math.inf)
+
+
+@dataclass(frozen=True)
+class SharedNoise(GaussianProcess, Ranged):
+    """A process of frames stacked in channels, with the same noise for all: each has the law of a frame alone.
+
+    A sampler is a function of noise and condition. So from frame to frame samples change as little as the condition's
+    forecast of them does (arXiv 2410.05431).
+    """
+
+    frames: Annotated[int, Range(1, 256)] = 1
+    """Of a state."""
+
+    def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
+        """(S, B, F C, H, W) standard normal numbers, the same for all F frames."""
+        channels, *space = shape
+        return draws.normals(streams, channels // self.frames, *space).repeat(1, 1, self.frames, 1, 1)

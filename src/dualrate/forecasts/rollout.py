@@ -32,14 +32,13 @@ from torch import Tensor
 
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.context import Shape
-from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.model import Model
 from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.externals import Forcings, beside
 from dualrate.forecasts.rolling import roll
-from dualrate.forecasts.rolling_process import Rolling
+from dualrate.forecasts.rolling_process import Rolling, SharedNoise
 from dualrate.sampling.trajectory import MEMBER, State, sample_batches
 from dualrate.system.device import own_defaults
 from dualrate.system.workers import Mapper, in_turn, streamed

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 import torch
 
 from dualrate.config.ranges import Range, Ranged
-from dualrate.diffusion.categorical import CategoricalProcess, NoisePlanes
 from dualrate.diffusion.schedule import Cosine, Interpolated, Truncated
 from dualrate.experiment.experiment import Experiment, MethodConfig
 from dualrate.experiment.network_configs import NetworksConfig
@@ -186,10 +185,8 @@ def _student(
                 f"cosine and interpolated schedules can be shifted further, this teacher's is {schedule}: drop shift"
             )
         process = replace(source.gaussian, schedule=schedule.shifted_by(shift))
-    if networks.noise:
-        assert isinstance(process, CategoricalProcess)  # networks of others read none
-        process = NoisePlanes(process, networks.noise)
     name = f"{recipe.name or source.name}-{ending}"
+    process = networks.process_for(process)
     return Experiment(name, networks, method, recipe.fit, source.data, process, source.codec, source.condition)
 
 

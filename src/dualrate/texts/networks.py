@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
+from dualrate.diffusion.categorical import CategoricalProcess
 from dualrate.diffusion.process import Process
 from dualrate.experiment.network_configs import NOISE, PackageNetworks, of_kind
+from dualrate.texts.noise_planes import NoisePlanes
 from dualrate.texts.transformer import LightTokens, TokenEncoder, TokensConfig, TokenTransformer, check_tokens
 
 
@@ -25,6 +27,13 @@ class TokenNetworks(PackageNetworks):
 
     def with_noise(self, planes: int) -> TokenNetworks:
         return replace(self, **{role: config.with_noise(planes) for role, config in self.configs.items()})  # pyright: ignore[reportArgumentType]
+
+    def process_for(self, process: Process) -> Process:
+        """With planes of noise beside the tokens, where it reads some."""
+        if not self.noise:
+            return process
+        assert isinstance(process, CategoricalProcess)
+        return NoisePlanes(process, self.noise)
 
     def starting(self, role: str, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """All weights. A transformer that reads noise begins by ignoring it."""
