@@ -8,9 +8,9 @@ wherever in a file they stand. Rooms in a ring import one another, directly or t
 their imports point up.
 
 Rooms are of five groups: the engine, what carries it, the wings (each a subject whole), the services (what runs it on
-many processes, and for many people), and the front. Lines of code
-are those without docstrings, comments and blanks. A vague name is one of VAGUE, which say nothing of what they hold. To
-learn a wing a newcomer reads its modules that have code, and those of the front that import it and no other wing.
+many processes, and for many people), and the front. Lines of code are those without docstrings, comments and blanks. A
+vague name is one of VAGUE, which say nothing of what they hold. To learn a wing a newcomer reads its modules that have
+code, and those of the front that import it and no other wing.
 """
 
 from __future__ import annotations
