@@ -239,6 +239,20 @@ def test_a_sampler_that_is_named_has_its_own_settings_and_grid(heavy):
     assert sampler_of(heavy, SamplingOptions(steps=8, sampler="ddim")) == (DDIM(heavy.process), StepPlan.uniform(8))
 
 
+class Karras(DPMSolver2M):
+    pass
+
+
+class Mine(DPMSolver2M):
+    grid = "log-snr"
+
+
+@pytest.mark.parametrize(("sampler", "times"), [(Karras, grids.karras), (Mine, grids.uniform_log_snr)])
+def test_a_sampler_of_a_user_has_the_times_that_its_class_names(heavy, sampler, times):
+    _, plan = sampler_of(heavy, SamplingOptions(steps=8, sampler=f"{__name__}:{sampler.__name__}"))
+    assert plan.t == times(heavy.process.schedule, 8)
+
+
 def test_what_has_no_effect_is_refused(heavy, dual):
     with pytest.raises(
         ValueError, match=r"has one network, called at every step: drop heavy \(2\), or share its encoder"

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import redirect_stderr, suppress
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -33,13 +33,18 @@ class Choices:
 
 def with_way_on(refused: OtherRun, out: Path, experiment: Experiment, choices: Choices | None) -> ValueError:
     """The refusal, in a line with the options to give where they are known. choices: the experiment, as it began"""
-    by_options = [name for name in refused.changes if name.rpartition(".")[2] not in OF_DATA]
-    if "fit.max_seconds" in refused.changes or not by_options:  # the message has a way, or the data are others
+    if all(name.rpartition(".")[2] in OF_DATA for name in refused.changes):
         return refused
     free = {f"--{name}" for name in RUN} | {f"--fit.{name.replace('_', '-')}" for name in experiment.fit.free()}
     with suppress(ValueError, OSError):  # of a history that is damaged, or an experiment of other code
-        began = read_experiment(out)
-        way = _by_settings(began, refused.changes) or (choices and _by_choice(began, experiment, choices))
+        began, fit = read_experiment(out), experiment.fit
+        if fit.on_seconds(asdict(began.fit)):  # the message has a way
+            return refused
+        fixed = (
+            ("iterations",) if "iterations" not in began.fit.free() and began.fit.iterations != fit.iterations else ()
+        )
+        changes = dict.fromkeys((*refused.changes, *(f"fit.{name}" for name in fixed)))
+        way = _by_settings(began, [*changes]) or (choices and _by_choice(began, experiment, choices))
         if way := way or _by_history(out, free):
             return ValueError(f"{refused.place}: to go on with it, {way}; or choose another --out")
     return refused

@@ -3,7 +3,7 @@
 sampler  SDE-DPM-Solver++ 2M at gamma 0.1, of windows that roll at gamma 0; of a denoiser that needs a smooth path
          DPM-Solver++ 2M; of a student the one that it was made for, ancestral or DDIM; ancestral of a pair that was
          trained on even grids of heavy calls, as published
-grid     that of the sampler (sampling/catalogue.py), which is another one where a context is reused; of windows that
+grid     that of the sampler's class, which may be another one where a context is reused; of windows that
          roll equal steps
 steps    32, or a distilled student's own
 heavy    a quarter of the steps, within what was trained, at times that the encoder was trained at; the first quarter
@@ -137,7 +137,7 @@ class Choice(Brief, Ranged):
         light_first = markov and single and abilities(model.denoiser).alone_differs
         reuse = heavy < steps and markov and not light_first
         sampler = sampler_named(self._sampler(model)[0])
-        usual = (sampler.reusing if reuse else sampler.grid) if model.process.one_time else "t"
+        usual = (sampler.step.reusing if reuse else sampler.step.grid) if model.process.one_time else "t"
         grid = self.grid or (usual if model.serves.any_plan else None)
         times = self.times or model.serves.own_times(steps)
         if grid is not None and self.times is None:
