@@ -30,8 +30,8 @@ from dualrate.metrics.store import PIXELS
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import Model, load
 from dualrate.sampling.ancestral import Ancestral
-from dualrate.sampling.covariance import NoiseCovariance
 from dualrate.sampling.cost import CallCost
+from dualrate.sampling.covariance import NoiseCovariance
 from dualrate.sampling.ddim import AdjustedDDIM
 from dualrate.system.workers import in_turn
 from dualrate.training.config import FitConfig
