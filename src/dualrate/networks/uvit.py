@@ -47,7 +47,7 @@ from dualrate.networks.blocks import (
 from dualrate.networks.body import BodyConfig
 
 LIGHT = 3  # times the multiply-adds of a light network are its heavy one's, at least: with less two rates save nothing
-Skips = list[tuple[Tensor, Tensor]]  # (before, after) of the module docstring, finest level first
+Skips = list[tuple[Tensor, ...]]  # (before, after) of the module docstring, finest level first
 
 
 @dataclass(frozen=True)
