@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps, count_or_list
+from dualrate.config.ranges import HeavyCalls, Precision, Probability, Ranged, Steps, count_or_list
 from dualrate.data.source import read_utf8, reading
 from dualrate.denoisers.denoiser import abilities
 from dualrate.diffusion.brief import Brief
@@ -203,21 +203,24 @@ def sample(
     label: int | str | None = None,
     guidance: float = 1.0,
     batch_size: int = 125,
+    precision: Precision = "auto",
     progress: ImageProgress | None = None,
 ) -> NDArray[np.uint8]:
     """Images (N, C, H, W), 8-bit. The defaults are those that docs/choosing.md recommends.
 
-    seeds:    how many images, of seeds 0, 1, ...; or the seeds themselves. An image depends on its own seed alone
+    seeds:    how many images, of seeds 0, 1, ...; or the seeds themselves. An image depends on its own seed, and on the
+              precision
     steps:    N, calls of the light network; heavy: H, calls of the encoder
     sampler:  a name of sampling/catalogue.py, or package.module:Class
     label:    one class for all images, its number or its name; None: class `seed mod classes`
+    precision: of matrix products; auto: bfloat16 where that pays for so many images at a time
     guidance: weight of classifier-free guidance; 1 is none
     Raises ValueError for a model of fields or a plan that it does not serve, and as `Drawer` and `sample_batches`.
     """
     choice = Choice(steps=steps, heavy=heavy, sampler=sampler)
     check_loaded(model)
     _ = maker_of(model.experiment).files(model)  # refuses what makes no pictures
-    drawer = choice.drawer(model, guidance=Guidance(guidance), label=label, batch_size=batch_size)
+    drawer = choice.drawer(model, guidance=Guidance(guidance), label=label, batch_size=batch_size, precision=precision)
     with shown_later() as later:
         return drawer.draw(count_or_list("seeds", seeds), progress or later).images
 
