@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from dualrate.cli.console import reporter, working
+from dualrate.cli.console import Machine, reporter
 from dualrate.comparison.candidates import RunRequest, candidates_of
 from dualrate.comparison.compare import compare
 from dualrate.comparison.results import ComparisonResults, as_json
@@ -209,7 +209,7 @@ def main() -> None:
         features=report.metrics,
         device=device,
         workers=options.workers,
-        compiled=working(device, reporter(), compiled=options.compile, graphs=False)["compiled"],
+        compiled=Machine(compile=options.compile).calls(device, reporter())["compiled"],
         precision=options.precision,
         progress=reporter(),
         command=report.command,

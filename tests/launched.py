@@ -15,8 +15,8 @@ import torch
 from training.faults import context
 
 from dualrate.cli.main import main
+from dualrate.launchers.team import run_shared
 from dualrate.system.launch import LOST, STOPPED, Lost
-from dualrate.system.team import run_shared
 
 
 def free_port() -> int:

@@ -18,15 +18,16 @@ from tools.house import first_words, lines, modules, survey
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Lines of code. Above the first budget, and to come down to it: carriers (8,500), forecasts (2,900), pipelines (3,200),
-# front (3,200).
+# Lines of code. Above the first budget, and to come down to it: engine (8,500), carriers (8,500), forecasts (2,900),
+# pipelines (3,200), front (3,200).
 CODE = {
-    "engine": 8735,
-    "carriers": 9350,
-    "forecasts": 7045,
-    "pipelines": 3875,
-    "texts": 430,
-    "front": 4640,
+    "engine": 8690,
+    "carriers": 8915,
+    "forecasts": 7040,
+    "pipelines": 3930,
+    "texts": 425,
+    "services": 1475,
+    "front": 3375,
 }
 REFUSALS = 10  # lines in 100 of code
 VAGUE = 3  # in 1,000 identifiers

@@ -11,7 +11,7 @@ ROWS = [line for line in LINES if not line.startswith(("| what happens", "| ---"
 FAULTS, FOLDERS, TOGETHER = "training/test_faults.py", "system/test_folders.py", "training/test_together.py"
 CHECKPOINT, RELEASE, SAMPLES = "training/test_checkpoint.py", "runs/test_release.py", "drawing/test_samples.py"
 LOADING, BAD_FILES, PREPARE = "data/test_load_images.py", "data/test_bad_files.py", "data/test_prepare.py"
-TEAM = "system/test_team.py"
+TEAM = "launchers/test_team.py"
 WORKERS, FIELD_FILES = "system/test_workers.py", "forecasts/test_file_checks.py"
 HELD_BY = {  # what happens: the tests
     "a zarr store names a codec that is not on the list, or holds objects": [

@@ -31,7 +31,7 @@ FLOORS = (
     "experiment methods",
     "runs recipes",
     "drawing",
-    "comparison serving",
+    "comparison serving launchers",
     "texts pipelines forecasts",
     "integrations __init__ cli __main__ dualrate_command",
 )

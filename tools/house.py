@@ -7,7 +7,8 @@ A room is a package right below src/dualrate; modules that lie there themselves 
 wherever in a file they stand. Rooms in a ring import one another, directly or through others: in any order some of
 their imports point up.
 
-Rooms are of four groups: the engine, what carries it, the wings (each a subject whole), and the front. Lines of code
+Rooms are of five groups: the engine, what carries it, the wings (each a subject whole), the services (what runs it on
+many processes, and for many people), and the front. Lines of code
 are those without docstrings, comments and blanks. A vague name is one of VAGUE, which say nothing of what they hold. To
 learn a wing a newcomer reads its modules that have code, and those of the front that import it and no other wing.
 """
@@ -40,6 +41,8 @@ ENGINE = (
     "experiment",
 )
 CARRIERS = ("system", "config", "codecs", "data", "metrics", "report", "recipes", "runs", "drawing")
+SERVICES = ("launchers", "serving")
+GROUPS = {"engine": ENGINE, "carriers": CARRIERS, "services": SERVICES}
 VAGUE = frozenset(
     ["found", "made", "own", "one", "given", "kept", "held", "known", "asked", "told", "others", "there", "odd"]
 )
@@ -155,7 +158,7 @@ def group(room: str) -> str:
     """The group of a room."""
     if room in WINGS:
         return room
-    return "engine" if room in ENGINE else "carriers" if room in CARRIERS else "front"
+    return next((name for name, rooms in GROUPS.items() if room in rooms), "front")
 
 
 def names(source: str) -> Counter[str]:

@@ -82,9 +82,7 @@ def test_a_student_is_exported_and_bounded(root, tmp_path, monkeypatch, capsys):
     assert "dualrate distill fashion-mnist" in card
     assert f"teacher {root / 'teacher'} at iteration 4, weights" in card
     capsys.readouterr()
-    assert (
-        call(monkeypatch, "evaluate", tmp_path / "weights", "--bound", "--variance", "own", "--num", 4, "--json") == 0
-    )
+    assert call(monkeypatch, "evaluate", tmp_path / "weights", "--bound", "--num", 4, "--json") == 0
     assert json.loads(capsys.readouterr().out)["num_heavy"] == 2
 
 

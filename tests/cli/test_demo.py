@@ -46,7 +46,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         lambda seconds: Experiment("first", OneNetwork(NET), DenoisingConfig(SingleTime()), fit, data),
     )
     monkeypatch.setattr(demo, "IMAGES", (("two", "dual", "4/2"), ("one", "heavy", "3"), ("gone", "nowhere", "2")))
-    monkeypatch.setattr(comparison, "compare", partial(comparison.compare, features=tmp_path / "net"))
+    monkeypatch.setattr(demo, "compare", partial(comparison.compare, features=tmp_path / "net"))
     monkeypatch.setattr(comparison, "BATCH", 2)
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -77,7 +77,7 @@ def test_what_is_there_is_measured_beside_the_model_that_it_trained(place, monke
 def test_without_the_pair_of_forecasts_there_is_no_section_of_it(tmp_path, monkeypatch):
     (tmp_path / "kuramoto-sivashinsky-large").mkdir()
     (tmp_path / "kuramoto-sivashinsky-large" / "experiment.json").touch()
-    monkeypatch.setattr(comparison, "compare", lambda *of, **how: pytest.fail("nothing is measured"))
+    monkeypatch.setattr(demo, "compare", lambda *of, **how: pytest.fail("nothing is measured"))
     assert not [*demo.Demo(weights=tmp_path, out=tmp_path / "out")._forecasts(Silent())]
 
 
@@ -99,7 +99,7 @@ def test_forecasts_are_shown_with_the_memory_of_their_members(tmp_path, monkeypa
 def test_an_interrupted_training_measures_nothing(place, monkeypatch):
     stopped = FitResult.__new__(FitResult)
     object.__setattr__(stopped, "stopped", "signal")
-    monkeypatch.setattr("dualrate.runs.train.train", lambda *of, **how: stopped)
+    monkeypatch.setattr(demo, "train", lambda *of, **how: stopped)
     assert call(monkeypatch, "demo", "--count", "192") != 0
     page = (place / "demo/report.html").read_text()  # of what was measured before
     assert "The best plan of two rates is" in page
@@ -122,7 +122,7 @@ def test_a_quick_demo_is_smaller_in_a_folder_of_its_own(place, monkeypatch):
 
 def test_pictures_are_on_the_page_before_anything_is_measured_unless_there_is_a_whole_one(place, monkeypatch):
     pages, report = [], place / "demo/report.html"
-    monkeypatch.setattr(comparison, "compare", lambda *of, **how: pages.append(report.read_text()) or 1 / 0)
+    monkeypatch.setattr(demo, "compare", lambda *of, **how: pages.append(report.read_text()) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         demo.Demo().run()
     assert "<img" in pages[0]

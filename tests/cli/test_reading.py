@@ -30,7 +30,7 @@ FIT = FitConfig(iterations=2, batch_size=4, precision="float32", log_every=1, ch
 COMMANDS = {  # by name: options, in which DUAL and ONE are runs and OUT is a new place
     "sample": ["sample", "DUAL", "--out", "OUT", "--num", "2", "--steps", "2", "--json"],
     "evaluate": ["evaluate", "DUAL", "--features", "dinov2", "--json"],
-    "bound": ["evaluate", "DUAL", "--bound", "--num", "2", "--steps", "2", "--variance", "own", "--json"],
+    "bound": ["evaluate", "DUAL", "--bound", "--num", "2", "--steps", "2", "--json"],
     "cost": ["cost", "DUAL", "--steps", "2", "--json"],
     "export": ["export", "DUAL", "--out", "OUT"],
     "plan": ["plan", "DUAL", "--out", "OUT.json", "--grid", "4", "--images", "2", "--steps", "2", "--budget", "1x"],

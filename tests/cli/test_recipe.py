@@ -159,7 +159,6 @@ ONE_LINE = [
         "train auto --data.source . --rate dul",
         "--rate is both, dual, light, medium, single or None, got 'dul' (did you mean dual?)",
     ),
-    ("evaluate RUN --variance mine", "--variance is measured or own, got 'mine'"),
     (
         "train DUAL --networks.light.levels.0.kind convv",
         "--networks.light.levels.0.kind is conv or transformer, got 'convv' (did you mean conv?)",

@@ -8,16 +8,13 @@ from typing import Any
 import pytest
 
 import dualrate as dr
-from dualrate.codecs.codec import CodecFolder
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.data.conditions import Latent
 from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.network_configs import OneConditional, TwoConditional
+from dualrate.experiment.network_configs import OneConditional
 from dualrate.experiment.upgrade import RETIRED, upgraded
 from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.rolling import RollingConfig
 from dualrate.forecasts.rolling_process import Rolling
-from dualrate.methods.times import GivenTimes
 
 NET = dr.UViTConfig(8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), patch=2, embedding=16, head_dim=16)
 PAIR = dr.Experiment("run", dr.TwoNetworks(NET, NET), dr.DenoisingConfig(dr.TimeSampler()), dr.FitConfig(9))
@@ -54,56 +51,18 @@ def test_a_retired_field_is_dropped_where_it_holds_what_now_applies_and_refused_
 def test_networks_with_the_usual_context_are_read_and_others_are_refused() -> None:
     plain = to_plain(PAIR)
     usual = {"type": "ContextConfig", "levels": None, "width": None}
-    light = plain["networks"]["light"] | {"norm": "layer", "downsampling": "patch", "resample_kernel": 1}
-    for context in (usual, usual | {"residual": False, "join": "add"}):
+    light = plain["networks"]["light"] | {"resample_kernel": 1}
+    for context in (usual, usual | {"residual": False}):
         assert upgraded(plain | {"networks": plain["networks"] | {"light": light, "context": context}}) == plain
     other = plain | {"networks": plain["networks"] | {"context": usual | {"width": 4}}}
     with pytest.raises(ValueError, match="TwoNetworks has no field 'context'"):
         from_plain(Experiment, upgraded(other))
 
 
-@pytest.mark.parametrize("networks", [OneConditional(NET, (2, 4, 4)), TwoConditional(NET, NET, (2, 4, 4))])
-def test_a_decoder_is_a_model_given_latents(networks: OneConditional | TwoConditional) -> None:
-    method = dr.DenoisingConfig(GivenTimes(), label_dropout=0.0)
-    condition = Latent(CodecFolder("a folder", "f" * 64))
-    decoder = dr.Experiment("decoder", networks, method, dr.FitConfig(9), condition=condition)
-    today = json.loads(json.dumps(to_plain(decoder)))
-    assert upgraded(today) == today
-    before = {name: value for name, value in today.items() if name != "condition"}
-    kind = {"OneConditional": "OneDecoder", "TwoConditional": "TwoDecoders"}[today["networks"]["type"]]
-    nets = {name: value for name, value in today["networks"].items() if name != "given_shape"}
-    before["networks"] = nets | {"type": kind, "latent_shape": [2, 4, 4]}
-    before["method"] = today["method"] | {"latents": today["condition"]["codec"]}
-    assert from_plain(dr.Experiment, upgraded(before)) == decoder
-
-
 def test_a_method_without_latents_is_one_without_a_condition() -> None:
     today = json.loads(json.dumps(to_plain(PAIR)))
     before = today | {"method": today["method"] | {"latents": {"type": "NoCodec"}}}
     assert from_plain(dr.Experiment, upgraded(before)) == PAIR
-
-
-def test_the_identity_of_a_decoder_is_that_of_today() -> None:
-    """An identity holds the fingerprint of the latents in place of their codec, so that a run is resumed."""
-    method, condition = dr.DenoisingConfig(GivenTimes(), label_dropout=0.0), Latent(CodecFolder("a folder", "f" * 64))
-    nets = OneConditional(NET, (2, 4, 4))
-    today = json.loads(
-        json.dumps(dr.Experiment("decoder", nets, method, dr.FitConfig(9), condition=condition).identity)
-    )
-    before = {name: value for name, value in today.items() if name != "condition"}
-    before["method"] = today["method"] | {"latents": "f" * 64}
-    assert upgraded(before) == today
-
-
-@pytest.mark.parametrize("networks", [OneConditional(NET, (1, 8, 8)), TwoConditional(NET, NET, (1, 8, 8))])
-def test_a_forecast_of_before_lead_times_is_resumed(networks: OneConditional | TwoConditional) -> None:
-    """Its identity is as that of a window of channels today."""
-    method = dr.DenoisingConfig(GivenTimes(), label_dropout=0.0)
-    run = dr.Experiment("run", networks, method, dr.FitConfig(9), condition=Forecast())
-    today = json.loads(json.dumps(run.identity))
-    before = json.loads(json.dumps(run.identity))
-    del before["networks"]["leads"], before["networks"]["attention"], before["condition"]["stride"]
-    assert upgraded(before) == upgraded(today) == today
 
 
 def test_a_run_whose_networks_could_not_tell_the_window_s_clock_is_refused() -> None:

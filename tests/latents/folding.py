@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dualrate.codecs.codec import CodecFolder, Moments, Normalisation, Shape
+from dualrate.codecs.codec import CodecFolder, Moments, Shape
 from dualrate.diffusion.random import Draws
+from dualrate.pipelines.autoencoder import Normalisation
 
 
 class Folding:

@@ -13,7 +13,6 @@ from dualrate.codecs.codec import (
     CodecFolder,
     Moments,
     NoCodec,
-    Normalisation,
     Pixels,
     decode_macs,
     decoded,
@@ -21,6 +20,7 @@ from dualrate.codecs.codec import (
     round_trip,
 )
 from dualrate.diffusion.random import Draws
+from dualrate.pipelines.autoencoder import Normalisation
 
 DRAWS = Draws(0, torch.arange(3))
 

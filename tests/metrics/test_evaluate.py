@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dualrate.data.images import ImageSet
-from dualrate.metrics.distances import GaussianStats, Manifold, frechet_distance, kernel_distance
+from dualrate.metrics.distances import GaussianStats, frechet_distance, kernel_distance, precision_recall
 from dualrate.metrics.evaluate import Evaluator, by_turns, class_weights
 from dualrate.metrics.features import FeatureNet, train_feature_net
 from dualrate.metrics.references import Reference
@@ -193,7 +193,7 @@ def test_details_are_of_the_reference_at_the_same_count(evaluator):
     assert found.reference_count == 600
     order = torch.randperm(1500, generator=torch.Generator().manual_seed(0))
     chosen = order[by_turns(evaluator.reference.labels[order.numpy()])][:600]
-    assert found.precision_recall == Manifold.of(reference[chosen]).precision_recall(features)
+    assert found.precision_recall == precision_recall(features, reference[chosen])
     assert found == evaluator.details(features)
     assert evaluator.score_features(features, seeds="", labels="", resamples=2).details is None
 

@@ -25,6 +25,7 @@ from dualrate.metrics.features import (
     turned,
 )
 from dualrate.metrics.trained_network import read_card
+from dualrate.system.progress import Silent
 from metrics.squares import two_classes
 
 EPOCHS = 10
@@ -93,9 +94,10 @@ def test_shipped_nets_are_not_refused():
 
 def test_a_few_images_are_seen_often_enough(monkeypatch):
     """As often as makes ITERATIONS, where ten epochs would not."""
-    seen = []
+    seen, shown = [], Silent()
+    monkeypatch.setattr(shown, "update", lambda done, total, logs: seen.append(total))
     few = two_classes(count=20)
-    made = train_feature_net(few, None, progress=lambda done, total, loss: seen.append(total))
+    made = train_feature_net(few, None, progress=shown)
     assert (made.card.epochs, len(seen)) == (ITERATIONS, ITERATIONS)
 
 

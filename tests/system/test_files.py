@@ -12,9 +12,9 @@ import pytest
 import torch
 from trouble import failing, forked, full_disk, unreadable
 
+from dualrate.pipelines.folder import check_files
 from dualrate.system.files import (
     append_record,
-    check_files,
     naming,
     open_tensors,
     parse_json,

@@ -91,7 +91,7 @@ KINDS = (
     Runs("text-to-image runs", ("--prompt",), lambda run: _type(run, "condition") == "Prompts"),
     Runs("runs whose condition is a picture", ("--given",), lambda run: _type(run, "condition") not in NO_PICTURE),
     Runs("runs with a condition", ("--members",), _of_conditions),
-    Runs("runs without a condition", ("--bound", "--variance"), lambda run: not _of_conditions(run)),
+    Runs("runs without a condition", ("--bound",), lambda run: not _of_conditions(run)),
     Runs("forecasts", ("train --data.variables", "train --data.levels"), _of_forecasts),
     Runs("forecasts trained with --window leads", ("--stride",), _of_leads),
     Runs("forecasts over latitudes and longitudes", ("--region",), _of_places),

@@ -7,7 +7,7 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -35,34 +35,41 @@ def reporter() -> Reporter:
     return PlainReporter(seconds=10)
 
 
-def loaded(
-    run: Path, device: str | None, *, prompt: str | None = None, compiled: bool = False, graphs: bool = False
-) -> tuple[Model, Reporter]:
-    """The model of a run, or of released weights, on a device; and the reporter of what follows.
+@dataclass(frozen=True)
+class Machine:
+    """Where a command's networks run, and how their calls are made there."""
 
-    prompt:   that it makes images of, as of `conditions_named`, of a text-to-image model
-    compiled: its networks are compiled at their first calls, where there is a compiler
-    graphs:   their calls are recorded, where there is a GPU
-    """
-    where, progress = pick_device(device), reporter()
-    model = load(run, device=where, note=progress.note)
-    if prompt is not None:
-        model = model.with_given(conditions_named(model.experiment, prompt, where))
-    return replace(model, **working(where, progress, compiled=compiled, graphs=graphs)), progress
+    compile: bool = False
+    """Compile the networks. This takes minutes the first time, and makes small batches faster."""
+    graphs: bool = False
+    """Record the networks' calls as CUDA graphs, for small batches on a GPU."""
+    device: str | None = None
+    """cpu, cuda, ...; a GPU if there is one."""
 
+    def loaded(self, run: Path, prompt: str | None = None) -> tuple[Model, Reporter]:
+        """The model of a run, or of released weights; and the reporter of what follows.
 
-def working(device: torch.device, progress: Reporter, *, compiled: bool, graphs: bool) -> dict[str, bool]:
-    """Options of `Model` for compiled networks and recorded calls, each only if it works here. Notes what does not."""
-    if compiled:
-        cache = keep_compiled(cache_dir() / COMPILED)
-        progress.note(f"compiling networks at their first calls: minutes the first time, seconds from {cache} later")
-        if problem := compiles(device):
-            progress.note(f"warning: there is no compiler that works here ({problem}): the networks run uncompiled")
-            compiled = False
-    if graphs and device.type != "cuda":
-        progress.note(f"warning: CUDA graphs need a GPU, and this is the {device}: calls are not recorded")
-        graphs = False
-    return {"compiled": compiled, "graphs": graphs}
+        prompt: that it makes images of, as of `conditions_named`, of a text-to-image model
+        """
+        device, progress = pick_device(self.device), reporter()
+        model = load(run, device=device, note=progress.note)
+        if prompt is not None:
+            model = model.with_given(conditions_named(model.experiment, prompt, device))
+        return replace(model, **self.calls(device, progress)), progress
+
+    def calls(self, device: torch.device, progress: Reporter) -> dict[str, bool]:
+        """Options of `Model` for how calls are made, as far as they work on a device. Notes what does not."""
+        problem = ""
+        if self.compile:
+            cache = keep_compiled(cache_dir() / COMPILED)
+            progress.note(
+                f"compiling networks at their first calls: minutes the first time, seconds from {cache} later"
+            )
+            if problem := compiles(device):
+                progress.note(f"warning: there is no compiler that works here ({problem}): the networks run uncompiled")
+        if self.graphs and device.type != "cuda":
+            progress.note(f"warning: CUDA graphs need a GPU, and this is the {device}: calls are not recorded")
+        return {"compiled": self.compile and not problem, "graphs": self.graphs and device.type == "cuda"}
 
 
 def data_progress(progress: Reporter, work: str | None = None) -> DataProgress:

@@ -17,14 +17,28 @@ from tyro.conf import Positional, arg
 
 from dualrate.cli.console import data_progress, print_report, reporter
 from dualrate.cli.recipe import AsJson, AtATime, Device, Nproc, SharedWork
-from dualrate.codecs.codec import Codec
+from dualrate.codecs.codec import Codec, CodecFolder, read_codec
 from dualrate.config.ranges import Images, Range, Ranged, Seed, Side, Steps, WorkerCount
-from dualrate.data.images import ImageSet, to_float
+from dualrate.data.cache import verify
+from dualrate.data.images import PREPARING, ImageSet, every_image, load_images, prepare, to_float
+from dualrate.data.latent_set import ENCODING, encode
+from dualrate.data.source import resolved
 from dualrate.diffusion.random import Draws
-from dualrate.pipelines.captions import Captions
+from dualrate.drawing.latents import Latents, decode_latents, encode_images, round_trip_nearness
+from dualrate.drawing.samples import grids_below
+from dualrate.forecasts.clip_set import Cut, prepare_clips
+from dualrate.forecasts.netcdf import check_writable, write_fields
+from dualrate.forecasts.simulations import SIMULATIONS
+from dualrate.forecasts.systems import SIMULATING
+from dualrate.pipelines.captions import Captions, read_captions
+from dualrate.pipelines.prompt_set import ENCODING as ENCODING_PROMPTS
+from dualrate.pipelines.prompt_set import PROMPTS, encode_prompts, has_prompts, verify_captions
+from dualrate.pipelines.retrofitted import text_folder
 from dualrate.pipelines.text_encoders import TextFolder
+from dualrate.report.image_grid import GRID_PNG
 from dualrate.system.device import pick_device
 from dualrate.system.progress import image_progress
+from dualrate.system.workers import mapper
 
 MIB = 2**20
 LOW, HIGH = 0.8, 1.25  # of the size of latents
@@ -66,8 +80,6 @@ class _ToFolder(_Images, SharedWork):
 
     def write(self, make: Callable[..., Any], work: str, where: torch.device, **more: Any) -> Any:
         """Let `make` write the folder, and return its manifest. work: as messages of its progress name it."""
-        from dualrate.system.workers import mapper
-
         progress = reporter()
         try:
             with closing(progress), mapper(self.workers, where) as over:
@@ -104,8 +116,6 @@ class Prepare(_ToFolder):
     """Frames of a clip from one window to the next. Default: windows do not overlap."""
 
     def run(self) -> None:
-        from dualrate.data.images import PREPARING, prepare
-
         if self.frames is not None:
             manifest = self._clips(self.frames)
         elif self.fps or self.lead > 1 or self.stride:
@@ -124,9 +134,6 @@ class Prepare(_ToFolder):
         print_report(self.json, {**counts, "classes": classes, **shape})
 
     def _clips(self, frames: int) -> Any:
-        from dualrate.data.images import PREPARING
-        from dualrate.forecasts.clip_set import Cut, prepare_clips
-
         if self.label is not None or (self.workers, self.nproc) != (1, 1):
             raise ValueError(
                 "clips are packed by one process, and their folders are classes: drop --label, --workers and --nproc"
@@ -155,17 +162,11 @@ class Encode(_ToFolder):
     device: Device = None
 
     def run(self) -> None:
-        from dualrate.codecs.codec import CodecFolder
-        from dualrate.data.latent_set import ENCODING, encode
-
         device, progress = pick_device(self.device), data_progress(reporter())
         if (self.codec is None) == (self.prompts is None):
             raise ValueError("name the codec by --codec FOLDER, or with --prompts by its pipeline alone")
         folder, captions, texts = self.codec, None, None
         if self.prompts is not None:
-            from dualrate.pipelines.captions import read_captions
-            from dualrate.pipelines.retrofitted import text_folder
-
             if self.on_bad != "fail":
                 raise ValueError("an image cannot be left out without its caption: drop --on-bad, repair the images")
             texts, folder = text_folder(self.prompts[1])
@@ -184,9 +185,6 @@ class Encode(_ToFolder):
         print_report(self.json, {**counts, **about})
 
     def _encode_prompts(self, captions: Captions, texts: TextFolder, device: torch.device) -> None:
-        from dualrate.pipelines.prompt_set import ENCODING, encode_prompts
-        from dualrate.system.workers import mapper
-
         progress = reporter()
         with closing(progress), mapper(self.workers, device) as over:
             encode_prompts(
@@ -197,7 +195,7 @@ class Encode(_ToFolder):
                 batch_size=self.batch_size,
                 device=device,
                 mapper=over,
-                progress=data_progress(progress, ENCODING),
+                progress=data_progress(progress, ENCODING_PROMPTS),
             )
 
 
@@ -212,10 +210,6 @@ class Verify(Ranged, SharedWork):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.data.cache import verify
-        from dualrate.pipelines.prompt_set import PROMPTS, has_prompts, verify_captions
-        from dualrate.system.workers import mapper
-
         progress = reporter()
         with closing(progress), mapper(self.workers, torch.device("cpu")) as over:
             images = verify(self.folder, over, data_progress(progress))
@@ -239,13 +233,6 @@ class EncodeImages(_Images):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.codecs.codec import read_codec
-        from dualrate.data.images import every_image
-        from dualrate.data.source import resolved
-        from dualrate.drawing.latents import encode_images
-        from dualrate.drawing.samples import grids_below
-        from dualrate.report.image_grid import GRID_PNG
-
         progress, codec = reporter(), read_codec(self.run_dir, pick_device(self.device))
         if grids := grids_below(resolved(self.images)):
             progress.note(f"{len(grids)} {GRID_PNG} left out, which dualrate sample wrote beside its images")
@@ -277,9 +264,6 @@ class Decode(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.codecs.codec import read_codec
-        from dualrate.drawing.latents import Latents, decode_latents
-
         latents, progress = Latents.read(self.latents), reporter()
         codec = read_codec(self.run_dir, pick_device(self.device), steps=self.steps)
         with closing(progress):
@@ -310,10 +294,6 @@ class CheckCodec(_Images):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.codecs.codec import read_codec
-        from dualrate.data.images import load_images
-        from dualrate.drawing.latents import round_trip_nearness
-
         images = load_images(
             self.source, split="train", size=self.size, channels=self.channels, progress=data_progress(reporter())
         )
@@ -360,10 +340,6 @@ class Simulate(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.forecasts.netcdf import check_writable, write_fields
-        from dualrate.forecasts.simulations import SIMULATIONS
-        from dualrate.forecasts.systems import SIMULATING
-
         check_writable(self.out)
         system, *_ = SIMULATIONS[self.system]
         arrays = system.simulate(self.trajectories, self.frames, self.seed, data_progress(reporter(), SIMULATING))

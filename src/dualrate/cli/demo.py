@@ -7,15 +7,28 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from dualrate.cli.console import command_line, reporter
+from dualrate.comparison.compare import compare
+from dualrate.comparison.results import COLUMNS, ComparisonResults, verdict
 from dualrate.config.ranges import Minutes, Range, Ranged
-
-if TYPE_CHECKING:
-    from dualrate.comparison.results import ComparisonResults
-    from dualrate.report.table import Table
-    from dualrate.system.progress import Reporter
+from dualrate.drawing.choice import Choice, sample
+from dualrate.drawing.cost import drawing_bytes
+from dualrate.drawing.evaluators import messages
+from dualrate.forecasts.folder import shown
+from dualrate.forecasts.forecast import forecast
+from dualrate.forecasts.pictures import lines_figure
+from dualrate.forecasts.rollout import forecast_of
+from dualrate.recipes import fashion_mnist
+from dualrate.report.figures import svg
+from dualrate.report.html import page
+from dualrate.report.image_grid import image_grid
+from dualrate.report.table import Table, scored, significant, with_article
+from dualrate.runs.store import EXPERIMENT, load
+from dualrate.runs.train import train
+from dualrate.system.files import write_whole
+from dualrate.system.progress import Reporter
 
 Plan = tuple[str, str, str]  # a name, a directory of weights, a plan
 FORECASTS: tuple[Plan, ...] = tuple(  # the pair, then single networks at its score and at its cost
@@ -112,16 +125,11 @@ class Demo(Ranged):
         print(report)
 
     def _write(self, report: Path, sections: Mapping[str, Section]) -> None:
-        from dualrate.report.html import page
-        from dualrate.system.files import write_whole
-
         content = page("demo.html", title="dualrate at work", idea=IDEA, sections=[*sections.values()])
         write_whole(report, content)
 
     def _requests(self, plans: Sequence[Plan], progress: Reporter) -> list[str]:
         """The requests to `compare`, of the weights that are there."""
-        from dualrate.runs.store import EXPERIMENT
-
         plans = plans[: QUICK if self.quick else None]
         present = {name for _, name, _ in plans if (self.weights / name / EXPERIMENT).is_file()}
         if missing := sorted({name for _, name, _ in plans} - present):
@@ -130,16 +138,6 @@ class Demo(Ranged):
 
     def _forecasts(self, progress: Reporter) -> Iterator[Section]:
         """A picture of an ensemble by two rates from its first start; then that, beside single networks."""
-        from dualrate.comparison.compare import compare
-        from dualrate.comparison.results import verdict
-        from dualrate.drawing.choice import Choice
-        from dualrate.forecasts.folder import shown
-        from dualrate.forecasts.forecast import forecast
-        from dualrate.forecasts.pictures import lines_figure
-        from dualrate.forecasts.rollout import forecast_of
-        from dualrate.report.figures import svg
-        from dualrate.runs.store import load
-
         requests = self._requests(FORECASTS, progress)
         if not (self.weights / FORECASTS[0][1]).is_dir():  # the pair, which the section is of
             return
@@ -177,10 +175,6 @@ class Demo(Ranged):
 
     def _images(self, progress: Reporter) -> Iterator[Section]:
         """Images by two rates; then some beside those of single networks."""
-        from dualrate.comparison.compare import compare
-        from dualrate.comparison.results import COLUMNS, verdict
-        from dualrate.report.image_grid import image_grid
-
         requests = self._requests(IMAGES, progress)
         if not requests:
             return
@@ -211,10 +205,6 @@ class Demo(Ranged):
         )
 
     def _first_images(self, request: str) -> Section:
-        from dualrate.drawing.choice import sample
-        from dualrate.report.image_grid import image_grid
-        from dualrate.runs.store import load
-
         name, _, rest = request.partition("=")
         run, _, plan = rest.rpartition(":")
         steps, *heavy = map(int, plan.split("/"))
@@ -223,13 +213,6 @@ class Demo(Ranged):
 
     def _training(self, progress: Reporter) -> Iterator[Section]:
         """A word on a training of some minutes; then what it draws. Raises KeyboardInterrupt where that is stopped."""
-        from dualrate.drawing.choice import sample
-        from dualrate.drawing.evaluators import messages
-        from dualrate.recipes import fashion_mnist
-        from dualrate.report.image_grid import image_grid
-        from dualrate.runs.store import load
-        from dualrate.runs.train import train
-
         seconds = 60 * self.training_minutes
         long = f"{seconds:.3g} seconds" if seconds < 60 else f"{seconds / 60:g} minute{'s' * (seconds > 60)}"
         title, run = f"Trained here, in {long}", self.place / f"run-{seconds:g}s"  # a run cannot be prolonged
@@ -250,10 +233,6 @@ class Demo(Ranged):
 
 def memory_of(results: ComparisonResults) -> tuple[dict[str, float], str]:
     """MB of the tensors by which each plan draws the members of one start, by its key; those of weights, in words."""
-    from dualrate.drawing.cost import drawing_bytes
-    from dualrate.report.table import significant
-    from dualrate.runs.store import load
-
     models = {measured.candidate.network: load(measured.candidate.run) for measured in results.scored}
     memory = {}
     for measured in results.scored:
@@ -268,8 +247,6 @@ def memory_of(results: ComparisonResults) -> tuple[dict[str, float], str]:
 
 def short_table(results: ComparisonResults, memory: Mapping[str, float] | None = None) -> Table:
     """The columns that need no explanation, the best score first. memory: a column, MB by a candidate's key"""
-    from dualrate.report.table import Table, scored, significant, with_article
-
     best_first = sorted(results.scored, key=lambda measured: measured.row.score.value)
     noun = results.yardstick.noun
     columns = {

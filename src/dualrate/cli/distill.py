@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import arg
 
-from dualrate.cli.going_on import Choices
 from dualrate.cli.recipe import HELP, override, recipe_named, recipe_result
 from dualrate.cli.train import Run
 from dualrate.config.ranges import (
@@ -173,7 +172,7 @@ class Distill(Student, Run):
     """A single-rate run, a conditional run, released weights, or a diffusers folder."""
 
     def run(self) -> None:
-        self.train(self.of(self.teacher), Choices(self, lambda command: command.of(self.teacher)))
+        self.train(self.of(self.teacher))
 
 
 LANGEVIN = {"langevin_steps": "steps", "noise_step": "noise_step", "latent_step": "latent_step"}  # its fields

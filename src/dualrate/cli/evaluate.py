@@ -6,15 +6,20 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import command_line, loaded, print_json, reporter
-from dualrate.cli.recipe import AsJson, AtATime, Compile, Device, Graphs, Nproc, Prompt, SharedWork, Workers
+from dualrate.cli.console import Machine, command_line, print_json, reporter
+from dualrate.cli.recipe import AsJson, AtATime, Nproc, Prompt, SharedWork, Workers
 from dualrate.cli.sampling_options import SamplingOptions
+from dualrate.comparison.evaluate import bounded, evaluate, refuse
 from dualrate.config.ranges import Images, Ranged, Seed
+from dualrate.drawing.evaluators import features_named
+from dualrate.drawing.likelihood import check_bounded
+from dualrate.drawing.measure import score_source
 from dualrate.report.evaluation import Evaluation
+from dualrate.runs.store import read_experiment
 from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.system.device import pick_device
 from dualrate.system.launch import check_alone
@@ -59,16 +64,12 @@ class Evaluate(Ranged, SharedWork):
     details: bool = False
     """Also report kernel distance, precision and recall against the training images."""
     bound: bool = False
-    """Bound the negative log-likelihood of test images instead, in bits per dimension or per token."""
-    variance: Literal["measured", "own"] = "measured"
-    """With --bound: the variance of the steps. measured: as measured on training images. own: the sampler's
-    (--gamma)."""
+    """Bound the negative log-likelihood of test images instead, in bits per dimension or per token. The variance of the
+    steps is measured on training images."""
     batch_size: AtATime = 125
     workers: Workers = 1
     nproc: Nproc = 1
-    compile: Compile = False
-    graphs: Graphs = False
-    device: Device = None
+    machine: Annotated[Machine, arg(name="")] = Machine()
     json: AsJson = False
 
     def run(self) -> None:
@@ -82,11 +83,8 @@ class Evaluate(Ranged, SharedWork):
             self._score_run(self.run_dir)
 
     def _score_run(self, run: Path) -> None:
-        from dualrate.comparison.evaluate import evaluate
-        from dualrate.drawing.evaluators import features_named
-
         features_named(self.features)  # refused before the model is loaded
-        model, progress = loaded(run, self.device, prompt=self.prompt, compiled=self.compile, graphs=self.graphs)
+        model, progress = self.machine.loaded(run, self.prompt)
         how = {"batch_size": self.batch_size, "equal_classes": self.equal_classes}
         options = {name: getattr(self, name) for name in SCORING}
         scores = evaluate(self.sampling.drawer(model, progress.note, **how), self.num, **options, progress=progress)
@@ -96,33 +94,25 @@ class Evaluate(Ranged, SharedWork):
         check_alone("evaluate --images")
         drawing = ("prompt", "num", "seed", "keep", "bound", "equal_classes", *vars(self.sampling))
         self._refuse("--images scores images that exist, and draws and bounds none", drawing)
-        from dualrate.drawing.measure import score_source
-        from dualrate.runs.store import read_experiment
 
         progress, data = reporter(), None if self.run_dir is None else read_experiment(self.run_dir).data
         with closing(progress):
             how = {"reference": self.reference, "features": self.features, "details": self.details}
-            scores = score_source(source, data, **how, device=pick_device(self.device), progress=progress)
+            scores = score_source(source, data, **how, device=pick_device(self.machine.device), progress=progress)
         plain = {"images": source, "scores": [asdict(score) for score in scores]}
         self._print(Evaluation(scores, plain, text="\n".join(map(str, scores))))
 
     def _bound(self, run: Path) -> None:
-        from dualrate.comparison.evaluate import bounded
-        from dualrate.drawing.likelihood import check_bounded
-
-        if self.variance == "measured" and self.sampling.gamma is not None:
-            raise ValueError("--gamma sets the variance that the measured one replaces: add --variance own")
+        self._refuse("the variance of the steps is measured on training images", ("gamma",))
         self._refuse("--bound compares no features", FEATURES)
         check_alone("evaluate --bound")
-        model, progress = loaded(run, self.device, compiled=self.compile, graphs=self.graphs)
+        model, progress = self.machine.loaded(run)
         check_bounded(model)
         sampling = replace(self.sampling, sampler=self.sampling.sampler or ANCESTRAL)
         drawer = sampling.drawer(model, progress.note, batch_size=self.batch_size)
-        self._print(bounded(drawer, self.num, seed=self.seed, variance=self.variance, progress=progress))
+        self._print(bounded(drawer, self.num, seed=self.seed, progress=progress))
 
     def _refuse(self, why: str, options: Iterable[str]) -> None:
-        from dualrate.comparison.evaluate import refuse
-
         mine, defaults = vars(self) | vars(self.sampling), vars(Evaluate()) | vars(SamplingOptions())
         refuse(why, {name: mine[name] != defaults[name] for name in options})
 

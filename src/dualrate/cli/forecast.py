@@ -9,11 +9,16 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from dualrate.cli.console import command_line, loaded, print_report
-from dualrate.cli.recipe import AsJson, Compile, Device, Graphs, Nproc, RunDir, SharedWork
+from dualrate.cli.console import Machine, command_line, print_report
+from dualrate.cli.recipe import AsJson, Nproc, RunDir, SharedWork
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import BatchSize, Lead, Precision, Range, Ranged
+from dualrate.forecasts.folder import PAGE
+from dualrate.forecasts.forecast import forecast_by, starts_of
+from dualrate.forecasts.rollout import with_stride
+from dualrate.forecasts.views import Views
 from dualrate.system.progress import image_progress
+from dualrate.system.workers import mapper
 
 Start = Annotated[int, Range(0, 2**20)]
 
@@ -66,21 +71,13 @@ class Forecast(Ranged, SharedWork):
     """Events, VARIABLE:VALUE in the units of the data, whose Brier score and reliability are taken besides, where the
     truth is known."""
     nproc: Nproc = 1
-    compile: Compile = False
-    graphs: Graphs = False
-    device: Device = None
+    machine: Annotated[Machine, arg(name="")] = Machine()
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.forecasts.folder import PAGE
-        from dualrate.forecasts.forecast import forecast_by, starts_of
-        from dualrate.forecasts.rollout import with_stride
-        from dualrate.forecasts.views import Views
-        from dualrate.system.workers import mapper
-
         if self.start_file is not None and self.starts is not None:
             raise ValueError(f"all starts in {self.start_file} are taken: drop --starts")
-        model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
+        model, progress = self.machine.loaded(self.run_dir)
         model = with_stride(model, self.stride)
         starts = starts_of(model, self.start_file or self.starts, self.frames, progress.note)
         if self.start_file is None:

@@ -1,38 +1,29 @@
-"""Options by which a command goes on with a run that it was refused: other ones were given, or were usual, then."""
+"""Options by which a command goes on with a run that it was refused, since other ones were given when it began."""
 
 from __future__ import annotations
 
-import io
 import re
 import shlex
 import sys
-from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import redirect_stderr, suppress
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from collections.abc import Container, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any
 
 from dualrate.experiment.experiment import Experiment
 from dualrate.runs.store import HISTORY, read_experiment
 from dualrate.system.files import read_records
-from dualrate.training.state import OtherRun, differences
+from dualrate.training.state import OtherRun
 
 FEW = 3  # settings that are named one by one
 OF_DATA = ("images", "fingerprint", "digest")  # last names of settings that say what the data hold
 RUN = ("out", "device", "nproc", "retries", "log", "eval-every")  # options that are none of the experiment's
 
 
-@dataclass(frozen=True)
-class Choices:
-    """A recipe, and what makes an experiment of it or of the same with other options."""
-
-    recipe: Any
-    makes: Callable[[Any], Experiment]
-
-
-def with_way_on(refused: OtherRun, out: Path, experiment: Experiment, choices: Choices | None) -> ValueError:
-    """The refusal, in a line with the options to give where they are known. choices: the experiment, as it began"""
+def with_way_on(refused: OtherRun, out: Path, experiment: Experiment) -> ValueError:
+    """The refusal, in a line with the options to give where they are known."""
     if all(name.rpartition(".")[2] in OF_DATA for name in refused.changes):
         return refused
     free = {f"--{name}" for name in RUN} | {f"--fit.{name.replace('_', '-')}" for name in experiment.fit.free()}
@@ -40,12 +31,9 @@ def with_way_on(refused: OtherRun, out: Path, experiment: Experiment, choices: C
         began, fit = read_experiment(out), experiment.fit
         if fit.on_seconds(asdict(began.fit)):  # the message has a way
             return refused
-        fixed = (
-            ("iterations",) if "iterations" not in began.fit.free() and began.fit.iterations != fit.iterations else ()
-        )
-        changes = dict.fromkeys((*refused.changes, *(f"fit.{name}" for name in fixed)))
-        way = _by_settings(began, [*changes]) or (choices and _by_choice(began, experiment, choices))
-        if way := way or _by_history(out, free):
+        other = "iterations" not in began.fit.free() and began.fit.iterations != fit.iterations
+        changes = dict.fromkeys((*refused.changes, *["fit.iterations"] * other))
+        if way := _by_settings(began, [*changes]) or _by_history(out, free):
             return ValueError(f"{refused.place}: to go on with it, {way}; or choose another --out")
     return refused
 
@@ -78,43 +66,6 @@ def options_of(words: Sequence[str]) -> dict[str, list[str]]:
 
 def _in_words(add: Sequence[str], drop: Sequence[str] = ()) -> str:
     return " and ".join([f"give {shlex.join(add)}"] * bool(add) + [f"drop {' and '.join(drop)}"] * bool(drop))
-
-
-def _by_choice(began: Experiment, experiment: Experiment, choices: Choices) -> str:
-    """The one choice of the recipe by which its experiment is the one that was begun, but for what is set besides."""
-
-    def differ(one: Experiment, other: Experiment) -> set[str]:
-        lines = differences(one.drawing, other.drawing, ("name",), {})
-        return {line.partition(": ")[0] for line in lines}
-
-    if is_dataclass(choices.recipe) and differ(began, experiment):
-        with redirect_stderr(io.StringIO()):  # what recipes say of the data was said
-            besides = differ(choices.makes(choices.recipe), experiment)
-            for words, other in _others(choices.recipe):
-                with suppress(ValueError, OSError):
-                    if differ(began, choices.makes(other)) <= besides:
-                        return _in_words(words)
-    return ""
-
-
-def _others(recipe: Any) -> Iterator[tuple[list[str], Any]]:
-    """The recipe with another choice of one of its options, beside the words for that."""
-    hints = get_type_hints(type(recipe))
-    for field in fields(recipe):
-        name, value = field.name.replace("_", "-"), getattr(recipe, field.name)
-        for choice in _choices(hints[field.name]):
-            if choice != value:
-                with suppress(ValueError):
-                    yield _as_option(f"--{name}", choice), replace(recipe, **{field.name: choice})
-
-
-def _choices(kind: Any) -> list[Any]:
-    if kind is bool:
-        return [True, False]
-    if get_origin(kind) is Literal:
-        return list(get_args(kind))
-    either = get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
-    return [choice for part in either for choice in _choices(part)]
 
 
 def _by_settings(began: Experiment, changes: Sequence[str]) -> str:

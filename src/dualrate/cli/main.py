@@ -18,10 +18,11 @@ from dualrate.cli.acting import refusal
 from dualrate.cli.recipe import SharedWork, parse
 from dualrate.config.imports import import_module
 from dualrate.data.cache import cache_dir
+from dualrate.launchers.start import launch
+from dualrate.launchers.team import run_shared
 from dualrate.system.device import keep_freed_memory, memory_shortage, pick_device
 from dualrate.system.files import naming
-from dualrate.system.launch import LOST, STOPPED, Lost, check_alone, is_launched, launch
-from dualrate.system.team import run_shared
+from dualrate.system.launch import LOST, STOPPED, Lost, check_alone, is_launched
 from dualrate.system.terminal import clean_streams, did_you_mean, one_message
 
 COMMANDS = {  # the module of each and its class, or the function that parses what comes first: a recipe or a folder

@@ -7,14 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from dualrate.cli.console import loaded
+from dualrate.cli.console import Machine
 from dualrate.cli.recipe import Device, Nproc, RunDir, SharedWork, Workers
-from dualrate.config.imports import import_named
+from dualrate.comparison.candidates import check_denoiser
 from dualrate.config.ranges import Images, Members, Range, Ranged, Steps
 from dualrate.diffusion.context import Reuse
-from dualrate.runs.store import called_by, check_denoiser, is_run
+from dualrate.drawing.choice import RECOMMENDED
+from dualrate.drawing.cost import call_seconds
+from dualrate.drawing.planning import candidates, measured_errors, require_plannable
+from dualrate.report.figures import plan_figure, png
+from dualrate.runs.store import called_by
+from dualrate.sampling.catalogue import ANCESTRAL, sampler_named
 from dualrate.sampling.grids import check_grid
+from dualrate.sampling.planner import Planner
 from dualrate.system.files import write_whole
+from dualrate.system.workers import mapper
 
 BUDGET = re.compile(r"([0-9.]+(?:e[+-]?[0-9]+)?)(x|gmacs|s)")
 TIMED = 64  # images per call when calls are timed
@@ -58,14 +65,6 @@ class Plan(Ranged, SharedWork):
     device: Device = None
 
     def run(self) -> None:
-        from dualrate.drawing.choice import RECOMMENDED
-        from dualrate.drawing.cost import call_seconds
-        from dualrate.drawing.planning import candidates, measured_errors, require_plannable
-        from dualrate.report.figures import plan_figure, png
-        from dualrate.sampling.catalogue import ANCESTRAL, sampler_named
-        from dualrate.sampling.planner import Planner
-        from dualrate.system.workers import mapper
-
         parts, steps = BUDGET.fullmatch(self.budget.lower()), self.steps
         if parts is None or not float(parts[1]) > 0:
             raise ValueError(
@@ -76,14 +75,12 @@ class Plan(Ranged, SharedWork):
             steps = tuple(self.grid // part for part in (8, 4, 2, 1) if self.grid % part == 0)
         elif any(self.grid % count for count in steps):
             raise ValueError(f"--steps are divisors of --grid {self.grid}, got {steps}")
-        if not is_run(self.denoiser):
-            import_named("denoiser", self.denoiser)
         check_denoiser(self.denoiser)
         check_grid(self.spacing)
         if self.out.suffix != ".json":
             raise ValueError(f"--out is a .json file, whose picture is written beside it as .png, got {self.out}")
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        model, progress = loaded(self.run_dir, self.device)
+        model, progress = Machine(device=self.device).loaded(self.run_dir)
         model = called_by(model, self.denoiser)
         require_plannable(model)
         process = model.gaussian  # refused before anything is measured

@@ -43,7 +43,7 @@ Nproc = Annotated[
 
 
 class SharedWork:
-    """A command whose work the processes that are launched together share out (system/team.py)."""
+    """A command whose work the processes that are launched together share out (launchers/team.py)."""
 
     nproc: int
 
@@ -51,10 +51,6 @@ class SharedWork:
         """Run it, in this process or in the one that leads."""
 
 
-Compile = Annotated[
-    bool, arg(help="Compile the networks. This takes minutes the first time, and makes small batches faster.")
-]
-Graphs = Annotated[bool, arg(help="Record the networks' calls as CUDA graphs, for small batches on a GPU.")]
 Prompt = Annotated[
     str | None,
     arg(

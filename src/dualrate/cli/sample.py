@@ -9,11 +9,15 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from dualrate.cli.console import command_line, loaded, print_report
-from dualrate.cli.recipe import AsJson, AtATime, Compile, Device, Graphs, Nproc, Prompt, RunDir, SharedWork, Workers
+from dualrate.cli.console import Machine, command_line, print_report
+from dualrate.cli.recipe import AsJson, AtATime, Nproc, Prompt, RunDir, SharedWork, Workers
 from dualrate.cli.sampling_options import SamplingOptions
+from dualrate.codecs.token_codec import BETWEEN
 from dualrate.config.ranges import BatchSize, Images, Precision, Ranged, Seed
+from dualrate.drawing.cost import cost_report
+from dualrate.drawing.samples import write_samples
 from dualrate.system.progress import image_progress
+from dualrate.system.workers import mapper
 
 
 @dataclass(frozen=True)
@@ -45,19 +49,11 @@ class Sample(Ranged, SharedWork):
     """Also write images.npz: arr_0 (N, H, W, C) uint8, arr_1 labels."""
     workers: Workers = 1
     nproc: Nproc = 1
-    compile: Compile = False
-    graphs: Graphs = False
-    device: Device = None
+    machine: Annotated[Machine, arg(name="")] = Machine()
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.codecs.token_codec import BETWEEN
-        from dualrate.drawing.samples import write_samples
-        from dualrate.system.workers import mapper
-
-        model, progress = loaded(
-            self.run_dir, self.device, prompt=self.prompt, compiled=self.compile, graphs=self.graphs
-        )
+        model, progress = self.machine.loaded(self.run_dir, self.prompt)
         if self.given is not None:
             model = model.with_given(model.experiment.read_given(self.given))
         num = self.num or (64 if model.conditions is None else len(model.conditions.y))
@@ -107,17 +103,11 @@ class Cost(Ranged):
     prompt: Prompt = None
     batch_size: BatchSize = 1
     """Images per call when latency is measured."""
-    compile: Compile = False
-    graphs: Graphs = False
-    device: Device = None
+    machine: Annotated[Machine, arg(name="")] = Machine()
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.drawing.cost import cost_report
-
-        model, progress = loaded(
-            self.run_dir, self.device, prompt=self.prompt, compiled=self.compile, graphs=self.graphs
-        )
+        model, progress = self.machine.loaded(self.run_dir, self.prompt)
         report = cost_report(self.sampling.drawer(model, progress.note, batch_size=self.batch_size))
         if not self.json and not report["macs_heavy_call"]:  # one kind of call: no lines of zeros and repetitions
             report = {k: v for k, v in report.items() if not ("_heavy_call" in k or "_alone" in k)}

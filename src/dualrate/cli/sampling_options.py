@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
+from dualrate.comparison.candidates import check_denoiser
 from dualrate.config.imports import import_named
 from dualrate.config.ranges import GuidanceWeight, HeavyCalls, Members, NoiseLevel, Probability, Ranged, Steps
 from dualrate.denoisers.catalogue import DENOISERS
@@ -16,7 +17,7 @@ from dualrate.drawing.choice import GAMMA as RECOMMENDED_GAMMA
 from dualrate.drawing.choice import RECOMMENDED, SMOOTH, Choice, Note, Places, read_plan
 from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.experiment.model import Model
-from dualrate.runs.store import called_by, check_denoiser, is_run
+from dualrate.runs.store import called_by, is_run
 from dualrate.sampling.catalogue import SAMPLERS, at_gamma, sampler_named, taking
 
 
@@ -84,8 +85,6 @@ class SamplingOptions(Ranged):
         super().__post_init__()
         import_named("sampler", self.sampler)
         self.choice()  # refuses before any work
-        if not is_run(self.denoiser):
-            import_named("denoiser", self.denoiser)
         check_denoiser(self.denoiser)
         if is_run(self.denoiser) and (self.plan, self.switch_at, self.heavy) == (None, None, None):
             raise ValueError(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from dualrate.cli.console import loaded
+from dualrate.cli.console import Machine
 from dualrate.cli.recipe import Device, RunDir
 from dualrate.config.ranges import Range, Ranged
 
@@ -37,8 +37,9 @@ class Serve(Ranged):
     def run(self) -> None:
         from dualrate.serving.offer import Limits, Offer
 
-        model, progress = loaded(self.run_dir, self.device)
-        baseline = None if self.beside is None else loaded(self.beside, self.device)[0]
+        machine = Machine(device=self.device)
+        model, progress = machine.loaded(self.run_dir)
+        baseline = None if self.beside is None else machine.loaded(self.beside)[0]
         offer = Offer(model, baseline, Limits(seconds=self.max_seconds))
         try:
             from dualrate.serving.app import serve

@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from tyro.conf import arg
 
 from dualrate.cli.console import command_line, data_progress, report_end, reporter
-from dualrate.cli.going_on import Choices, with_way_on
+from dualrate.cli.going_on import options_of, with_way_on
 from dualrate.cli.recipe import HELP, Device, override, recipe_named, recipe_result, with_own_options
 from dualrate.config.ranges import Iterations, Processes, Ranged, Retries
 from dualrate.data.finding import check_outside
@@ -22,13 +21,14 @@ from dualrate.data.latent_set import ENCODING
 from dualrate.experiment.experiment import Experiment, Stages, on_codec_of_data
 from dualrate.forecasts import clip_recipe
 from dualrate.forecasts import recipe as forecasts
+from dualrate.launchers.start import launch
 from dualrate.pipelines.recipe import RetrofitRecipe
 from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents, imagenet
 from dualrate.recipes.published import as_published, as_sid2, listed_costs
 from dualrate.recipes.students import AdaptRecipe, by_consistency
 from dualrate.runs.train import in_stages
 from dualrate.system.device import pick_device
-from dualrate.system.launch import device_of_process, is_launched, launch
+from dualrate.system.launch import device_of_process, is_launched
 from dualrate.system.progress import Silent
 from dualrate.texts import recipe as texts
 from dualrate.training.config import FitResult
@@ -86,10 +86,10 @@ class Run(Ranged):
     log: Literal["tensorboard", "wandb"] | None = None
     """Also log losses to tensorboard or wandb: pip install 'dualrate[tensorboard]' or 'dualrate[wandb]'."""
 
-    def train(self, experiment: Experiment, choices: Choices | None = None) -> FitResult:
+    def train(self, experiment: Experiment, *, whole: bool = True) -> FitResult:
         """Train the experiment in `out`, or in runs/ under its name, in `nproc` processes, and say how it ended.
 
-        choices: the experiment by its recipe, which tells with what options another run in `out` would go on
+        whole: whether that is all that the command does
         """
         from dualrate.drawing.measure import scorer
         from dualrate.runs.train import check_out, resume_threads, train
@@ -120,8 +120,8 @@ class Run(Ranged):
                     world=world,
                 )
             except OtherRun as refused:
-                raise with_way_on(refused, out, experiment, choices) from None
-        report_end(result, experiment.fit, out, progress, whole=choices is not None)
+                raise with_way_on(refused, out, experiment) from None
+        report_end(result, experiment.fit, out, progress, whole=whole)
         return result
 
 
@@ -130,15 +130,9 @@ class OfExperiment(Run):
     """The experiment of a recipe, with the options that follow its name."""
 
     experiment: Annotated[Experiment, arg(name="")]
-    choices: Choices | None = field(default=None, init=False, repr=False, compare=False)
 
     def run(self) -> None:
-        self.train(self.experiment, self.choices)
-
-    def with_recipe(self, choices: Choices) -> Self:
-        """The command, with the recipe of its experiment."""
-        object.__setattr__(self, "choices", choices)
-        return self
+        self.train(self.experiment)
 
 
 @dataclass(frozen=True)
@@ -183,7 +177,7 @@ class TrainStages:
         out, where, progress = self.out or Path("runs") / self.stages.name, pick_device(self.device), reporter()
         for experiment, folder in in_stages(self.stages, out, device=where, progress=data_progress(progress, ENCODING)):
             progress.close()
-            if Run(out=folder, device=self.device).train(experiment).stopped != "done":
+            if Run(out=folder, device=self.device).train(experiment, whole=False).stopped != "done":
                 return
 
 
@@ -207,21 +201,14 @@ def parse_train(arguments: list[str]) -> Train | TrainStages:
         return override(TrainStages(stages()), rest, "train")
     run = NO_IMAGES.get(name, {} if name in RECIPES else None)
     recipe, rest = with_own_options(recipe_named(name, RECIPES, "train"), arguments, "train", run)
-    consistency = "--method=consistency" in rest or ("--method", "consistency") in pairwise(rest)  # has its own options
-    forms = (form for as_, form in FORMS.items() if f"--as={as_}" in rest or ("--as", as_) in pairwise(rest))
-    published = next(forms, None)
-
-    def ours(recipe: Callable[[], object]) -> Experiment:
-        experiment = recipe_result(recipe(), Experiment, name)
-        if not consistency:
-            return experiment
-        return (imagenet.pixels_by_consistency if name in imagenet.ON_PIXELS else by_consistency)(experiment)
-
-    choices = Choices(recipe, lambda recipe: published(ours(recipe)) if published else ours(recipe))
-    experiment = choices.makes(recipe)
-    if published and not is_launched():
-        print(listed_costs(experiment, ours(recipe)), file=sys.stderr)
-    return override(Train(experiment), rest, "train", recipe).with_recipe(choices)
+    experiment, options = recipe_result(recipe(), Experiment, name), options_of(rest)
+    if options.get("--method") == ["consistency"]:  # which has its own options
+        experiment = (imagenet.pixels_by_consistency if name in imagenet.ON_PIXELS else by_consistency)(experiment)
+    if form := FORMS.get("".join(options.get("--as", ()))):
+        ours, experiment = experiment, form(experiment)
+        if not is_launched():
+            print(listed_costs(experiment, ours), file=sys.stderr)
+    return override(Train(experiment), rest, "train", recipe)
 
 
 def parse_retrofit(arguments: list[str]) -> Retrofit:
@@ -251,5 +238,4 @@ def _of_model(
         )
         raise SystemExit(0 if arguments[:1] and arguments[0] in HELP else 2)
     recipe, rest = with_own_options(recipe, arguments, name, {})
-    choices = Choices(recipe, lambda recipe: recipe(rest[0]))
-    return override(kind(choices.makes(recipe)), rest, name, recipe).with_recipe(choices)
+    return override(kind(recipe(rest[0])), rest, name, recipe)

@@ -24,13 +24,13 @@ from pathlib import Path
 
 from dualrate.config.imports import import_named
 from dualrate.config.ranges import Probability, Ranged, Steps, checked, is_whole
-from dualrate.denoisers.catalogue import DENOISERS
+from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.diffusion.context import Reuse
 from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.choice import Choice, read_plan, step_for
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.model import Model
-from dualrate.runs.store import called_by, check_denoiser, is_run
+from dualrate.runs.store import called_by, is_run
 from dualrate.sampling.catalogue import at_gamma, sampler_named
 from dualrate.system.progress import Reporter
 
@@ -122,8 +122,6 @@ class RunRequest(Ranged):
             )
         sampler, gamma = at_gamma(sampler)
         import_named("sampler", sampler)
-        if not is_run(denoiser):
-            import_named("denoiser", denoiser)
         check_denoiser(denoiser)
         path = Path(run)
         choice = replace(_planned(plan), sampler=sampler or None, gamma=gamma)
@@ -164,6 +162,17 @@ class RunRequest(Ranged):
             return (replace(self.choice, steps=steps) for steps in dict.fromkeys(calls) if steps > 2)
         plans = LIGHT_FIRST_PLANS if is_run(self.denoiser) else DUAL_PLANS
         return (replace(self.choice, steps=steps, heavy=heavy) for steps, heavy in plans)
+
+
+def check_denoiser(name: str | None) -> None:
+    """Import what a command names to call networks. Raises ValueError for neither a denoiser nor a run's directory."""
+    if name is None or is_run(name):
+        return
+    import_named("denoiser", name)
+    try:
+        denoiser_named(name)
+    except ValueError as error:
+        raise ValueError(f"{error}; nor is it the directory of a run") from error
 
 
 def _split(text: str) -> tuple[str, str | None, str]:

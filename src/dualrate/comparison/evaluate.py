@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dualrate.config.ranges import Images, WorkerCount, as_path
 from dualrate.drawing.choice import Choice
@@ -97,17 +97,10 @@ def _of_images(
     return Evaluation(row, plain, (table([row]),), text)
 
 
-def bounded(
-    drawer: Drawer,
-    count: Images | None = None,
-    *,
-    seed: int = 0,
-    variance: Literal["measured", "own"] = "measured",
-    progress: Reporter,
-) -> Evaluation:
+def bounded(drawer: Drawer, count: Images | None = None, *, seed: int = 0, progress: Reporter) -> Evaluation:
     """Bound the negative log-likelihood of `count` test images, in bits per dimension or per token.
 
-    variance: of the steps, as measured on training images, or the sampler's
+    The variance of the steps is measured on training images.
     Raises ValueError for a number of images that there is not, and as `check_bounded` and `bits_per_dimension`.
     """
     check_bounded(drawer.model)
@@ -118,7 +111,7 @@ def bounded(
     how: dict[str, Any] = {"seed": seed, "progress": image_progress(progress)}
     bits_of, per = (bits_per_token, "token") if experiment.codec.instant else (bits_per_dimension, "dimension")
     with closing(progress):
-        if variance == "measured" and bits_of is bits_per_dimension:
+        if bits_of is bits_per_dimension:
             train = experiment.data.images("train", note)
             fitted = min(FITTED_ON, len(train))
             progress.note(f"measuring the variance of the steps on {fitted} training images")

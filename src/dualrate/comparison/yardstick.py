@@ -36,19 +36,32 @@ DATA = "training data"
 
 @dataclass(frozen=True)
 class Terms(Ranged):
-    """Terms of a comparison, as of `compare`."""
+    """Terms of a comparison."""
 
     minutes: Minutes = 60
+    """Minutes of measuring. Run the same command again to do the rest."""
     screen: Images | None = None
+    """Images per plan in the first round, which compares the usual plans. Default: 1000, or --count if that is less."""
     count: Images | None = None
+    """Images per plan, for the best plans (Pareto front). Default: 5000; for forecasts 50 starts."""
     features: str | Path | None = None
+    """Metrics, separated by commas: names of shipped feature networks, inception, dinov2, efficientnet, or directories.
+    The first one screens and orders. Default: the data set's own."""
     mixed: bool = False
+    """Allow runs trained on other data than the first. All are then scored against the first run's images."""
     baselines: bool = False
+    """Also evaluate training-free baselines of the most expensive single network: caches (DeepCache, FORA, TaylorSeer,
+    ToCa, DuCa), and each lighter network of this command for its first steps (RUN+LIGHT)."""
     precision: Precision = "auto"
+    """Precision of the networks; auto: bfloat16 where it pays. Compare rows only at one precision."""
     workers: WorkerCount = 1
+    """Worker processes, each with a copy of the model; auto: one for each GPU or idle processor."""
     guidance: GuidanceWeight = 1.0
+    """Classifier-free guidance weight of all models that can be guided; students have their own."""
     members: Members = 1
+    """Samples of each condition. They share a heavy call, and are scored together."""
     equal_classes: bool = False
+    """Draw every class equally often, not by its share in the training images."""
 
 
 class Yardstick:

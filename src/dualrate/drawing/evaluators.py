@@ -6,7 +6,6 @@ the net is a language model that is trained on it, and images are pieces of it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,12 @@ from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.modality import modalities, reader_of
-from dualrate.metrics import features as feature_nets
 from dualrate.metrics import pretrained
 from dualrate.metrics.evaluate import Evaluator, check_count
 from dualrate.metrics.features import CARD, Architecture, Card, FeatureNet, check_trainable, train_feature_net
 from dualrate.metrics.pretrained import PRETRAINED, Pretrained
 from dualrate.metrics.references import load_reference
-from dualrate.metrics.trained_network import TrainingProgress, read_card
+from dualrate.metrics.trained_network import read_card
 from dualrate.system.progress import Reporter, image_progress
 
 Features = Pretrained | Path | None
@@ -173,16 +171,6 @@ def feature_net(train: ImageSet, test: ImageSet, *, progress: Reporter, count: i
             check_count(f"FD-{train.name.removesuffix('/train')}", Architecture.features, count)
         by = "" if train.num_classes > 1 else ", which has no classes, to tell how an image is turned"
         progress.note(f"training a feature net on {train.name}{by}, once; it is kept in {place}")
-        train_feature_net(train, test, progress=training_progress(progress, feature_nets.BATCH_SIZE)).save(place)
+        train_feature_net(train, test, progress=progress).save(place)
         progress.close()  # the next progress is counted anew
     return FeatureNet.load(place)
-
-
-def training_progress(progress: Reporter, batch_size: int) -> TrainingProgress:
-    """Shows the training of a net, of batches of this size."""
-    start = time.monotonic()
-
-    def report(done: int, total: int, loss: float) -> None:
-        progress.update(done, total, {"images": done * batch_size, "seconds": time.monotonic() - start, "loss": loss})
-
-    return report

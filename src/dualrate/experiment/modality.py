@@ -112,7 +112,7 @@ class Modality:
         return None
 
     def service(self, model: Any) -> Any:
-        """How a server draws and shows samples of a `Model`, a `drawing.service.Service`; None: as images of seeds.
+        """How a server draws and shows samples of a `Model`, a `serving.work.Service`; None: as images of seeds.
 
         Raises ValueError, with the way, for a model that is not served.
         """

@@ -17,17 +17,10 @@ RETIRED: dict[str, dict[str, Any]] = {  # class -> field -> the value that now a
         "targets_share": 1.0,
     },
     "TimeSampler": {"few": 1.0, "draws": 1},
-    "UViTConfig": {"norm": "layer", "downsampling": "patch", "resample_kernel": 1},
-    "ContextConfig": {"levels": None, "width": None, "residual": False, "join": "add"},
+    "UViTConfig": {"resample_kernel": 1},
+    "ContextConfig": {"levels": None, "width": None, "residual": False},
     "TwoNetworks": {"context": {"type": "ContextConfig"}},  # without its own retired fields
-    "TwoDecoders": {"context": {"type": "ContextConfig"}},
     "EarlyExitConfig": {"reference": "data"},
-}
-BY_LEAD = {"leads": [], "attention": False}
-ADDED: dict[str, dict[str, Any]] = {  # class -> field -> what always applied before there was one
-    "OneConditional": BY_LEAD,
-    "TwoConditional": BY_LEAD,
-    "Forecast": {"stride": 1},
 }
 LATER: dict[str, dict[str, Any]] = {  # class -> field -> the value at which an identity is as before there was one
     "DataConfig": {"variables": [], "levels": [], "fps": None},
@@ -35,7 +28,6 @@ LATER: dict[str, dict[str, Any]] = {  # class -> field -> the value at which an 
     "OneConditional": {"causal": False},
     "TwoConditional": {"causal": False},
 }
-RENAMED = {"OneDecoder": "OneConditional", "TwoDecoders": "TwoConditional"}  # their latent_shape is given_shape
 OF_THE_METHOD = "weighting", "times", "label_dropout", "encoder_weight", "encoder_from", "freeze_encoder", "light_from"
 
 
@@ -47,11 +39,8 @@ def upgraded(plain: dict[str, Any]) -> dict[str, Any]:
         rest = {name: value for name, value in plain.items() if name not in (*OF_THE_METHOD, "schedule")}
         plain = {**rest, "method": {"type": "DenoisingConfig", **method}, "process": process}
     method = plain.get("method")
-    if isinstance(method, dict) and "latents" in method:  # of a decoder; in an identity its fingerprint
-        codec, method = method["latents"], {name: value for name, value in method.items() if name != "latents"}
-        plain = {**plain, "method": method}
-        if not (isinstance(codec, dict) and codec.get("type") == "NoCodec"):
-            plain["condition"] = {"type": "Latent", "codec": codec}
+    if isinstance(method, dict) and method.get("latents") == {"type": "NoCodec"}:
+        plain = {**plain, "method": {name: value for name, value in method.items() if name != "latents"}}
     return _current(plain)
 
 
@@ -74,11 +63,4 @@ def _current(plain: Any) -> Any:
     kind = str(plain.get("type"))
     retired, current = RETIRED.get(kind, {}), {name: _current(value) for name, value in plain.items()}
     current = {name: value for name, value in current.items() if name not in retired or value != retired[name]}
-    if kind in RENAMED:
-        current = {"given_shape" if name == "latent_shape" else name: value for name, value in current.items()}
-        current["type"] = RENAMED[kind]
-    if current.get("type") == "Rolling":  # of one frame its clock is as it was
-        current = {"linear": current.get("frames", 1) == 1} | current
-    return current | {
-        name: value for name, value in ADDED.get(str(current.get("type")), {}).items() if name not in current
-    }
+    return {"linear": current.get("frames", 1) == 1} | current if kind == "Rolling" else current  # its clock of before

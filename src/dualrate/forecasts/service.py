@@ -21,7 +21,6 @@ from torch import Tensor
 
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.service import Answer, Service, Work
 from dualrate.experiment.model import Model
 from dualrate.forecasts.condition import SHOWN_ROWS
 from dualrate.forecasts.film import pixels_of
@@ -32,6 +31,7 @@ from dualrate.forecasts.rollout import draw_window, forecast_of, frame_shape
 from dualrate.forecasts.starts import Starts, held_out_starts
 from dualrate.metrics.ensembles import fair_crps
 from dualrate.sampling.trajectory import State
+from dualrate.serving.work import Answer, Service, Work
 
 LEAST_BYTES, MOST_BYTES = 2**18, 2**25  # of an array in a request; between them 24 a number of one start
 MOST_NUMBERS = 2**22  # of an answer

@@ -113,12 +113,6 @@ class PlanStates(Ranged):
     process: Process
     pairs: Pairs = 1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        kinds = {refresh.name for refresh in self.plan.refresh}
-        if not kinds <= {"KEEP", "FULL"}:
-            raise ValueError(f"a student has a context at every step of its plan (KEEP or FULL), got {sorted(kinds)}")
-
 
 @dataclass(frozen=True)
 class SegmentRollout(PlanStates):
@@ -146,11 +140,6 @@ class FullRollout(PlanStates):
 
     The pairs of a row are spread over the plan.
     """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.plan.t[0] != 1:
-            raise ValueError(f"a rollout from noise starts at t = 1, this plan at {self.plan.t[0]}; use SegmentRollout")
 
     @torch.no_grad()
     def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:

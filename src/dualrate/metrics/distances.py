@@ -156,8 +156,7 @@ def resampled_distances(
               and are counted together
     seed:     the same one counts the same rows alike for any features, so replicates of two models that drew row i
               from the same noise are paired, and those of their difference are the differences.
-    Raises ValueError for fewer than 2 resamples, strata of another shape or type or of a single vector, partners of
-    another shape, and what `GaussianStats.of` refuses.
+    Raises ValueError for a stratum of a single vector, and what `GaussianStats.of` refuses.
 
     A stratum of n vectors gives n - 1 draws with replacement that count n/(n - 1) times each (Rao and Wu, "Resampling
     inference with complex survey data", J. Am. Stat. Assoc. 83, 1988): n draws of n would make the spread too small by
@@ -168,13 +167,8 @@ def resampled_distances(
     measures the second bias, which is subtracted. The first bias is left in on purpose, as it is in every value at this
     count, the floor of real images included.
     """
-    if resamples < 2:
-        raise ValueError(f"got {resamples} resamples; give at least 2")
     features = finite_features(features)
-    if strata is None:
-        strata = torch.zeros(len(features), dtype=torch.int64)
-    if strata.shape != (len(features),) or strata.dtype != torch.int64:
-        raise ValueError(f"got strata {tuple(strata.shape)} {strata.dtype}; expected ({len(features)},) int64")
+    strata = torch.zeros(len(features), dtype=torch.int64) if strata is None else strata
     weights = resampling_weights(strata, resamples, seed)
     if groups is not None:
         whole, of_row = groups.unique(return_inverse=True)
@@ -183,12 +177,10 @@ def resampled_distances(
     if isinstance(reference, GaussianStats):
         value, rooted = frechet_distance(GaussianStats.of(features), reference), root(reference.cov)
         each = [_distance(_weighted(features, weight), reference, rooted) for weight in weights]
-    elif reference.shape == features.shape:
+    else:
         pair = features, finite_features(reference)
         value = frechet_distance(*map(GaussianStats.of, pair))
         each = [frechet_distance(*(_weighted(vectors, weight) for vectors in pair)) for weight in weights]
-    else:
-        raise ValueError(f"got features {tuple(features.shape)} and partners {tuple(reference.shape)}: one of each")
     distances = torch.tensor(each, dtype=torch.float64)
     return value + distances - distances.mean()
 
@@ -243,29 +235,17 @@ def kernel_metric(net: FeatureExtractor) -> str:
     return "KID" if net.metric == "FID" else f"KD-{net.metric.removeprefix('FD-')}"
 
 
-def kernel_distance(
-    features: Tensor, reference: Tensor, *, subsets: int | None = None, seed: int = 0
-) -> KernelDistance:
-    """Unbiased squared MMD of features (N, D) and (M, D), in float64, without unit.
+def kernel_distance(features: Tensor, reference: Tensor, *, seed: int = 0) -> KernelDistance:
+    """Unbiased squared MMD of features (N, D) and (M, D), N and M 4 or more, in float64, without unit.
 
-    subsets: None: `SUBSETS`, or half as many as there are vectors in the smaller set
-    The seed decides which vectors are in which subset; every subset takes min(N, M) // subsets of either set, so of a
-    larger reference only as many vectors count as there are features.
-    Raises ValueError for fewer than 2 subsets, subsets of fewer than 2 vectors, other shapes, and what is not finite.
+    It is a mean over `SUBSETS` subsets, or half as many as there are vectors in the smaller set. The seed decides which
+    vectors are in which; every subset takes min(N, M) // subsets of either set, so of a larger reference only as many
+    vectors count as there are features. Raises ValueError for what is not finite.
     """
-    if features.shape[1:] != reference.shape[1:]:
-        raise ValueError(
-            f"features have {features.shape} and {reference.shape}: take both through the same feature net"
-        )
     sets = finite_features(features), finite_features(reference)
     count = min(map(len, sets))
-    subsets = min(SUBSETS, count // 2) if subsets is None else subsets
-    size = count // max(1, subsets)
-    if subsets < 2 or size < 2:
-        raise ValueError(
-            f"got {len(features)} and {len(reference)} feature vectors for {subsets} subsets; a standard error needs "
-            "at least 2 subsets, of at least 2 vectors each: draw more images, or ask for other subsets"
-        )
+    subsets = min(SUBSETS, count // 2)
+    size = count // subsets
     generator = torch.Generator().manual_seed(seed)
     x, y = (vectors[torch.randperm(len(vectors), generator=generator)[: subsets * size]] for vectors in sets)
     values = torch.stack([squared_mmd(a, b) for a, b in zip(x.split(size), y.split(size), strict=True)])
@@ -295,49 +275,16 @@ class PrecisionRecall:
     k: int
 
 
-@dataclass(frozen=True)
-class Manifold:
-    """Vectors with the balls that reach to their k-th neighbours, of a reference that several sets are compared with.
+def precision_recall(features: Tensor, reference: Tensor, *, k: int = 3, block: int = 256) -> PrecisionRecall:
+    """Precision and recall of features (N, D) against a reference (M, D), in float64. Both hold more than k vectors.
 
-    points:        (M, D) float64, less their centre (D,): distances stay the same, and lose fewer digits
-    squared_radii: (M,)
-    block:         rows of a matrix of distances, which has at most M columns
+    block: rows of a matrix of distances at a time
+    Raises ValueError for what is not finite.
     """
-
-    points: Tensor
-    squared_radii: Tensor
-    centre: Tensor
-    k: int
-    block: int
-
-    @staticmethod
-    def of(reference: Tensor, *, k: int = 3, block: int = 256) -> Manifold:
-        """The manifold of a reference (M, D), on the CPU in float64.
-
-        Raises ValueError for k < 1, no more than k vectors, other shapes, and what is not finite; so does what follows.
-        """
-        reference = _neighbours(reference, reference.shape[-1], k)
-        centre = reference.mean(0)
-        points = reference - centre
-        return Manifold(points, _squared_radii(points, k, block), centre, k, block)
-
-    def precision_recall(self, features: Tensor) -> PrecisionRecall:
-        """Precision and recall of features (N, D) against this reference."""
-        fake = _neighbours(features, len(self.centre), self.k) - self.centre
-        return PrecisionRecall(
-            precision=_share_inside(fake, self.points, self.squared_radii, self.block),
-            recall=_share_inside(self.points, fake, _squared_radii(fake, self.k, self.block), self.block),
-            k=self.k,
-        )
-
-
-def _neighbours(features: Tensor, dim: int, k: int) -> Tensor:
-    """Features (N, dim) on the CPU in float64. Raises ValueError for other shapes, and unless 1 <= k < N."""
-    if features.ndim != 2 or features.shape[1] != dim:
-        raise ValueError(f"got features {tuple(features.shape)}; expected (N, {dim}): take both through the same net")
-    if not 1 <= k < len(features):
-        raise ValueError(f"got k = {k} for {len(features)} vectors; k is at least 1, and every set larger than k")
-    return finite_features(features).cpu()
+    real, fake = finite_features(reference).cpu(), finite_features(features).cpu()
+    centre = real.mean(0)  # without it distances stay the same, and lose fewer digits
+    real, fake = real - centre, fake - centre
+    return PrecisionRecall(_share_inside(fake, real, k, block), _share_inside(real, fake, k, block), k)
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:
@@ -350,17 +297,14 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return torch.addmm(_squares(a, b), a, b.T, alpha=-2)
 
 
-def _squared_radii(points: Tensor, k: int, block: int) -> Tensor:
-    """(N,) squared distance of every vector to its k-th nearest neighbour among the others."""
-    nearest = [_squared_distances(part, points).topk(k + 1, largest=False).values for part in points.split(block)]
-    return torch.cat(nearest).amax(1)  # of k + 1 with itself
-
-
-def _share_inside(points: Tensor, centres: Tensor, squared_radii: Tensor, block: int) -> float:
-    """The share of points in at least one ball; those on its edge count as inside."""
-    outside = 0
+def _share_inside(points: Tensor, centres: Tensor, k: int, block: int) -> float:
+    """The share of points in the ball of at least one centre, which reaches to its k-th nearest neighbour among the
+    others; those on its edge count as inside."""
+    parts, outside = centres.split(block), 0
+    nearest = [_squared_distances(part, centres).topk(k + 1, largest=False).values for part in parts]
+    squared_radii = torch.cat(nearest).amax(1).split(block)  # of k + 1 with itself
     for left in points.split(block):
-        for part, radii in zip(centres.split(block), squared_radii.split(block), strict=True):
+        for part, radii in zip(parts, squared_radii, strict=True):
             reach = radii + TOUCHING * _squares(left, part)
             left = left[(_squared_distances(left, part) > reach).all(1)]  # most are inside some ball soon
         outside += len(left)

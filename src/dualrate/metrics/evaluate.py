@@ -24,11 +24,11 @@ from dualrate.metrics.distances import (
     LEVEL,
     PER_FEATURE,
     GaussianStats,
-    Manifold,
     frechet_distance,
     interval_of,
     kernel_distance,
     kernel_metric,
+    precision_recall,
     resampled_distances,
 )
 from dualrate.metrics.features import FeatureExtractor, FeatureNet
@@ -41,7 +41,7 @@ from dualrate.system.workers import Mapper, in_turn
 Net = TypeVar("Net", bound=FeatureExtractor)
 ROUND_TRIP = 16  # images that a codec encodes at a time
 RESAMPLING_SEED = 0  # of every interval, so that replicates are paired
-DETAILED = 10  # images that precision and recall are of, at least
+DETAILED = 10  # images, and real ones, that further measures are of, at least
 RECONSTRUCTED = "rFD: of reconstructions, from the held-out images that they are of"
 CONDITIONAL = "from the held-out images that their conditions are of"
 
@@ -153,7 +153,7 @@ class Evaluator(Generic[Net]):
                 labels=labels,
             ),
             note=note,
-            details=self.details(once) if details and len(once) >= DETAILED else None,
+            details=self.details(once) if details else None,
             better=self.better,
             accuracy=card and card.accuracy,
         )
@@ -180,22 +180,20 @@ class Evaluator(Generic[Net]):
         how = {"groups": of} if again else {"strata": strata}
         return resampled_distances(features, source, resamples=resamples, seed=RESAMPLING_SEED, **how).numpy()
 
-    def details(self, features: Tensor) -> Details:
-        """Kernel distance, precision and recall of features (N, D) that `net` gave.
+    def details(self, features: Tensor) -> Details | None:
+        """Kernel distance, precision and recall of features (N, D) that `net` gave; None of fewer than DETAILED images.
 
         The reference images for precision and recall are chosen by a fixed seed, every class by its share in the
         reference. The kernel distance's subsets are random, so their standard error counts the choice of classes as
         chance too: for samples with fixed shares of them it errs on the safe side. Those shares lower the distance's
         expectation by O(1/N), for Fashion-MNIST a tenth of that standard error.
-        ValueError for a reference that is a file's statistics, and for what `kernel_distance` and `precision_recall`
-        refuse.
+        ValueError for a reference that is a file's statistics.
         """
         reference = self.reference_features
-        count = min(len(features), len(reference))
-        if count not in self._known:
-            self._known[count] = Manifold.of(reference[_chosen(self.reference_images, count)])
-        kernel, shares = kernel_distance(features, reference), self._known[count].precision_recall(features)
-        return Details(kernel_metric(self.net), kernel, shares, count)
+        if (count := min(len(features), len(reference))) < DETAILED:
+            return None
+        shares = precision_recall(features, reference[_chosen(self.reference_images, count)])
+        return Details(kernel_metric(self.net), kernel_distance(features, reference), shares, count)
 
     def check_count(self, count: int) -> None:
         """Raises ValueError for fewer images than twice the features: their covariance means nothing.

@@ -31,14 +31,8 @@ from torch import Tensor, nn
 from dualrate.config.ranges import Channels, Classes, Iterations, Probability, Ranged, Seed, Side
 from dualrate.data.images import ImageSet, to_float
 from dualrate.data.loader import Augment, Batches
-from dualrate.metrics.trained_network import (
-    NetworkCard,
-    Pixels,
-    TrainedNetwork,
-    TrainingProgress,
-    fit_module,
-    weight_bytes,
-)
+from dualrate.metrics.trained_network import NetworkCard, Pixels, TrainedNetwork, fit_module, weight_bytes
+from dualrate.system.progress import Reporter
 
 
 class FeatureExtractor(Protocol):
@@ -316,7 +310,7 @@ def train_feature_net(
     epochs: int | None = None,
     kind: type[Architecture] = Architecture,
     name: str = "",
-    progress: TrainingProgress | None = None,
+    progress: Reporter | None = None,
 ) -> FeatureNet:
     """Train a classifier of the images' labels in float32, with shifts of up to 1 pixel; without two classes, of the
     quarter turns by which images are turned.
@@ -348,7 +342,7 @@ def train_feature_net(
         return F.cross_entropy(module(x.contiguous(memory_format=torch.channels_last)), label)
 
     iterations = max(1, round(epochs * len(images) / batches.batch_size))
-    fit_module(module, loss_of, iterations, rate=architecture.learning_rate, progress=progress)
+    fit_module(module, loss_of, iterations, batches.batch_size, rate=architecture.learning_rate, progress=progress)
     identity = hashlib.sha256(weight_bytes(module)).hexdigest()
     present = classes if turns or images.labels is None else len(np.unique(images.labels))
     task = "order" if order > 1 else "turns" if turns else "classes"

@@ -20,9 +20,9 @@ from dualrate.config.ranges import Ranged
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.shards import Shards
 from dualrate.system.files import read_bytes, tensors_of, write_whole
+from dualrate.system.progress import Reporter
 
 Pixels = Tensor | NDArray[np.uint8] | Shards
-TrainingProgress = Callable[[int, int, float], None]  # iterations done, iterations in all, loss
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,11 @@ def fit_module(
     module: nn.Module,
     loss_of: Callable[[int], Tensor],
     iterations: int,
+    batch_size: int,
     *,
     rate: float,
     clip: float | None = None,
-    progress: TrainingProgress | None,
+    progress: Reporter | None,
 ) -> None:
     """Train by AdamW with one cycle of the learning rate; then eval mode, without gradients.
 
@@ -132,7 +133,8 @@ def fit_module(
         optimizer.step()
         schedule.step()
         if progress is not None:
-            progress(iteration + 1, iterations, loss.item())
+            done = iteration + 1
+            progress.update(done, iterations, {"images": done * batch_size, "loss": loss.item()})
     module.eval().requires_grad_(False)
 
 

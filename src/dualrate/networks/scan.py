@@ -59,11 +59,10 @@ def selective_scan(
     """u: (B, D, L); B, C: (B, N, L), or (B, G, N, L) of G groups of channels in a row -> (B, D, L), in u's dtype.
 
     A: (D, N), with delta (B, D, L) and D (D,). Or (H,), a decay per head of D / H channels in a row; then delta is
-    (B, H, L) and D (H,). Computed in float32 at least. Raises ValueError for other shapes, for
-    an unknown backend, and for one that cannot run here.
+    (B, H, L) and D (H,). Computed in float32 at least. backend: "matrix" is of a decay per head, "mamba_ssm" of that
+    package.
     """
     chosen = backend_for(u.device, per_head=A.ndim == 1) if backend == "auto" else backend
-    _check(u, delta, A, B, C, chosen)
     if chosen == "chunked" and not torch.compiler.is_compiling() and carries_derivative((u, delta, A, B, C)):
         chosen = "loop"
     wide, size = torch.promote_types(u.dtype, torch.float32), u.shape[1] // len(A)
@@ -78,26 +77,6 @@ def selective_scan(
         if D is not None:
             y = y + D.to(wide).repeat_interleave(size)[:, None] * x
     return y.to(u.dtype)
-
-
-def _check(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, backend: str) -> None:
-    if backend not in BACKENDS:
-        raise ValueError(f"a scan runs by auto, {', '.join(BACKENDS)}, got {backend!r}")
-    (rows, channels, length), groups = u.shape, B.shape[1] if B.ndim == 4 else 1
-    of_state = (rows, *B.shape[1:-1], length)
-    decays = channels % len(A) == len(A) % groups == 0 if A.ndim == 1 else A.shape == (channels, B.shape[-2])
-    if not (
-        decays and channels % groups == 0 and delta.shape == (rows, len(A), length) and of_state == B.shape == C.shape
-    ):
-        named = zip(("u", "delta", "A", "B", "C"), (u, delta, A, B, C), strict=True)
-        raise ValueError(
-            "a scan takes u and delta (B, D, L), A (D, N), B and C (B, N, L) or (B, G, N, L); of a decay per head A "
-            f"(H,) and delta (B, H, L); got {', '.join(f'{name} {tuple(part.shape)}' for name, part in named)}"
-        )
-    if backend == "matrix" and A.ndim == 2:
-        raise ValueError("the matrix form is of a decay per head, A (H,), got one per channel and state: take chunked")
-    if backend == "mamba_ssm" and not kernel():
-        raise ValueError("mamba_ssm does not import here: install that package for your GPU, or take chunked")
 
 
 def loop(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:

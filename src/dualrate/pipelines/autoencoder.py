@@ -25,17 +25,50 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dualrate.codecs.codec import Codec, Moments, Normalisation
+from dualrate.codecs.codec import Codec, CodecConfig, Moments
 from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
-from dualrate.pipelines.folder import NETWORK, check_config, class_named, read_weights, settings_in
+from dualrate.pipelines.folder import NETWORK, check_config, check_files, class_named, read_weights, settings_in
 from dualrate.system.device import pick_device
-from dualrate.system.files import blaming, check_files, shown
+from dualrate.system.files import blaming, shown
 
 RULES_VERSION = 1  # part of every fingerprint: a rule that changes makes other latents
 
 
 Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """x = (z_raw - mean) / std. mean, std: one number per channel, or one for all."""
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if not self.mean or not self.std or not all(std > 0 for std in self.std):
+            raise ValueError(f"latents are normalised by numbers above 0, got mean {self.mean} and std {self.std}")
+
+    def forward(self, raw: Moments) -> Moments:
+        """Moments of a codec's own latents -> those that networks see."""
+        mean, std = self._per_channel(raw.mean)
+        log_var = None if raw.log_var is None else raw.log_var - 2 * std.log()
+        return Moments((raw.mean - mean) / std, log_var)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) latents that networks see -> a codec's own."""
+        mean, std = self._per_channel(x)
+        return x * std + mean
+
+    def _per_channel(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std, each (1, C or 1, 1, 1)."""
+        if {len(self.mean), len(self.std)} - {1, z.shape[1]}:
+            raise ValueError(
+                f"latents have {z.shape[1]} channels, their normalisation is of {len(self.mean)} means and "
+                f"{len(self.std)} standard deviations: one, or one for each channel, is expected"
+            )
+        mean, std = (z.new_tensor(part)[:, None, None] for part in (self.mean, self.std))
+        return mean, std
 
 
 @dataclass(frozen=True)
@@ -211,3 +244,17 @@ def read_autoencoder(folder: Path, device: torch.device | str | None = None) -> 
         made = Autoencoder(module.float().to(pick_device(device)), module.config, str(folder))
         made.image_shape((made.rule.channels(made.config), 1, 1))
         return made
+
+
+@dataclass(frozen=True)
+class HeldCodec(CodecConfig):
+    """A codec in memory, such as that of a pipeline, for models that are not written as runs."""
+
+    codec: Codec
+
+    @property
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.codec.latents
+
+    def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
+        return self.codec

@@ -33,7 +33,7 @@ from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dualrate.codecs.codec import ON_PIXELS, Codec, CodecFolder, HeldCodec, decoded
+from dualrate.codecs.codec import ON_PIXELS, Codec, CodecFolder, decoded
 from dualrate.config.classes import MOVED
 from dualrate.config.imports import already_imported
 from dualrate.config.serial import to_plain
@@ -45,7 +45,7 @@ from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import UNGUIDED, Guidance
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.model import Model
-from dualrate.pipelines.autoencoder import Autoencoder
+from dualrate.pipelines.autoencoder import Autoencoder, HeldCodec
 from dualrate.pipelines.call import (
     OUTPUTS,
     SEEN,
@@ -63,7 +63,6 @@ from dualrate.pipelines.parts import Checked, DualRateNetwork, DualRateScheduler
 from dualrate.pipelines.prompts import negated
 from dualrate.pipelines.retrofitted import encoder_of
 from dualrate.pipelines.text_encoders import copy_encoders
-from dualrate.runs.train import check_export
 from dualrate.system.device import own_defaults
 from dualrate.system.files import blaming, read_json
 from dualrate.system.folders import Manifest
@@ -132,7 +131,8 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         """
         if model.called_by is not None:
             raise ValueError(f"a pipeline calls networks by their own denoiser, not by {model.called_by}: drop it")
-        check_export(model)
+        if model.experiment.networks.given is not None and not model.experiment.condition.labelled:
+            raise ValueError(f"{model.name} is a conditional model, and a pipeline draws from noise alone")
         codec, experiment, parts = model.codec, model.experiment, {}
         if isinstance(codec, Autoencoder):
             experiment = dataclasses.replace(experiment, codec=CodecFolder(VAE, codec.fingerprint))

@@ -20,7 +20,7 @@ from dualrate.diffusion.schedule import Schedule
 from dualrate.pipelines.classes.catalogue import KINDS
 from dualrate.pipelines.prompts import COMPONENTS
 from dualrate.pipelines.schedulers import NO_MEAN, read_scheduler
-from dualrate.system.files import blaming, check_files, check_fractions, read_json, shown
+from dualrate.system.files import blaming, check_regular, read_header, read_json, shown
 from dualrate.system.folders import some_of
 
 INDEX, NETWORK, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
@@ -260,3 +260,25 @@ def class_named(name: str, classes: Collection[str] = KINDS) -> Any:
     except ImportError as error:
         raise ValueError(f"{name} is of diffusers, which is not here: pip install 'dualrate[diffusers]'") from error
     return getattr(diffusers, name)
+
+
+def check_fractions(folder: Path) -> None:
+    """Raises ValueError for weights in a folder of another library, by their files' headers, that are whole numbers.
+
+    Counters, of 64 bits, may be among them.
+    """
+    for file in sorted(folder.glob("*.safetensors")):
+        check_regular(file)
+        with blaming(file), file.open("rb") as opened:
+            header = read_header(opened)
+        for name, entry in header.items():
+            dtype = entry.get("dtype") if isinstance(entry, dict) and name != "__metadata__" else "F32"
+            if dtype != "I64" and not str(dtype).startswith(("F", "BF")):
+                raise ValueError(f"{file} has {name} as {dtype}, expected F32, F16 or BF16: fetch the file again")
+
+
+def check_files(folder: Path) -> None:
+    """Before another library opens the files of a folder: raises ValueError for a pipe, a socket or a device there."""
+    for file in sorted(folder.iterdir()):
+        if file.exists() and not file.is_dir():
+            check_regular(file)

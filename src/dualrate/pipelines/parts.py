@@ -25,8 +25,8 @@ from dualrate.drawing.drawer import UNGUIDED, Guidance
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.upgrade import upgraded
 from dualrate.networks.blocks import blocks_of, cast_layers
-from dualrate.pipelines.folder import settings_in
-from dualrate.system.files import blaming, check_files, check_fractions
+from dualrate.pipelines.folder import check_files, check_fractions, settings_in
+from dualrate.system.files import blaming
 from dualrate.system.folders import MANIFEST, Damaged, Manifest
 
 

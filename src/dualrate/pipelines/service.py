@@ -14,10 +14,10 @@ from torch import Tensor
 from dualrate.data.condition_rows import Given
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.service import Service, Work
 from dualrate.experiment.model import Model
 from dualrate.pipelines.retrofitted import encoder_of
 from dualrate.sampling.trajectory import State
+from dualrate.serving.work import Service, Work
 
 LATEST = 64  # prompts that are held, in float32
 Encode = Callable[[str], Tensor]  # text -> (1, 1, 1, D)

@@ -21,10 +21,21 @@ from torch import Tensor
 
 from dualrate.config.ranges import as_path
 from dualrate.data.cache import cache_dir
-from dualrate.pipelines.folder import FUSE, INDEX, LORA, NETWORK, check_config, check_own, digest_of, settings_in
+from dualrate.pipelines.folder import (
+    FUSE,
+    INDEX,
+    LORA,
+    NETWORK,
+    check_config,
+    check_files,
+    check_fractions,
+    check_own,
+    digest_of,
+    settings_in,
+)
 from dualrate.pipelines.foreign import ForeignConfig
 from dualrate.pipelines.prompts import COMPONENTS, encoded, negative_prompt
-from dualrate.system.files import blaming, check_files, check_fractions, read_bytes, read_header, write_whole
+from dualrate.system.files import blaming, read_bytes, read_header, write_whole
 
 PARTS = ("text_encoder", "tokenizer")  # as folders of a pipeline begin
 VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")

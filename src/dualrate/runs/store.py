@@ -33,7 +33,7 @@ from dualrate.config.ranges import as_path, is_whole
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data import fashion_mnist
 from dualrate.data.condition_rows import Given
-from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
+from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.modality import ForeignModel, model_of
 from dualrate.experiment.model import Model, as_codec
@@ -104,14 +104,6 @@ def codec_of(
     if not codec.fingerprint:
         raise ValueError(f"{path} is a model of pixels, which has no codec: name a run that trains one")
     return codec
-
-
-def check_denoiser(name: str | None) -> None:
-    """Raises ValueError for what is neither the directory of a run nor a denoiser's name."""
-    try:
-        _ = name is None or is_run(name) or denoiser_named(name)
-    except ValueError as error:
-        raise ValueError(f"{error}; nor is it the directory of a run") from error
 
 
 def called_by(model: Model, name: str | None) -> Model:

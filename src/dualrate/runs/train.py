@@ -16,6 +16,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import index
@@ -97,12 +98,6 @@ def check_importable(plain: Any) -> None:
                 f"{name.rpartition('.')[2]} is defined {where}, where no command finds it again: move it to the top of "
                 "a file of its own, as my_parts.py; commands load the run by dualrate --import my_parts COMMAND ..."
             )
-
-
-def check_export(model: Model) -> None:
-    """Raises ValueError for a conditional model, which draws nothing of noise alone, unless it is of texts."""
-    if model.experiment.networks.given is not None and not model.experiment.condition.labelled:
-        raise ValueError(f"{model.name} is a conditional model, and a pipeline draws from noise alone")
 
 
 SCORES = "scores.jsonl"
@@ -359,19 +354,10 @@ def resume_threads(run: Path) -> None:
     """
     if os.environ.get("DUALRATE_THREADS") != "auto":
         return
-    try:
+    with suppress(Exception):  # no run yet, or a line that a kill cut off
         threads = int(json.loads((run / store.HISTORY).read_text().splitlines()[-1])["threads"])
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        RecursionError,
-        OverflowError,
-    ):  # no run yet, or a line that a kill cut off
-        return
-    if 0 < threads <= 1024:
-        torch.set_num_threads(threads)
+        if 0 < threads <= 1024:
+            torch.set_num_threads(threads)
 
 
 def save_samples(model: Model, file: Path) -> None:

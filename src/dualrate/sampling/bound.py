@@ -174,10 +174,6 @@ class FittedVariance(MarkovStep):
     def __str__(self) -> str:
         return f"{self.step}, fitted variance"
 
-    def __post_init__(self) -> None:
-        if len(self.t) != len(self.excess):
-            raise ValueError(f"one excess per step: got {len(self.excess)} for {len(self.t)} times")
-
     @property
     def markovian(self) -> bool:
         return self.step.markovian

@@ -37,9 +37,9 @@ from torch import Tensor
 from dualrate.denoisers.denoiser import Wrapper, read
 from dualrate.diffusion.context import Cond, Context
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.service import Work
 from dualrate.sampling.trajectory import State
 from dualrate.serving.calls import Call, Joined
+from dualrate.serving.work import Work
 from dualrate.system.device import carries_derivative
 
 KINDS = {"heavy": ("read", "encode", "renew"), "light": ("denoise",)}

@@ -22,11 +22,11 @@ from dualrate.data.images import to_uint8
 from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer, Guidance
-from dualrate.drawing.service import Service, Work
 from dualrate.experiment.modality import service_of
 from dualrate.experiment.model import Model
 from dualrate.report.image_grid import png_bytes
 from dualrate.sampling.catalogue import SAMPLERS
+from dualrate.serving.work import Service, Work
 
 DRAWERS = 256  # that are kept, the latest, with what they cost
 PREVIEW = 2**17  # numbers of all x_hat that are shown while they are drawn, at most: making PNGs takes time too
@@ -58,7 +58,7 @@ class Request(Ranged):
     label:  one class for all images, its number or its name; None: class `seed mod classes` for each
     seed:   of the first image; image i has seed + i
     members: images of each seed, of a conditional model, which share its condition
-    prompt, start: what a sample is made of, where the model takes one (`drawing.service.Service`)
+    prompt, start: what a sample is made of, where the model takes one (`serving.work.Service`)
     beside: the baseline that is drawn too: of as many steps, of about the same MACs, or nothing
     previews: whether reports have pictures of x_hat while it is drawn
     """

@@ -292,28 +292,6 @@ def check_dtypes(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.dty
             raise ValueError(f"{name} is of {tensor.dtype}, expected {expected[name]}: fetch the file again")
 
 
-def check_fractions(folder: Path) -> None:
-    """Raises ValueError for weights in a folder of another library, by their files' headers, that are whole numbers.
-
-    Counters, of 64 bits, may be among them.
-    """
-    for file in sorted(folder.glob("*.safetensors")):
-        check_regular(file)
-        with blaming(file), file.open("rb") as opened:
-            header = read_header(opened)
-        for name, entry in header.items():
-            dtype = entry.get("dtype") if isinstance(entry, dict) and name != "__metadata__" else "F32"
-            if dtype != "I64" and not str(dtype).startswith(("F", "BF")):
-                raise ValueError(f"{file} has {name} as {dtype}, expected F32, F16 or BF16: fetch the file again")
-
-
-def check_files(folder: Path) -> None:
-    """Before another library opens the files of a folder: raises ValueError for a pipe, a socket or a device there."""
-    for file in sorted(folder.iterdir()):
-        if file.exists() and not file.is_dir():
-            check_regular(file)
-
-
 @contextmanager
 def open_tensors(path: Path) -> Iterator[Any]:
     """A safetensors file, of which single tensors can be read.

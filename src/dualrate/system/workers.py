@@ -1,9 +1,9 @@
 """Worker processes: blocks of work go out one at a time and come back in their order.
 
 Whoever has blocks of work takes a `Mapper`: `in_turn` does them here, one after the other, `Workers` in processes of
-`concurrent.futures`, a team in those that were launched with this one (team.py). Blocks do not depend on the number of
-workers, and each worker has one thread: so the results are bit for bit those of one process with one thread. A worker
-that dies ends the work.
+`concurrent.futures`, a team in those that were launched with this one (launchers/team.py). Blocks do not depend on the
+number of workers, and each worker has one thread: so the results are bit for bit those of one process with one thread.
+A worker that dies ends the work.
 
 A worker is spawned, since a fork of a process with threads may hang. It runs on one core of the CPU, or on one of the
 GPUs in turns. A job is pickled once, to a file that the workers read: a model as the directory to load it from

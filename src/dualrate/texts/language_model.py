@@ -46,10 +46,10 @@ from dualrate.metrics.trained_network import (
     NetworkCard,
     Pixels,
     TrainedNetwork,
-    TrainingProgress,
     fit_module,
     weight_bytes,
 )
+from dualrate.system.progress import Reporter
 
 BLOCKS = 20  # where there are pieces enough: K of them have K / (K - 1) times the least variance where laws are one
 FEWEST = 3  # blocks, that a value may be made without one of them
@@ -220,7 +220,7 @@ class LanguageModel(TrainedNetwork):
 
 
 def train_language_model(
-    train: ImageSet, test: ImageSet, *, seed: int = 0, progress: TrainingProgress | None = None
+    train: ImageSet, test: ImageSet, *, seed: int = 0, progress: Reporter | None = None
 ) -> LanguageModel:
     """Train on pieces of a text from anywhere in its training split, in float32: AdamW, one cycle.
 
@@ -242,7 +242,7 @@ def train_language_model(
         pieces = batches.bytes(iteration).x.flatten(1).long()
         return nll(module(pieces), pieces).mean()
 
-    fit_module(module, loss_of, iterations, rate=RATE, clip=CLIP, progress=progress)
+    fit_module(module, loss_of, iterations, batches.batch_size, rate=RATE, clip=CLIP, progress=progress)
     identity, name = hashlib.sha256(weight_bytes(module)).hexdigest(), Path(train.name).stem
     card = LanguageCard(name, identity, architecture, train.fingerprint, length, 0.0, seed, iterations)
     model = LanguageModel(card, module)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dualrate.data.cache import cache_dir
 from dualrate.drawing.drawer import Drawer, spread
-from dualrate.drawing.evaluators import splits_of, training_progress
+from dualrate.drawing.evaluators import splits_of
 from dualrate.drawing.likelihood import Estimate, Likelihood, bits_per_token
 from dualrate.experiment.data_config import DataConfig
 from dualrate.metrics.evaluate import Evaluator
@@ -141,8 +141,7 @@ def text_evaluator(data: DataConfig, progress: Reporter) -> Evaluator[LanguageMo
     place = cache_dir() / "language-models" / train.fingerprint[:16]
     if not (place / f"{language_models.NAME}.json").exists():
         progress.note(f"training a language model on {train.name}, once; it is kept in {place}")
-        shown = training_progress(progress, language_models.BATCH_SIZE)
-        train_language_model(train, test, progress=shown).save(place)
+        train_language_model(train, test, progress=progress).save(place)
         progress.close()
     hashed = hashlib.sha256(f"{train.fingerprint} every {length}".encode()).hexdigest()
     pieces = replace(train, images=train.images[::length], hashed=hashed)

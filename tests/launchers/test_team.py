@@ -16,8 +16,8 @@ import pytest
 import torch
 from trouble import wait_until
 
+from dualrate.launchers.team import PLACE, WORD, _store
 from dualrate.system.launch import LOST, STOPPED
-from dualrate.system.team import PLACE, WORD, _store
 from dualrate.system.workers import in_turn, mapper, streamed
 
 BLOCKS = [range(i, i + 3) for i in range(0, 36, 3)]

@@ -1,8 +1,8 @@
 """A team: processes that were launched together share out the work of a command that does not train.
 
-Process 0 leads: it runs the command, whose `Mapper` (workers.py) is the team. The others follow: they do the blocks
-that they are handed, and send back what came out, until they are dismissed. So one process alone reads what may be
-damaged, writes, scores and reports, and what a team left is gone on with by any number of processes.
+Process 0 leads: it runs the command, whose `Mapper` (system/workers.py) is the team. The others follow: they do the
+blocks that they are handed, and send back what came out, until they are dismissed. So one process alone reads what may
+be damaged, writes, scores and reports, and what a team left is gone on with by any number of processes.
 
     leader                                followers
     a port, told by torch's store         connect, and show the word that was told with it

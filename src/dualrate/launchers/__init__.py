@@ -1,0 +1,1 @@
+"""Several processes of one command: how they start, and share out its work."""
