@@ -17,7 +17,7 @@ With --system kolmogorov a plane flow on 32 x 32 points, by networks of patches 
 With --system kuramoto-sivashinsky-leads the first system's frames are made each by itself, told its lead time.
 
 With --system sphere a layer of air on the rotating sphere, 32 x 64 points with their places (OUT/fields.nc), of the
-recipe sphere-forecast: one, two and three days ahead. Members of a start: 1, 16 and 50.
+recipe sphere-forecast: one, two and three days ahead. Members of a start: 1, 6, 16 and 50.
 
 With --system moving-fashion-mnist two garments bounce in a frame, of which one is given: where they go is chance.
 
@@ -162,13 +162,13 @@ SYSTEMS = {
         Forecasting(frames=FRAMES, lead=2), 128, 16, (2, 4, 8), "forecasts-garments", batch_size=16, patch=2,
     ),
     "sphere": System(
-        *SIMULATIONS["barotropic-t21"],
+        SIMULATIONS["barotropic-t21"][0], 128, 160,
         (
             ("dual", "diffusion"), ("dual", "crps"), ("single", "diffusion"), ("single", "crps"),
             ("light", "diffusion"), ("light", "crps"),
         ),
-        RECIPES["sphere-forecast"][1], 128, 16, (2, 4, 8), "forecasts-sphere", batch_size=16, patch=2,
-        shared=(1, 16, 50),
+        RECIPES["sphere-forecast"][1], 64, 16, (2, 4, 8), "forecasts-sphere", batch_size=16, patch=2,
+        shared=(1, 6, 16, 50),
     ),
 }  # fmt: skip
 SYSTEMS["kuramoto-sivashinsky-leads"] = replace(
