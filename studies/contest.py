@@ -23,6 +23,8 @@ The search scores starts between those that are scored in the end.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -59,6 +61,7 @@ CHOSEN_BY = 8  # steps that the search scores, by diffusion
 DRAWS = {"crps": 2, "crps-4": 4}  # of a start in the score that trains
 UPDATES, ROUNDS = 5, 8  # of a measurement of speed
 TIMED, ROUNDS_TIMED = 128, 5  # members drawn together for milliseconds, and how often
+PROCESSES = 3  # of a measurement of memory
 WHICH = "kind", "network", "method", "batch", "rate", "halflife", "seconds", "seed"  # of a training
 LEVELS = ("medium", "single"), ("medium", "broad", "single")  # of ML-EM
 SAMPLERS, CALLS, SHARES = ("ancestral", "sde-dpm++2m"), (8, 16, 32), (0.5, 0.25, 0.125)  # its cells
@@ -245,7 +248,7 @@ class Contest:
                 _ = list(drawer.states(list(range(starts := max(1, TIMED // way[2])))))
                 seconds[way].append(1000 * (time.process_time() - begun) / (starts * way[2]))
         memory = {
-            key: {str(count): peak_of(self.folder(finals[key]), self.plans(key[1])[0], count) for count in shared}
+            key: {str(count): memory_of(self.folder(finals[key]), self.plans(key[1])[0], count) for count in shared}
             for key in models
         }
         rows = [row for row in self.rows if row["kind"] != "time"]
@@ -345,17 +348,30 @@ def multilevel(models: Sequence[dr.Model], system: System, cell: Row, between: i
     return {"macs": dict.fromkeys(map(str, system.shared), macs), **by_lead(by_start(batches, members), truth)}
 
 
-def peak_of(folder: Path, steps: int | None, members: int) -> int:
-    """Peak memory, in MiB, of a process that draws so many members of one start by a training's model."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-        return alone.submit(_peak, folder, steps, members).result()
+def memory_of(folder: Path, steps: int | None, members: int) -> float:
+    """MiB by which a process grows at most as it draws so many members of one start by a training's model: the median
+    of PROCESSES, each with its model loaded and nothing drawn.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as alone:
+        return float(np.median(list(alone.map(_growth, *zip(*[(folder, steps, members)] * PROCESSES, strict=True)))))
 
 
-def _peak(folder: Path, steps: int | None, members: int) -> int:
-    on_one_thread()
-    how: dict[str, Any] = {"batch_size": members, "members": members, "precision": "float32"}
-    _ = list(dr.Choice(steps=steps).drawer(dr.load(str(folder)), **how).states([0]))
-    return round((peak_memory(torch.device("cpu")) or 0) / 2**20)
+def _growth(folder: Path, steps: int | None, members: int) -> float:
+    torch.set_num_threads(1)
+    drawer = dr.Choice(steps=steps).drawer(
+        dr.load(str(folder)), batch_size=members, members=members, precision="float32"
+    )
+    before = forget_peak()
+    _ = list(drawer.states([0]))
+    return round(((peak_memory(torch.device("cpu")) or 0) - before) / 2**20, 1)
+
+
+def forget_peak() -> int:
+    """Gives freed memory back and lets peak memory begin anew, on Linux. Returns the bytes that are left."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_memory(torch.device("cpu")) or 0
 
 
 def broad(config: UViTConfig) -> UViTConfig:
