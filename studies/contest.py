@@ -50,7 +50,7 @@ from dualrate.sampling.trajectory import sample_batches
 from dualrate.system.device import peak_memory
 from dualrate.system.progress import Silent
 from studies.common import RESULTS, Row, add_rows, keep, kept, markdown, on_one_thread, rows_of, write_rows
-from studies.forecasts import SYSTEMS, System, by_lead, by_start, scored, starts_of
+from studies.forecasts import SYSTEMS, System, area_of, by_lead, by_start, scored, starts_of
 from studies.multilevel import Multilevel
 
 BATCHES, RATES, HALFLIFE = (16, 8, 32, 64), (2e-3, 1e-3, 4e-3), 10_000
@@ -345,7 +345,10 @@ def multilevel(models: Sequence[dr.Model], system: System, cell: Row, between: i
     one = dr.Choice(steps=1)
     costs = [one.drawer(model, precision="float32").expected_cost.macs / 1e6 for model in models]
     macs = sum(cost * calls for cost, calls in zip(costs, denoiser.calls, strict=True))
-    return {"macs": dict.fromkeys(map(str, system.shared), macs), **by_lead(by_start(batches, members), truth)}
+    return {
+        "macs": dict.fromkeys(map(str, system.shared), macs),
+        **by_lead(by_start(batches, members), truth, area_of(model)),
+    }
 
 
 def memory_of(folder: Path, steps: int | None, members: int) -> float:

@@ -49,7 +49,7 @@ from dualrate.experiment.data_config import DataConfig
 from dualrate.forecasts.baselines import persistence
 from dualrate.forecasts.netcdf import write_fields
 from dualrate.forecasts.recipe import RECIPES, Forecasting, OfFrames
-from dualrate.forecasts.rollout import costs, forecast_of, roll_out
+from dualrate.forecasts.rollout import costs, forecast_of, frame_shape, roll_out
 from dualrate.forecasts.simulations import SIMULATIONS, Kolmogorov, KuramotoSivashinsky
 from dualrate.forecasts.simulations import System as Simulated
 from dualrate.forecasts.starts import held_out_starts
@@ -218,7 +218,7 @@ def scored(model: dr.Model, system: System, steps: int | None, *, between: int =
     return {
         "steps": drawer.plan.num_steps,
         "macs": {count: replace(drawer, members=count).expected_cost.macs / 1e6 for count in system.shared},
-        **by_lead(by_start(drawer.states(starts), members), truth),
+        **by_lead(by_start(drawer.states(starts), members), truth, area_of(model)),
     }
 
 
@@ -261,14 +261,24 @@ def rolled_out(model: dr.Model, system: System, steps: int) -> Row:
         / system.ahead,
         "ms": 1000 * seconds,
         "persistence": (last[:, 0] - truth).abs().mean((0, 2, 3, 4)).tolist(),
-        **by_lead(x, truth),
+        **by_lead(x, truth, area_of(model)),
     }
 
 
-def by_lead(x: torch.Tensor, truth: torch.Tensor) -> Row:
-    """Scores of members (N, M, F, C, H, W) against the truth (N, F, C, H, W): by start and lead, energy by start."""
-    members = x.shape[1]
-    crps = torch.stack([fair_crps(x[:, :, k], truth[:, k]) for k in range(x.shape[2])], 1)
+def area_of(model: dr.Model) -> torch.Tensor:
+    """(C, H, W) float64 of mean 1: how much each point of a frame counts, by its area on a sphere, else alike."""
+    return torch.from_numpy(forecast_of(model).geometry.weights(frame_shape(model)))
+
+
+def by_lead(x: torch.Tensor, truth: torch.Tensor, area: torch.Tensor) -> Row:
+    """Scores of members (N, M, F, C, H, W) against the truth (N, F, C, H, W): by start and lead, energy by start.
+
+    area: of points. A score of first degree counts them so if the fields are multiplied by it, one of squares if by
+          its root
+    """
+    members, root = x.shape[1], area.sqrt()
+    crps = torch.stack([fair_crps(area * x[:, :, k], area * truth[:, k]) for k in range(x.shape[2])], 1)
+    x, truth = root * x, root * truth
     error = (x.mean(1) - truth).square().mean((0, 2, 3, 4)).sqrt()
     deviation = (x.var(1).mean((0, 2, 3, 4)) * (members + 1) / members).sqrt()
     return {
