@@ -41,6 +41,7 @@ import torch
 import dualrate as dr
 from benchmarks.workloads import in_cpu_seconds, whole
 from dualrate.cli.distill import Student
+from dualrate.data.condition_rows import HeldOut
 from dualrate.experiment.data_config import DataConfig
 from dualrate.methods.crps import OneCallConfig
 from dualrate.networks.uvit import UViTConfig
@@ -353,7 +354,7 @@ def multilevel(models: Sequence[dr.Model], system: System, cell: Row, between: i
 
 def memory_of(folder: Path, steps: int | None, members: int) -> float:
     """MiB by which a process grows at most as it draws so many members of one start by a training's model: the median
-    of PROCESSES, each with its model loaded and nothing drawn.
+    of PROCESSES, each with its model and start loaded and nothing drawn.
     """
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as alone:
         return float(np.median(list(alone.map(_growth, *zip(*[(folder, steps, members)] * PROCESSES, strict=True)))))
@@ -361,9 +362,10 @@ def memory_of(folder: Path, steps: int | None, members: int) -> float:
 
 def _growth(folder: Path, steps: int | None, members: int) -> float:
     torch.set_num_threads(1)
-    drawer = dr.Choice(steps=steps).drawer(
-        dr.load(str(folder)), batch_size=members, members=members, precision="float32"
-    )
+    model = dr.load(str(folder))
+    drawer = dr.Choice(steps=steps).drawer(model, batch_size=members, members=members, precision="float32")
+    assert isinstance(model.given, HeldOut)
+    _ = model.given(torch.tensor([0]))  # reads the held-out trajectories
     before = forget_peak()
     _ = list(drawer.states([0]))
     return round(((peak_memory(torch.device("cpu")) or 0) - before) / 2**20, 1)

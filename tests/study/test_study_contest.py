@@ -142,7 +142,7 @@ def test_memory_is_what_drawing_adds_to_a_process_of_its_own(tiny: Contest, monk
     tiny.train("final", "single", "crps", Setting(4), 0.01, 0)
     (row,) = tiny.known(kind="final")
     few, many = (contest.memory_of(tiny.folder(row), None, members) for members in (1, 20_000))
-    assert 0 < few < 100  # a process with torch and a model has more
+    assert 0 <= few < 100  # a process with torch and a model has more
     fields = 20_000 * 3 * 16 * 4 / 2**20
     assert few + fields < many < few + 100 * fields
 
