@@ -109,10 +109,13 @@ def score_table(rows: Sequence[Row]) -> str:
         training = trainings[plan][0]
         setting = f"{training['batch']}, {training['rate']:g}" if "rate" in training else ""
         spread = f"{np.mean([row['spread_skill'] for row in trainings[plan]]):.2f}"
-        cells = [f"{cost[of][plan]:.2f}" if plan in cost[of] else "" for of in COSTS]
+        cells = [
+            "/".join(f"{cost[name, n][plan]:.2f}" for n in COUNTS[:2] if plan in cost[name, n])
+            for name in ("macs", "ms")
+        ]
         cells = [setting, len(trainings[plan]), *cells, interval(scores[plan], 4), spread]
         lines.append([word(network), word(method), steps, *cells])
-    heads = ["batch, rate", "trainings", "million multiply-adds a member, of 1", "of 16", "ms, of 1", "of 16"]
+    heads = ["batch, rate", "trainings", "million multiply-adds a member, of 1/16", "ms, of 1/16"]
     return markdown(["network", "trained by", "steps", *heads, "CRPS", "spread / skill"], lines)
 
 
@@ -121,36 +124,25 @@ def ratio_table(rows: Sequence[Row]) -> str:
     trainings, cost = finals(rows), costs(rows)
     scores = {name: resampled(trainings, plan_of, values) for name, values in METRICS.items()}
     singles = [plan for plan in scores["CRPS"] if plan[0] != "dual"]
-    rivals = {
-        "the best single network": singles,
-        "the best one in one call": [plan for plan in singles if plan[2] == 1],
-    }
+    best = min(singles, key=lambda plan: scores["CRPS"][plan][0])
     lines = []
     pairs = [plan for plan in scores["CRPS"] if plan[0] == "dual" and (plan[1] != "diffusion" or plan[2] in SHOWN)]
     for plan in sorted(pairs):
-        for name, plans in rivals.items():
-            if plan[2] > 1 and name == "the best one in one call":
-                continue
-            cells = []
-            for metric, of in [*(("CRPS", of) for of in COSTS), ("energy score", COSTS[1])]:
-                timed = [rival for rival in plans if rival in cost[of]]
-                known = plan in cost[of] and timed
-                cells.append(at_equal_score(scores[metric], cost[of], plan, timed) if known else "")
-            if any(cells):
-                best = min(plans, key=lambda rival: scores["CRPS"][rival][0])
-                cells.insert(0, interval(scores["CRPS"][plan] - scores["CRPS"][best], 4))
-                lines.append(
-                    [f"{word(plan[1])}, {plan[2]} steps" if plan[1] == "diffusion" else word(plan[1]), name, *cells]
-                )
+        cells = [interval(scores["CRPS"][plan] - scores["CRPS"][best], 4)]
+        for metric, of in [*(("CRPS", of) for of in COSTS), ("energy score", COSTS[1])]:
+            timed = [rival for rival in singles if rival in cost[of]]
+            measured = plan in cost[of] and timed
+            cells.append(str(at_equal_score(scores[metric], cost[of], plan, timed)) if measured else "")
+        lines.append([f"{word(plan[1])}, {plan[2]} steps" if plan[1] == "diffusion" else word(plan[1]), *cells])
     heads = [
-        "CRPS less their best",
+        "CRPS less that of the best single network",
         "ratio at equal CRPS: multiply-adds, of 1",
         "of 16",
         "ms, of 1",
         "of 16",
         "at equal energy score: multiply-adds, of 16",
     ]
-    return markdown(["two rates", "against", *heads], lines, texts=2)
+    return markdown(["two rates", *heads], lines, texts=1)
 
 
 def length_table(rows: Sequence[Row]) -> str:

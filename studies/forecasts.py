@@ -423,7 +423,7 @@ def tables(system: System, rows: Sequence[Row]) -> dict[str, str]:
 
 
 def scored_table(rows: Sequence[Row]) -> str:
-    """A line for each plan that no cheaper one of its network beats, the best first; of the light network its best.
+    """A line for each plan of two rates that no cheaper one beats, the best first; of single networks their best.
 
     Means over seeds, and the interval over starts.
     """
@@ -432,7 +432,7 @@ def scored_table(rows: Sequence[Row]) -> str:
     for key in sorted(scores, key=lambda key: scores[key][0]):
         rate, trained_by, steps = key
         rivals = [other for other in scores if other[:2] == key[:2] and scores[other][0] < scores[key][0]]
-        if any(rate == "light" or cost[other] < cost[key] for other in rivals):
+        if any(rate != "dual" or cost[other] < cost[key] for other in rivals):
             continue
         own = [row for row in rows if plan_of(row) == key]
         ms = next((row["ms"] for row in own if "ms" in row), {})
