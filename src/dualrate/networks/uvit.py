@@ -15,7 +15,7 @@ The ImageNet recipes have the layout of arXiv 2403.06807 without its concatenate
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Literal, cast
@@ -382,8 +382,8 @@ class UViTCut(Ranged):
 class UViTTokens(UViTCut):
     """A U-ViT whose middle's attention can be kept, and the rest of it run for some tokens alone.
 
-    With the output of attention in every block kept, a_i, no token depends on another. Block by block the tokens i that
-    are chosen there get a new sum, and all of them have theirs added:
+    With the output of attention kept, a_i, no token depends on another. Block by block the tokens that are chosen there
+    get a new sum, s_i, and all tokens have theirs added:
 
         s_i <- a_i + MLP(h_i + a_i), then h_i <- h_i + s_i
 
@@ -401,58 +401,52 @@ class UViTTokens(UViTCut):
     def whole(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, z: Tensor, log_snr: Tensor, label: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Block by block of the middle, for its n = h w tokens: the sums that it adds and those of attention, (B,
-        blocks, n, C); the attention that each token receives from all n, (B, blocks, n), a mean over heads, 0 without
-        `scores`; and the network's v.
+        """Sums that the blocks of the middle add to its n tokens, and those of attention, (B, blocks, n, C); the
+        attention that tokens receive from all n, (B, blocks, n), a mean over heads, 0 without `scores`; and v.
         """
-        _, emb, h, skips = self.outside(z, log_snr, label)
-        tokens = self._tokens(h)
-        sums: list[Tensor] = []
-        attention: list[Tensor] = []
-        received: list[Tensor] = []
+        tokens, emb, ended = self._middle(z, log_snr, label)
+        sums, attention, received = list[Tensor](), list[Tensor](), list[Tensor]()
         for block in self._blocks:
             q, k, v = block.heads_of(block.modulated(tokens, block.film1(emb)))
             weights = attention_weights(q, k) if self.scores else None
             received.append(tokens.new_zeros(tokens.shape[:2]) if weights is None else weights.mean(1).sum(1))
             attention.append(block.joined(attend(q, k, v) if weights is None else weights.to(v.dtype) @ v))
-            mixed = tokens + attention[-1]
-            after = mixed + block.mlp(mixed, emb)
-            sums.append(after - tokens)
-            tokens = after
-        v = self._v(tokens.transpose(1, 2).unflatten(2, h.shape[2:]), skips, emb)
-        return torch.stack(sums, 1), torch.stack(attention, 1), torch.stack(received, 1), v
+            before, tokens = tokens, tokens + attention[-1]
+            tokens = tokens + block.mlp(tokens, emb)
+            sums.append(tokens - before)
+        return torch.stack(sums, 1), torch.stack(attention, 1), torch.stack(received, 1), ended(tokens)
 
     def part(
         self, z: Tensor, log_snr: Tensor, label: Tensor | None, sums: Tensor, attention: Tensor, chosen: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The sums that the blocks add, made anew for the tokens that are chosen in each, (B, blocks, k); and v.
+        """Sums of `whole`, made anew for the tokens that are chosen in each block, (B, blocks, k); and v.
 
-        sums, attention: of `whole`. Raises ValueError where `sums` has another shape.
+        Raises ValueError where `sums` has another shape.
         """
-        _, emb, h, skips = self.outside(z, log_snr, label)
-        tokens, renewed = self._tokens(h), list[Tensor]()
+        (tokens, emb, ended), renewed = self._middle(z, log_snr, label), list[Tensor]()
         require_shape(sums[:, 0], tokens)
-        each = zip(self._blocks, sums.unbind(1), attention.unbind(1), chosen.unbind(1), strict=True)
-        for block, added, of_block, places in each:
+        by_block = (each.unbind(1) for each in (sums, attention, chosen))
+        for block, added, of_block, places in zip(self._blocks, *by_block, strict=True):
             some = chosen_of(tokens, places)
             mixed = some + chosen_of(of_block, places)
             renewed.append(with_chosen(added, places, mixed + block.mlp(mixed, emb) - some))
             tokens = tokens + renewed[-1]
-        return torch.stack(renewed, 1), self._v(tokens.transpose(1, 2).unflatten(2, h.shape[2:]), skips, emb)
+        return torch.stack(renewed, 1), ended(tokens)
 
     def rest(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Tensor) -> Tensor:
         """v without the middle's blocks. added: what they add, (B, n, C); raises ValueError for another shape."""
-        _, emb, h, skips = self.outside(z, log_snr, label)
-        tokens = self._tokens(h)
+        tokens, _, ended = self._middle(z, log_snr, label)
         require_shape(added, tokens)
-        return self._v((tokens + added).transpose(1, 2).unflatten(2, h.shape[2:]), skips, emb)
+        return ended(tokens + added)
 
     @property
     def _blocks(self) -> list[TransformerBlock]:
         return [cast(TransformerBlock, block) for block in self.network.middle.blocks]
 
-    def _tokens(self, h: Tensor) -> Tensor:
-        """The tokens of h with their positions, (B, n, C)."""
-        position = self.network.middle.position
-        assert position is not None
-        return (h + position.to(h.dtype)).flatten(2).transpose(1, 2)
+    def _middle(
+        self, z: Tensor, log_snr: Tensor, label: Tensor | None
+    ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """Its tokens with their positions, (B, n, C), the embedding, and what makes v of the tokens after it."""
+        net, emb, h, skips = self.outside(z, log_snr, label)
+        tokens = (h + cast(Tensor, net.middle.position).to(h.dtype)).flatten(2).transpose(1, 2)
+        return tokens, emb, lambda after: self._v(after.transpose(1, 2).unflatten(2, h.shape[2:]), skips, emb)
