@@ -15,10 +15,10 @@ The ImageNet recipes have the layout of arXiv 2403.06807 without its concatenate
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -443,9 +443,7 @@ class UViTTokens(UViTCut):
     def _blocks(self) -> list[TransformerBlock]:
         return [cast(TransformerBlock, block) for block in self.network.middle.blocks]
 
-    def _middle(
-        self, z: Tensor, log_snr: Tensor, label: Tensor | None
-    ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    def _middle(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, Any]:
         """Its tokens with their positions, (B, n, C), the embedding, and what makes v of the tokens after it."""
         net, emb, h, skips = self.outside(z, log_snr, label)
         tokens = (h + cast(Tensor, net.middle.position).to(h.dtype)).flatten(2).transpose(1, 2)
