@@ -1,15 +1,16 @@
 """The contest of forecasts: every network at its own best batch and rate, for equal time.
 
-    python -m studies.forecasts simulate OUT    trajectories, OUT/fields.npz
+    python -m studies.forecasts simulate OUT    trajectories, OUT/fields.npz or .nc
     python -m studies.contest OUT speeds        milliseconds of an update, of every network and batch
-    python -m studies.contest OUT search        batch, then rate, then neighbours: 100 seconds each
+    python -m studies.contest OUT search        batch, then rate, then neighbours: 100 seconds each, or --seconds
     python -m studies.contest OUT train --seconds 400 --seeds 0 1 2
     python -m studies.contest OUT rescore       scores of trainings that lack one
     python -m studies.contest OUT multilevel    the single networks together, by ML-EM
     python -m studies.contest OUT times         milliseconds of all plans, and memory of members of one start
     python -m studies.contest OUT show          what is known so far
 
-Every verb goes on where it was, and can be limited to some networks (--only dual:crps single:diffusion). Rows are kept
+Every verb goes on where it was, and can be limited to some networks (--only dual:crps single:diffusion), speeds and
+search to some batches (--batches 16 8 32). Rows are kept
 in docs/results/contest-SYSTEM.json.xz, which serves where OUT has none.
 
 Time is that of a quiet core of the machine that made `speeds`: the least milliseconds of an update in several rounds,
@@ -22,6 +23,8 @@ The search scores starts between those that are scored in the end.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +41,7 @@ import torch
 import dualrate as dr
 from benchmarks.workloads import in_cpu_seconds, whole
 from dualrate.cli.distill import Student
+from dualrate.data.condition_rows import HeldOut
 from dualrate.experiment.data_config import DataConfig
 from dualrate.methods.crps import OneCallConfig
 from dualrate.networks.uvit import UViTConfig
@@ -47,16 +51,18 @@ from dualrate.sampling.trajectory import sample_batches
 from dualrate.system.device import peak_memory
 from dualrate.system.progress import Silent
 from studies.common import RESULTS, Row, add_rows, keep, kept, markdown, on_one_thread, rows_of, write_rows
-from studies.forecasts import SYSTEMS, System, by_lead, by_start, scored, starts_of
+from studies.forecasts import SYSTEMS, System, area_of, by_lead, by_start, scored, starts_of
 from studies.multilevel import Multilevel
 
 BATCHES, RATES, HALFLIFE = (16, 8, 32, 64), (2e-3, 1e-3, 4e-3), 10_000
 SECONDS, SEARCHED, STARTS = 400, 100.0, 128  # of a training; of one of the search, and its starts
 STEPS = {"diffusion": (1, 2, 3, 4, 6, 8, 12, 16)}  # that are scored in the end; of other methods their one plan
+FEWER = {"sphere": (2, 4, 8, 16)}  # by diffusion, where scoring costs more
 CHOSEN_BY = 8  # steps that the search scores, by diffusion
 DRAWS = {"crps": 2, "crps-4": 4}  # of a start in the score that trains
 UPDATES, ROUNDS = 5, 8  # of a measurement of speed
 TIMED, ROUNDS_TIMED = 128, 5  # members drawn together for milliseconds, and how often
+PROCESSES = 3  # of a measurement of memory
 WHICH = "kind", "network", "method", "batch", "rate", "halflife", "seconds", "seed"  # of a training
 LEVELS = ("medium", "single"), ("medium", "broad", "single")  # of ML-EM
 SAMPLERS, CALLS, SHARES = ("ancestral", "sde-dpm++2m"), (8, 16, 32), (0.5, 0.25, 0.125)  # its cells
@@ -133,6 +139,10 @@ class Contest:
         networks: Any = replace(experiment.networks, **sized)  # pyright: ignore[reportArgumentType]
         return replace(experiment, networks=networks)
 
+    def plans(self, method: str) -> tuple[int | None, ...]:
+        """Steps that are scored in the end; None: those of the method."""
+        return FEWER.get(self.name, STEPS[method]) if method in STEPS else (None,)
+
     def speed(self, network: Network, method: Method, batch: int) -> float:
         """Milliseconds of an update, measured at most once. The least of `ROUNDS`, of UPDATES updates each."""
         which = {"kind": "speed", "network": network, "method": method, "batch": batch}
@@ -163,7 +173,7 @@ class Contest:
         begun = time.process_time()
         whole(dr.train(self.experiment(network, method, setting, updates, seed), folder))
         taken, model = time.process_time() - begun, dr.load(str(folder))
-        plans = (CHOSEN_BY,) if kind == "search" and method in STEPS else STEPS.get(method, (None,))
+        plans = (CHOSEN_BY,) if kind == "search" and method in STEPS else self.plans(method)
         rows = [
             which
             | {"updates": updates, "cpu_seconds": round(taken, 1)}
@@ -220,12 +230,12 @@ class Contest:
     def times(self) -> None:
         """Milliseconds of a member, by plan and members of a start: medians over rounds in which all plans take turns.
 
-        Beside them the peak memory of a process that draws so many members of one start, which steps do not change.
+        Beside them the memory that drawing so many members of one start takes, which steps do not change.
         """
         shared = self.system.shared
         finals = {(row["network"], row["method"]): row for row in self.known(kind="final")}
         models = {key: dr.load(str(self.folder(row))) for key, row in finals.items() if self.folder(row).is_dir()}
-        plans = [(key, steps) for key in models for steps in STEPS.get(key[1], (None,))]
+        plans = [(key, steps) for key in models for steps in self.plans(key[1])]
         drawers = {
             (key, steps, count): dr.Choice(steps=steps).drawer(
                 models[key], batch_size=TIMED, members=count, precision="float32"
@@ -239,9 +249,7 @@ class Contest:
                 _ = list(drawer.states(list(range(starts := max(1, TIMED // way[2])))))
                 seconds[way].append(1000 * (time.process_time() - begun) / (starts * way[2]))
         memory = {
-            key: {
-                str(count): peak_of(self.folder(finals[key]), STEPS.get(key[1], (None,))[0], count) for count in shared
-            }
+            key: {str(count): memory_of(self.folder(finals[key]), self.plans(key[1])[0], count) for count in shared}
             for key in models
         }
         rows = [row for row in self.rows if row["kind"] != "time"]
@@ -260,12 +268,13 @@ class Contest:
         row = min(rows, key=lambda row: np.nan_to_num(mean(row), nan=np.inf))
         return Setting(row["batch"], row["rate"], row["halflife"])
 
-    def search(self, network: Network, method: Method, seconds: float = SEARCHED) -> None:
+    def search(self, network: Network, method: Method, seconds: float = SEARCHED, batches: Sequence[int] = ()) -> None:
         """Batch, then rate at the best batch; then the neighbours of the best, until none of them is better.
 
         So a best rate is never the end of a grid.
         """
-        for batch in BATCHES:
+        batches = batches or BATCHES
+        for batch in batches:
             self.train("search", network, method, Setting(batch), seconds, 0)
         first = self.best(network, method, rate=RATES[0])
         for rate in RATES:
@@ -273,7 +282,7 @@ class Contest:
         center, setting = None, self.best(network, method)
         while center != setting:
             center = setting
-            for neighbour in neighbours(center):
+            for neighbour in neighbours(center, batches):
                 self.train("search", network, method, neighbour, seconds, 0)
             setting = self.best(network, method)
 
@@ -313,10 +322,10 @@ class Contest:
         return markdown(header, lines, texts=3)
 
 
-def neighbours(setting: Setting) -> list[Setting]:
-    """Half and twice the batch, where it is one of BATCHES, and half and twice the rate."""
-    batches = [batch for batch in (setting.batch // 2, 2 * setting.batch) if batch in BATCHES]
-    return [replace(setting, batch=batch) for batch in batches] + [
+def neighbours(setting: Setting, batches: Sequence[int]) -> list[Setting]:
+    """Half and twice the batch, where it is one of these, and half and twice the rate."""
+    near = [batch for batch in (setting.batch // 2, 2 * setting.batch) if batch in batches]
+    return [replace(setting, batch=batch) for batch in near] + [
         replace(setting, rate=rate) for rate in (setting.rate / 2, 2 * setting.rate)
     ]
 
@@ -337,20 +346,37 @@ def multilevel(models: Sequence[dr.Model], system: System, cell: Row, between: i
     one = dr.Choice(steps=1)
     costs = [one.drawer(model, precision="float32").expected_cost.macs / 1e6 for model in models]
     macs = sum(cost * calls for cost, calls in zip(costs, denoiser.calls, strict=True))
-    return {"macs": dict.fromkeys(map(str, system.shared), macs), **by_lead(by_start(batches, members), truth)}
+    return {
+        "macs": dict.fromkeys(map(str, system.shared), macs),
+        **by_lead(by_start(batches, members), truth, area_of(model)),
+    }
 
 
-def peak_of(folder: Path, steps: int | None, members: int) -> int:
-    """Peak memory, in MiB, of a process that draws so many members of one start by a training's model."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-        return alone.submit(_peak, folder, steps, members).result()
+def memory_of(folder: Path, steps: int | None, members: int) -> float:
+    """MiB by which a process grows at most as it draws so many members of one start by a training's model: the median
+    of PROCESSES, each with its model and start loaded and nothing drawn.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as alone:
+        return float(np.median(list(alone.map(_growth, *zip(*[(folder, steps, members)] * PROCESSES, strict=True)))))
 
 
-def _peak(folder: Path, steps: int | None, members: int) -> int:
-    on_one_thread()
-    how: dict[str, Any] = {"batch_size": members, "members": members, "precision": "float32"}
-    _ = list(dr.Choice(steps=steps).drawer(dr.load(str(folder)), **how).states([0]))
-    return round((peak_memory(torch.device("cpu")) or 0) / 2**20)
+def _growth(folder: Path, steps: int | None, members: int) -> float:
+    torch.set_num_threads(1)
+    model = dr.load(str(folder))
+    drawer = dr.Choice(steps=steps).drawer(model, batch_size=members, members=members, precision="float32")
+    assert isinstance(model.given, HeldOut)
+    _ = model.given(torch.tensor([0]))  # reads the held-out trajectories
+    before = forget_peak()
+    _ = list(drawer.states([0]))
+    return round(((peak_memory(torch.device("cpu")) or 0) - before) / 2**20, 1)
+
+
+def forget_peak() -> int:
+    """Gives freed memory back and lets peak memory begin anew, on Linux. Returns the bytes that are left."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_memory(torch.device("cpu")) or 0
 
 
 def broad(config: UViTConfig) -> UViTConfig:
@@ -376,7 +402,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("verb", choices=("speeds", "search", "train", "rescore", "multilevel", "times", "show"))
     parser.add_argument("--system", choices=SYSTEMS, default="kuramoto-sivashinsky")
-    parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument(
+        "--seconds", type=float, help=f"of a training ({SECONDS}), or of one of the search ({SEARCHED})"
+    )
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="*", default=[], help="network:method")
     options = parser.parse_args()
@@ -391,18 +420,18 @@ def main() -> None:
         contest.times()
     if options.verb == "multilevel":
         for seed in options.seeds:
-            contest.multilevel(options.seconds, seed)
+            contest.multilevel(options.seconds or SECONDS, seed)
     trains = options.verb in ("speeds", "search", "train")
     for network, method in networks(options.only) if trains else ():
         if options.verb == "speeds":
-            for batch in BATCHES:
+            for batch in options.batches:
                 contest.speed(network, method, batch)
         elif options.verb == "search":
-            contest.search(network, method)
+            contest.search(network, method, options.seconds or SEARCHED, options.batches)
         else:
             setting = contest.best(network, method)
             for seed in options.seeds:
-                contest.train("final", network, method, setting, options.seconds, seed)
+                contest.train("final", network, method, setting, options.seconds or SECONDS, seed)
     if contest.rows:
         keep(file, contest.rows)
     print(contest.table())

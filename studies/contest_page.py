@@ -9,7 +9,7 @@ Scores are means over trainings, starts and lead times; intervals are over start
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +24,7 @@ from studies.contest import mean
 from studies.equal_score import TAILS, at_equal_score, resampled
 from studies.forecasts import PAGE, SYSTEMS, crps, interval
 
-SECONDS, SHOWN = 400, (4, 8)  # of training; steps of the tables of ratios and lengths
+SHOWN = 4, 8  # steps of the tables of ratios and lengths
 LISTED = 4, 8, 16  # steps of the table of scores by diffusion, of two rates and the large network
 WORDS = {
     "dual": "two rates", "single": "large", "crps": "CRPS, one call", "medium + single": "medium, large",
@@ -35,6 +35,8 @@ COLOURS = {"dual": "C3", "single": "C0", "broad": "C4", "medium": "C2", "light":
 MARKS = {"diffusion": ("o", "-"), "crps": ("*", ""), "ML-EM": ("s", "")}  # others: a small cross
 Plan = tuple[str, str, Any]  # a network, what trained it, and steps or, of ML-EM, a cell
 COSTS = [("macs", 1), ("macs", 16), ("ms", 1), ("ms", 16)]
+COUNTS = 1, 16, 50  # members of a start of the table of members and of the figure, where they were counted
+FEW = 6  # members of a single network, beside whose memory that of 50 of two rates is
 
 
 def plan_of(row: Row) -> Plan:
@@ -57,23 +59,30 @@ def word(name: str) -> str:
     return WORDS.get(name, name)
 
 
+def seconds_of(rows: Sequence[Row]) -> float:
+    """The seconds of most of the trainings."""
+    return Counter(row["seconds"] for row in rows if row["kind"] == "final").most_common(1)[0][0]
+
+
 def finals(rows: Sequence[Row]) -> list[Row]:
-    """Trainings of SECONDS, a row for each plan."""
-    return [row for row in rows if row["kind"] == "final" and row["seconds"] == SECONDS]
+    """Trainings of the usual seconds, a row for each plan."""
+    usual = seconds_of(rows)
+    return [row for row in rows if row["kind"] == "final" and row["seconds"] == usual]
 
 
 def levels(rows: Sequence[Row]) -> list[Row]:
     """ML-EM's cells that were scored as the trainings are."""
-    return [row for row in rows if row["kind"] == "levels" and not row["between"] and row["seconds"] == SECONDS]
+    usual = seconds_of(rows)
+    return [row for row in rows if row["kind"] == "levels" and not row["between"] and row["seconds"] == usual]
 
 
 def costs(rows: Sequence[Row]) -> dict[tuple[str, int], dict[Plan, float]]:
-    """Million multiply-adds and milliseconds of a member, of 1 and of 16, by plan, as far as they were measured."""
-    tables: dict[tuple[str, int], dict[Plan, float]] = {cost: {} for cost in COSTS}
+    """Million multiply-adds and milliseconds of a member, and MiB of all, by members and plan: what was measured."""
+    tables: dict[tuple[str, int], dict[Plan, float]] = defaultdict(dict)
     for row in [*finals(rows), *levels(rows), *(row for row in rows if row["kind"] == "time")]:
-        for name, count in COSTS:
-            if name in row:
-                tables[name, count][plan_of(row)] = row[name][str(count)]
+        for name in ("macs", "ms", "mib"):
+            for count, value in row.get(name, {}).items():
+                tables[name, int(count)][plan_of(row)] = value
     return tables
 
 
@@ -100,10 +109,13 @@ def score_table(rows: Sequence[Row]) -> str:
         training = trainings[plan][0]
         setting = f"{training['batch']}, {training['rate']:g}" if "rate" in training else ""
         spread = f"{np.mean([row['spread_skill'] for row in trainings[plan]]):.2f}"
-        cells = [f"{cost[of][plan]:.2f}" if plan in cost[of] else "" for of in COSTS]
+        cells = [
+            "/".join(f"{cost[name, n][plan]:.2f}" for n in COUNTS[:2] if plan in cost[name, n])
+            for name in ("macs", "ms")
+        ]
         cells = [setting, len(trainings[plan]), *cells, interval(scores[plan], 4), spread]
         lines.append([word(network), word(method), steps, *cells])
-    heads = ["batch, rate", "trainings", "million multiply-adds a member, of 1", "of 16", "ms, of 1", "of 16"]
+    heads = ["batch, rate", "trainings", "million multiply-adds a member, of 1/16", "ms, of 1/16"]
     return markdown(["network", "trained by", "steps", *heads, "CRPS", "spread / skill"], lines)
 
 
@@ -112,43 +124,32 @@ def ratio_table(rows: Sequence[Row]) -> str:
     trainings, cost = finals(rows), costs(rows)
     scores = {name: resampled(trainings, plan_of, values) for name, values in METRICS.items()}
     singles = [plan for plan in scores["CRPS"] if plan[0] != "dual"]
-    rivals = {
-        "the best single network": singles,
-        "the best one in one call": [plan for plan in singles if plan[2] == 1],
-    }
+    best = min(singles, key=lambda plan: scores["CRPS"][plan][0])
     lines = []
     pairs = [plan for plan in scores["CRPS"] if plan[0] == "dual" and (plan[1] != "diffusion" or plan[2] in SHOWN)]
     for plan in sorted(pairs):
-        for name, plans in rivals.items():
-            if plan[2] > 1 and name == "the best one in one call":
-                continue
-            cells = []
-            for metric, of in [*(("CRPS", of) for of in COSTS), ("energy score", COSTS[1])]:
-                timed = [rival for rival in plans if rival in cost[of]]
-                known = plan in cost[of] and timed
-                cells.append(at_equal_score(scores[metric], cost[of], plan, timed) if known else "")
-            if any(cells):
-                best = min(plans, key=lambda rival: scores["CRPS"][rival][0])
-                cells.insert(0, interval(scores["CRPS"][plan] - scores["CRPS"][best], 4))
-                lines.append(
-                    [f"{word(plan[1])}, {plan[2]} steps" if plan[1] == "diffusion" else word(plan[1]), name, *cells]
-                )
+        cells = [interval(scores["CRPS"][plan] - scores["CRPS"][best], 4)]
+        for metric, of in [*(("CRPS", of) for of in COSTS), ("energy score", COSTS[1])]:
+            timed = [rival for rival in singles if rival in cost[of]]
+            measured = plan in cost[of] and timed
+            cells.append(str(at_equal_score(scores[metric], cost[of], plan, timed)) if measured else "")
+        lines.append([f"{word(plan[1])}, {plan[2]} steps" if plan[1] == "diffusion" else word(plan[1]), *cells])
     heads = [
-        "CRPS less their best",
+        "CRPS less that of the best single network",
         "ratio at equal CRPS: multiply-adds, of 1",
         "of 16",
         "ms, of 1",
         "of 16",
         "at equal energy score: multiply-adds, of 16",
     ]
-    return markdown(["two rates", "against", *heads], lines, texts=2)
+    return markdown(["two rates", *heads], lines, texts=1)
 
 
 def length_table(rows: Sequence[Row]) -> str:
     """Each network by the seconds of its training, seed 0."""
-    lengths = [row for row in rows if row["kind"] == "final" and row["seed"] == 0]
+    lengths, usual = [row for row in rows if row["kind"] == "final" and row["seed"] == 0], seconds_of(rows)
     seconds = sorted({row["seconds"] for row in lengths})
-    plans = {plan_of(row) for row in lengths if row["seconds"] > SECONDS and row["steps"] in (1, *SHOWN)}
+    plans = {plan_of(row) for row in lengths if row["seconds"] > usual and row["steps"] in (1, *SHOWN)}
     known = {(plan_of(row), row["seconds"]): mean(row) for row in lengths}
     lines = [
         [
@@ -162,16 +163,44 @@ def length_table(rows: Sequence[Row]) -> str:
     return markdown(["network", "trained by", "steps", *(f"{of:g} s" for of in seconds)], lines)
 
 
+def member_table(rows: Sequence[Row]) -> str:
+    """Costs of all plans by members of a start; of two rates beside them the ratios at equal CRPS, with 50."""
+    trainings, cost, few = finals(rows), costs(rows), COUNTS[-1]
+    scores = {name: resampled(trainings, plan_of, values) for name, values in METRICS.items()}
+    singles = [plan for plan in scores["CRPS"] if plan[0] != "dual" and plan in cost["ms", few]]
+    lines = []
+    for plan in sorted(scores["CRPS"], key=lambda plan: scores["CRPS"][plan][0]):
+        cells = ["/".join(f"{cost['macs', n][plan]:.3g}" for n in COUNTS if plan in cost["macs", n])]
+        cells.append("/".join(f"{n * cost['ms', n][plan]:.3g}" for n in COUNTS if plan in cost["ms", n]))
+        cells.append("/".join(f"{cost['mib', n][plan]:.0f}" for n in (1, FEW, 16, few) if plan in cost["mib", n]))
+        cells += [interval(scores[metric][plan], 3) for metric in METRICS]
+        pair = plan[0] == "dual" and plan in cost["ms", few] and singles
+        cells += [
+            str(at_equal_score(scores["CRPS"], cost[of, few], plan, singles)) if pair else "" for of in ("macs", "ms")
+        ]
+        lines.append([word(plan[0]), word(plan[1]), plan[2], *cells])
+    heads = [
+        "million multiply-adds a member, of 1/16/50",
+        "ms of 1/16/50",
+        "MiB of 1/6/16/50",
+        *METRICS,
+        "ratio at equal CRPS, with 50: multiply-adds",
+        "ms",
+    ]
+    return markdown(["network", "trained by", "steps", *heads], lines, texts=2)
+
+
 def figure(rows: Sequence[Row]) -> Figure:
-    """CRPS against multiply-adds a member, of 1 and of 16 members, a line a network."""
+    """CRPS against multiply-adds a member, by members of a start, a line a network."""
     scored = [*finals(rows), *levels(rows)]
     scores, cost = resampled(scored, plan_of, crps), costs(rows)
-    canvas = Figure((9, 3.6), layout="constrained")
-    panels = canvas.subplots(1, 2, sharey=True)
+    counts = [count for count in COUNTS if cost["macs", count]]
+    canvas = Figure((4.5 * len(counts), 3.6), layout="constrained")
+    panels = canvas.subplots(1, len(counts), sharey=True)
     curves: dict[tuple[str, str], list[Plan]] = defaultdict(list)
     for plan in sorted(scores, key=lambda plan: cost["macs", 1][plan]):
         curves[plan[:2]].append(plan)
-    for axes, members in zip(panels, (1, 16), strict=True):
+    for axes, members in zip(panels, counts, strict=True):
         for (network, method), plans in curves.items():
             values = np.stack([scores[plan] for plan in plans], 1)
             low, high = np.quantile(values[1:], TAILS, axis=0)
@@ -188,11 +217,11 @@ def figure(rows: Sequence[Row]) -> Figure:
     least = min(each[0] for each in scores.values())
     panels[0].set_ylim(0.92 * least, 1.7 * least)  # what is far worse stands in the table
     panels[0].set_ylabel("fair CRPS")
-    panels[1].legend(fontsize=7)
+    panels[-1].legend(fontsize=7)
     return canvas
 
 
-TABLES = {"scores": score_table, "ratios": ratio_table, "length": length_table}
+TABLES = {"scores": score_table, "ratios": ratio_table, "length": length_table, "members": member_table}
 
 
 def page() -> None:

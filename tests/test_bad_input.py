@@ -359,6 +359,23 @@ def test_changed_options_are_refused_with_the_difference(monkeypatch, capsys):
     assert call(monkeypatch, "train", "tiny", *free, "--fit.iterations", 3) == 0
 
 
+def test_a_learning_rate_that_falls_is_not_sent_in_a_circle(monkeypatch, capsys):
+    """Undoing the decay alone would be refused for the limit that comes back with it."""
+
+    def refusal(*options: object) -> str:
+        assert call(monkeypatch, "train", "tiny", *options) == 2
+        return capsys.readouterr().err
+
+    assert call(monkeypatch, "train", "tiny", "--fit.max-seconds", 0.001, "--fit.iterations", "None") == 0
+    steady = ["--fit.optim.decay", "none"]
+    assert "for a longer one take a new run" in refusal("--fit.max-seconds", 9, "--fit.iterations", "None", *steady)
+    cosine = ["--fit.optim.decay", "cosine", "--out", "cosine"]
+    assert call(monkeypatch, "train", "tiny", *cosine) == 0
+    way = "give --fit.optim.decay cosine --fit.iterations 2; or"
+    assert way in refusal("--out", "cosine", "--fit.iterations", 3, *steady)
+    assert call(monkeypatch, "train", "tiny", *cosine, "--fit.iterations", 2) == 0
+
+
 def test_a_run_without_an_intact_checkpoint_is_not_started_over(monkeypatch, capsys):
     assert call(monkeypatch, "train", "tiny") == 0
     for path in checkpoint.saved_paths(Path("runs/tiny/checkpoints")):

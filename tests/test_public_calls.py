@@ -33,6 +33,15 @@ def test_another_kind_is_refused_in_a_line(call, says, tmp_path):
     assert "\n" not in str(refused.value)
 
 
+def test_with_a_precision_an_image_depends_on_its_seed_alone():
+    """In bfloat16 it is the one of as many at a time that a drawer in bfloat16 makes, not that in float32."""
+    model = dr.load(GOLDEN / "single")
+    (exact,), (rounded, _) = (dr.sample(model, seeds, steps=2, precision=precision)
+                              for seeds, precision in ([[1], "float32"], [[1, 2], "bfloat16"]))  # fmt: skip
+    np.testing.assert_array_equal(exact, dr.sample(model, range(3), steps=2, precision="float32")[1])
+    assert (exact != rounded).any()
+
+
 @pytest.mark.parametrize("count", [2, np.int64(2), torch.tensor(2), np.array(2)])
 def test_a_whole_number_of_any_kind_is_a_count(count):
     assert count_or_list("seeds", count) == range(2)

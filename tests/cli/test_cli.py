@@ -61,6 +61,7 @@ def test_sample_writes_images_and_says_what_they_cost(run, tmp_path, monkeypatch
     # the encoder denoises at its own steps: 2 heavy and 2 light calls, each on two guidance branches
     assert (report["heavy_calls_per_image"], report["light_calls_per_image"]) == (4, 4)
     assert report["flops_per_image"] == 2 * report["macs_per_image"]
+    assert report["guidance"] == "1.5, calls with and without the label counted"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         ".lock",
         *(f"{seed:06d}.png" for seed in range(7, 13)),

@@ -161,6 +161,14 @@ def test_the_verdict_is_in_words(saved, said, monkeypatch):
     assert said in headline(findings([finished("dual", 1, 4.0)], BASELINES))
 
 
+def test_the_headline_calls_no_baseline_better_that_it_cannot_tell_apart():
+    unsure = finished("dual", 8, 8.05, spread=0.2)  # the cheapest baseline has 8.0 +- 0.1
+    said = (
+        "not pay here: every baseline has a better score, or one that cannot be told from theirs, the cheapest at 0.12"
+    )
+    assert said in headline(findings([unsure], BASELINES))
+
+
 def test_the_headline_names_samplers_where_they_differ():
     other = finished("dual", 1, 4.0)
     other = replace(other, row=replace(other.row, sampler="DDIM"))

@@ -38,7 +38,7 @@ def test_with_every_token_chosen_where_attention_is_fresh_it_is_the_whole_networ
 def test_partial_steps_are_each_block_s_attention_and_the_others_mlps_as_they_were(share):
     """Against every block on its own: attention kept for all tokens, the MLP's output for those that are not chosen."""
     one, (z, cond) = cache(share), start(3)
-    blocks, middle, count = NET.middle.blocks, NET.middle, max(1, round(share * 4))
+    blocks, middle, count = list(NET.middle.blocks), NET.middle, max(1, round(share * 4))
 
     def into_middle(z, emb):
         return NET.descend(NET.patches(z), emb)
@@ -52,22 +52,23 @@ def test_partial_steps_are_each_block_s_attention_and_the_others_mlps_as_they_we
             attention.append(block.attention(block.modulated(tokens, block.film1(emb))))
             mlp.append(block.mlp(tokens + attention[-1], emb))
             tokens = tokens + attention[-1] + mlp[-1]
-        ages = torch.zeros(2, 4, dtype=torch.float64)
+        ages = torch.zeros(2, len(blocks), 4, dtype=torch.float64)
         for t in (0.6, 0.5):
             *_, received, age = context.features
-            chosen = torch.zeros(2, 4, dtype=torch.bool).scatter(1, choose(received, age, at(t), count, one.by), True)
+            places = choose(received, age, at(t), share, one.by)
+            chosen = torch.zeros(ages.shape, dtype=torch.bool).scatter(2, places, True)
             z = start(int(10 * t))[0]
             emb = NET.embedding(PROCESS.log_snr(at(t)), cond.label)
             h, skips = into_middle(z, emb)
             tokens = (h + middle.position).flatten(2).transpose(1, 2)
             for i, block in enumerate(blocks):
-                mlp[i] = torch.where(chosen[..., None], block.mlp(tokens + attention[i], emb), mlp[i])
+                mlp[i] = torch.where(chosen[:, i, :, None], block.mlp(tokens + attention[i], emb), mlp[i])
                 tokens = tokens + attention[i] + mlp[i]
             v = NET.predict(NET.ascend(tokens.transpose(1, 2).unflatten(2, (2, 2)), skips, emb)[0])
             log_snr = PROCESS.log_snr(at(t))[:, None, None, None]
             expected = log_snr.sigmoid().sqrt() * z - (-log_snr).sigmoid().sqrt() * v
             context = one.renew(z, at(t), context.aged(), cond)
-            assert chosen.sum() == 2 * count
+            assert (chosen.sum(2) == count).all()
             torch.testing.assert_close(context.x_hat, expected, rtol=1e-10, atol=1e-10)
             ages = torch.where(chosen, 0, ages + 1)
             torch.testing.assert_close(context.features[3].double(), ages)
@@ -81,7 +82,7 @@ def test_a_share_of_the_tokens_is_the_nearest_whole_number_of_them(share, tokens
     one, (z, cond) = cache(share), start()
     with torch.no_grad():
         context = one.renew(z, at(0.5), one.encode(z, at(0.6), cond).aged(), cond)
-    assert (context.features[3] == 0).sum(1).tolist() == [tokens] * len(z)
+    assert (context.features[3] == 0).sum(2).tolist() == [[tokens] * 2] * len(z)
 
 
 @pytest.mark.parametrize("name", ["toca", "duca"])
@@ -106,11 +107,15 @@ def test_a_step_that_keeps_is_fora_s_with_the_levels_above_outside():
 def test_at_random_every_time_has_tokens_of_its_own_and_every_token_its_turn():
     """The mean count of a token over 400 times is that of chance, 400 * 7 / 49, within four standard deviations."""
     t = torch.linspace(0.001, 0.999, 400, dtype=torch.float64)
-    chosen = choose(torch.zeros(400, 49), torch.zeros(400, 49), t, 7, "random")
-    assert all(len(set(row)) == 7 for row in chosen.tolist())
-    counts = torch.bincount(chosen.flatten(), minlength=49)
-    assert (counts - 400 / 7).abs().max() < 4 * (400 * 6 / 49) ** 0.5
-    again = choose(torch.zeros(2, 49), torch.ones(2, 49), t[[7, 7]], 7, "random")
+    none = torch.zeros(400, 2, 49)
+    chosen = choose(none, none, t, 1 / 7, "random")
+    assert all(len(set(row)) == 7 for row in chosen.flatten(0, 1).tolist())
+    for block in range(2):
+        counts = torch.bincount(chosen[:, block].flatten(), minlength=49)
+        assert (counts - 400 / 7).abs().max() < 4 * (400 * 6 / 49) ** 0.5
+    alike = (chosen[:, 0, :, None] == chosen[:, 1, None]).sum((1, 2)).double()  # tokens of both blocks: one, by chance
+    assert abs(alike.mean() - 1) < 0.2
+    again = choose(none[:2], none[:2] + 1, t[[7, 7]], 1 / 7, "random")
     assert torch.equal(again, chosen[[7, 7]])  # neither of the image nor of the batch
 
 
@@ -118,23 +123,23 @@ def test_at_random_every_time_has_tokens_of_its_own_and_every_token_its_turn():
 def test_at_random_steps_of_usual_plans_have_tokens_of_their_own(steps):
     """Times that are few binary digits, as i / 16, too."""
     t = torch.tensor(dr.StepPlan.uniform(steps).t[:-1], dtype=torch.float64)
-    chosen = choose(torch.zeros(steps, 256), torch.zeros(steps, 256), t, 32, "random")
-    assert len({tuple(sorted(row)) for row in chosen.tolist()}) == steps
+    chosen = choose(torch.zeros(steps, 1, 256), torch.zeros(steps, 1, 256), t, 1 / 8, "random")
+    assert len({tuple(sorted(row)) for (row,) in chosen.tolist()}) == steps
 
 
 def test_by_attention_the_score_is_what_was_received_and_what_has_waited():
-    received = torch.tensor([[3.0, 0.0, 4.0, 0.0, 0.0]])  # of norm 5, and no square
-    assert choose(received, torch.zeros(1, 5), at(0.5), 2, "attention").tolist() == [[2, 0]]
-    waited = torch.tensor([[0.0, 0.0, 0.0, 0.81 * 16, 0.79 * 16]])  # steps, 1/16 each
-    assert choose(received, waited, at(0.5), 3, "attention").tolist() == [[3, 2, 4]]
+    received = torch.tensor([[[3.0, 0.0, 4.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0, 0.5]]])  # of norm 5 and 1.1, no squares
+    assert choose(received, torch.zeros(1, 2, 5), at(0.5), 0.4, "attention").tolist() == [[[2, 0], [1, 4]]]
+    waited = torch.tensor([[[0.0, 0.0, 0.0, 0.81 * 16, 0.79 * 16], [0.0] * 5]])  # steps, 1/16 each
+    assert choose(received, waited, at(0.5), 0.6, "attention")[:, 0].tolist() == [[3, 2, 4]]
 
 
 def test_by_attention_the_greatest_of_four_neighbours_goes_first():
     """On 4 x 4 tokens: 0.5 is the greatest of its square, so that it goes before 0.6 beside 0.7."""
     score = torch.full((4, 4), 0.01)
     score[0, 0], score[0, 1], score[3, 3] = 0.7, 0.6, 0.5
-    found = choose(score.view(1, 16), torch.zeros(1, 16), at(0.5), 3, "attention")
-    assert found.tolist() == [[0, 15, 1]]
+    chosen = choose(score.view(1, 1, 16), torch.zeros(1, 1, 16), at(0.5), 3 / 16, "attention")
+    assert chosen.tolist() == [[[0, 15, 1]]]
 
 
 @pytest.mark.parametrize(("other", "first"), [(0.89, 15), (0.91, 1)])
@@ -142,7 +147,8 @@ def test_going_first_is_eight_tenths_more_than_the_score(other, first):
     """The score of 0.5 becomes 0.9."""
     score = torch.full((4, 4), 0.01)
     score[0, 0], score[0, 1], score[3, 3] = 1.0, other, 0.5
-    assert choose(score.view(1, 16), torch.zeros(1, 16), at(0.5), 2, "attention").tolist() == [[0, first]]
+    chosen = choose(score.view(1, 1, 16), torch.zeros(1, 1, 16), at(0.5), 1 / 8, "attention")
+    assert chosen.tolist() == [[[0, first]]]
 
 
 def test_the_shares_of_tokens_are_as_published():
@@ -155,19 +161,19 @@ def test_received_is_the_mean_share_of_all_attention():
     (z, cond), t = start(), at(0.4)
     with torch.no_grad():
         received = named("toca").encode(z, t, cond).features[2]
-        assert torch.equal(named("duca").encode(z, t, cond).features[2], torch.zeros(2, 4).double())
-    torch.testing.assert_close(received.sum(1), torch.full((2,), 4.0).double())
+        assert torch.equal(named("duca").encode(z, t, cond).features[2], torch.zeros(2, 2, 4).double())
+    torch.testing.assert_close(received.sum(2), torch.full((2, 2), 4.0).double())
     seen = []
     with torch.no_grad():
         for block in NET.middle.blocks:
             block.register_forward_pre_hook(lambda block, args: seen.append(args))
         NET(z, PROCESS.log_snr(t), cond.label)
-        by_hand = 0
+        by_hand = []
         for block, (h, emb) in zip(NET.middle.blocks, seen, strict=True):
             block._forward_pre_hooks.clear()
             q, k, _ = block.heads_of(block.modulated(h.flatten(2).transpose(1, 2), block.film1(emb)))
-            by_hand = by_hand + F.softmax(torch.einsum("bhqd,bhkd->bhqk", q, k) / 8**0.5, dim=-1).sum(2).mean(1) / 2
-    torch.testing.assert_close(received, by_hand)
+            by_hand.append(F.softmax(torch.einsum("bhqd,bhkd->bhqk", q, k) / 8**0.5, dim=-1).sum(2).mean(1))
+    torch.testing.assert_close(received, torch.stack(by_hand, 1))
 
 
 def test_the_steps_between_full_ones_are_the_method_s():

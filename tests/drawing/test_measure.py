@@ -31,7 +31,8 @@ from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import Model, load
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.cost import CallCost
-from dualrate.sampling.ddim import DDIM, AdjustedDDIM
+from dualrate.sampling.covariance import NoiseCovariance
+from dualrate.sampling.ddim import AdjustedDDIM
 from dualrate.system.workers import in_turn
 from dualrate.training.config import FitConfig
 
@@ -226,7 +227,7 @@ def test_whatever_changes_an_image_changes_the_origin(model, drawer):
         {"guidance": Guidance(2.0)},
         {"guidance": Guidance(2.0, (0.1, 1.0))},
         {"step": Ancestral(model.process, 0.3)},
-        {"step": DDIM(model.process)},
+        {"step": NoiseCovariance(model.process)},
         {"plan": StepPlan.at([1, 0.4, 0], [0])},
         {"plan": StepPlan.uniform(2, 2)},
         {"model": replace(model, weights_hash="0")},
@@ -242,7 +243,8 @@ def test_whatever_changes_an_image_changes_the_origin(model, drawer):
 
 def test_a_step_that_holds_functions_has_an_origin(model, drawer):
     """A variance by its name."""
-    assert "analytic_variance" in replace(drawer, step=AdjustedDDIM(model.process)).origin("net").sampler
+    adjusted, each = AdjustedDDIM(model.process), StepPlan.uniform(2, 2)
+    assert "analytic_variance" in replace(drawer, step=adjusted, plan=each).origin("net").sampler
 
 
 # Measuring

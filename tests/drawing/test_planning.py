@@ -214,6 +214,7 @@ def test_the_command_writes_the_best_plan_within_the_budget(run, ageing, monkeyp
     assert told.count(f"{expected.objective:.5f}") >= 2
     assert f"wrote {run.parent / 'plans' / 'best.json'}: " in told
     assert "do not compare" not in told  # the budget pays for 2 steps alone
+    assert "on this grid, t; the times of `sample` without --plan are blend:0.3" in told
     plan_command(run, monkeypatch, "--budget", "1x", *steps)
     assert "objectives of different numbers of steps do not compare" in capsys.readouterr().out
     of_first_order = candidates(Planner(ageing, PROCESS, Sigmoid(BIAS)), costs, budget, (2, 4, 8))[0].planned

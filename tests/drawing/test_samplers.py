@@ -33,7 +33,7 @@ from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.fourier import FourierCovariance
 from dualrate.sampling.grids import GRIDS, grid_times
 from dualrate.sampling.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
-from dualrate.sampling.trajectory import check_reuse, sample_batches
+from dualrate.sampling.trajectory import sample_batches
 
 PROCESS = GaussianProcess(Cosine())
 WEIGHTS = Path(__file__).parent.parent.parent / "weights"
@@ -140,9 +140,9 @@ def test_eta_is_refused_where_it_means_nothing(name, heavy):
 def test_eta_is_for_a_network_at_every_step_and_without_gamma(heavy, dual):
     for eta in (0.0, 0.5, 1.0):
         assert sampler_of(heavy, SamplingOptions(steps=4, eta=eta))[0] == Ancestral(heavy.process, eta=eta)
-    check_reuse(dual.denoiser, *sampler_of(dual, SamplingOptions(steps=8, heavy=4, eta=1.0)))
+    assert drawer_of(dual, SamplingOptions(steps=8, heavy=4, eta=1.0)).step.markovian
     with pytest.raises(ValueError, match="heavy call at every step"):
-        check_reuse(dual.denoiser, *sampler_of(dual, SamplingOptions(steps=8, heavy=4, eta=0.5)))
+        drawer_of(dual, SamplingOptions(steps=8, heavy=4, eta=0.5))
     with pytest.raises(ValueError, match="gamma at 0 or eta at 1"):
         sampler_of(heavy, SamplingOptions(steps=4, eta=0.5, gamma=0.5))
 
@@ -239,6 +239,20 @@ def test_a_sampler_that_is_named_has_its_own_settings_and_grid(heavy):
     assert sampler_of(heavy, SamplingOptions(steps=8, sampler="ddim")) == (DDIM(heavy.process), StepPlan.uniform(8))
 
 
+class Karras(DPMSolver2M):
+    pass
+
+
+class Mine(DPMSolver2M):
+    grid = "log-snr"
+
+
+@pytest.mark.parametrize(("sampler", "times"), [(Karras, grids.karras), (Mine, grids.uniform_log_snr)])
+def test_a_sampler_of_a_user_has_the_times_that_its_class_names(heavy, sampler, times):
+    _, plan = sampler_of(heavy, SamplingOptions(steps=8, sampler=f"{__name__}:{sampler.__name__}"))
+    assert plan.t == times(heavy.process.schedule, 8)
+
+
 def test_what_has_no_effect_is_refused(heavy, dual):
     with pytest.raises(
         ValueError, match=r"has one network, called at every step: drop heavy \(2\), or share its encoder"
@@ -298,12 +312,12 @@ def test_a_dual_rate_model_takes_them_with_a_heavy_call_at_every_step(name, dual
     several = 5 - step.single_call_steps if step.calls_per_step > 1 else 0  # steps that call again
     light = (5 + several, 0) if isinstance(step, Heun) else (5, several * step.calls_per_step)
     assert (cost.heavy_calls, cost.light_calls) == light
-    step, plan = sampler_of(dual, SamplingOptions(steps=8, heavy=4, sampler=name))
+    fewer = SamplingOptions(steps=8, heavy=4, sampler=name)
     if SAMPLERS[name].markovian:
-        check_reuse(dual.denoiser, step, plan)
+        assert drawer_of(dual, fewer).plan.num_heavy == 4
         return
-    with pytest.raises(ValueError, match="Use Ancestral"):
-        check_reuse(dual.denoiser, step, plan)
+    with pytest.raises(ValueError, match="Use Ancestral"):  # before anything is drawn or counted
+        drawer_of(dual, fewer)
 
 
 def test_the_command_line_knows_the_names(monkeypatch, capsys):

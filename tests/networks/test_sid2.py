@@ -14,6 +14,7 @@ from dualrate.sampling.cost import macs_of
 
 LEVELS = (Level("conv", 24, 1), Level("transformer", 16, 1), Level("conv", 8, 1))
 SMALL = SiD2Config(16, 3, LEVELS, patch=2, embedding=16, head_dim=8)
+MORE = {"downsampling": "5/3"}, {"norm": "layer"}, {"skips": "concatenated"}
 both = pytest.mark.parametrize("wavelet", ["haar", "5/3"])
 
 
@@ -74,7 +75,7 @@ def test_5_3_has_the_taps_of_its_name(wrapped):
     torch.testing.assert_close(high[:, 0], 0.5**0.5 * threes)
 
 
-@pytest.mark.parametrize("config", [SMALL, replace(SMALL, downsampling="5/3"), replace(SMALL, norm="layer")])
+@pytest.mark.parametrize("config", [SMALL, *(replace(SMALL, **more) for more in MORE)])
 def test_a_network_has_the_multiply_adds_that_it_says(config):
     network = config.network()
     x, log_snr = torch.randn(1, 3, 16, 16), torch.zeros(1)
@@ -112,3 +113,40 @@ def test_with_neither_it_is_the_u_vit():
 def test_a_wavelet_wants_patches_of_a_power_of_two(patch):
     with pytest.raises(ValueError, match=f"got a patch of {patch}: change patch"):
         replace(SMALL, image_size=12, patch=patch, downsampling="haar")
+
+
+def test_concatenated_skips_are_of_every_block_the_last_one_first():
+    """Against all parts called one by one."""
+    torch.manual_seed(0)
+    levels = Level("conv", 8, 2), Level("transformer", 16, 3), Level("conv", 8, 1)
+    net = SiD2Config(16, 3, levels, patch=2, embedding=16, head_dim=8, skips="concatenated").network().double()
+    for weight in net.parameters():
+        nn.init.normal_(weight, std=0.2)
+    z, log_snr = torch.randn(2, 3, 16, 16).double(), torch.zeros(2).double()
+    added = tuple(
+        torch.randn(2, level.channels, side, side).double() for level, side in zip(levels, (8, 4, 2), strict=True)
+    )
+    emb, skips = net.embedding(log_snr, None), []
+    h = net.patches(z)
+    for i in range(2):
+        h = h + added[i] + (net.down[i].position if i == 1 else 0)
+        for block in net.down[i].blocks:
+            h = block(h, emb)
+            skips.append(h)
+        h = net.shrink[i](F.avg_pool2d(h, 2))
+    h = net.middle(h + added[2], emb)
+    for i in (1, 0):
+        h = F.interpolate(net.grow[i](h), scale_factor=2)
+        for j, block in enumerate(net.up[i].blocks):
+            h = net.joins[i][j](torch.cat((h, skips.pop()), 1))
+            h = block(h + (net.up[i].position if i == 1 and j == 0 else 0), emb)
+    torch.testing.assert_close(net(z, log_snr, None, added), net.predict(h))
+    whole = net.cut(1)
+    inner, v = whole.whole(z, log_snr, None)
+    torch.testing.assert_close(whole.rest(z, log_snr, None, inner), v)
+    torch.testing.assert_close(v, net(z, log_snr, None))
+
+
+def test_concatenated_skips_want_blocks():
+    with pytest.raises(ValueError, match="a level has none: give it one"):
+        replace(SMALL, levels=(Level("conv", 8, 0), *LEVELS[1:]), skips="concatenated")

@@ -77,8 +77,9 @@ def test_a_partial_call_makes_the_chosen_tokens_of_the_image_anew_with_the_atten
             torch.testing.assert_close(call(X, 3), own)
         torch.testing.assert_close(call(X, 4), own, rtol=0, atol=0)
     (_, tokens), *_ = chosen
-    assert torch.equal(changed(some, kept), torch.zeros(2, 16).scatter(1, tokens, 1) > 0)
-    assert tokens.shape[1] == round(16 * {"toca": 0.175, "duca": 0.125}[method])
+    blocks = len([part for part in net.modules() if hasattr(part, "attn")])
+    assert torch.equal(changed(some, kept), torch.zeros(2, 16).scatter(1, tokens.flatten(1), 1) > 0)
+    assert tokens.shape[1:] == (blocks, round(16 * {"toca": 0.175, "duca": 0.125}[method]))
     full, partly = next(iter(handle.samplings.values()))[0][:2]
     assert (full.did, partly.did) == ("full", "partial")
     assert partly.macs < full.plain <= full.macs
@@ -92,7 +93,7 @@ def test_scores_are_what_tokens_receive_of_all_queries(made, chosen, monkeypatch
     with torch.no_grad(), dr.accelerate(net, "toca", refresh=2):
         call(X, 0)
         call(X, 1)
-    parts = [part for part in net.modules() if hasattr(part, "to_v")]
+    parts = {name: part for name, part in net.named_modules() if hasattr(part, "to_v")}
 
     def of_image(module, args, out):
         weight = torch.zeros_like(out)
@@ -104,19 +105,20 @@ def test_scores_are_what_tokens_receive_of_all_queries(made, chosen, monkeypatch
         return outputs[-1]
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", spied)
-    received = []
-    for index, part in enumerate(parts):
+    received: dict[str, torch.Tensor] = {}
+    for index, (name, part) in enumerate(parts.items()):
         values = [part.to_v, *([part.add_v_proj] if getattr(part, "add_v_proj", None) is not None else [])]
         hooks = [values[0].register_forward_hook(of_image)]
         hooks += [value.register_forward_hook(lambda module, args, out: torch.zeros_like(out)) for value in values[1:]]
         outputs.clear()
         with torch.no_grad():
             call(X, 0)
-        received.append(outputs[index].mean((1, 3)).sum(1))
+        block = name.rpartition(".")[0]
+        received[block] = received.get(block, 0) + outputs[index].mean((1, 3)).sum(1)
         for hook in hooks:
             hook.remove()
     scores, _ = chosen[0]
-    torch.testing.assert_close(scores[:, place], torch.stack(received).mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scores[..., place], torch.stack([*received.values()], 1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["none", "bool", "added"])

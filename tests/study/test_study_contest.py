@@ -43,7 +43,9 @@ def test_a_search_takes_the_best_of_each_choice_and_goes_on_where_it_was(tiny: C
     chosen = min(rows, key=contest.mean)
     setting = tiny.best("dual", "diffusion")
     assert setting == Setting(chosen["batch"], chosen["rate"], 10_000)
-    assert {(other.batch, other.rate) for other in contest.neighbours(setting)} <= cells  # none of them is better
+    assert {
+        (other.batch, other.rate) for other in contest.neighbours(setting, contest.BATCHES)
+    } <= cells  # none of them is better
     assert {(4, 2e-3), (2, 2e-3)} < cells
     with pytest.raises(ValueError, match="search them first"):
         tiny.best("single", "crps")
@@ -124,7 +126,7 @@ def test_a_score_of_four_draws_trains_with_four(tiny: Contest) -> None:
 def test_every_plan_of_a_training_is_timed(tiny: Contest, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TIMED", "ROUNDS_TIMED"):
         monkeypatch.setattr(contest, name, 1)
-    monkeypatch.setattr(contest, "peak_of", lambda folder, steps, members: 100 * members)
+    monkeypatch.setattr(contest, "memory_of", lambda folder, steps, members: 100 * members)
     monkeypatch.setitem(forecasts.SYSTEMS, "tiny", replace(tiny.system, shared=(1, 3)))
     for method in ("diffusion", "crps"):
         tiny.train("final", "dual", method, Setting(4), 0.01, 0)
@@ -135,12 +137,22 @@ def test_every_plan_of_a_training_is_timed(tiny: Contest, monkeypatch: pytest.Mo
     assert all(row["mib"] == {"1": 100, "3": 300} for row in tiny.known(kind="time"))
 
 
-def test_memory_is_that_of_a_process_of_its_own(tiny: Contest) -> None:
-    tiny.train("final", "dual", "crps", Setting(4), 0.01, 0)
+def test_memory_is_what_drawing_adds_to_a_process_of_its_own(tiny: Contest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contest, "PROCESSES", 1)
+    tiny.train("final", "single", "crps", Setting(4), 0.01, 0)
     (row,) = tiny.known(kind="final")
-    ballast = np.ones(2**26)  # half a GiB, of which the other process knows nothing
-    assert 50 < contest.peak_of(tiny.folder(row), None, 3) < (peak_memory(torch.device("cpu")) or 0) / 2**20 - 100
-    assert ballast[-1] == 1
+    few, many = (contest.memory_of(tiny.folder(row), None, members) for members in (1, 20_000))
+    assert 0 <= few < 100  # a process with torch and a model has more
+    fields = 20_000 * 3 * 16 * 4 / 2**20
+    assert few + fields < many < few + 100 * fields
+
+
+def test_peak_memory_begins_anew() -> None:
+    ballast = np.ones(2**26)  # half a GiB
+    size = ballast.nbytes
+    most = peak_memory(torch.device("cpu")) or 0
+    del ballast
+    assert contest.forget_peak() < most - size / 2
 
 
 def test_a_sphere_is_simulated_with_its_places_and_contested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +174,7 @@ def test_a_sphere_is_simulated_with_its_places_and_contested(tmp_path: Path, mon
             return Metadata((Description("1/s"),), (rows, columns), "hours")
 
     sphere = forecasts.SYSTEMS["sphere"]
-    assert (sphere.shared, sphere.windows.lead, sphere.windows.size) == ((1, 16, 50), 4, "mini")
+    assert (sphere.shared, sphere.windows.lead, sphere.windows.size) == ((1, 6, 16, 50), 4, "mini")
     small = replace(sphere, simulation=Globe(), trajectories=10, frames=16, starts=4, members=2)
     monkeypatch.setitem(forecasts.SYSTEMS, "sphere", small)
     monkeypatch.setattr(contest, "UPDATES", 1)
@@ -170,7 +182,7 @@ def test_a_sphere_is_simulated_with_its_places_and_contested(tmp_path: Path, mon
     forecasts.simulate(small, tmp_path)
     Contest("sphere", tmp_path).train("final", "dual", "crps", Setting(4), 0.01, 0)
     (row,) = Contest("sphere", tmp_path).known(kind="final")
-    assert {*row["macs"]} == {"1", "16", "50"}
+    assert {*row["macs"]} == {"1", "6", "16", "50"}
     geometry = dr.load(Contest("sphere", tmp_path).folder(row)).experiment.condition.geometry
     assert geometry.spherical
     assert geometry.poles

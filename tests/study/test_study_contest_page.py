@@ -35,7 +35,7 @@ def test_scores_are_means_of_trainings_with_their_costs() -> None:
     lines = cells(contest_page.score_table(ROWS))
     assert [line[:3] for line in lines[:2]] == [["large", "diffusion", "8"], ["large", "diffusion", "4"]]
     (pair,) = (line for line in lines if line[0] == "two rates")
-    assert pair[3:] == ["16, 0.002", "2", "5.00", "2.50", "0.50", "0.25", "0.2309 [0.2309, 0.2309]", "1.00"]
+    assert pair[3:] == ["16, 0.002", "2", "5.00/2.50", "0.50/0.25", "0.2309 [0.2309, 0.2309]", "1.00"]
 
 
 def test_scores_leave_out_few_steps_and_all_but_the_best_plan_of_further_networks() -> None:
@@ -46,15 +46,39 @@ def test_scores_leave_out_few_steps_and_all_but_the_best_plan_of_further_network
     assert [line for line in lines if line[0] == "medium"] == [["medium", "diffusion", "2"]]
 
 
-def test_ratios_are_interpolated_and_one_call_is_a_rival_of_its_own() -> None:
-    crps_best, one_call, best = cells(contest_page.ratio_table([*ROWS, final("dual", "crps", 1, 0.4 / 2**0.5, 5.0)]))
-    assert best[:2] == ["diffusion, 4 steps", "the best single network"]
-    assert best[2].startswith(f"{0.4 / 3**0.5 - 0.4 / 8**0.5:.4f} [")
-    assert best[3:5] == ["6.00", "12.0"]
-    assert best[5:7] == ["", ""]  # no single network was timed
-    assert best[7] == "12.0"  # its energy score is the same
-    assert crps_best[1:2] + crps_best[3:5] == ["the best single network", "4.00", "8.00"]
-    assert one_call[1:2] + one_call[3:5] == ["the best one in one call", "never", "never"]
+def test_ratios_are_interpolated() -> None:
+    rows = [*ROWS, final("dual", "crps", 1, 0.4 / 2**0.5, 5.0)]
+    one_call, steps = cells(contest_page.ratio_table(rows))
+    assert steps[0] == "diffusion, 4 steps"
+    assert steps[1].startswith(f"{0.4 / 3**0.5 - 0.4 / 8**0.5:.4f} [")
+    assert steps[2:4] == ["6.00", "12.0"]
+    assert steps[4:6] == ["", ""]  # no single network was timed
+    assert steps[6] == "12.0"  # its energy score is the same
+    assert [one_call[0], *one_call[2:4]] == ["CRPS, one call", "4.00", "8.00"]
+
+
+def test_members_have_what_they_cost_together_and_the_ratio_at_equal_crps_is_with_fifty() -> None:
+    rows = [
+        *(final("single", "diffusion", steps, 0.4 / steps**0.5, 10.0 * steps, seconds=240) for steps in (1, 2, 4)),
+        *(
+            final("dual", "diffusion", 2, 0.4 / 3**0.5, 5.0, seed, seconds=240) for seed in (0, 1)
+        ),  # as large in 3 steps
+    ]
+    for row in rows:
+        macs = 2.0 if row["network"] == "dual" else row["macs"]["1"]
+        row["macs"] |= {"6": macs, "50": macs}
+    rows += [
+        {"kind": "time", "network": network, "method": "diffusion", "steps": steps,
+         "ms": dict.fromkeys(("1", "6", "16", "50"), ms), "mib": {"1": 5.0, "6": 7.4, "16": 16.0, "50": 40.0}}
+        for network, steps, ms in [("dual", 2, 0.5), *(("single", steps, 1.0 * steps) for steps in (1, 2, 4))]
+    ]  # fmt: skip
+    lines = cells(contest_page.member_table(rows))
+    assert [line[:3] for line in lines[:2]] == [["large", "diffusion", "4"], ["two rates", "diffusion", "2"]]
+    pair = lines[1][3:]
+    assert pair[:3] == ["5/2.5/2", "0.5/8/25", "5/7/16/40"]
+    assert pair[3].startswith("0.231 [")
+    assert pair[5:] == ["15.0", "6.00"]  # (10 x 3) / 2 and 3 / 0.5
+    assert lines[0][8:] == ["", ""]
 
 
 def test_the_length_of_training_is_shown() -> None:
@@ -65,3 +89,5 @@ def test_the_figure_has_a_curve_for_each_network_and_method() -> None:
     left, right = contest_page.figure(ROWS).axes
     assert len(right.get_legend().get_texts()) == 3
     assert left.get_xlabel() == "million multiply-adds a member"
+    counted = [row | {"macs": {**row["macs"], "50": 1.0}} if row["kind"] == "final" else row for row in ROWS]
+    assert len(contest_page.figure(counted).axes) == 3

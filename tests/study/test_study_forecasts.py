@@ -3,7 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from dualrate.forecasts import recipe as forecast
 from dualrate.forecasts.recipe import Forecasting
@@ -61,3 +63,15 @@ def test_a_system_is_trained_scored_and_shown(
     heavy = (two["1"] - two["16"]) / (1 - 1 / 16)
     assert one["1"] == one["16"] == pytest.approx(2 * 3 * heavy, rel=0.1)  # steps, frames
     assert two["1"] - student["1"] == pytest.approx((two["1"] - heavy) / 2)  # its light calls halve
+
+
+def test_scores_count_points_by_their_area() -> None:
+    members, truth = torch.randn(3, 4, 2, 1, 2, 5).double(), torch.randn(3, 2, 1, 2, 5).double()
+    area = torch.tensor([0.5, 1.5]).double()[:, None]
+    rows = [forecasts.by_lead(members[..., [i], :], truth[..., [i], :], torch.ones(1, 1).double()) for i in (0, 1)]
+    scores = forecasts.by_lead(members, truth, area)
+    np.testing.assert_allclose(
+        scores["crps"], (np.array(rows[0]["crps"]) + 3 * np.array(rows[1]["crps"])) / 4, atol=1e-4
+    )
+    alike = forecasts.by_lead(members * area.sqrt(), truth * area.sqrt(), torch.ones(1, 1).double())
+    assert (scores["energy"], scores["spread_skill"]) == (alike["energy"], alike["spread_skill"])

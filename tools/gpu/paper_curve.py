@@ -210,7 +210,7 @@ class Drawing(NamedTuple):
         if self.sampler == "ancestral":
             return make_step(self.sampler, process), dr.StepPlan.uniform(steps, heavy)
         usual = SAMPLERS[self.sampler]
-        times = grid_times(usual.reusing if name == "pair" else usual.grid, process.schedule, steps)
+        times = grid_times(usual.step.reusing if name == "pair" else usual.step.grid, process.schedule, steps)
         return make_step(self.sampler, process, GAMMA), dr.StepPlan.spread(times, heavy)
 
 

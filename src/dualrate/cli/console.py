@@ -117,10 +117,10 @@ def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter,
 def _longer(fit: FitConfig, out: Path, *, anew: bool) -> str:
     """The command line by which the networks see ENOUGH samples. anew: in another directory"""
     settings = {"--fit.iterations": [str(math.ceil(ENOUGH / fit.batch_size))]}
-    settings |= {"--fit.max-seconds": ["None"]} if fit.max_seconds is not None else {}
     settings |= {"--out": [f"{out}-longer"]} if anew else {}
     (_, words), *options = (options_of(sys.argv[1:]) | settings).items()
-    command = ["dualrate", *words, *chain.from_iterable((name, *values) for name, values in options)]
+    longer = [(name, *values) for name, values in options if name != "--fit.max-seconds"]
+    command = ["dualrate", *words, *chain.from_iterable(longer)]
     return printable(shlex.join(command))
 
 

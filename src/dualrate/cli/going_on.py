@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Container, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -23,12 +24,16 @@ RUN = ("out", "device", "nproc", "retries", "log", "eval-every")  # options that
 
 def with_way_on(refused: OtherRun, out: Path, experiment: Experiment) -> ValueError:
     """The refusal, in a line with the options to give where they are known."""
-    by_options = [name for name in refused.changes if name.rpartition(".")[2] not in OF_DATA]
-    if "fit.max_seconds" in refused.changes or not by_options:  # the message has a way, or the data are others
+    if all(name.rpartition(".")[2] in OF_DATA for name in refused.changes):
         return refused
     free = {f"--{name}" for name in RUN} | {f"--fit.{name.replace('_', '-')}" for name in experiment.fit.free()}
     with suppress(ValueError, OSError):  # of a history that is damaged, or an experiment of other code
-        if way := _by_settings(read_experiment(out), refused.changes) or _by_history(out, free):
+        began, fit = read_experiment(out), experiment.fit
+        if fit.on_seconds(asdict(began.fit)):  # the message has a way
+            return refused
+        other = "iterations" not in began.fit.free() and began.fit.iterations != fit.iterations
+        changes = dict.fromkeys((*refused.changes, *["fit.iterations"] * other))
+        if way := _by_settings(began, [*changes]) or _by_history(out, free):
             return ValueError(f"{refused.place}: to go on with it, {way}; or choose another --out")
     return refused
 

@@ -12,10 +12,12 @@ from dualrate.cli.recipe import Device, Nproc, RunDir, SharedWork, Workers
 from dualrate.comparison.candidates import check_denoiser
 from dualrate.config.ranges import Images, Members, Range, Ranged, Steps
 from dualrate.diffusion.context import Reuse
+from dualrate.drawing.choice import RECOMMENDED
 from dualrate.drawing.cost import call_seconds
 from dualrate.drawing.planning import candidates, measured_errors, require_plannable
 from dualrate.report.figures import plan_figure, png
 from dualrate.runs.store import called_by
+from dualrate.sampling.catalogue import ANCESTRAL, sampler_named
 from dualrate.sampling.grids import check_grid
 from dualrate.sampling.planner import Planner
 from dualrate.system.files import write_whole
@@ -105,6 +107,10 @@ class Plan(Ranged, SharedWork):
             counts = f"{plan.num_steps:5} {plan.num_heavy:5} {plan.num_alone:5} {candidate.cost / unit_size:8.3g}"
             print(f"{counts}  {candidate.planned.objective:9.5f}  {even:>11}")
         print("alone: steps without a context. objective: weighted errors of x_hat, summed over the steps")
+        usual = sampler_named(ANCESTRAL if self.ancestral else RECOMMENDED).step
+        if usual.reusing != self.spacing:
+            print(f"even spread: as many heavy calls at equal distances, on this grid, {self.spacing}; the times of "
+                  f"`sample` without --plan are {usual.reusing}")  # fmt: skip
         if len(ranked) > 1 and model.given is None:
             print("objectives of different numbers of steps do not compare: the first line may not be the best plan")
         plans = [candidate.planned.plan for candidate in ranked]

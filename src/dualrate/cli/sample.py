@@ -85,6 +85,8 @@ class Sample(Ranged, SharedWork):
             "batch_size": min(drawer.batch_size, num * drawer.members),
             "precision": written.precision,
         }
+        if drawer.guidance.weight != 1:
+            report["guidance"] = f"{drawer.guidance.weight:g}, calls with and without the label counted"
         if written.texts is not None and self.json:
             report["pieces"] = written.texts
         elif written.texts is not None:

@@ -144,7 +144,8 @@ class Train(OfExperiment):
     form: Annotated[Literal["recipe", "paper", "sid2"], arg(name="as")] = "recipe"
     """paper: a dual-rate recipe in the form of its paper. Features are concatenated, the light network runs at every
     step, heavy calls lie on an even grid from t = 1, sampling is ancestral. sid2: U-ViTs with GroupNorm, as
-    in SiD2, and with patches by a wavelet where --networks.model.downsampling names one."""
+    in SiD2, and with patches by a wavelet or with skips of every block where --networks.model.downsampling and
+    --networks.model.skips say so."""
 
 
 FORMS = {"paper": as_published, "sid2": as_sid2}

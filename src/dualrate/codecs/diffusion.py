@@ -83,7 +83,7 @@ class Decoding:
     def by(decoder: Denoiser, process: Process, sampler: str, steps: int) -> Decoding:
         """Raises ValueError for a sampler that nobody knows, and a gamma that it cannot have."""
         name, gamma = at_gamma(sampler)
-        plan = StepPlan.at(grid_times(sampler_named(name).grid, process.schedule, steps), [0])
+        plan = StepPlan.at(grid_times(sampler_named(name).step.grid, process.schedule, steps), [0])
         return Decoding(decoder, process, sampler, make_step(name, process, gamma), plan)
 
     def under(self, sampler: str | None, steps: int | None) -> Decoding:

@@ -32,7 +32,6 @@ from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.model import Model
 from dualrate.runs.store import called_by, is_run
 from dualrate.sampling.catalogue import at_gamma, sampler_named
-from dualrate.sampling.trajectory import check_reuse
 from dualrate.system.progress import Reporter
 
 # Plans of a network, the main one first: where time is short the last are left out
@@ -88,10 +87,9 @@ class Candidate(Ranged):
         return f"{name}-{self.plan.num_steps}-{self.plan.num_heavy}-{self.sampler.replace(':', '-')}-{digest}"
 
     def drawer(self, loaded: Model) -> Drawer:
-        """loaded: the run's model. Raises what `called_by`, `step_for`, `check_reuse` and `Drawer` raise."""
+        """loaded: the run's model. Raises what `called_by`, `step_for` and `Drawer` raise."""
         model = called_by(loaded, self.denoiser)
         step = step_for(model, self.sampler, self.gamma or None)
-        check_reuse(model.denoiser, step, self.plan)
         return Drawer(model, step, self.plan, name=self.network)
 
 

@@ -281,9 +281,9 @@ def _pays(flops_saving: Saving | None, row: Row, baselines: Sequence[Row], noun:
     if flops_saving is None:
         least = min(baseline.macs for baseline in baselines) / row.macs
         if all(baseline.score.value < row.score.value for baseline in baselines):
-            return (
-                f"Two rates do not pay here: every baseline is better, the cheapest at {least:.2f} times their FLOPs."
-            )
+            apart = all(baseline.score.high < row.score.low for baseline in baselines)
+            better = "is better" if apart else "has a better score, or one that cannot be told from theirs"
+            return f"Two rates do not pay here: every baseline {better}, the cheapest at {least:.2f} times their FLOPs."
         return "Whether two rates pay is open: no baseline with as few FLOPs was measured."
     ratio, low, high = flops_saving.ratio, flops_saving.low, flops_saving.high
     measured = f"{row.score.fingerprint.count:,} {noun}s"

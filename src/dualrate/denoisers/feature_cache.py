@@ -39,25 +39,26 @@ is exact for straight lines alone. The second is the polynomial through all of t
 
 `TokenCache` keeps attention, and computes the rest for some tokens:
 
-    full      the whole network; kept is what attention adds to the tokens, block by block, and what all blocks add
-    partial   attention as it was kept; the rest of the blocks for a share of the tokens, chosen, whose sums are renewed
+    full      the whole network; kept is, block by block, what attention adds to the tokens, and what the block adds
+    partial   attention as it was kept; the rest of each block for a share of the tokens, chosen there, whose sums are
+              renewed
     keep      what all blocks add as it was kept: patches and head alone, as FORA does
 
     ToCa      full, partial, partial, ...           tokens with the greatest score
     DuCa      full, ..., partial, keep, partial     any tokens, at random; the step before the next full one is partial
 
-A token's score: the attention that it received at the latest full step, over the root of the sum of squares of all
-tokens', plus AGE for every partial step since it was computed. Where tokens divide into squares of 2 x 2, the greatest
-of each counts FIRST times as much.
+A token's score in a block: the attention that it received there at the latest full step, over the root of the sum of
+squares of all tokens', plus AGE for every partial step since the block computed it. Where tokens divide into squares of
+2 x 2, the greatest of each counts FIRST times as much.
 
 ToCa    Zou et al. 2024, arXiv 2410.05317: full at every 3rd or 4th step; a ratio of 7%, times 2.5 in an MLP. DiT-XL/2,
         ImageNet 256, DDIM 50 steps, FID 2.32 without a cache: above 6.0 at 4.53 times fewer FLOPs.
 DuCa    Zou et al. 2024, arXiv 2412.18911: full at every 3rd step, then keep and partial in turn; a ratio of 5%, times
         2.5. Its second version has tokens at random. As above: 2.88 at 2.48 times fewer, 6.06 at 3.78.
 
-Deviations: one choice of tokens for all blocks, so that no other token runs in any of them, where ToCa chooses in each,
-more in deeper ones and at later steps; full steps are where the plan has them, where both move them by the time; in a
-U-ViT all of this is its middle's, and the levels above run at every step. Published shares are of 256 tokens.
+Deviations: as many tokens in every block and step, where ToCa has more in deeper ones and at later steps; full steps
+are where the plan has them, where both move them by the time; in a U-ViT all of this is its middle's, and the levels
+above run at every step. Published shares are of 256 tokens.
 """
 
 from __future__ import annotations
@@ -265,8 +266,8 @@ class TokenCache(_Cache):
     share:   of the tokens, one at least
     by:      how they are chosen
     between: actions of the steps before a full one, counted back from it, in turn
-    Features: the sum that all blocks added, that of attention, the attention that tokens received, and the partial
-    steps since each token was computed, (B, n).
+    Features, block by block: the sums that it added, those of attention, the attention that tokens received, and the
+    partial steps since each token was computed, (B, blocks, n).
     """
 
     network: Any
@@ -292,31 +293,37 @@ class TokenCache(_Cache):
 
     def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:
         """Raises ValueError as `features_of`."""
-        added, attention, received, age = self.features_of(context)
-        chosen = choose(received, age, t, round(self.share * age.shape[1]), self.by)
-        (added,), x_hat = self.called(self.network.part, z, t, cond, added, attention, chosen)
-        return replace(context, features=(added, attention, received, (age + 1).scatter(1, chosen, 0)), x_hat=x_hat)
+        sums, attention, received, age = self.features_of(context)
+        chosen = choose(received, age, t, self.share, self.by)
+        (sums,), x_hat = self.called(self.network.part, z, t, cond, sums, attention, chosen)
+        return replace(context, features=(sums, attention, received, (age + 1).scatter(2, chosen, 0)), x_hat=x_hat)
+
+    def added(self, context: Context, t: Tensor) -> Tensor:
+        return self.features_of(context)[0].sum(1)
 
 
-def choose(received: Tensor, age: Tensor, t: Tensor, count: int, by: By) -> Tensor:
-    """Places of the chosen tokens, (B, count), one at least of the n. received, age: (B, n); t: (B,) or ().
+def choose(received: Tensor, age: Tensor, t: Tensor, share: float, by: By) -> Tensor:
+    """Places of the tokens that are chosen in each block, (B, blocks, k): a share of the n, one at least.
 
-    t is the seed of a random choice.
+    received, age: (B, blocks, n); t: (B,) or (), the seed of a random choice
     """
-    size = age.shape[1]
+    rows, blocks, size = age.shape
+    count = max(1, round(share * size))
     if by == "random":
-        return torch.stack([order(size, time, age.device)[: max(1, count)] for time in t.expand(len(age)).tolist()])
-    score = F.normalize(received, dim=1) + AGE * age
+        orders = [order(blocks, size, time, age.device) for time in t.expand(rows).tolist()]
+        return torch.stack(orders)[..., :count]
+    score = F.normalize(received, dim=2) + AGE * age
     side = round(size**0.5)
     if side * side == size and side % 2 == 0:
-        squares = score.view(-1, 1, side, side)
+        squares = score.unflatten(2, (side, side))
         greatest = F.interpolate(F.max_pool2d(squares, 2), scale_factor=2.0)
-        score = torch.where(squares == greatest, FIRST * squares, squares).flatten(1)
-    return score.topk(max(1, count), dim=1).indices
+        score = torch.where(squares == greatest, FIRST * squares, squares).flatten(2)
+    return score.topk(count, dim=2).indices
 
 
 @cache
-def order(size: int, t: float, device: torch.device) -> Tensor:
-    """(n,) the numbers from 0 on in a random order, which is the same for all images at a time t."""
+def order(blocks: int, size: int, t: float, device: torch.device) -> Tensor:
+    """(blocks, n) the numbers from 0 on, in a random order each, which are the same for all images at a time t."""
     seed = zlib.crc32(struct.pack("<d", t))  # of all its bits: a generator on the CPU takes 32
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).to(device)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(size, generator=generator) for _ in range(blocks)]).to(device)

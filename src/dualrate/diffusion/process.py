@@ -249,7 +249,7 @@ class GaussianProcess(GaussianNoise):
 
     def ends(self, s: Tensor) -> bool:
         """Whether all times are 0, where x_hat is x."""
-        return bool((s == 0).all())
+        return not s.any()
 
     def alpha(self, t: Tensor) -> Tensor:
         return alpha(self.schedule.log_snr(t))

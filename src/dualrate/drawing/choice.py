@@ -3,7 +3,7 @@
 sampler  SDE-DPM-Solver++ 2M at gamma 0.1, of windows that roll at gamma 0; of a denoiser that needs a smooth path
          DPM-Solver++ 2M; of a student the one that it was made for, ancestral or DDIM; ancestral of a pair that was
          trained on even grids of heavy calls, as published
-grid     that of the sampler (sampling/catalogue.py), which is another one where a context is reused; of windows that
+grid     that of the sampler's class, which may be another one where a context is reused; of windows that
          roll equal steps
 steps    32, or a distilled student's own
 heavy    a quarter of the steps, within what was trained, at times that the encoder was trained at; the first quarter
@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps, count_or_list
+from dualrate.config.ranges import HeavyCalls, Precision, Probability, Ranged, Steps, count_or_list
 from dualrate.data.source import read_utf8, reading
 from dualrate.denoisers.denoiser import abilities
 from dualrate.diffusion.brief import Brief
@@ -137,7 +137,7 @@ class Choice(Brief, Ranged):
         light_first = markov and single and abilities(model.denoiser).alone_differs
         reuse = heavy < steps and markov and not light_first
         sampler = sampler_named(self._sampler(model)[0])
-        usual = (sampler.reusing if reuse else sampler.grid) if model.process.one_time else "t"
+        usual = (sampler.step.reusing if reuse else sampler.step.grid) if model.process.one_time else "t"
         grid = self.grid or (usual if model.serves.any_plan else None)
         times = self.times or model.serves.own_times(steps)
         if grid is not None and self.times is None:
@@ -203,21 +203,24 @@ def sample(
     label: int | str | None = None,
     guidance: float = 1.0,
     batch_size: int = 125,
+    precision: Precision = "auto",
     progress: ImageProgress | None = None,
 ) -> NDArray[np.uint8]:
     """Images (N, C, H, W), 8-bit. The defaults are those that docs/choosing.md recommends.
 
-    seeds:    how many images, of seeds 0, 1, ...; or the seeds themselves. An image depends on its own seed alone
+    seeds:    how many images, of seeds 0, 1, ...; or the seeds themselves. An image depends on its own seed, and on the
+              precision
     steps:    N, calls of the light network; heavy: H, calls of the encoder
     sampler:  a name of sampling/catalogue.py, or package.module:Class
     label:    one class for all images, its number or its name; None: class `seed mod classes`
+    precision: of matrix products; auto: bfloat16 where that pays for so many images at a time
     guidance: weight of classifier-free guidance; 1 is none
     Raises ValueError for a model of fields or a plan that it does not serve, and as `Drawer` and `sample_batches`.
     """
     choice = Choice(steps=steps, heavy=heavy, sampler=sampler)
     check_loaded(model)
     _ = maker_of(model.experiment).files(model)  # refuses what makes no pictures
-    drawer = choice.drawer(model, guidance=Guidance(guidance), label=label, batch_size=batch_size)
+    drawer = choice.drawer(model, guidance=Guidance(guidance), label=label, batch_size=batch_size, precision=precision)
     with shown_later() as later:
         return drawer.draw(count_or_list("seeds", seeds), progress or later).images
 

@@ -44,7 +44,7 @@ from dualrate.metrics.store import Origin
 from dualrate.networks.blocks import in_bfloat16
 from dualrate.sampling.cost import PlanCost, check_calls, expected_costs, mean_macs
 from dualrate.sampling.step import Step
-from dualrate.sampling.trajectory import State, sample_batches
+from dualrate.sampling.trajectory import State, check_reuse, sample_batches
 from dualrate.system.device import own_defaults
 from dualrate.system.progress import ImageProgress
 
@@ -111,7 +111,7 @@ class Drawer(Ranged):
     precision:  of matrix products; auto: bfloat16 where it pays for batches of this size
     name:       what a table calls it; the model's own name if empty
     Raises ValueError for a plan that the model does not serve, for guidance, a label or shares without its classes, and
-    as `check_calls`.
+    as `check_calls` and `check_reuse`.
     """
 
     model: Model
@@ -139,6 +139,7 @@ class Drawer(Ranged):
         if Refresh.PARTIAL in self.plan.refresh and Refresh.PARTIAL not in abilities(model.denoiser).between:
             raise ValueError(f"{model.name} has no partial steps: use toca or duca, or make these steps keep or full")
         check_calls(self.step, self.plan, model.shape)
+        check_reuse(model.denoiser, self.step, self.plan)
         model.serves.check_step(self.step)
         if model.blind_alone and self.plan.num_alone:
             raise ValueError(

@@ -69,7 +69,7 @@ class Refinement(NormalNoise):
 
     def ends(self, s: Tensor) -> bool:
         """At t = 0, where x_hat is x."""
-        return bool((s == 0).all())
+        return not s.any()
 
     def prior(self, noise: Tensor, shape: Sequence[int]) -> Tensor:
         """Zeros: nothing is known of x."""

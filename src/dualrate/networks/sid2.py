@@ -14,20 +14,25 @@ halved by lifting, then the other one, and for patches of 4, 8, ... all results 
 and low sqrt(2), high / sqrt(2) are channels. Beyond an edge lies its mirror, or the opposite one where these meet. The
 Haar transform is orthonormal. The 5/3 (Le Gall and Tabatabai 1988), which simple diffusion names, is nearly so, and
 reaches beyond a patch. Ours: the factors, and the order of the channels.
+
+Skips of every block, as in U-Nets and simple diffusion, where SiD2 and ours have a residual one a level: block j of B
+on the way up of a level has W_j [h; s_(B-j)], h what comes up, s_i what block i = 1 ... B of the way down gave, W_j a
+1 x 1 convolution of the two, concatenated. Nothing is subtracted from h.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualrate.networks.blocks import Block, ConvBlock, no_autocast
-from dualrate.networks.uvit import Blocks, UViT, UViTConfig
+from dualrate.networks.blocks import Block, ConvBlock, add_shared, doubled, no_autocast
+from dualrate.networks.uvit import Blocks, Skips, UViT, UViTConfig
 
 Wavelet = Literal["haar", "5/3"]
 
@@ -78,8 +83,16 @@ class SiD2Config(UViTConfig):
     """How patches become positions: by one convolution (patch), or by an invertible transform and a 3 x 3 one: haar, or
     5/3, which simple diffusion names. Patches of a power of two."""
 
+    skips: Literal["residual", "concatenated"] = "residual"
+    """What the way up has of the way down: one sum a level, as in SiD2 (residual), or each block's output, as in simple
+    diffusion (concatenated)."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.skips == "concatenated" and not all(level.blocks for level in self.levels[:-1]):
+            raise ValueError(
+                "concatenated skips are of blocks, and a level has none: give it one, or leave skips residual"
+            )
         if self.downsampling != "patch" and (self.patch == 1 or self.patch & (self.patch - 1)):
             raise ValueError(
                 f"a wavelet is of patches of 2, 4, 8, ... pixels a side, got a patch of {self.patch}: change patch, or "
@@ -92,7 +105,9 @@ class SiD2Config(UViTConfig):
     @property
     def macs(self) -> int:
         stem = self.numbers * self.widths[0] * math.prod(self.sides(0)) * (math.prod(self.along(3)) - 1)
-        return super().macs + (0 if self.downsampling == "patch" else stem)
+        above = enumerate(self.levels[:-1])
+        joins = sum(2 * level.blocks * level.channels**2 * math.prod(self.sides(i)) for i, level in above)
+        return super().macs + stem * (self.downsampling != "patch") + joins * (self.skips == "concatenated")
 
 
 class SiD2(UViT):
@@ -109,6 +124,39 @@ class SiD2(UViT):
                 self.head[0] = GroupNorm(config.widths[0])
         if config.downsampling != "patch":
             self.stem = config.conv3(config.numbers, config.widths[0])
+        self.joins: Any = None
+        if config.skips == "concatenated":
+            self.joins = nn.ModuleList(
+                nn.ModuleList(nn.Conv2d(2 * level.channels, level.channels, 1) for _ in range(level.blocks))
+                for level in config.levels[:-1]
+            )
+
+    def descend(
+        self, h: Tensor, emb: Tensor, added: Sequence[Tensor] = (), begin: int = 0, end: int | None = None
+    ) -> tuple[Tensor, Skips]:
+        """The way down, as of a U-ViT. skips: concatenated ones are every block's output."""
+        if self.joins is None:
+            return super().descend(h, emb, added, begin, end)
+        skips: Skips = []
+        for i in range(begin, len(self.down) if end is None else end):
+            h, outputs = add_shared(h, added[i]) if i < len(added) else h, list[Tensor]()
+            for j in range(self.config.levels[i].blocks):
+                h = self.down[i](h, emb, j, j + 1)
+                outputs.append(h)
+            h = self.shrink[i](F.avg_pool2d(h, self.config.along(2)))
+            skips.append(tuple(outputs))
+        return add_shared(h, added[-1]) if end is None and len(added) > len(self.down) else h, skips
+
+    def ascend(self, h: Tensor, skips: Skips, emb: Tensor, begin: int = 0) -> tuple[Tensor, ...]:
+        if self.joins is None:
+            return super().ascend(h, skips, emb, begin)
+        last = [h]
+        for i, outputs in reversed(list(enumerate(skips, begin))):
+            h = doubled(self.grow[i](h), line=self.config.line)
+            for j, (join, output) in enumerate(zip(self.joins[i], reversed(outputs), strict=True)):
+                h = self.up[i](join(torch.cat((h, output), 1)), emb, j, j + 1)
+            last.append(h)
+        return tuple(reversed(last))
 
     def patches(self, z: Tensor) -> Tensor:
         if self.config.downsampling == "patch":

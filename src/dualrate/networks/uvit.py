@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ from dualrate.networks.blocks import (
 from dualrate.networks.body import BodyConfig
 
 LIGHT = 3  # times the multiply-adds of a light network are its heavy one's, at least: with less two rates save nothing
-Skips = list[tuple[Tensor, Tensor]]  # (before, after) of the module docstring, finest level first
+Skips = list[tuple[Tensor, ...]]  # (before, after) of the module docstring, finest level first
 
 
 @dataclass(frozen=True)
@@ -382,9 +382,10 @@ class UViTCut(Ranged):
 class UViTTokens(UViTCut):
     """A U-ViT whose middle's attention can be kept, and the rest of it run for some tokens alone.
 
-    With the sums of attention in every block kept, no token depends on another:
+    With the output of attention kept, a_i, no token depends on another. Block by block the tokens that are chosen there
+    get a new sum, s_i, and all tokens have theirs added:
 
-        h_i <- h_i + a_i, then h_i + MLP(h_i)       block by block, for the tokens i that are chosen
+        s_i <- a_i + MLP(h_i + a_i), then h_i <- h_i + s_i
 
     scores: whether a whole call counts the attention that tokens receive. A fused kernel does not return it, so on a
             GPU v is then the network's up to rounding
@@ -400,51 +401,50 @@ class UViTTokens(UViTCut):
     def whole(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, z: Tensor, log_snr: Tensor, label: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The sum that the middle adds, (B, C, h, w); the sums of attention for its n = h w tokens in every block,
-        (B, blocks, n, C); the attention that each token receives from all n, (B, n), a mean over blocks and heads, 0
-        without `scores`; and the network's v.
+        """Sums that the blocks of the middle add to its n tokens, and those of attention, (B, blocks, n, C); the
+        attention that tokens receive from all n, (B, blocks, n), a mean over heads, 0 without `scores`; and v.
         """
-        net, emb, h, skips = self.outside(z, log_snr, label)
-        tokens = self._tokens(h)
-        attention: list[Tensor] = []
-        received = tokens.new_zeros(tokens.shape[:2])
+        tokens, emb, ended = self._middle(z, log_snr, label)
+        sums, attention, received = list[Tensor](), list[Tensor](), list[Tensor]()
         for block in self._blocks:
             q, k, v = block.heads_of(block.modulated(tokens, block.film1(emb)))
-            if self.scores:
-                weights = attention_weights(q, k)
-                received = received + weights.mean(1).sum(1) / len(self._blocks)
-                mixed = weights.to(v.dtype) @ v
-            else:
-                mixed = attend(q, k, v)
-            attention.append(block.joined(mixed))
-            tokens = tokens + attention[-1]
+            weights = attention_weights(q, k) if self.scores else None
+            received.append(tokens.new_zeros(tokens.shape[:2]) if weights is None else weights.mean(1).sum(1))
+            attention.append(block.joined(attend(q, k, v) if weights is None else weights.to(v.dtype) @ v))
+            before, tokens = tokens, tokens + attention[-1]
             tokens = tokens + block.mlp(tokens, emb)
-        out = tokens.transpose(1, 2).unflatten(2, h.shape[2:])
-        return out - h, torch.stack(attention, 1), received, net.predict(net.ascend(out, skips, emb)[0])
+            sums.append(tokens - before)
+        return torch.stack(sums, 1), torch.stack(attention, 1), torch.stack(received, 1), ended(tokens)
 
     def part(
-        self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Tensor, attention: Tensor, chosen: Tensor
+        self, z: Tensor, log_snr: Tensor, label: Tensor | None, sums: Tensor, attention: Tensor, chosen: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The sum that the middle adds, computed again for the chosen tokens, (B, k); and v.
+        """Sums of `whole`, made anew for the tokens that are chosen in each block, (B, blocks, k); and v.
 
-        added, attention: of `whole`. Raises ValueError where `added` has another shape.
+        Raises ValueError where `sums` has another shape.
         """
-        net, emb, h, skips = self.outside(z, log_snr, label)
-        require_shape(added, h)
-        start, tokens = chosen_of(h.flatten(2).transpose(1, 2), chosen), chosen_of(self._tokens(h), chosen)
-        for block, of_block in zip(self._blocks, attention.unbind(1), strict=True):
-            tokens = tokens + chosen_of(of_block, chosen)
-            tokens = tokens + block.mlp(tokens, emb)
-        renewed = with_chosen(added.flatten(2).transpose(1, 2), chosen, tokens - start)
-        renewed = renewed.transpose(1, 2).unflatten(2, h.shape[2:])
-        return renewed, net.predict(net.ascend(h + renewed, skips, emb)[0])
+        (tokens, emb, ended), renewed = self._middle(z, log_snr, label), list[Tensor]()
+        require_shape(sums[:, 0], tokens)
+        by_block = (each.unbind(1) for each in (sums, attention, chosen))
+        for block, added, of_block, places in zip(self._blocks, *by_block, strict=True):
+            some = chosen_of(tokens, places)
+            mixed = some + chosen_of(of_block, places)
+            renewed.append(with_chosen(added, places, mixed + block.mlp(mixed, emb) - some))
+            tokens = tokens + renewed[-1]
+        return torch.stack(renewed, 1), ended(tokens)
+
+    def rest(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Tensor) -> Tensor:
+        """v without the middle's blocks. added: what they add, (B, n, C); raises ValueError for another shape."""
+        tokens, _, ended = self._middle(z, log_snr, label)
+        require_shape(added, tokens)
+        return ended(tokens + added)
 
     @property
     def _blocks(self) -> list[TransformerBlock]:
         return [cast(TransformerBlock, block) for block in self.network.middle.blocks]
 
-    def _tokens(self, h: Tensor) -> Tensor:
-        """The tokens of h with their positions, (B, n, C)."""
-        position = self.network.middle.position
-        assert position is not None
-        return (h + position.to(h.dtype)).flatten(2).transpose(1, 2)
+    def _middle(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, Any]:
+        """Its tokens with their positions, (B, n, C), the embedding, and what makes v of the tokens after it."""
+        net, emb, h, skips = self.outside(z, log_snr, label)
+        tokens = (h + cast(Tensor, net.middle.position).to(h.dtype)).flatten(2).transpose(1, 2)
+        return tokens, emb, lambda after: self._v(after.transpose(1, 2).unflatten(2, h.shape[2:]), skips, emb)

@@ -4,7 +4,7 @@ A method says what is kept. Sources and equations stand in `denoisers/feature_ca
 
     fora                 what the row of blocks adds, as it was; what lies outside the row runs
     taylor, polynomial   the same, forecast in steps, or in log-SNR
-    toca, duca           attention as it was, some tokens made anew
+    toca, duca           attention as it was, some tokens of each block made anew
     deep-cache           UNets: the input of the last layers, which alone run. Ma et al. 2023, arXiv 2312.00858, keep
                          every N-th step; their branch 0 is one layer
 
@@ -257,12 +257,12 @@ class CachedTokens(CacheMethod):
             *features, out = self.counted(cache, "full", lambda: cut.whole(*of_call))
             cache.held.appendleft(Context((*features, torch.zeros_like(features[-1]))))
             return out, "full"
-        added, attention, received, age = cache.held[0].features
+        sums, attention, received, age = cache.held[0].features
         if self.by == "random" and (every - cache.step % every) % 2 == 0:  # counted back from the next refresh
-            return self.counted(cache, "skipped", lambda: cut.rest(*of_call, added)), "skipped"
-        chosen = choose(received, age, t, round(self.share * age.shape[1]), self.by)
-        added, out = self.counted(cache, "partial", lambda: cut.part(*of_call, added, attention, chosen))
-        cache.held.appendleft(Context((added, attention, received, (age + 1).scatter(1, chosen, 0))))
+            return self.counted(cache, "skipped", lambda: cut.rest(*of_call, sums.sum(1))), "skipped"
+        chosen = choose(received, age, t, self.share, self.by)
+        sums, out = self.counted(cache, "partial", lambda: cut.part(*of_call, sums, attention, chosen))
+        cache.held.appendleft(Context((sums, attention, received, (age + 1).scatter(2, chosen, 0))))
         return out, "partial"
 
     def macs(self, cache: Cache, did: Did) -> tuple[int, int]:

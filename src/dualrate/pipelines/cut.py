@@ -78,32 +78,64 @@ class CutNetwork(Ranged):
 class _Row(nn.Module):
     """Blocks as one, for one call; other attributes are the first block's, as a head may ask for them.
 
-    added:  what they add; None: they run, and it is noted
-    chosen: (B, k) tokens for which they run all the same, which renews what is added to these
+    added: what they add; None: they run, and it is noted
     """
 
-    def __init__(self, blocks: Sequence[nn.Module], added: Tensor | None = None, chosen: Tensor | None = None) -> None:
+    chosen: Tensor | None = None
+
+    def __init__(self, blocks: Sequence[nn.Module], added: Tensor | None = None) -> None:
         super().__init__()
-        self.blocks, self.added, self.chosen = list(blocks), added, chosen
+        self.blocks, self.added = list(blocks), added
 
     def forward(self, hidden_states: Tensor, *positional: Any, **named: Any) -> Tensor:
         if self.added is not None:
             require_shape(self.added, hidden_states)
-            if self.chosen is None:
-                return hidden_states + self.added
-        out = start = hidden_states if self.chosen is None else chosen_of(hidden_states, self.chosen)
+            return hidden_states + self.added
+        out = hidden_states
         for block in self.blocks:
-            out = block(out, *positional, **named)
-            if isinstance(out, tuple):  # of two streams
-                named[TEXT], out = out
-        if self.added is None or self.chosen is None:
-            self.added = out - start
-            return out
-        self.added = with_chosen(self.added, self.chosen, out - start)
-        return hidden_states + self.added
+            out = self.ran(block, out, positional, named)
+        self.added = out - hidden_states
+        return out
+
+    @staticmethod
+    def ran(block: nn.Module, h: Tensor, positional: Any, named: dict[str, Any]) -> Tensor:
+        """The image's tokens after a block; of two streams the text's are put in the place of those before."""
+        out = block(h, *positional, **named)
+        if isinstance(out, tuple):
+            named[TEXT], out = out
+        return out
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["blocks"][0], name)
+
+
+class _Tokens(_Row):
+    """The same, block by block. added: what each adds, (B, blocks, n, C).
+
+    chosen: (B, blocks, k) tokens of each block for which it runs, so that what is added to these is renewed; None: it
+            runs for all, and what it adds is noted
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], added: Tensor | None = None, chosen: Tensor | None = None) -> None:
+        super().__init__(blocks, added)
+        self.chosen = chosen
+
+    def forward(self, hidden_states: Tensor, *positional: Any, **named: Any) -> Tensor:
+        out, sums = hidden_states, list[Tensor]()
+        if self.added is not None:
+            require_shape(self.added[:, 0], out)
+        for i, block in enumerate(self.blocks):
+            if self.added is None or self.chosen is None:
+                after = self.ran(block, out, positional, named)
+                sums.append(after - out)
+                out = after
+                continue
+            places = self.chosen[:, i]
+            some = chosen_of(out, places)
+            sums.append(with_chosen(self.added[:, i], places, self.ran(block, some, positional, named) - some))
+            out = out + sums[-1]
+        self.added = torch.stack(sums, 1)
+        return out
 
 
 @dataclass(frozen=True)
@@ -126,44 +158,48 @@ class CutTokens:
             )
 
     def whole(self, z: Tensor, log_snr: Tensor, *condition: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The sum that the blocks add, (B, n, C), the output of attention in each, (B, blocks, n, C), the
-        attention that tokens receive, (B, n), zeros without `scores`, and v.
+        """The sums that the blocks add, (B, blocks, n, C), the output of every attention, (B, attentions, n, C), the
+        attention that tokens receive in each block, (B, blocks, n), a sum over its attentions, zeros without
+        `scores`, and v.
         """
-        noting = [_Attention(getattr(block, name), scores=self.scores) for block, name in self._attention]
-        added, v = self.cut.called_with(self._row(noting), z, log_snr, *condition)
-        n = added.shape[1]
+        noting = [_Attention(getattr(block, name), scores=self.scores) for _, block, name in self._attention]
+        sums, v = self.cut.called_with(self._row(noting), z, log_snr, *condition)
+        n = sums.shape[2]
         outputs = torch.stack([cast(Tensor, note.output)[:, -n:] for note in noting], 1)
-        if not self.scores:
-            return added, outputs, added.new_zeros(added.shape[:2]), v
-        images = [slice(n) if type(block).__name__ in IMAGE_FIRST else slice(-n, None) for block, _ in self._attention]
-        received = [cast(Tensor, note.received)[:, of] for note, of in zip(noting, images, strict=True)]
-        return added, outputs, torch.stack(received).mean(0), v
+        received = sums.new_zeros(sums.shape[:3])
+        for (i, block, _), note in zip(self._attention, noting, strict=True):
+            if note.received is not None:  # what the text receives is left out
+                of_image = slice(n) if type(block).__name__ in IMAGE_FIRST else slice(-n, None)
+                received[:, i] += note.received[:, of_image]
+        return sums, outputs, received, v
 
     def part(self, z: Tensor, log_snr: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-        """The sum that the blocks add, made anew for the chosen tokens, and v.
+        """The sums that the blocks add, made anew for the tokens that are chosen in each, and v.
 
         arguments: the network's condition, what `whole` returned that the blocks and that attention adds, and the
-        chosen tokens, (B, k). Raises ValueError for what `whole` did not return.
+        chosen tokens, (B, blocks, k). Raises ValueError for what `whole` did not return.
         """
-        *condition, added, attention, chosen = arguments
-        modules = [_Attention(None, chosen_of(output, chosen)) for output in attention.unbind(1)]
-        return self.cut.called_with(self._row(modules, added, chosen), z, log_snr, *condition)
+        *condition, sums, attention, chosen = arguments
+        each = zip(self._attention, attention.unbind(1), strict=True)
+        modules = [_Attention(None, chosen_of(output, chosen[:, i])) for (i, _, _), output in each]
+        return self.cut.called_with(self._row(modules, sums, chosen), z, log_snr, *condition)
 
     def rest(self, z: Tensor, log_snr: Tensor, *arguments: Any) -> Tensor:
         """v without the blocks, as `CutNetwork.rest`."""
         return self.cut.rest(z, log_snr, *arguments)
 
     @property
-    def _attention(self) -> list[tuple[Any, str]]:
-        """Blocks, and the names of their attention among tokens."""
-        named = [(block, name) for block in self.cut.blocks for name in BY_TOKEN[type(block).__name__]]
-        return [(block, name) for block, name in named if getattr(block, name, None) is not None]
+    def _attention(self) -> list[tuple[int, Any, str]]:
+        """Numbers of blocks, the blocks, and the names of their attention among tokens."""
+        every = [(i, block, name) for i, block in enumerate(self.cut.blocks) for name in BY_TOKEN[type(block).__name__]]
+        return [each for each in every if getattr(each[1], each[2], None) is not None]
 
-    def _row(self, modules: Sequence[_Attention], added: Tensor | None = None, chosen: Tensor | None = None) -> _Row:
-        instead: dict[Any, dict[str, nn.Module]] = {block: {} for block in self.cut.blocks}
-        for (block, name), module in zip(self._attention, modules, strict=True):
-            instead[block][name] = module
-        return _Row([sharing(block, **parts) for block, parts in instead.items()], added, chosen)
+    def _row(self, modules: Sequence[_Attention], sums: Tensor | None = None, chosen: Tensor | None = None) -> _Tokens:
+        instead: list[dict[str, nn.Module]] = [{} for _ in self.cut.blocks]
+        for (i, _, name), module in zip(self._attention, modules, strict=True):
+            instead[i][name] = module
+        blocks = [sharing(block, **parts) for block, parts in zip(self.cut.blocks, instead, strict=True)]
+        return _Tokens(blocks, sums, chosen)
 
 
 class _Attention(nn.Module):

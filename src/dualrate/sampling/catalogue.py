@@ -1,6 +1,6 @@
 """Samplers by name: how each is made of a process, and what is usual with it.
 
-Its order, its calls, and whether it is Markovian are read off the step itself. A name of the form
+Its order, its calls, its usual times, and whether it is Markovian are read off the step itself. A name of the form
 `package.module:Class` is a step of another package that is imported already. It is made of the process alone.
 """
 
@@ -32,19 +32,15 @@ MEANING = {"gamma": "the noise level", "eta": "the share of fresh noise"}
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler's step, the times that are usual with it, and the settings that it takes.
+    """A sampler's step, and the settings that it takes.
 
     step:     its class, which takes a process and settings
-    grid:     times of a single network
-    reusing:  times where a context is reused
     takes:    settings that it has
     other:    its form for processes that `step` is not for; None: it has none
     chosen:   fields of its step that the name stands for
     """
 
     step: type[Step]
-    grid: str = "t"
-    reusing: str = "t"
     takes: tuple[Setting, ...] = ()
     other: type[Step] | None = None
     chosen: Mapping[str, Any] = field(default_factory=dict)
@@ -72,14 +68,14 @@ class Sampler:
 
 SAMPLERS: dict[str, Sampler] = {
     ANCESTRAL: Sampler(Ancestral, takes=("gamma", "eta"), other=Reverse),
-    "sde-dpm++2m": Sampler(SDEDPMSolver2M, "blend:0.5", "blend:0.3", takes=("gamma",)),
+    "sde-dpm++2m": Sampler(SDEDPMSolver2M, takes=("gamma",)),
     "ddim": Sampler(DDIM),
-    "heun": Sampler(Heun, "log-snr"),
-    "dpm++2m": Sampler(DPMSolver2M, "karras"),
-    "dpm++3m": Sampler(DPMSolver3M, "log-snr"),
+    "heun": Sampler(Heun),
+    "dpm++2m": Sampler(DPMSolver2M),
+    "dpm++3m": Sampler(DPMSolver3M),
     "addim": Sampler(AdjustedDDIM),
-    "covariance": Sampler(NoiseCovariance, "log-snr"),
-    "covariance-ddim": Sampler(NoiseCovariance, "log-snr", chosen={"kernel": "ddim"}),
+    "covariance": Sampler(NoiseCovariance),
+    "covariance-ddim": Sampler(NoiseCovariance, chosen={"kernel": "ddim"}),
     "covariance-dct": Sampler(FourierCovariance),
     "covariance-dft": Sampler(FourierCovariance, chosen={"boundary": "periodic"}),
     "lanczos": Sampler(LanczosCovariance),

@@ -175,6 +175,7 @@ class NoiseCovariance(Ranged, Step):
     length: Annotated[float, Range(0, 100, above=True)] | None = 0.3
     calls_per_step = 2
     single_call_steps = 1
+    grid = "log-snr"
 
     def __str__(self) -> str:
         length = "" if self.length == 0.3 else f", {'forward mode' if self.length is None else self.length}"

@@ -49,6 +49,7 @@ class Heun(Step):
     calls_per_step = 2
     single_call_steps = 2
     draws_noise = False
+    grid = "log-snr"
 
     def __str__(self) -> str:
         return "Heun"
@@ -75,6 +76,7 @@ class DPMSolver2M(Step):
     process: GaussianProcess
     order = 2
     draws_noise = False
+    grid = "karras"
 
     def __str__(self) -> str:
         return "DPM-Solver++ 2M"
@@ -98,6 +100,7 @@ class DPMSolver3M(Step):
     process: GaussianProcess
     order = 3
     draws_noise = False
+    grid = "log-snr"
 
     def __str__(self) -> str:
         return "DPM-Solver++ 3M"
@@ -126,6 +129,7 @@ class SDEDPMSolver2M(Ranged, Step):
     gamma: Probability = 0.0
     of = GaussianNoise
     markovian = True  # to the order of the method, as Ancestral: exact for short steps
+    grid, reusing = "blend:0.5", "blend:0.3"
 
     def __str__(self) -> str:
         return f"SDE-DPM-Solver++ 2M{f', gamma {self.gamma:g}' if self.gamma else ''}"

@@ -37,7 +37,9 @@ class Step(ABC):
     single_call_steps: steps of a plan, at its ends, that make one call whatever `calls_per_step` is
     markovian:         whether (z_s, z_t) keeps the law of the forward process, to the method's order
     draws_noise:       whether any step draws random numbers, so that the path is not smooth
-    The defaults of the last two are on the safe side: no dual-rate context is reused, and a shared encoder warns.
+    grid, reusing:     names of its usual times (grids.py): of one network, and where a context is reused
+    `markovian` and `draws_noise` are on the safe side by default: no dual-rate context is reused, and a shared encoder
+    warns.
     """
 
     process: Any  # a Process
@@ -47,6 +49,8 @@ class Step(ABC):
     single_call_steps: int = 0
     markovian: Any = False
     draws_noise: Any = True
+    grid: str = "t"
+    reusing: str = "t"
 
     def __str__(self) -> str:
         """The name in tables: the class and its settings, unless overridden."""

@@ -35,7 +35,8 @@ from dualrate.diffusion.random import Draws
 from dualrate.sampling.step import Carry, Denoise, Step, Stepped
 from dualrate.system.device import own_defaults
 
-AHEAD = {"cpu": 2**19, "cuda": 2**22}  # numbers made at once: so many that launching kernels takes little of the time
+# numbers made at once: so many that launching kernels takes little of the time, on a CPU no more than its caches hold
+AHEAD = {"cpu": 2**18, "cuda": 2**22}
 
 
 class StepNoise:
@@ -53,7 +54,7 @@ class StepNoise:
 
     def __call__(self, step: int, draw: int) -> Tensor:
         if (step, draw) not in self.numbers:
-            later = range(step, min(step + self.at_once, self.steps))
+            later = range(step, max(step + 1, min(step + self.at_once, self.steps - 1)))  # few draw at the last step
             noise = self.process.noise(self.draws, [f"step {i} draw {draw}" for i in later], *self.shape)
             self.numbers.update(((i, draw), numbers) for i, numbers in zip(later, noise, strict=True))
         return self.numbers.pop((step, draw))
