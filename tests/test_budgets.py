@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Lines of code. Above the first budget, and to come down to it: engine (8,500), carriers (8,500), forecasts (2,900),
 # pipelines (3,200), front (3,200).
 CODE = {
-    "engine": 8545,
+    "engine": 8540,
     "carriers": 8795,
-    "forecasts": 7050,
+    "forecasts": 7060,
     "pipelines": 3950,
     "texts": 745,
     "services": 1475,

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -89,20 +89,6 @@ class NetworksConfig(ABC):
     def calls(self) -> int | None:
         """Heavy calls of a sample where contexts never age: 1; None of one network, which runs at every step."""
         return None if self.single_rate else 1
-
-    def by_lead(self, leads: Sequence[int], *, attention: bool, causal: bool = False) -> NetworksConfig:
-        """Networks of frames, that are each made by themselves and told their lead, of those of a frame.
-
-        Raises ValueError for networks that know whole windows alone.
-        """
-        how: Any = {"leads": tuple(leads), "attention": attention, "causal": causal}
-        if not how.keys() <= {item.name for item in fields(self)}:  # pyright: ignore[reportArgumentType]
-            raise ValueError(
-                f"these networks ({type(self).__name__}) make whole windows: frames are made by themselves (--window "
-                "leads, attention or causal) by --rate dual, single, medium or light, --trained-by diffusion, crps, "
-                "energy or regression"
-            )
-        return replace(self, **how)  # pyright: ignore[reportArgumentType]
 
     @property
     def single_rate(self) -> bool:

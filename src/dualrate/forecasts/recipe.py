@@ -11,9 +11,10 @@ Patches  of fields above 128 points a side 2 points, above 256 four, of mini twi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.context import Shape
@@ -21,6 +22,7 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.forecasts.clips import CLIPS, ClipReading
 from dualrate.forecasts.condition import Forecast, Frames, Windows
 from dualrate.forecasts.externals import Externals, packed_statics
@@ -173,7 +175,7 @@ class Forecasting(Ranged):
         networks, method = conditional_networks(task, shape, heavy, self.rate, trained_by, self.frames if apart else 1)
         if apart:
             among = {"attention": self.window != "leads", "causal": self.window == "causal"}
-            networks = networks.by_lead(range(1, self.frames + 1), **among)
+            networks = by_lead(networks, range(1, self.frames + 1), **among)
         parts = [name_of(source)[:40], "forecast", size, self.rate]
         parts += [self.trained_by] * (self.trained_by != "diffusion") + [self.window] * apart
         name = "-".join(parts)
@@ -224,6 +226,21 @@ def _besides(task: Forecast) -> str:
     parts += [f"{len(externals.statics)} static ({', '.join(externals.statics)})"] * bool(externals.statics)
     parts += [f"{externals.channels} of forcings ({', '.join(externals.forcings)})"] * bool(externals.channels)
     return f", of these {', '.join(parts)}," if parts else ""
+
+
+def by_lead(networks: NetworksConfig, leads: Sequence[int], *, attention: bool, causal: bool = False) -> NetworksConfig:
+    """Networks of frames, that are each made by themselves and told their lead, of those of a frame.
+
+    Raises ValueError for networks that know whole windows alone.
+    """
+    how: Any = {"leads": tuple(leads), "attention": attention, "causal": causal}
+    if not all(hasattr(networks, name) for name in how):
+        raise ValueError(
+            f"these networks ({type(networks).__name__}) make whole windows: frames are made by themselves (--window "
+            "leads, attention or causal) by --rate dual, single, medium or light, --trained-by diffusion, crps, energy "
+            "or regression"
+        )
+    return replace(networks, **how)  # pyright: ignore[reportArgumentType]
 
 
 def _periodic(source: str) -> bool:
