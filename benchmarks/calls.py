@@ -7,6 +7,8 @@ files      2 steps of 1000 images with a PNG each over the same images drawn
 loop       samplers of this package over those of diffusers, 16 steps of a network that does nothing
 share      the speed-up of a light call over a heavy one, over the ratio of their multiply-adds: of the shipped
            pairs, and of what `train auto` makes, with random weights
+members    the same of whole samplings of a condition: super-resolution and periodic forecasts, with random weights
+compiled   a light call of one image that torch compiled over one that it did not
 
 python -m benchmarks.calls [--only share ...] [--seconds 5]    as a table in Markdown, with the machine below it
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import dualrate as dr
-from benchmarks import child, workloads
+from benchmarks import child, ratios, workloads
 from benchmarks.interleave import Spread, interleaved, quotient
 from dualrate.data.images import Look
 from dualrate.data.source import Raw
@@ -33,12 +35,13 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.drawing.samples import write_samples
 from dualrate.experiment.model import Model
 from dualrate.networks.blocks import PeriodicConv2d, in_bfloat16
-from dualrate.recipes.auto import experiment
+from dualrate.recipes.auto import Size, experiment
 from dualrate.sampling.solvers import DPMSolver2M
-from dualrate.system.device import environment, keep_freed_memory
+from dualrate.system.device import compiles, environment, keep_freed_memory
 
 CPU = torch.device("cpu")
 PAIRS = ("dual-25", "dual-45")
+SIZES: tuple[Size, ...] = ("tiny", "small")
 LEVELS = (dr.Level("conv", 24, 1), dr.Level("conv", 24, 1), dr.Level("conv", 64, 1))
 PERIODIC = {
     "32 x 32": dr.UViTConfig(32, 3, LEVELS, patch=2, embedding=128, periodic=True),
@@ -99,13 +102,11 @@ def labels(seconds: float) -> Iterator[Figure]:
 def files(seconds: float) -> Iterator[Figure]:
     drawer, seeds = dr.Choice(steps=2).drawer(shipped("light-10")), range(1000)
 
-    def written() -> None:
-        with tempfile.TemporaryDirectory() as out:
-            write_samples(drawer, seeds, out)
-
-    yield Figure(
-        "1000 images in 2 steps as files over drawn", over(written, lambda: drawer.draw(seeds), seconds), "1.2 at most"
-    )
+    with tempfile.TemporaryDirectory() as out:
+        ratio = over(
+            lambda: write_samples(drawer, seeds, tempfile.mkdtemp(dir=out)), lambda: drawer.draw(seeds), seconds
+        )
+    yield Figure("1000 images in 2 steps as files over drawn", ratio, "1.2 at most")
 
 
 class Nothing(nn.Module):
@@ -151,35 +152,55 @@ def loop(seconds: float) -> Iterator[Figure]:
 
 def share(seconds: float) -> Iterator[Figure]:
     pairs = {name: shipped(name) for name in PAIRS}
-    pairs |= {f"auto tiny, {side} x {side}": of_auto(side) for side in (32, 64, 128)}
+    pairs |= {f"auto {size}, {side} x {side}": of_auto(size, side) for size in SIZES for side in (32, 64, 128)}
     for (name, model), count in ((pair, count) for pair in pairs.items() for count in (1, 64)):
         bfloat16 = in_bfloat16("auto", CPU, (count, *model.shape))
         calls, cost = workloads.a_call_each(model, count, bfloat16), model.call_cost
         promised = cost.heavy / cost.light
         ratio = over(calls["heavy"], calls["light"], seconds, 1 / promised)
         numbers = "bfloat16" if bfloat16 else "float32"
-        yield Figure(
-            f"share of {name}, batch {count}, {numbers}",
-            ratio,
-            f"{0.8 if count == 1 else 0.9} at least",
-            f"{promised:.2f}",
+        yield Figure(f"share of {name}, batch {count}, {numbers}", ratio, least(count), f"{promised:.2f}")
+
+
+def members(seconds: float) -> Iterator[Figure]:
+    for name, count in ((name, count) for name in ratios.CONDITIONAL for count in (1, 16, 64)):
+        shape = ratios.CONDITIONAL[name][0].shape
+        bfloat16 = in_bfloat16("auto", CPU, (count, *shape))
+        figures = ratios.members(count, CPU, bfloat16, seconds, conditions=1, of=name)
+        ratio, numbers = figures["efficiency"]["cpu"], "bfloat16" if bfloat16 else "float32"
+        name = f"share of {name}, members {count}, {numbers}"
+        yield Figure(name, ratio, least(count), f"{figures['macs_ratio']:.2f}")
+
+
+def compiled(seconds: float) -> Iterator[Figure]:
+    """None where torch cannot compile."""
+    if compiles(CPU) is None:
+        model = shipped(PAIRS[1])
+        eager, light = (
+            workloads.a_call_each(made, 1, bfloat16=False)["light"] for made in (model, replace(model, compiled=True))
         )
+        yield Figure("a light call compiled over eager, batch 1", over(light, eager, seconds), "0.77 at most")
+
+
+def least(count: int) -> str:
+    """The aim of a share."""
+    return f"{0.8 if count == 1 else 0.9} at least"
 
 
 def shipped(name: str) -> Model:
     return dr.load(child.ROOT / f"weights/fashion-mnist-{name}", device=CPU)
 
 
-def of_auto(side: int) -> Model:
-    """What `train auto --size tiny` makes for colour images of this side, with random weights."""
+def of_auto(size: Size, side: int) -> Model:
+    """What `train auto --rate dual` makes for colour images of this side, with random weights."""
     look = Look("colour", Raw([], 1, None, ()))
-    made = experiment(look, dr.DataConfig(source="colour", size=side, channels=3), "tiny")
+    made = experiment(look, dr.DataConfig(source="colour", size=side, channels=3), size)
     networks, denoiser = made.build()
     return Model("auto", made, networks.eval().requires_grad_(False), denoiser, 0, "")
 
 
 PARTS: dict[str, Callable[[float], Iterator[Figure]]] = {
-    part.__name__: part for part in (torus, precision, labels, files, loop, share)
+    part.__name__: part for part in (torus, precision, labels, files, loop, share, members, compiled)
 }
 
 

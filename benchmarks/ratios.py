@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,8 +25,11 @@ import dualrate as dr
 from benchmarks import child, workloads
 from benchmarks.interleave import Spread, interleaved, quotient
 from dualrate.data.conditions import SuperResolution
+from dualrate.diffusion.context import Shape
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiment.model import Model
+from dualrate.forecasts import recipe as forecast_recipe
+from dualrate.networks.uvit import UViTConfig
 from dualrate.recipes import tasks
 from dualrate.recipes.auto import TIERS, network
 from dualrate.recipes.tasks import Rate
@@ -65,19 +69,37 @@ def efficiency(
     }
 
 
-def members(count: int, device: torch.device, bfloat16: bool, seconds: float, conditions: int = 8) -> Figures:
-    """As `efficiency`, of super-resolution 8 -> 32 with random weights: `count` samples of each condition, 8 steps.
+FORECASTS = forecast_recipe.TIERS["tiny"]
+PAST = 3  # channels of the frames that a forecast is made of
+# heavy networks by what their samples are of, shapes of the conditions, steps
+CONDITIONAL: dict[str, tuple[UViTConfig, Shape, int]] = {
+    "super-resolution": (network(TIERS["tiny"], 32, 3, 0), SuperResolution(4).shape((3, 32, 32)), 8),
+    "a flow, 32 x 32": (forecast_recipe.heavy_network((3, 32, 32), FORECASTS, periodic=True), (PAST, 32, 32), 4),
+    "a line of 64": (forecast_recipe.heavy_network((3, 1, 64), FORECASTS, periodic=True), (PAST, 1, 64), 4),
+}
+
+
+def members(
+    count: int,
+    device: torch.device,
+    bfloat16: bool,
+    seconds: float,
+    conditions: int = 8,
+    of: str = "super-resolution",
+) -> Figures:
+    """As `efficiency`, of a pair of CONDITIONAL with random weights: `count` samples of each condition.
 
     The single network is the encoder's own.
     """
-    task, shape, process = SuperResolution(4), (3, 32, 32), dr.GaussianProcess(Cosine())
-    heavy, given = network(TIERS["tiny"], 32, 3, 0), torch.randn(conditions, *task.shape(shape), device=device)
+    (heavy, of_condition, steps), process = CONDITIONAL[of], dr.GaussianProcess(Cosine())
+    task: Any = SimpleNamespace(shape=lambda image: of_condition)
+    shape, given = heavy.shape, torch.randn(conditions, *of_condition, device=device)
     rates: dict[str, Rate] = {"heavy": "single", "dual": "dual"}
     made = {
         name: tasks.conditional_networks(task, shape, heavy, rate, "diffusion")[0].build(process)
         for name, rate in rates.items()
     }
-    plan = dr.StepPlan.uniform(8, 1)
+    plan = dr.StepPlan.uniform(steps, 1)
 
     def sampling(name: str) -> Callable[[], object]:
         networks, denoiser = made[name]
@@ -89,8 +111,8 @@ def members(count: int, device: torch.device, bfloat16: bool, seconds: float, co
         )
 
     rounds = interleaved({name: sampling(name) for name in made}, device, seconds=seconds)
-    calls = {name: call_cost(made[name][1], shape, None, device, given=task.shape(shape)) for name in made}
-    macs = {name: cost.heavy / count + 8 * cost.light for name, cost in calls.items()}
+    calls = {name: call_cost(made[name][1], shape, None, device, given=of_condition) for name in made}
+    macs = {name: cost.heavy / count + steps * cost.light for name, cost in calls.items()}
     promised = macs["heavy"] / macs["dual"]
     return {
         "members": count,

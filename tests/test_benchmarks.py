@@ -81,6 +81,13 @@ def test_efficiency_is_the_speed_up_over_the_ratio_of_multiply_adds() -> None:
         assert efficiency == pytest.approx(speedup / found["macs_ratio"])
 
 
+@pytest.mark.parametrize("name", ratios.CONDITIONAL)
+def test_members_share_a_heavy_call(name: str) -> None:
+    one, two = (ratios.members(count, CPU, False, seconds=0, conditions=1, of=name) for count in (1, 2))
+    assert 1 < one["macs_ratio"] < two["macs_ratio"]
+    assert two["efficiency"]["cpu"].median == pytest.approx(two["speedup"]["cpu"].median / two["macs_ratio"])
+
+
 def test_training_iterations_change_the_networks() -> None:
     small = model(DUAL).experiment
     work = workloads.training(small, CPU, bfloat16=False)
@@ -276,7 +283,8 @@ def test_peers_are_trained_drawn_and_scored_and_then_kept(tmp_path: Path) -> Non
     assert unet["losses"][str(unet["found"]["lr"])] == min(unet["losses"].values())
 
 
-PARTS = [pytest.param(part, marks=[pytest.mark.slow] * (part == "loop")) for part in calls.PARTS]  # imports diffusers
+LONG = "loop", "compiled"  # which import diffusers, and compile
+PARTS = [pytest.param(part, marks=[pytest.mark.slow] * (part in LONG)) for part in calls.PARTS]
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -284,16 +292,18 @@ def test_every_ratio_stands_beside_its_aim(part: str, monkeypatch: pytest.Monkey
     """Each call once, of small models."""
     monkeypatch.setattr(calls, "over", lambda top, bottom, seconds, scale=1.0: (top(), bottom()) and Spread(2, 1, 3))
     monkeypatch.setattr(calls, "shipped", lambda name: model(DUAL))
-    monkeypatch.setattr(calls, "of_auto", lambda side: model(DUAL))
+    monkeypatch.setattr(calls, "of_auto", lambda size, side: model(DUAL))
+    of_members = {"efficiency": {"cpu": Spread(2, 1, 3)}, "macs_ratio": 4.0}
+    monkeypatch.setattr(ratios, "members", lambda *arguments, **named: of_members)
     head, _, *lines = calls.table([part], 0.0)
     for line in lines:
         assert line.count("|") == head.count("|")
         assert "2.000 [1.000, 3.000] |" in line
         assert line.endswith((" at least |", " at most |"))
-    assert lines or part == "loop"
+    assert lines or part in LONG
 
 
 def test_what_auto_makes_is_measured_at_its_side() -> None:
-    made = calls.of_auto(32)
+    made = calls.of_auto("tiny", 32)
     assert made.shape == (3, 32, 32)
     assert made.call_cost.heavy > 3 * made.call_cost.light

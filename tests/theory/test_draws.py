@@ -103,6 +103,20 @@ def test_a_step_s_noise_is_the_same_however_many_are_made_at_once(ahead, monkeyp
         assert torch.equal(made(step, draw), draws.normal(f"step {step} draw {draw}", 3))
 
 
+def test_a_last_step_that_draws_nothing_costs_no_numbers(monkeypatch):
+    streams, normals = [], Draws.normals
+
+    def counted(draws, names, *shape):
+        streams.extend(names)
+        return normals(draws, names, *shape)
+
+    monkeypatch.setattr(Draws, "normals", counted)
+    made = noise.StepNoise(PROCESS, Draws(0, torch.tensor([3, 4])), 3, (3,))
+    for step in range(2):
+        made(step, 0)
+    assert streams == ["step 0 draw 0", "step 1 draw 0"]
+
+
 def test_rows_seeds_and_streams_are_unrelated():
     n = 20_000
     row = torch.arange(4)

@@ -94,10 +94,10 @@ def _pixels(images: Images | Iterable[Images]) -> np.ndarray:
 
 
 def png_bytes(image: NDArray[np.uint8]) -> bytes:
-    """(C, H, W) uint8, C = 1 or 3, as the content of a PNG file."""
+    """(C, H, W) uint8, C = 1 or 3, as the content of a PNG file, packed fast: up to a tenth larger than it could be."""
     picture = image.transpose(1, 2, 0)
     content = io.BytesIO()
-    Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(content, "PNG")
+    Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(content, "PNG", compress_level=1)
     return content.getvalue()
 
 

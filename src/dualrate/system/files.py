@@ -18,7 +18,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -170,12 +170,14 @@ def whole(path: Path, *, synced: bool = True) -> Iterator[Path]:
     """A file written whole or not at all: yields the place beside it to write, which is synced and renamed at the end.
 
     If the block fails, or the process is killed, the file is what it was; what a kill leaves is written over next time.
-    synced: False for files by the thousand, whose reader looks whether they are whole: a loss of power may cut them
+    synced: False for files by the thousand, in a folder that this process holds (`locked`), whose reader looks whether
+            they are whole: a loss of power may cut them
     """
     usual, other = (path.with_name(f"{path.name}.{mark}.partial") for mark in ("0" * 8, secrets.token_hex(4)))
     if not path.parent.exists():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder: make it first", str(path.parent))
-    with naming(path), locked(usual, os.O_RDWR | os.O_CREAT) as is_ours:
+    holding = locked(usual, os.O_RDWR | os.O_CREAT) if synced else nullcontext(fcntl is not None)
+    with naming(path), holding as is_ours:
         aside = usual if is_ours else other  # another process may be writing there now
         try:
             yield aside
