@@ -232,7 +232,7 @@ def write_dataset(path: Path, data: Any, time: str) -> None:
 
     coordinates = {str(name): encode_cf_variable(data[name].variable, name=name) for name in data.coords}
     beside = [name for name in coordinates if name not in data.sizes]
-    with _new_file(path) as (file, create):
+    with naming(path), _new_file(path) as (file, create):
         file.attrs.update(data.attrs)
         for name, labels in coordinates.items():
             attributes = {key: value for key, value in labels.attrs.items() if key != "_FillValue"}
