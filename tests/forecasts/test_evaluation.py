@@ -83,8 +83,21 @@ def test_chunks_of_starts_change_nothing(autoregression, monkeypatch):
     assert np.array_equal(whole.crps.value, parts.crps.value)
     assert np.array_equal(whole.ranks, parts.ranks)
     at_once = judged(model, starts, drawn).stability.ratios
-    monkeypatch.setattr("dualrate.forecasts.evaluation.AT_A_TIME", 3 * drawn[0, :, 0].size)  # pieces of a start
+    monkeypatch.setattr("dualrate.forecasts.evaluation.JUDGED", 3 * drawn[0, :, 0].size)  # pieces of a start
     np.testing.assert_allclose(judged(model, starts, drawn).stability.ratios, at_once)
+
+
+def test_a_forecast_without_a_model_has_some_members_however_many_are_scored(autoregression, monkeypatch):
+    """Its fair score is the same in the mean, and is not paid for."""
+    model, starts, drawn = autoregression
+    monkeypatch.setattr("dualrate.forecasts.evaluation.RANDOM", 3)
+    found = forecast_scores(model, starts, drawn).by_name
+    assert {name: found[name].members for name in ("forecast", "climatology", "regression")} == {
+        "forecast": drawn.shape[1],
+        "climatology": 3,
+        "regression": 3,
+    }
+    np.testing.assert_allclose(found["climatology"].crps.value, 1 / math.sqrt(math.pi), rtol=0.05)
 
 
 def test_tables_and_plain_values(found):

@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray
 from forecasts.made_forecasts import written
 
 from dualrate.experiment.model import Model
-from dualrate.forecasts.evaluation import _by_lead
+from dualrate.forecasts import evaluation
+from dualrate.forecasts.evaluation import JUDGED, _by_lead, judged
 from dualrate.forecasts.folder import ForecastArray
 from dualrate.forecasts.netcdf import write_dataset
+from dualrate.forecasts.output import LazyFrames
 from dualrate.forecasts.rollout import FrameBlock
 from dualrate.forecasts.scores import ForecastScorer
 from dualrate.system.files import forget
@@ -49,6 +52,8 @@ def test_frames_that_are_there_are_looked_at_piece_by_piece(tmp_path: Path) -> N
     again = ForecastArray(tmp_path, shape)
     assert (again.done == 2).all()
     assert of_files() - before < x.nbytes / 4
+    assert again.burst == 0
+    assert of_files() - before < x.nbytes / 4
     assert again.damaged == 0
 
 
@@ -69,3 +74,34 @@ def test_a_store_and_scores_read_a_lead_time_at_a_time(model: Model, tmp_path: P
     assert of_files() - before < x.nbytes / 4
     assert scorer.scores().crps.value.max() == 0
     assert os.stat(tmp_path / "a.nc").st_size > x.nbytes
+
+
+def test_a_store_is_written_member_by_member(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All variables of a member lie side by side: were they written one after the other, all would be read anew."""
+    done, places = written(model, tmp_path / "out", 4, members=3), []
+    read = LazyFrames._read
+    monkeypatch.setattr(LazyFrames, "_read", lambda self, key: (places.append(key[: self.lead]), read(self, key))[1])
+    monkeypatch.setattr("dualrate.forecasts.netcdf.AT_A_TIME", 2 * done.x[0, 0, 0, 0].size)  # in pieces of two frames
+    write_dataset(tmp_path / "a.zarr", done.dataset, "lead_time")
+    members = [place for place in places if len(place) == 2]
+    assert members == sorted(members)
+    assert len(members) == 2 * done.x.shape[3] * len({*members}) > 2 * len(done.starts)
+    store = xarray.open_zarr(tmp_path / "a.zarr", consolidated=True)
+    assert store.equals(done.dataset)
+
+
+@pytest.mark.parametrize("shape", [(1, 600, 40), (30, 20, 40), (3, 1, 8000)])
+def test_few_frames_are_judged_at_a_time(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int]
+) -> None:
+    done, sizes = written(model, tmp_path / "out", 2, members=1), []
+    monkeypatch.setattr(evaluation, "JUDGED", 100 * done.x[0, 0, 0].size)
+    numbers = evaluation.steady_numbers
+    monkeypatch.setattr(
+        evaluation, "steady_numbers", lambda now, before: (sizes.append(now.shape), numbers(now, before))[1]
+    )
+    starts = replace(done.starts, past=np.resize(done.starts.past, (shape[0], *done.starts.past.shape[1:])))
+    judged(model, starts, np.resize(done.x[0, 0, :1], (*shape, *done.x.shape[3:])))
+    assert max(np.prod(size[:3]) for size in sizes[:-1]) <= 100
+    assert sum(np.prod(size[:3]) for size in sizes[:-1]) == np.prod(shape)
+    assert JUDGED < 2**22

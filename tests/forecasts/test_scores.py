@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from dualrate.forecasts import scores as scores_module
+from dualrate.forecasts import sums as sums_module
 from dualrate.forecasts.baselines import climatology, persistence
 from dualrate.forecasts.scores import ForecastScorer, ForecastScores, students_t, time_until
 from dualrate.forecasts.spectra import power_spectrum, spectrum_distance
@@ -258,6 +258,28 @@ def test_channels_of_different_units_add_up_by_their_scales() -> None:
         np.testing.assert_allclose(getattr(found, name).value, getattr(expected, name).value, rtol=1e-12)
 
 
+def test_a_scorer_beside_another_scores_as_one_of_its_own() -> None:
+    """Some channels, other scales, other weights: members are put in order once for all."""
+    x, y, start = normals(6, 5, 2, 3, 4, 6), normals(6, 2, 3, 4, 6), normals(6, 3, 4, 6)
+    weights, thresholds = torch.rand(3, 4, 6, generator=GENERATOR), normals(2, 3, 4, 6)
+    how = {"climatology": normals(3, 4, 6), "thresholds": thresholds}
+    scorer = ForecastScorer([1, 2], scale=torch.tensor([1.0, 2.0, 3.0]), **how)
+    weighted = scorer.beside(scale=torch.tensor([2.0, 1.0, 5.0]), weights=weights)
+    single = scorer.beside([1])
+    for part in (slice(0, 4), slice(4, 6)):
+        scorer.add(zip(x[part].unbind(2), y[part].unbind(1), strict=True), start=start[part])
+    one = {"climatology": how["climatology"][1:2], "thresholds": thresholds[:, 1:2]}
+    pairs = (
+        (weighted, scored(x, y, start=start, scale=torch.tensor([2.0, 1.0, 5.0]), weights=weights, **how)),
+        (single, scored(x[:, :, :, 1:2], y[:, :, 1:2], start=start[:, 1:2], **one)),
+    )
+    for found, expected in pairs:
+        for name, value in vars(found.scores(resamples=100)).items():
+            theirs = getattr(expected, name)
+            pair = (value.value, theirs.value) if hasattr(value, "value") else (value, theirs)
+            np.testing.assert_allclose(*pair, rtol=1e-12, atol=1e-12)
+
+
 def test_chunks_change_nothing() -> None:
     members, truth = normals(7, 3, 2, 1, 4, 4).round(), normals(7, 2, 1, 4, 4).round()  # many are equal
     whole = scored(members, truth)
@@ -273,7 +295,7 @@ def test_what_is_held_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch,
     how = {"weights": torch.rand(2, 5, 6), "climatology": normals(2, 5, 6), "thresholds": normals(3, 2, 5, 6)}
 
     def scores(at_a_time: int) -> ForecastScores:
-        monkeypatch.setattr(scores_module, "AT_A_TIME", at_a_time)
+        monkeypatch.setattr(sums_module, "AT_A_TIME", at_a_time)
         scorer = ForecastScorer([1, 2, 3], scale=torch.tensor([1.0, 3.0]), **how)
         scorer.add(zip(x.unbind(2), y.unbind(1), strict=True), start=start)
         return scorer.scores()

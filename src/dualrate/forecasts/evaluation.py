@@ -33,6 +33,8 @@ from dualrate.system.progress import ImageProgress
 from dualrate.system.workers import Mapper, in_turn
 
 AT_A_TIME = 2**24  # numbers that are scored together
+JUDGED = 2**21  # that are judged together
+RANDOM = 100  # members of a forecast without a model, at most: fair scores of more are the same in the mean
 SHOWN = 12  # lead times, at most
 WITHOUT_MODEL = {
     "persistence": "the last known frame again",
@@ -197,55 +199,46 @@ def forecast_scores(
     alike = torch.from_numpy(replace(geometry, spherical=False).weights(x.shape[3:]))
     thresholds = torch.from_numpy(np.quantile(frames.numpy(), EVENTS, 0))
 
-    def scorer(channels: list[int], weights: Tensor = weights, scale: Tensor | None = None) -> ForecastScorer:
-        chosen: dict[str, Any] = {
-            "climatology": mean[channels],
-            "weights": weights[channels],
-            "thresholds": thresholds[:, channels],
-        }
-        return ForecastScorer(leads, scale=scale, **chosen)
-
     ridge = regression_of(starts.training, forecast, starts.known)
     calendar = Seasons.of(starts.training, starts.dates, starts.known, forecast.ahead)
     missing = {"regression": ridge is None, "season": calendar is None}
     by_name = [name for name in BY_NAME if not missing.get(name)]
-    scorers = {name: scorer(moving, scale=std[moving]) for name in by_name}
-    plain = {name: scorer(moving, alike, std[moving]) for name in by_name if geometry.spherical}
-    single = {c: scorer([c]) for c in moving}
+    about: dict[str, Any] = {"climatology": mean[moving], "thresholds": thresholds[:, moving]}
+    scorers = {name: ForecastScorer(leads, scale=std[moving], weights=weights[moving], **about) for name in by_name}
+    plain = {}
+    if geometry.spherical:
+        plain = {name: each.beside(scale=std[moving], weights=alike[moving]) for name, each in scorers.items()}
+    single = {c: scorers["forecast"].beside([i]) for i, c in enumerate(moving)}
     regions = {}
     for name, points in views.inside(forecast.geometry).items():
         within = weights * torch.from_numpy(points)
-        regions[name] = scorer(moving, within / within.mean((1, 2), keepdim=True), std[moving])
+        within = (within / within.mean((1, 2), keepdim=True))[moving]
+        regions[name] = scorers["forecast"].beside(scale=std[moving], weights=within)
     events = [Reliability(*event, weights) for event in views.thresholds(names)]
 
     def drawn(name: str, part: range) -> Iterable[Tensor]:
         """Members (n, M, C, H, W) of each lead time."""
         if name == "forecast":
             return _by_lead(x[part.start : part.stop], starts.known)
-        past = torch.tensor(starts.past[part.start : part.stop])
+        past, random = torch.tensor(starts.past[part.start : part.stop]), min(max(2, members), RANDOM, len(frames))
         if name == "persistence":
             return persistence(past, starts.known).unbind(2)
         if name == "season" and calendar is not None:
-            return calendar.drawn(frames, part, min(max(2, members), len(frames)), starts.known)
+            return calendar.drawn(frames, part, random, starts.known)
         if name == "regression" and ridge is not None:
-            random = min(max(2, members), len(ridge.errors))
-            return regressed(ridge, forecast, past, random, starts.known, part.start)
-        return climatology(frames, len(part), min(max(2, members), len(frames)), starts.known, part.start)
+            return regressed(ridge, forecast, past, min(random, len(ridge.errors)), starts.known, part.start)
+        return climatology(frames, len(part), random, starts.known, part.start)
 
     for first in range(0, count, each):
         part = range(first, min(first + each, count))
         truth = torch.tensor(np.stack([starts.truth(i) for i in part]))
         past = torch.tensor(starts.past[first : part.stop])
-        scored = [(each, name, moving) for some in (scorers, plain) for name, each in some.items()]
-        scored += [(each, "forecast", [c]) for c, each in single.items()]
-        scored += [(each, "forecast", moving) for each in regions.values()]
         for event in events:
             event.add(zip(drawn("forecast", part), truth.unbind(1), strict=True))
-        for each_scorer, name, channels in scored:
+        some = slice(moving[0], moving[-1] + 1) if moving[-1] - moving[0] < len(moving) else moving  # a view
+        for name, scorer in scorers.items():
             frame_by_frame = zip(drawn(name, part), truth.unbind(1), strict=True)
-            some = slice(channels[0], channels[-1] + 1) if channels[-1] - channels[0] < len(channels) else channels
-            pairs = ((a[:, :, some], b[:, some]) for a, b in frame_by_frame)
-            each_scorer.add(pairs, start=past[:, -1, channels])
+            scorer.add(((a[:, :, some], b[:, some]) for a, b in frame_by_frame), start=past[:, -1, some])
     by_variable = {names[c]: scorer.scores(starts.groups) for c, scorer in single.items()}
     still = tuple(name for c, name in enumerate(names) if c not in moving)
     return ForecastReport(
@@ -353,9 +346,9 @@ def judged(model: Model, starts: Starts, x: Frame) -> StabilityReport:
     pairs = statistics.normalised(looked.unflatten(0, (-1, 2)))
     moving, means = _moving(looked), torch.zeros(frames, x.shape[3], len(STEADY), dtype=torch.float64)
     size = int(np.prod(x.shape[3:]))
-    together = max(1, AT_A_TIME // size)  # members
-    each = max(1, AT_A_TIME // (size * members * frames))
-    some = max(1, AT_A_TIME // (size * min(members, together) * each))
+    together = max(1, JUDGED // size)  # members
+    each = max(1, JUDGED // (size * members * frames))
+    some = max(1, JUDGED // (size * min(members, together) * each))
     for n, m in product(range(0, count, each), range(0, members, together)):
         before = torch.tensor(starts.past[n : n + each, None, -1:])
         for first in range(0, frames, some):

@@ -164,6 +164,15 @@ class ForecastArray:
         forget(self.x)
         return hashed
 
+    @property
+    def burst(self) -> int:
+        """How many members have a last frame that is not finite."""
+        count = 0
+        for row in self.x.reshape(-1, *self.shape[2:]):
+            count += not np.isfinite(row[-1]).all()
+            forget(self.x)
+        return count
+
     def earlier(self, starts: range, members: range) -> Frame:
         """The frames that all of these members have on disk."""
         place = np.s_[starts.start : starts.stop, members.start : members.stop]
@@ -311,8 +320,7 @@ def write_forecast(
                 array.save()
                 raise
             seconds, drawn = time.perf_counter() - begun, int(array.done.sum()) - before
-            burst = sum(not np.isfinite(row[-1]).all() for of_start in array.x for row in of_start)
-            forget(array.x)
+            burst = array.burst
             forecast = forecast_of(drawer.model)
             troubles = (stopped_early(drawer.model.experiment, drawer.model.iteration), starts.strange)
             written = ForecastWritten(array.x, truth, drawn, seconds, burst, record, starts, forecast, troubles)
@@ -343,6 +351,7 @@ def _truth(path: Path, starts: Starts, frame: Sequence[int]) -> Frame:
         array = np.lib.format.open_memmap(aside, "w+", np.float32, (len(starts), starts.known, *frame))
         for i in range(len(starts)):
             array[i] = starts.truth(i)
+            forget(array)
         array.flush()
     return np.load(path, mmap_mode="r")
 

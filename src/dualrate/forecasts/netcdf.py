@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -231,23 +232,25 @@ def write_dataset(path: Path, data: Any, time: str) -> None:
 
     coordinates = {str(name): encode_cf_variable(data[name].variable, name=name) for name in data.coords}
     beside = [name for name in coordinates if name not in data.sizes]
-    with _new_file(path) as (file, create):
+    with naming(path), _new_file(path) as (file, create):
         file.attrs.update(data.attrs)
         for name, labels in coordinates.items():
             attributes = {key: value for key, value in labels.attrs.items() if key != "_FillValue"}
             create(file, name, labels.sizes, labels.dtype, attributes)[...] = labels.values
+        together: dict[tuple[int, ...], list[tuple[Any, Any]]] = {}  # by shape: frames hold all variables
         for name, variable in data.data_vars.items():
             dims, at = variable.dims, variable.dims.index(time)
             attributes = dict(variable.attrs)
             if along := [each for each in beside if {*data[each].dims} <= {*dims}]:
                 attributes["coordinates"] = " ".join(along)
             frames, *space = variable.shape[at:]
-            each = min(frames, max(1, AT_A_TIME // math.prod(space)))
-            chunks = *[1] * at, each, *space
+            chunks = *[1] * at, min(frames, max(1, AT_A_TIME // math.prod(space))), *space
             written = create(file, str(name), variable.sizes, np.dtype(np.float32), attributes, chunks)
-            for place in np.ndindex(*variable.shape[:at]):
-                for first in range(0, frames, each):
-                    part = *place, slice(first, min(first + each, frames))
+            together.setdefault(variable.shape[: at + 1] + chunks[at : at + 1], []).append((variable, written))
+        for (*before, frames, each), variables in together.items():
+            for *place, first in product(*map(range, before), range(0, frames, each)):
+                part = *place, slice(first, min(first + each, frames))
+                for variable, written in variables:
                     written[part] = variable[part].values
 
 

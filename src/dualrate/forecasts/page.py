@@ -14,10 +14,11 @@ from dualrate.forecasts.curves import Panel, curves_figure, spectra_figure
 from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, bad_news, shown_leads
 from dualrate.forecasts.folder import ForecastWritten, lead_axis, shown
 from dualrate.forecasts.pictures import forecast_figure
-from dualrate.forecasts.scores import THRESHOLDS, ForecastScores, Score, slices
+from dualrate.forecasts.scores import THRESHOLDS, ForecastScores, Score
 from dualrate.forecasts.spectra import power_spectrum
 from dualrate.forecasts.stability import STEADY, WITHIN, Stability
 from dualrate.forecasts.starts import lead_unit, plain_unit
+from dualrate.forecasts.sums import slices
 from dualrate.report.figures import ranks_figure, svg
 from dualrate.report.html import page
 from dualrate.system.files import forget

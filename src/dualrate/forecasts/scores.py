@@ -29,7 +29,7 @@ distribution and q the 97.5% quantile of Student's t with n - 1 degrees of freed
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
@@ -37,28 +37,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from dualrate.diffusion.random import Draws
-from dualrate.forecasts.spectra import BANDS, power_spectrum, spectrum_distance
+from dualrate.forecasts.spectra import BANDS, spectrum_distance
+from dualrate.forecasts.sums import Sums
 from dualrate.metrics.distances import LEVEL, resampling_weights
-from dualrate.metrics.ensembles import fair_crps, rank
 
 THRESHOLDS = (0.9, 0.8)  # of `until`
-AT_A_TIME = 2**22  # numbers in float64 at a time
 GROUPS = 5  # of starts: the median lies within n values with probability 1 - 2^(1 - n), 0.94 of 5, 0.88 of 4
 EVENTS = (0.1, 0.5, 0.9)  # of `brier`: above these quantiles of the training data at a point
-
-
-def correlation(x: Tensor, y: Tensor) -> Tensor:
-    """The cosine (...) of the anomalies x and y, (..., C, H, W) both; 0 where one is zero or not finite."""
-    return F.cosine_similarity(x.flatten(-3), y.flatten(-3), dim=-1, eps=0).nan_to_num(nan=0, posinf=0, neginf=0)
-
-
-def brier(members: Tensor, truth: Tensor, threshold: Tensor) -> Tensor:
-    """The fair Brier score (N, ...) of members (N, M, ...) and truth (N, ...) that lie above a threshold."""
-    share, above = (members > threshold).to(truth).mean(1), (truth > threshold).to(truth)
-    return (share - above).square() - share * (1 - share) / max(1, members.shape[1] - 1)
 
 
 def time_until(correlations: Tensor, leads: Tensor, threshold: float) -> Tensor:
@@ -224,10 +211,23 @@ class ForecastScorer:
         self._weights = torch.ones(1, 1, 1).double() if weights is None else weights.cpu().double()
         self._thresholds = torch.zeros(0, 1, 1, 1) if thresholds is None else thresholds.cpu()
         self._seed = seed
+        self._channels: list[int] | None = None
+        self._others: list[ForecastScorer] = []
         self._rows: list[dict[str, Tensor]] = []  # of each chunk: (n, T, ...)
         self._shape: torch.Size | None = None  # (M, C, H, W)
         self._ranks = torch.zeros(())
         self._starts = 0
+
+    def beside(
+        self, channels: list[int] | None = None, *, scale: Tensor | None = None, weights: Tensor | None = None
+    ) -> ForecastScorer:
+        """A scorer of some channels, or by other weights, of what is added to this one: members are sorted once."""
+        how = {"climatology": self._about, "thresholds": self._thresholds, "seed": self._seed}
+        weights = self._weights if weights is None else weights
+        other = ForecastScorer(self._leads.tolist(), scale=scale, weights=weights, **how)
+        other._channels = channels
+        self._others.append(other)
+        return other
 
     def add(self, frames: Iterable[tuple[Tensor, Tensor]], *, start: Tensor | None = None) -> None:
         """The next n starts: (members (n, M, C, H, W), truth (n, C, H, W)) of each lead time, any float type.
@@ -237,22 +237,32 @@ class ForecastScorer:
                 Rates mean nothing where the frames of a member were drawn apart from each other.
         Raises ValueError for shapes that differ, other numbers of lead times, and truth that is not finite.
         """
-        rows: list[dict[str, Tensor]] = []
-        counts: list[Tensor] = []
+        scorers = self, *self._others
+        weightings = list({id(each._weights): each._weights for each in scorers}.values())
+        of_leads: list[list[tuple[dict[str, Tensor], Tensor]]] = []
         before = None if start is None else (start[:, None], start)
         for members, truth in frames:
-            if len(rows) == len(self._leads):
-                raise ValueError(f"got more lead times than the {len(rows)} of this scorer; give it all of them")
+            if len(of_leads) == len(self._leads):
+                raise ValueError(f"got more lead times than the {len(of_leads)} of this scorer; give it all of them")
             self._check(members, truth, None if before is None else before[1])
-            row, count = self._scored(members, truth, before, len(rows))
-            rows.append(row)
-            counts.append(count)
+            weights = torch.stack([each.expand(truth.shape[1:]) for each in weightings])
+            numbers = torch.arange(self._starts, self._starts + len(truth))
+            chance = Draws(self._seed, numbers).uniform(f"rank {len(of_leads)}", *truth.shape[1:])
+            thresholds = self._thresholds.expand(-1, *truth.shape[1:])
+            sums = Sums.of((members, truth), before, weights, self._about, thresholds, chance)
+            views = [next(i for i, each in enumerate(weightings) if each is scorer._weights) for scorer in scorers]
+            count = members.shape[1]
+            of_leads.append([scorer._row(sums, view, count) for scorer, view in zip(scorers, views, strict=True)])
             before = members, truth
-        if len(rows) < len(self._leads):
-            raise ValueError(f"got {len(rows)} lead times, expected the {len(self._leads)} of this scorer: give all")
-        self._rows.append({name: torch.stack([row[name] for row in rows], 1) for name in rows[0]})
-        self._ranks = self._ranks + torch.stack(counts)
-        self._starts += len(rows[0]["crps"])
+        if len(of_leads) < len(self._leads):
+            raise ValueError(
+                f"got {len(of_leads)} lead times, expected the {len(self._leads)} of this scorer: give all"
+            )
+        for scorer, of_scorer in zip(scorers, zip(*of_leads, strict=True), strict=True):
+            rows, ranks = zip(*of_scorer, strict=True)
+            scorer._rows.append({name: torch.stack([row[name] for row in rows], 1) for name in rows[0]})
+            scorer._ranks = scorer._ranks + torch.stack(ranks)
+            scorer._starts, scorer._shape = scorer._starts + len(rows[0]["crps"]), self._shape
 
     def scores(self, groups: Tensor | None = None, *, resamples: int = 1000, seed: int = 0) -> ForecastScores:
         """Scores of all starts that were added, in the order in which they came.
@@ -291,9 +301,6 @@ class ForecastScorer:
             power_truth=rows["power_truth"].mean(0).numpy(),
         )
 
-    def _in_units(self, fields: Tensor) -> Tensor:
-        return fields.cpu().double() / self._scale.double()[:, None, None]
-
     def _check(self, members: Tensor, truth: Tensor, before: Tensor | None) -> None:
         """Check shapes, and keep that of the first members."""
         if members.ndim != 5 or members[:, 0].shape != truth.shape:
@@ -312,81 +319,40 @@ class ForecastScorer:
         if not truth.isfinite().all():
             raise ValueError("the truth holds numbers that are not finite; leave these starts out, or the points")
 
-    def _scored(
-        self, x: Tensor, y: Tensor, before: tuple[Tensor, Tensor] | None, lead: int
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Rows by start (n, ...), whose means `_from_means` takes; and the number of points of each rank, (M + 1,).
+    def _row(self, sums: Sums, view: int, count: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Numbers by start (n, ...), whose means `_from_means` takes; and the weight of each rank, (M + 1,).
 
-        x: (n, M, C, H, W) members, y: (n, C, H, W) the truth, in the data's units; before: those a lead earlier
-        Few points of all members, then few members, are in float64 at a time.
+        view: of the sums' weightings, this scorer's; count: M
         """
-        (starts, count), y, shape = x.shape[:2], self._in_units(y), y.shape[1:]
-        weights, root = self._weights.expand(shape), self._weights.sqrt()
-        chance = Draws(self._seed, torch.arange(self._starts, self._starts + starts)).uniform(f"rank {lead}", *shape)
-        unknown, ranks = torch.full((starts,), torch.nan, dtype=torch.float64), torch.zeros(()).double()
-        row: dict[str, Tensor] = {}
-        means: list[Tensor] = []
-        for part in slices(shape[1], x[..., :1, :].numel()):
-            points, truth = self._in_units(x[..., part, :]), y[..., part, :]
-            mean, of_points = points.mean(1), weights[..., part, :]
-            ranked = rank(points, truth, chance[..., part, :])
-            thresholds = self._thresholds.expand(-1, *shape)[..., part, :].double()
-            thresholds = thresholds / self._scale.double()[:, None, None]
-            briers = [(of_points * brier(points, truth, each)).flatten(1).mean(1) for each in thresholds]
-            outer = ((ranked == 0) | (ranked == count)).double().mul(of_points)
-            now = {
-                "crps": fair_crps(of_points * points, of_points * truth),
-                "square": (of_points * (mean - truth).square()).flatten(1).mean(1),
-                "square_member": (of_points * (points - truth[:, None]).square()).flatten(1).mean(1),
-                "variance": (of_points * points.var(1)).flatten(1).mean(1) if count > 1 else unknown,
-                "outer": outer.flatten(1).mean(1),
-                "brier": torch.stack(briers, 1) if briers else points.new_zeros(starts, 0),
-            }
-            _add(row, now, truth.shape[-2] / shape[1])
-            ranks = ranks + torch.bincount(ranked.flatten(), of_points.expand_as(ranked).flatten(), minlength=count + 1)
-            means.append(mean)
-        of_mean, of_truth = (root * self._anomalies(fields) for fields in (torch.cat(means, -2), y))
-        for part in slices(count, x[:, :1].numel()):
-            members = self._in_units(x[:, part])
-            change = unknown
-            if before is not None:
-                earlier = before[0] if before[0].shape[1] == 1 else before[0][:, part]
-                change = _norm(root * (members - self._in_units(earlier)), 2).mean(1)
-            now = {
-                "correlation_member": correlation(root * self._anomalies(members), of_truth[:, None]).mean(1),
-                "change": change,
-                "power": power_spectrum(members).mean(1),
-            }
-            _add(row, now, members.shape[1] / count)
-        last = None if before is None else self._in_units(before[1])
-        row |= {
-            "correlation": correlation(of_mean, of_truth),
-            "change_truth": unknown if last is None else _norm(root * (y - last), 1),
-            "power_truth": power_spectrum(y),
+        channels = list(range(sums.power.shape[1])) if self._channels is None else self._channels
+        points = {name: each[:, channels] for name, each in sums.points.items()}
+        weights, scale = self._weights.expand(sums.points["crps"].shape[1:])[channels], self._scale.double()
+        variance, ranks = scale.square(), points["rank"]
+
+        def mean(fields: Tensor, units: Tensor) -> Tensor:
+            return (weights * fields / units[:, None, None]).flatten(1).mean(1)
+
+        def change(squares: Tensor) -> Tensor:
+            return (squares[:, :, view, channels] / variance).mean(-1).sqrt().mean(1)
+
+        square, variances = (mean(points[name], variance) for name in ("square", "variance"))
+        outer = ((ranks == 0) | (ranks == count)).double()
+        row = {
+            "crps": mean(points["crps"], scale),
+            "square": square,
+            "square_member": square + variances,
+            "variance": variances * (count / (count - 1) if count > 1 else torch.nan),
+            "outer": mean(outer, torch.ones(1).double()),
+            "brier": (weights[..., None] * points["brier"]).flatten(1, 3).mean(1),
+            "correlation": sums.mean.correlation(channels, variance, view),
+            "correlation_member": sums.members.correlation(channels, variance, view),
+            "change": change(sums.change),
+            "change_truth": change(sums.change_truth),
+            "power": sums.power[:, channels] / variance[:, None],
+            "power_truth": sums.power_truth[:, channels] / variance[:, None],
         }
-        return row, ranks
-
-    def _anomalies(self, fields: Tensor) -> Tensor:
-        if self._about is None:
-            return fields - (self._weights * fields).mean((-2, -1), keepdim=True)
-        return fields - self._about.double() / self._scale.double()[:, None, None]
-
-
-def slices(count: int, size: int) -> Iterator[slice]:
-    """Slices of a dimension that hold `AT_A_TIME` numbers at most, or one of its `size` numbers."""
-    each = max(1, AT_A_TIME // max(1, size))
-    return (slice(first, min(first + each, count)) for first in range(0, count, each))
-
-
-def _add(means: dict[str, Tensor], part: dict[str, Tensor], share: float) -> None:
-    """Add the means of a part, which is this share of all."""
-    for name, value in part.items():
-        means[name] = share * value + means.get(name, 0)
-
-
-def _norm(fields: Tensor, batch: int) -> Tensor:
-    """Root mean square over all but the first `batch` dimensions."""
-    return fields.square().flatten(batch).mean(-1).sqrt()
+        shares = torch.bincount(ranks.flatten(), weights.expand(ranks.shape).flatten(), minlength=count + 1)
+        return row, shares
 
 
 def count_of(groups: Tensor) -> int:

@@ -24,12 +24,22 @@ from torch import Tensor
 
 def fair_crps(members: Tensor, truth: Tensor) -> Tensor:
     """(N,): members (N, M, ...); truth (N, ...). Of a single member it is the mean absolute error."""
-    count = members.shape[1]
-    error = (members - truth[:, None]).abs().mean(1)
-    weight = 2 * torch.arange(1, count + 1, device=members.device, dtype=members.dtype) - count - 1
-    ordered = members.sort(1).values.movedim(1, -1)
+    return ((members - truth[:, None]).abs().mean(1) - pairs_apart(in_order(members))).flatten(1).mean(1)
+
+
+def pairs_apart(ordered: Tensor) -> Tensor:
+    """sum_{i<j} |X_i - X_j| / (M (M - 1)), (...), of members (..., M) in order; 0 of a single one."""
+    count = ordered.shape[-1]
+    weight = 2 * torch.arange(1, count + 1, device=ordered.device, dtype=ordered.dtype) - count - 1
     apart = (ordered * weight).sum(-1)  # the sum over pairs; a matrix product would be in bfloat16 under autocast
-    return (error - apart / (count * max(1, count - 1))).flatten(1).mean(1)
+    return apart / (count * max(1, count - 1))
+
+
+def in_order(members: Tensor) -> Tensor:
+    """(N, ..., M): members (N, M, ...) in rising order. Without gradient numpy takes a tenth of torch's time."""
+    if members.requires_grad or members.device.type != "cpu" or members.dtype.itemsize < 4:
+        return members.sort(1).values.movedim(1, -1)
+    return torch.from_numpy(np.sort(np.ascontiguousarray(members.movedim(1, -1).numpy())))
 
 
 def energy_score(members: Tensor, truth: Tensor) -> Tensor:
