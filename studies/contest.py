@@ -57,7 +57,7 @@ from studies.multilevel import Multilevel
 BATCHES, RATES, HALFLIFE = (16, 8, 32, 64), (2e-3, 1e-3, 4e-3), 10_000
 SECONDS, SEARCHED, STARTS = 400, 100.0, 128  # of a training; of one of the search, and its starts
 STEPS = {"diffusion": (1, 2, 3, 4, 6, 8, 12, 16)}  # that are scored in the end; of other methods their one plan
-FEWER = {"sphere": (2, 4, 8, 16)}  # by diffusion, where scoring costs more
+FEWER = {"sphere": (2, 4, 8)}  # by diffusion, where scoring costs more
 CHOSEN_BY = 8  # steps that the search scores, by diffusion
 DRAWS = {"crps": 2, "crps-4": 4}  # of a start in the score that trains
 UPDATES, ROUNDS = 5, 8  # of a measurement of speed
@@ -405,6 +405,7 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, help=f"of a training ({SECONDS}), or of one of the search ({SEARCHED})"
     )
+    parser.add_argument("--rate", type=float, help="of a training, in place of the search's, where that one diverges")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="*", default=[], help="network:method")
@@ -430,6 +431,7 @@ def main() -> None:
             contest.search(network, method, options.seconds or SEARCHED, options.batches)
         else:
             setting = contest.best(network, method)
+            setting = replace(setting, rate=options.rate or setting.rate)
             for seed in options.seeds:
                 contest.train("final", network, method, setting, options.seconds or SECONDS, seed)
     if contest.rows:

@@ -169,6 +169,17 @@ def test_a_light_network_is_light_at_every_side(size, side, channels):
         TwoNetworks(heavy, light)  # refuses what does not fit
 
 
+@pytest.mark.parametrize("size", ["light", "medium"])
+@pytest.mark.parametrize("channels", [1, 3, 9, 12])
+def test_every_number_of_a_patch_passes_through_a_smaller_network_as_through_its_heavy_one(channels, size):
+    levels = Level("conv", 32, 1), Level("conv", 64, 3)
+    heavy = UViTConfig(64, channels, levels, patch=2, height=32)  # that of three variables and three frames has 9
+    smaller = reduced(heavy, size)
+    assert smaller.levels[0].channels >= min(4 * channels, 32)
+    assert heavy.macs >= 3 * smaller.macs
+    TwoNetworks(heavy, smaller)
+
+
 @pytest.mark.parametrize(("side", "size"), [(32, "tiny"), (64, "small"), (128, "tiny"), (256, "tiny")])
 def test_multiply_adds_of_a_configuration_are_those_that_are_counted(side, size):
     heavy = network(TIERS[size], side, 3, 0)

@@ -24,7 +24,7 @@ from dualrate.methods.crps import OneCallConfig, ScoreName
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.residual import ResidualConfig, ResidualNetworks
 from dualrate.methods.times import BothTimes, GivenTimes, SingleTime, TimeSource
-from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.networks.uvit import LIGHT, Level, UViTConfig
 
 Rate = Literal["dual", "both", "single", "medium", "light"]
 TrainedBy = Literal["diffusion", "residual", "corrdiff", "crps", "energy", "regression"]
@@ -56,7 +56,12 @@ def task_named(text: str) -> OfPicture:
 
 
 def reduced(heavy: UViTConfig, size: str) -> UViTConfig:
-    """A network of about a third (medium) or a sixth to a twentieth (light) of the multiply-adds of a heavy one."""
+    """A network of about a third (medium) or a sixth to a twentieth (light) of the multiply-adds of a heavy one.
+
+    All that a network sees passes through its finest level. So there it has a channel for each number of a patch, or
+    as many as the heavy one. A light network that is wider for that, and costs more than a part in `LIGHT` of the
+    heavy one, has no block there (docs/results/forecasts.md#on-a-sphere).
+    """
     conv, width, depth = SHARES[size]
     step = math.gcd(32, *(level.channels for level in heavy.levels if level.kind == "transformer"))
 
@@ -67,8 +72,12 @@ def reduced(heavy: UViTConfig, size: str) -> UViTConfig:
         kind = "conv" if size == "light" else level.kind
         return replace(level, kind=kind, channels=channels, blocks=blocks, dropout=0.0)
 
-    levels = tuple(of(level, i == len(heavy.levels) - 1) for i, level in enumerate(heavy.levels))
-    return replace(heavy, levels=levels, head_dim=step)
+    finest, *coarser = (of(level, i == len(heavy.levels) - 1) for i, level in enumerate(heavy.levels))
+    wide = max(finest.channels, min(heavy.levels[0].channels, -(-heavy.numbers // 8) * 8))
+    network = replace(heavy, levels=(replace(finest, channels=wide), *coarser), head_dim=step)
+    if wide == finest.channels or not coarser or LIGHT * network.macs <= heavy.macs:
+        return network
+    return replace(network, levels=(replace(finest, channels=wide, blocks=0), *coarser))
 
 
 def conditional_networks(
