@@ -189,7 +189,7 @@ def ageing(monkeypatch) -> Errors:
     t = StepPlan.uniform(steps).t
     log_snr = PROCESS.schedule.log_snr(torch.tensor(t[:-1], dtype=torch.float64)).numpy()
     made = Errors(t, errors, Bend(log_snr, *(np.full(steps - less, 0.01) for less in (1, 2, 0))))
-    monkeypatch.setattr("dualrate.drawing.planning.measured_errors", lambda *_, **__: made)
+    monkeypatch.setattr("dualrate.cli.plan.measured_errors", lambda *_, **__: made)
     return made
 
 

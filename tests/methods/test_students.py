@@ -376,12 +376,7 @@ def test_the_instant_version_differentiates_the_networks(head):
     assert [phase.name for i in range(3) for phase in method.phases(i)] == ["student"] * 3
 
 
-def test_plans_that_leave_a_student_without_context_are_refused():
-    for source in (SegmentRollout, FullRollout, ForwardPairs):
-        with pytest.raises(ValueError, match="context"):
-            source(dr.StepPlan.at(4, (1,)), PROCESS)
-    with pytest.raises(ValueError, match="t = 1"):
-        FullRollout(dr.StepPlan((0.5, 0.0), (Refresh.FULL,)), PROCESS)
+def test_sources_of_no_states_are_refused():
     with pytest.raises(ValueError, match="pairs is"):
         SegmentRollout(PLAN, PROCESS, pairs=0)
     with pytest.raises(ValueError, match="every step"):
