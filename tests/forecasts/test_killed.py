@@ -17,6 +17,8 @@ from forecasts.made_forecasts import written
 from trouble import forked
 
 from dualrate.experiment.model import Model
+from dualrate.forecasts import folder
+from dualrate.forecasts.folder import ForecastArray
 from dualrate.forecasts.output import LazyFrames
 
 CALLED = {".zattrs", ".zmetadata"}  # when, and by which command
@@ -61,6 +63,29 @@ def test_a_store_that_does_not_fit_the_disk_is_an_error_that_names_it(
 
 def no_space(*_: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("frames", [1, 8, 11, 12, 20])  # of six members, in windows of two, while a batch is drawn
+def test_a_forecast_stopped_while_it_writes_lost_nothing_that_it_noted(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: int
+) -> None:
+    """Frames of some members of a window are there, those of others are not."""
+    monkeypatch.setattr(folder, "SAVED_EVERY", 1000.0)
+    straight, left = written(model, tmp_path / "straight"), frames
+
+    def stopping(frame: Any, event: str, function: Any) -> None:
+        nonlocal left
+        left -= event == "c_return" and function.__name__ == "update" and frame.f_code is ForecastArray.write.__code__
+        if not left:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    sys.setprofile(stopping)
+    with pytest.raises(KeyboardInterrupt):
+        written(model, tmp_path / "out")
+    again = written(model, tmp_path / "out", note=pytest.fail)
+    assert straight.drawn - again.drawn == (frames - 1) // 6 * 12
+    np.testing.assert_array_equal(again.x, straight.x)
 
 
 @pytest.mark.slow

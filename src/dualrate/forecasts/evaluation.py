@@ -358,7 +358,9 @@ def judged(model: Model, starts: Starts, x: Frame) -> StabilityReport:
             means[first : first + len(numbers)] += numbers / (count * members)
             before = now[:, :, -1:]
             forget(x)
-    names, training_numbers = forecast.names, steady_numbers(pairs[:, 1], pairs[:, 0])
+    names, parts = forecast.names, pairs.split(max(1, JUDGED // size))
+    training_numbers = torch.cat([steady_numbers(part[:, 1], part[:, 0]) for part in parts])
+    power = torch.cat([power_spectrum(part[:, 1].double()) for part in parts]).mean(0)
     stability = Stability.of(
         forecast.lead_times(frames),
         [names[c] for c in moving],
@@ -367,7 +369,7 @@ def judged(model: Model, starts: Starts, x: Frame) -> StabilityReport:
         count_of(starts.groups),
         from_start=not starts.observed or (forecast.every == 1 and not forecast.noise),
     )
-    return StabilityReport(str(stability), stability, power_spectrum(pairs[:, 1].double()).mean(0).numpy())
+    return StabilityReport(str(stability), stability, power.numpy())
 
 
 def _moving(frames: Tensor) -> list[int]:

@@ -151,7 +151,7 @@ class ForecastArray:
                 noted[first:stop] = line.get("hashes", "")  # an earlier version wrote none
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{where} does not say which frames are there: remove that line") from error
-        self.pending: dict[range, int] = {}  # rows, of which so many frames were written and not noted
+        self.pending: dict[range, dict[str, Any]] = {}  # lines of the journal, of rows whose frames are not noted
         self.saved = time.monotonic()
         self.hashes: dict[int, hashlib._Hash] = {}  # of rows that are being written
         counts = self.done.flatten().tolist()
@@ -190,7 +190,7 @@ class ForecastArray:
         if mixed or not self.hashes.keys() >= set(rows):
             self.hashes |= {row: self._hash(row, piece.frames.start) for row in rows}
         if mixed:
-            self._note(rows, piece.frames.start)
+            append_record(self.journal, self._line(rows, piece.frames.start))
         size = self.x.itemsize * int(np.prod(self.shape[3:]))
         with naming(self.path), self.path.open("r+b") as file:
             for start, of_start in zip(piece.starts, piece.x, strict=True):
@@ -200,7 +200,7 @@ class ForecastArray:
                     file.write(new.tobytes())
                     self.hashes[row].update(new.tobytes())
         self.done[place] = piece.frames.stop
-        self.pending[rows] = piece.frames.stop
+        self.pending[rows] = self._line(rows, piece.frames.stop)  # now: what stops the next piece leaves it as it is
         if piece.frames.stop == frames or time.monotonic() - self.saved > SAVED_EVERY:
             self.save()
         if piece.frames.stop == frames:
@@ -211,13 +211,13 @@ class ForecastArray:
         """Note what was written since, once it is on disk."""
         if self.pending:
             sync(self.path)
-        for rows, frames in self.pending.items():
-            self._note(rows, frames)
+        for line in self.pending.values():
+            append_record(self.journal, line)
         self.pending, self.saved = {}, time.monotonic()
 
-    def _note(self, rows: range, frames: int) -> None:
+    def _line(self, rows: range, frames: int) -> dict[str, Any]:
         hashes = [_short(self.hashes[row]) for row in rows]
-        append_record(self.journal, {"rows": [rows.start, rows.stop], "frames": frames, "hashes": hashes})
+        return {"rows": [rows.start, rows.stop], "frames": frames, "hashes": hashes}
 
     def __str__(self) -> str:
         """The progress: frames that are on disk, of all."""
