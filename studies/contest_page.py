@@ -164,30 +164,24 @@ def length_table(rows: Sequence[Row]) -> str:
 
 
 def member_table(rows: Sequence[Row]) -> str:
-    """Costs of all plans by members of a start; of two rates beside them the ratios at equal CRPS, with 50."""
-    trainings, cost, few = finals(rows), costs(rows), COUNTS[-1]
+    """The best plan of each network and method: costs by members of a start, and of two rates the ratios at equal CRPS,
+    with 50 members."""
+    trainings, cost, many = finals(rows), costs(rows), COUNTS[-1]
     scores = {name: resampled(trainings, plan_of, values) for name, values in METRICS.items()}
-    singles = [plan for plan in scores["CRPS"] if plan[0] != "dual" and plan in cost["ms", few]]
+    singles = [plan for plan in scores["CRPS"] if plan[0] != "dual" and plan in cost["ms", many]]
+    ordered = sorted(scores["CRPS"], key=lambda plan: (scores["CRPS"][plan][0], plan[2]))
     lines = []
-    for plan in sorted(scores["CRPS"], key=lambda plan: scores["CRPS"][plan][0]):
+    for plan in {plan[:2]: plan for plan in reversed(ordered)}.values():
         cells = ["/".join(f"{cost['macs', n][plan]:.3g}" for n in COUNTS if plan in cost["macs", n])]
         cells.append("/".join(f"{n * cost['ms', n][plan]:.3g}" for n in COUNTS if plan in cost["ms", n]))
-        cells.append("/".join(f"{cost['mib', n][plan]:.0f}" for n in (1, FEW, 16, few) if plan in cost["mib", n]))
+        cells.append("/".join(f"{cost['mib', n][plan]:.0f}" for n in (1, FEW, *COUNTS[1:]) if plan in cost["mib", n]))
         cells += [interval(scores[metric][plan], 3) for metric in METRICS]
-        pair = plan[0] == "dual" and plan in cost["ms", few] and singles
-        cells += [
-            str(at_equal_score(scores["CRPS"], cost[of, few], plan, singles)) if pair else "" for of in ("macs", "ms")
-        ]
-        lines.append([word(plan[0]), word(plan[1]), plan[2], *cells])
-    heads = [
-        "million multiply-adds a member, of 1/16/50",
-        "ms of 1/16/50",
-        "MiB of 1/6/16/50",
-        *METRICS,
-        "ratio at equal CRPS, with 50: multiply-adds",
-        "ms",
-    ]
-    return markdown(["network", "trained by", "steps", *heads], lines, texts=2)
+        timed = plan[0] == "dual" and plan in cost["ms", many]
+        ratios = [str(at_equal_score(scores["CRPS"], cost[of, many], plan, singles)) for of in ("macs", "ms") if timed]
+        lines.append([f"{word(plan[0])}, {word(plan[1])}", plan[2], *cells, "; ".join(ratios)])
+    heads = ["million multiply-adds a member, of 1/16/50", "ms of 1/16/50", "MiB of 1/6/16/50", *METRICS]
+    heads.append("ratio at equal CRPS, of 50: multiply-adds; ms")
+    return markdown(["network", "steps", *heads], sorted(lines, key=lambda line: line[5]), texts=1)
 
 
 def figure(rows: Sequence[Row]) -> Figure:

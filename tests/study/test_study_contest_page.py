@@ -58,27 +58,27 @@ def test_ratios_are_interpolated() -> None:
 
 
 def test_members_have_what_they_cost_together_and_the_ratio_at_equal_crps_is_with_fifty() -> None:
+    scores = {1: 0.4, 2: 0.4 / 2**0.5, 4: 0.2, 8: 0.2, 16: 0.21}
     rows = [
-        *(final("single", "diffusion", steps, 0.4 / steps**0.5, 10.0 * steps, seconds=240) for steps in (1, 2, 4)),
-        *(
-            final("dual", "diffusion", 2, 0.4 / 3**0.5, 5.0, seed, seconds=240) for seed in (0, 1)
-        ),  # as large in 3 steps
+        *(final("single", "diffusion", steps, score, 10.0 * steps, seconds=240) for steps, score in scores.items()),
+        *(final("dual", "crps", 1, 0.4 / 3**0.5, 5.0, seed, seconds=240) for seed in (0, 1)),  # as large in 3 steps
     ]
     for row in rows:
         macs = 2.0 if row["network"] == "dual" else row["macs"]["1"]
         row["macs"] |= {"6": macs, "50": macs}
+    plans = [("dual", "crps", 1, 0.5), *(("single", "diffusion", steps, 1.0 * steps) for steps in scores)]
     rows += [
-        {"kind": "time", "network": network, "method": "diffusion", "steps": steps,
+        {"kind": "time", "network": network, "method": method, "steps": steps,
          "ms": dict.fromkeys(("1", "6", "16", "50"), ms), "mib": {"1": 5.0, "6": 7.4, "16": 16.0, "50": 40.0}}
-        for network, steps, ms in [("dual", 2, 0.5), *(("single", steps, 1.0 * steps) for steps in (1, 2, 4))]
+        for network, method, steps, ms in plans
     ]  # fmt: skip
-    lines = cells(contest_page.member_table(rows))
-    assert [line[:3] for line in lines[:2]] == [["large", "diffusion", "4"], ["two rates", "diffusion", "2"]]
-    pair = lines[1][3:]
-    assert pair[:3] == ["5/2.5/2", "0.5/8/25", "5/7/16/40"]
-    assert pair[3].startswith("0.231 [")
-    assert pair[5:] == ["15.0", "6.00"]  # (10 x 3) / 2 and 3 / 0.5
-    assert lines[0][8:] == ["", ""]
+    single, pair = cells(contest_page.member_table(rows))
+    assert single[:2] == ["large, diffusion", "4"]  # more steps are no better
+    assert pair[:2] == ["two rates, CRPS, one call", "1"]
+    assert pair[2:5] == ["5/2.5/2", "0.5/8/25", "5/7/16/40"]
+    assert pair[5].startswith("0.231 [")
+    assert pair[7] == "15.0; 6.00"  # (10 x 3) / 2 and 3 / 0.5
+    assert single[7] == ""
 
 
 def test_the_length_of_training_is_shown() -> None:
