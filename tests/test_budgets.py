@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = {
     "engine": 8735,
     "carriers": 9350,
-    "forecasts": 7045,
+    "forecasts": 7195,
     "pipelines": 3875,
     "texts": 430,
     "front": 4640,
