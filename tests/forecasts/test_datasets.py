@@ -90,6 +90,34 @@ def test_a_recipe_reads_the_variables_and_levels_of_its_data(tmp_path: Path) -> 
         find_fields(tmp_path / "b.npz", names=("d",))
 
 
+class Notes(Silent):
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines += text.splitlines()
+
+
+def test_a_recipe_lists_its_channels_and_what_it_leaves_out(tmp_path: Path) -> None:
+    data = era5().assign(u=("valid_time", np.arange(12.0)), w=(era5().t.dims, V))
+    data.t.attrs["units"], data.sp.attrs["units"] = "K", "Pa"
+    source, notes = saved(data, tmp_path / "a.nc"), Notes()
+    _ = Forecasting(DataConfig(str(source), variables=("t_850", "sp")))(notes)
+    rows = {line.split()[0]: line.split()[1:] for line in notes.lines if line}
+    at = V[:10, 1].astype(np.float64)
+    assert rows["channel"] == ["unit", "level", "mean", "deviation"]
+    assert rows["t_850"] == ["K", "850", "hPa", f"{at.mean():.4g}", f"{at.std():.4g}"]
+    assert rows["sp"][0] == "Pa"
+    assert "left out: w" in notes.lines
+    assert "over space alone, so left out (see --static, --mask): lsm" in notes.lines
+    assert any(line.startswith("made: 1 frame(s), 1 step(s) apart, 6 hours") for line in notes.lines)
+    assert any("over time alone: u" in line for line in notes.lines)
+    _ = Forecasting(DataConfig(str(source)), forcings=("sp",))(again := Notes())
+    assert not any(line.startswith("left out") for line in again.lines)
+
+
 def test_only_fields_have_variables_and_levels(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a text of a few words " * 200)
     for source in (str(tmp_path / "a.txt"), "fashion-mnist"):
@@ -199,3 +227,71 @@ def test_variables_of_several_kinds_are_refused_unless_some_are_named(tmp_path: 
     with pytest.raises(ValueError, match=r"different dimensions, .*name those of one kind \(--data.variables\)"):
         find_fields(path)
     assert find_fields(path, names=("coarse",))[1].variables == ("coarse",)
+
+
+def at_times(times: Any, **attributes: Any) -> xarray.Dataset:
+    data = era5(time="time").drop_vars("expver")
+    return data.assign_coords(time=("time", np.asarray(times), attributes))
+
+
+@pytest.mark.parametrize(
+    ("times", "attributes"),
+    [
+        (20200101 + np.arange(12), {"units": "day as %Y%m%d.%f"}),
+        ([*range(20200125, 20200132), *range(20200201, 20200206)], {}),
+        (202001 + np.arange(12), {}),
+        (20200101.0 + np.arange(12) / 4, {}),
+    ],
+)
+def test_dates_that_are_written_as_numbers_are_refused(tmp_path: Path, times: Any, attributes: dict[str, Any]) -> None:
+    """As numbers every month would end with a gap."""
+    with pytest.raises(ValueError, match=r"a.nc: its times are .*, the first is '2020.*pandas.to_datetime"):
+        find_fields(saved(at_times(times, **attributes), tmp_path / "a.nc"))
+
+
+def test_numbers_that_are_no_dates_stay_numbers(tmp_path: Path) -> None:
+    few = at_times(HOURS).isel(time=[0, 1]).assign_coords(time=[240006, 240012])
+    assert find_fields(saved(few, tmp_path / "few.nc"))[1].step == 6
+    for i, times in enumerate(
+        (np.arange(12) * 6, 202010 + np.arange(12), 20201301 + np.arange(12), np.arange(12) * 86400)
+    ):
+        assert find_fields(saved(at_times(times), tmp_path / f"{i}.nc"))[1].step == times[1] - times[0]
+
+
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        ([0, 1, 2, 2, *range(4, 12)], "after 2020-01-01T12:.* comes 2020-01-01T12:"),
+        ([0, 2, 1, *range(3, 12)], "after 2020-01-01T12:.* comes 2020-01-01T06:"),
+        ([*range(11, -1, -1)], "after 2020-01-03T18:.* comes 2020-01-03T12:"),
+    ],
+)
+def test_times_that_do_not_rise_are_named(tmp_path: Path, order: list[int], words: str) -> None:
+    with pytest.raises(ValueError, match=f"a.nc: its times do not rise.*{words}.*sortby, data.drop_duplicates"):
+        find_fields(saved(at_times(HOURS[order]), tmp_path / "a.nc"))
+
+
+def test_files_of_wrf(tmp_path: Path) -> None:
+    """Dates beside a counter of another name, and places that are written again at every time."""
+    names = ("Time", "south_north", "west_east")
+    north, east = (np.broadcast_to(each, (12, 4, 6)) for each in np.meshgrid(LATITUDES, LONGITUDES, indexing="ij"))
+    data = xarray.Dataset(
+        {"T2": (names, V[:, 0]), "Times": ("Time", np.array([f"2020-01-01_{i:02}:00:00" for i in range(12)], "S19"))},
+        {
+            "XLAT": (names, north, {"units": "degree_north"}),
+            "XLONG": (names, east, {"units": "degree_east"}),
+            "XTIME": ("Time", np.arange(12) * 60.0, {"units": "minutes since 2020-01-01"}),
+        },
+    )
+    fields = find_fields(saved(data, tmp_path / "wrfout.nc"))[1]
+    assert (fields.variables, fields.step, fields.axes) == (("T2",), 1, ("south_north", "west_east"))
+    assert fields.metadata.time == "hours"
+
+
+@pytest.mark.parametrize("name", ["realization", "ens", "member_id", "number"])
+def test_members_by_their_names_are_trajectories(tmp_path: Path, name: str) -> None:
+    members = ["r1i1p1f1", "r2i1p1f1"] if name == "member_id" else [0, 1]
+    data = at_times(HOURS).drop_vars("number")[["sp"]]
+    both = xarray.concat([data, data + 1], xarray.Variable(name, members))
+    trajectories = find_fields(saved(both, tmp_path / "a.nc"))[1].trajectories
+    np.testing.assert_array_equal(trajectories[1][0:12] - 1, trajectories[0][0:12])

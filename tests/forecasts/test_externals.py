@@ -273,6 +273,21 @@ def test_a_static_field_of_another_file_is_found_by_its_points(tmp_path: Path) -
         experiment(source, static=(f"{file}:orog",))
 
 
+@pytest.mark.parametrize("option", ["static", "mask"])
+@pytest.mark.parametrize("chosen", [(), ("t",)])
+def test_what_varies_in_time_is_no_static_field_and_no_mask(
+    tmp_path: Path, option: str, chosen: tuple[str, ...]
+) -> None:
+    data = world()
+    data["snow"] = data.t
+    source, beside = saved(data, tmp_path / "a.nc"), saved(data.rename(time="valid_time"), tmp_path / "b.nc")
+    for name in ("snow", f"{beside}:snow"):
+        with pytest.raises(
+            ValueError, match=r"snow of .* varies in time, .* --forcings snow takes it.*or write one time"
+        ):
+            experiment(source, variables=chosen, **{option: (name,) if option == "static" else name})
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [

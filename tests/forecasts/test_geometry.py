@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 import xarray
-from forecasts.made_globes import LATITUDES, LONGITUDES, experiment, saved, small_networks, trained, waves
+from forecasts.made_globes import (
+    LATITUDES,
+    LONGITUDES,
+    experiment,
+    saved,
+    small_networks,
+    trained,
+    untrained,
+    waves,
+)
 from runs.made import saved_random
 from scipy.special import sph_harm_y
 
@@ -53,6 +62,8 @@ def turned(kind: str) -> xarray.Dataset:
         return data.isel(lat=slice(None, None, -1))
     if kind == "from -180":
         return data.assign_coords(lon=("lon", (LONGITUDES + 180) % 360 - 180, data.lon.attrs)).sortby("lon")
+    if kind == "from 20":  # to 380
+        return data.assign_coords(lon=("lon", (LONGITUDES - 20) % 360 + 20, data.lon.attrs)).sortby("lon")
     if kind == "west last":
         return data.isel(lon=slice(None, None, -1))
     if kind == "longitude, latitude":
@@ -62,7 +73,7 @@ def turned(kind: str) -> xarray.Dataset:
     return data
 
 
-KINDS = ("south first", "from -180", "west last", "longitude, latitude", "longitude, latitude, time")
+KINDS = ("south first", "from -180", "from 20", "west last", "longitude, latitude", "longitude, latitude, time")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -71,9 +82,10 @@ def test_a_run_on_another_order_is_the_same_to_the_bit(tmp_path: Path, kind: str
     source = saved(turned(kind), tmp_path / "other.nc")
     other = trained(source, tmp_path / "other")
     assert other.weights_hash == plain.weights_hash
-    assert dr.forecast(other, 2, frames=2, members=2, seed=3).ensemble.tobytes() == (
-        dr.forecast(plain, 2, frames=2, members=2, seed=3).ensemble.tobytes()
-    )
+    results = [dr.forecast(run, 2, frames=2, members=2, seed=3) for run in (plain, other)]
+    assert results[0].ensemble.tobytes() == results[1].ensemble.tobytes()
+    for name in ("lat", "lon"):
+        np.testing.assert_array_equal(results[1].dataset[name], turned(kind)[name])
     geometry = other.experiment.condition.geometry  # pyright: ignore[reportAttributeAccessIssue]
     in_file = np.asarray(turned(kind).t)[0] if "time" not in kind else np.asarray(turned(kind).t)[..., 0]
     np.testing.assert_array_equal(geometry.order.usual(in_file), waves().t[0])
@@ -81,6 +93,26 @@ def test_a_run_on_another_order_is_the_same_to_the_bit(tmp_path: Path, kind: str
         np.testing.assert_allclose(axis.values, values)
     starts = read_starts(source, plain, pytest.fail)
     np.testing.assert_array_equal(starts.past[0, 0, 0], waves().t[-1])
+
+
+def test_a_run_on_a_packed_descending_and_shifted_file_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    data = waves()
+    data.t.values = np.float32(280 + 0.01 * np.round(100 * (data.t.values - 280)))
+    other = data.assign_coords(lon=("lon", (LONGITUDES + 180) % 360 - 180, data.lon.attrs))
+    other = other.sortby("lon", ascending=False).isel(lat=slice(None, None, -1)).transpose("lon", "time", "lat")
+    packing = {"t": {"dtype": "int16", "scale_factor": 0.01, "add_offset": 280.0, "_FillValue": -32767}}
+    sources = saved(data, tmp_path / "plain.nc"), saved(other, tmp_path / "other.nc", encoding=packing)
+    how: dict[str, Any] = {"forcings": ("sun",), "frames": 2}
+    plain, packed = (trained(source, tmp_path / source.stem, **how) for source in sources)
+    assert packed.weights_hash == plain.weights_hash
+    results = [dr.forecast(run, 1, frames=3, members=2) for run in (plain, packed)]
+    assert results[0].ensemble.tobytes() == results[1].ensemble.tobytes()
+    assert str(results[0].scores).replace("plain/", "other/") == str(results[1].scores)
+    written = (
+        results[1].dataset.t.transpose("init_time", "number", "lead_time", "lat", "lon").sortby("lat", ascending=False)
+    )
+    written = written.assign_coords(lon=written.lon % 360).sortby("lon")
+    np.testing.assert_array_equal(written, results[0].dataset.t)
 
 
 def test_packed_files_are_as_plain_ones(tmp_path: Path) -> None:
@@ -96,6 +128,97 @@ def test_a_region_stays_where_it_is(tmp_path: Path) -> None:
     region = waves().isel(lon=[14, 15, 0, 1])  # over Greenwich
     geometry = Geometry.of(find_fields(saved(region, tmp_path / "region.nc"))[1])
     assert (geometry.order, geometry.periodic, geometry.spherical) == (Order(), (False, False), True)
+
+
+def region(kind: str) -> xarray.Dataset:
+    """Eight columns over Greenwich, in the order of some file."""
+    data = waves().isel(lon=[12, 13, 14, 15, 0, 1, 2, 3])  # from 270 to 67.5
+    if kind == "sorted":
+        return data.sortby("lon")
+    if kind == "from the east":
+        return data.sortby("lon", ascending=False)
+    if kind == "longitude, latitude":
+        return data.sortby("lon").transpose("time", "lon", "lat")
+    return data
+
+
+@pytest.mark.parametrize("kind", ["sorted", "from the east", "longitude, latitude"])
+@pytest.mark.parametrize("date_line", [False, True])
+def test_a_region_that_a_file_cuts_in_two_is_joined_and_given_back_as_it_was(
+    tmp_path: Path, kind: str, date_line: bool
+) -> None:
+    plain, other = region("plain"), region("plain" if date_line else kind)
+    if date_line:
+        plain, east = (
+            data.assign_coords(lon=("lon", data.lon.values + 180, data.lon.attrs)) for data in (plain, other)
+        )
+        east = east.assign_coords(lon=("lon", (east.lon.values + 180) % 360 - 180, east.lon.attrs))
+        other = east.sortby("lon", ascending=kind != "from the east")
+        other = other.transpose("time", "lon", "lat") if "," in kind else other
+    source = saved(other, tmp_path / "other.nc")
+    runs = [trained(saved(plain, tmp_path / "plain.nc"), tmp_path / "plain"), trained(source, tmp_path / "other")]
+    assert runs[0].weights_hash == runs[1].weights_hash
+    results = [dr.forecast(run, 2, frames=2, members=2) for run in runs]
+    assert results[0].ensemble.tobytes() == results[1].ensemble.tobytes()
+    np.testing.assert_array_equal(results[1].dataset.lon, other.lon)
+    truth = results[1].dataset.t_truth
+    np.testing.assert_array_equal(truth[0, 0], other.t.sel(time=truth.valid_time.values[0, 0]))
+    geometry: Any = runs[1].experiment.condition.geometry  # pyright: ignore[reportAttributeAccessIssue]
+    assert (geometry.periodic, geometry.spherical) == ((False, False), True)
+    steps = np.diff(geometry.axes[1].unwound)
+    np.testing.assert_allclose(steps, 22.5)
+    starts = read_starts(source, runs[0], pytest.fail)
+    np.testing.assert_array_equal(starts.past[0, 0, 0], plain.t[-1])
+    picture = shown(results[1].ensemble, None, results[1].written.record, runs[1].experiment.condition)  # pyright: ignore[reportArgumentType]
+    np.testing.assert_allclose(np.diff(picture.columns.values), 22.5)
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "words"),
+    [
+        ([0, 1, 2, 8, 9], slice(None), r"longitudes lon have a hole, which going round .* from 45 to 180: sort or"),
+        ([0, 1, 2, 4, 5], slice(None), r"longitudes lon have a hole, .* from 45 to 90"),
+        ([0, 2, 1, 3, 4], slice(None), r"longitudes lon turn back or come round the circle again from 45 to 22.5"),
+        ([0, 1, 1, 2, 3], slice(None), r"longitudes lon turn back or .* from 22.5 to 22.5: sort"),
+        ([*range(16), 0], slice(None), r"longitudes lon turn back or come round the circle again from 337.5 to 0"),
+        ([0, 1, 2, 3], [0, 1, 5, 6, 7], r"latitudes lat have a hole from 56.25 to -33.75"),
+        ([0, 1, 2, 3], [0, 2, 1, 3], r"latitudes lat turn back"),
+    ],
+)
+def test_a_hole_that_no_turn_closes_is_refused(tmp_path: Path, columns: list, rows: Any, words: str) -> None:
+    source = saved(waves().isel(lon=columns, lat=rows), tmp_path / "holes.nc")
+    with pytest.raises(ValueError, match=rf"holes.nc: its.*{words}.*--geometry plane"):
+        experiment(source)
+    plane: Any = experiment(source, geometry="plane").condition
+    assert not plane.geometry.spherical
+
+
+def test_uneven_latitudes_and_longitudes_have_no_hole(tmp_path: Path) -> None:
+    stretched, gauss = 3.0 * 1.4 ** np.arange(6), np.polynomial.legendre.leggauss(8)[0]
+    for latitudes in (np.degrees(np.arcsin(gauss)), 90 - 20 * 1.2 ** np.arange(8)):
+        data = (
+            waves()
+            .isel(lon=range(6))
+            .assign_coords(
+                lat=("lat", latitudes, {"units": "degrees_north"}), lon=("lon", stretched, {"units": "degrees_east"})
+            )
+        )
+        condition: Any = experiment(saved(data, tmp_path / f"{latitudes[0]:.3}.nc")).condition
+        assert (condition.geometry.order.rolled, condition.geometry.spherical) == (0, True)
+
+
+def test_cells_without_rows_have_no_geometry(tmp_path: Path) -> None:
+    data = waves().stack(cell=("lat", "lon")).reset_index("cell")
+    for where in ("degrees", "radian"):
+        data.lat.attrs, data.lon.attrs = {"units": f"{where}_north"}, {"units": f"{where}_east"}
+        condition: Any = experiment(saved(data, tmp_path / f"{where}.nc")).condition
+        assert (condition.geometry.spherical, condition.geometry.order) == (False, Order())
+
+
+def test_radians_are_no_degrees(tmp_path: Path) -> None:
+    data = waves().assign_coords(lat=("lat", np.deg2rad(LATITUDES), {"units": "radian"}))
+    condition: Any = experiment(saved(data, tmp_path / "a.nc")).condition
+    assert not condition.geometry.spherical
 
 
 # Edges
@@ -172,6 +295,25 @@ def test_rotating_a_field_by_whole_longitudes_rotates_what_networks_make() -> No
         rotated = network(z.roll(columns, 3), log_snr, None)
         torch.testing.assert_close(rotated, plain.roll(columns, 3))
     assert not torch.allclose(network(z.roll(2, 2), log_snr, None), plain.roll(2, 2))
+
+
+@pytest.mark.parametrize("geometry", ["sphere", "plane"])
+def test_rotating_a_start_by_whole_longitudes_rotates_its_forecast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, geometry: str
+) -> None:
+    """To rounding, on a sphere alone; with noise that is the same at all longitudes."""
+    normals = Draws.normals
+    monkeypatch.setattr(Draws, "normals", lambda *of: (x := normals(*of))[..., :1].expand_as(x).clone())
+    model = untrained(saved(waves("ts"), tmp_path / "a.nc"), tmp_path / "run", frames=2, geometry=geometry)
+    start = waves("ts", seed=1).isel(time=[-1])
+    how: dict[str, Any] = {"frames": 4, "members": 2, "precision": "float32", "note": lambda text: None}
+    plain = dr.forecast(model, start, choice=dr.Choice(2), **how).ensemble
+    zonal = plain.std(-1).mean()
+    assert zonal > 1e-2
+    for columns in (4, 8):
+        rotated = dr.forecast(model, start.roll(lon=columns), choice=dr.Choice(2), **how).ensemble
+        apart = np.abs(rotated - np.roll(plain, columns, -1)).max() / zonal
+        assert apart < 2e-2 if geometry == "sphere" else apart > 0.2
 
 
 # Areas

@@ -102,6 +102,8 @@ def test_a_layout_is_forecast_and_read_back(layout: str, tmp_path: Path, monkeyp
                 truth = source[name.partition("_")[0]]
                 truth = truth.isel({truth.dims[0]: slice(at + 1, at + 3)})
                 if "_" in name:
+                    assert made[name].attrs["level"] == int(name.partition("_")[2])
+                    assert made[name].attrs["level_units"] in ("hPa", "millibars")
                     truth = truth.sel({truth.dims[1]: int(name.partition("_")[2])})
                 np.testing.assert_allclose(made[f"{name}_truth"][start], truth, rtol=1e-6)
                 assert made[name].attrs["units"] == "K"

@@ -80,7 +80,7 @@ def test_files_of_one_folder_say_the_same(tmp_path: Path) -> None:
             file.create_group("dimensions").attrs["spatial_dims"] = ["y", "x"]
             file["t0_fields/u"] = np.zeros((3, 5, 4, 6))
             file["t0_fields/u"].attrs["units"] = units
-    with pytest.raises(ValueError, match=r"b_test.h5 has u in degC, another file of .* has u in K"):
+    with pytest.raises(ValueError, match=r"b_test.h5 has u in degC, and .* has u in K"):
         find_fields(tmp_path)
 
 

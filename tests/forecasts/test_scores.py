@@ -429,7 +429,7 @@ def test_the_bounds_of_stability_allow_for_chance_and_for_faint_bands():
     np.testing.assert_allclose(found.bounds[:, 0], [[0.8 / (1 + c), *[0.8] * 4], [1.25 * (1 + c), *[1.25] * 4]])
     np.testing.assert_allclose(found.ratios[:, 0], [[1, 1, 1, 1, 1], [1, 0.75, 1, 1, 1]])
     assert found.first == 1
-    assert str(found).startswith("stable from frame 1 to 1: at frame 2 (lead 2) the variance of u is 0.75 times")
+    assert str(found).startswith("stable from frame 1 to 1: at frame 2 the variance of u is 0.75 times")
 
 
 @pytest.mark.parametrize(("share", "judged"), [(1.5e-4, True), (5e-5, False)])

@@ -14,6 +14,7 @@ import torch
 import xarray
 from cli.command import call
 from forecasts.made_fields import ARRAY, LINE, all_of
+from forecasts.made_globes import experiment, saved, waves
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -255,9 +256,7 @@ def test_numbers_that_are_not_finite_are_refused_with_their_place(tmp_path: Path
     array = ARRAY.astype(np.float64)
     array[3, 4, 1, 2, 2] = bad
     np.save(tmp_path / "bad.npy", array)
-    with pytest.raises(
-        ValueError, match=r"trajectory 3, frame 4, channel 1 \(u1\) holds (nan|inf).*fill what is missing"
-    ):
+    with pytest.raises(ValueError, match=r"trajectory 3, frame 4, channel 1 \(u1\) holds (nan|inf).*fill them"):
         read_fields(tmp_path / "bad.npy", "train")
     np.save(tmp_path / "held.npy", np.roll(array, -4, 0))
     with pytest.raises(ValueError, match=r"held/test: trajectory 19, frame 4, channel 1"):
@@ -265,6 +264,23 @@ def test_numbers_that_are_not_finite_are_refused_with_their_place(tmp_path: Path
     np.save(tmp_path / "one.npy", np.concatenate(np.roll(array, -4, 0))[None])
     with pytest.raises(ValueError, match=r"one/test: trajectory 0, frame 118, channel 1"):
         read_fields(tmp_path / "one.npy", "test")
+
+
+@pytest.mark.parametrize("kind", ["as it is", "south first", "curved"])
+def test_a_missing_number_is_named_by_its_date_and_coordinates(tmp_path: Path, kind: str) -> None:
+    data = waves("ts")
+    data.s[7, 2, 3:5] = np.nan
+    place = "2020-01-02T18:00, lat 33.75, lon 67.5"
+    if kind == "south first":
+        data = data.isel(lat=slice(None, None, -1))
+    if kind == "curved":
+        lat, lon = xarray.broadcast(data.lat, data.lon)
+        data = data.rename(lat="y", lon="x").drop_vars(["y", "x"])
+        data = data.assign_coords(lat=(("y", "x"), lat.values + 1), lon=(("y", "x"), lon.values))
+        place = "2020-01-02T18:00, lat 34.75, lon 67.5"
+    words = rf"frame 7, channel 1 \(s\) holds nan at {place}, and 2 number\(s\) of these 36 frames.*--mask auto"
+    with pytest.raises(ValueError, match=words):
+        experiment(saved(data, tmp_path / "a.nc"))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from dualrate.forecasts.fields import read_fields
 from dualrate.forecasts.folder import write_forecast
 from dualrate.forecasts.rolling import RollingConfig
 from dualrate.forecasts.rolling_process import Rolling
-from dualrate.forecasts.starts import have_names, held_out_starts, plain_lead, read_starts
+from dualrate.forecasts.start_checks import have_names
+from dualrate.forecasts.starts import held_out_starts, read_starts
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load
@@ -73,7 +74,10 @@ def test_starts_that_do_not_fit_are_refused_with_what_was_expected(model, tmp_pa
     for array, words in (
         (good[..., :8], r"\(4, 7, 2, 8\).*\(time, 2, 16\) or \(start, time, 2, 16\)"),
         (good[:, :2], r"4 start\(s\) of 2 time step\(s\).*starts from 3: 2 frame\(s\), 2"),
-        (bad, r"1 value\(s\) that are not finite, the first in start 2, frame 1, channel 1"),
+        (
+            bad,
+            r"start 2, frame 1, channel 1 \(u1\) holds nan, and 1 number\(s\) of these 2 frames are not finite",
+        ),
     ):
         np.save(tmp_path / "starts.npy", array)
         with pytest.raises(ValueError, match=words):
@@ -361,7 +365,10 @@ def test_names_then_coordinates_are_looked_at_before_shapes(tmp_path):
         read_starts(saved(region, tmp_path / "region.nc"), model)
 
 
-def test_people_read_days_and_years():
-    said = [plain_lead(hours, "hours") for hours in (24, 240, 8640, 17532)]
-    assert said == ["24 hours", "10 days", "360 days", "2.00004 years"]
-    assert plain_lead(500, "s") == "500 s"
+def test_a_start_says_where_it_lacks_a_number(tmp_path):
+    model = untrained(saved(waves("ts"), tmp_path / "a.nc"), tmp_path / "run", past=2)
+    holes = waves("ts", frames=4)
+    holes.t[3, 1, 2:4] = np.nan
+    words = r"frame 1, channel 0 \(t\) holds nan at 2020-01-01T18:00, lat 56.25, lon 45, and 2 number.*--mask auto"
+    with pytest.raises(ValueError, match=words):
+        read_starts(saved(holes.isel(lat=slice(None, None, -1)), tmp_path / "holes.nc"), model)

@@ -58,7 +58,7 @@ def test_regions_hold_the_points_within_their_bounds(region: str, rows, columns)
         (Views(("mars",)), "region 'mars' is none; expected SOUTH:NORTH"),
         (Views(("1:2:3",)), "region '1:2:3' is none"),
         (Views(("1:2",)), "region 1:2 holds no point of the data, latitude -78.75 to 78.75"),
-        (Views((), ("u:3",)), "threshold 'u:3': unknown variable 'u'; expected one of t, s"),
+        (Views((), ("u:3",)), "threshold 'u:3' is none; expected VARIABLE:VALUE, with one of t, s"),
         (Views((), ("t:warm",)), "threshold 't:warm' is none"),
     ],
 )
@@ -110,9 +110,10 @@ def test_the_climatology_of_a_season_is_of_the_same_time_of_the_year(tmp_path: P
     truth, training = starts.truth, starts.training
     assert truth is not None
     assert training is not None
-    seasons = Seasons.of(training, starts.dates, 4, 1)
+    seasons, lacking = Seasons.of(training, starts.dates, 4, 1)
     assert seasons is not None
-    frames = torch.from_numpy(training.frames(0, 0, len(training)))[: len(seasons.frames)]
+    assert not lacking
+    frames = torch.from_numpy(training.frames(0, 0, len(training)))[: seasons.near.shape[2]]
     for lead, members in enumerate(seasons.drawn(frames, range(5), 6, 4)):
         came = np.stack([truth(i)[lead] for i in range(5)])
         apart = (members.numpy() - came[:, None] + 0.5) % 1 - 0.5
@@ -130,7 +131,55 @@ def test_a_season_wants_a_year(tmp_path: Path) -> None:
     model = untrained(saved(waves(), tmp_path / "a.nc"), tmp_path / "run")
     starts = held_out_starts(model, 1, 1)
     assert starts.training is not None
-    assert Seasons.of(starts.training, starts.dates, 1, 1) is None
+    assert Seasons.of(starts.training, starts.dates, 1, 1) == (None, "")
+
+
+def monthly(frequency: str, frames: int) -> xarray.Dataset:
+    times = xarray.date_range("2001-01-01", periods=frames, freq=frequency, calendar="noleap", use_cftime=True)
+    data = waves(frames=frames).assign_coords(time=("time", times))
+    data["t"].values += np.arange(frames, dtype=np.float32)[:, None, None]  # which tells frames apart
+    return data
+
+
+def test_a_season_of_few_dates_is_all_of_them_and_none_other(tmp_path: Path) -> None:
+    """Six years of months: the same month of the five that are trained on, whatever the number of members."""
+    model = untrained(saved(monthly("MS", 72), tmp_path / "a.nc"), tmp_path / "run")
+    starts = held_out_starts(model, 2, 3)
+    assert starts.training is not None
+    assert starts.places is not None
+    seasons, _ = Seasons.of(starts.training, starts.dates, 2, 1)
+    assert seasons is not None
+    frames = torch.arange(len(starts.training), dtype=torch.float32)[:, None, None, None]
+    for lead, members in enumerate(seasons.drawn(frames, range(3), 20, 2)):
+        assert members.shape[1] == 5
+        for start, months in enumerate(members[:, :, 0, 0, 0].numpy().astype(int)):
+            latest = len(starts.training) + starts.places[start, 1]
+            assert (
+                sorted(months) == [at for at in range(len(starts.training)) if (at - latest - lead - 1) % 12 == 0][:5]
+            )
+    few = next(iter(seasons.drawn(frames, range(3), 2, 2)))
+    assert few.shape[1] == 2
+    x = np.repeat(starts.past[:, None], 20, 1).repeat(2, 2)
+    scores = forecast_scores(model, starts, x)
+    assert (scores.by_name["season"].members, scores.by_name["climatology"].members) == (5, 20)
+
+
+@pytest.mark.parametrize(
+    ("frequency", "frames", "words"),
+    [
+        ("YS", 40, "no score of the season: all training frames are of the same time of the year, so see climatology"),
+        ("MS", 20, "no score of the season: fewer than two training frames are, for some lead time, of the same time"),
+    ],
+)
+def test_a_season_that_says_no_more_than_any_frames_is_left_out(
+    tmp_path: Path, frequency: str, frames: int, words: str
+) -> None:
+    model = untrained(saved(monthly(frequency, frames), tmp_path / "a.nc"), tmp_path / "run")
+    result = dr.forecast(model, 1, frames=1, members=2, choice=dr.Choice(1))
+    assert result.scores is not None
+    assert "season" not in result.scores.by_name
+    assert words in str(result)
+    assert words in result.page
 
 
 def test_regions_and_thresholds_are_scored_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,14 +43,15 @@ class Forecast(Ranged, SharedWork):
     """Known frames to start from: .npy, .npz, .h5, .nc, .zarr or frames:FOLDER, as (time, channel, space) or (start,
     time, channel, space), the latest frame last, in the units of the training data; of a run of clips a clip, or a
     folder of them. No noise is added to them. A run with --every also takes the observed points alone. Default: starts
-    in held-out data, whose truth is written too."""
+    in held-out data, whose truth is written too, as with --starts beside a file."""
     frames: Annotated[int, Range(1, 2**28)] = 100
     """T, frames to forecast."""
     stride: Lead = 1
     """Make only every stride-th frame, for a run trained with --window leads. --frames counts the frames that are
     made."""
     starts: Annotated[int, Range(1, 2**20)] | None = None
-    """Number of starts in held-out data. Default: 50, or all of them if there are fewer."""
+    """Number of starts, evenly spread over held-out data, or over the file of --from, and scored against what follows.
+    Default: of held-out data 50, or all of them if there are fewer; of a file its latest frames alone, unscored."""
     seed: Start = 0
     """Seed of the first start; start i has seed + i, whatever the batch size."""
     batch_size: Annotated[BatchSize, arg(help="Members per batch, of all starts; fewer need less memory.")] = 125
@@ -75,13 +76,10 @@ class Forecast(Ranged, SharedWork):
     json: AsJson = False
 
     def run(self) -> None:
-        if self.start_file is not None and self.starts is not None:
-            raise ValueError(f"all starts in {self.start_file} are taken: drop --starts")
         model, progress = self.machine.loaded(self.run_dir)
         model = with_stride(model, self.stride)
-        starts = starts_of(model, self.start_file or self.starts, self.frames, progress.note)
-        if self.start_file is None:
-            progress.note(f"starts: {starts.source}; of each the truth of {starts.known} frame(s) is known")
+        starts = starts_of(model, self.start_file, self.frames, progress.note, self.starts)
+        progress.note(starts.says)
         drawer = self.sampling.drawer(model, progress.note, batch_size=self.batch_size, precision=self.precision)
         with closing(progress), mapper(1, model.device) as over:
             result = forecast_by(

@@ -105,7 +105,9 @@ class ForecastYardstick(Yardstick):
         score = QualityScore(METRIC, *ends, LEVEL, math.nan, 0, Fingerprint(f"fair {METRIC}", *about), notes)
         seconds = written.seconds / max(1, written.drawn) * self.frames
         row = row_of(drawer, window_cost(drawer), seconds, drawer.batch_size, score)
-        more: dict[str, Any] = {"members": drawer.members, "unit": scores.unit, "scores": scores.plain()}
+        times, unit = scores.shown_leads
+        leads = f"{' to '.join(dict.fromkeys((times[0], times[-1])))} {unit}"
+        more: dict[str, Any] = {"members": drawer.members, "leads": leads, "scores": scores.plain()}
         if len(crps.replicates):
             more["tail"] = NormalDist().cdf(-students_t((1 + LEVEL) / 2, crps.groups - 1))
         return Measurement(row, {}, {METRIC: crps.replicates}, more)
@@ -139,12 +141,12 @@ class ForecastYardstick(Yardstick):
 
     @staticmethod
     def notes(finished: Sequence[MeasuredCandidate]) -> list[str]:
-        first, leads = finished[0], _by_lead(finished[0], "lead")
+        first = finished[0]
         without = (f"{_by_lead(first, 'crps', name).mean():.4f} of {name}" for name in BASELINES)
         return [
             f"a forecast: one window from a start, of {first.more['members']} members; FLOPs and ms are a member's. "
             f"{METRIC}: fair, in standard deviations of the data, mean over lead times of "
-            f"{' to '.join(f'{lead:g}' for lead in sorted({leads[0], leads[-1]}))} ({first.more['unit']})",
+            f"{first.more.get('leads', 'a window')}",
             f"without a model: {METRIC} {' and '.join(without)} (the last frame again, and random frames)",
         ]
 

@@ -39,6 +39,7 @@ from dualrate.forecasts.externals import (
     beside,
     checked_dates,
     forcings_after,
+    months_of_step,
     statics_on,
     year_parts,
 )
@@ -52,6 +53,9 @@ from dualrate.forecasts.trajectories import timing_of
 Frames = Annotated[int, Range(1, 256)]
 CLIP_OPTIONS = "size", "channels", "fps"  # of the data, which other fields do not have
 LOOKED_AT = 1000  # windows, for the scale of differences
+DAYS = 96.0  # hours
+OF_DATA = "fingerprint", "axes", "metadata", "geometry", "anomalies", "months"
+YEARS = {"360_day": 360, "noleap": 365, "all_leap": 366}  # days of a calendar
 SHOWN_ROWS, SHOWN_RANGE = 8, 3.0  # of a frame of one dimension in a picture; standard deviations from black to white
 
 
@@ -94,6 +98,8 @@ class Forecast(Condition, Ranged):
     """Static fields and forcings."""
     anomalies: Anomalies = Anomalies()
     """Whether networks see anomalies to a climatology by the time of the year."""
+    months: int = 0
+    """Months of the calendar from one time step of the data to the next; 0: it is no such step."""
 
     no_pictures = "starts from arrays, not pictures: dualrate forecast RUN --from FILE"
 
@@ -101,7 +107,7 @@ class Forecast(Condition, Ranged):
     def identity(self) -> dict[str, Any]:
         """Without the fingerprint, since the identity of a run has that of its data, and without what its file says of
         axes, units and coordinates, which changes nothing but the weights of points."""
-        left_out = "fingerprint", "axes", "metadata", "geometry", "anomalies", *["externals"] * (not self.externals)
+        left_out = OF_DATA if self.externals else (*OF_DATA, "externals")
         plain = {name: value for name, value in to_plain(self).items() if name not in left_out}
         harmonics = {"anomalies": self.anomalies.harmonics} if self.anomalies else {}  # the rest is of the data
         return {"condition": plain | self.geometry.identity | harmonics}
@@ -119,6 +125,7 @@ class Forecast(Condition, Ranged):
             externals=self.externals.fitted(fields.name, fields.trajectories, fields.forced, self.geometry),
             anomalies=self.anomalies.fitted(fields),
             fingerprint=fields.fingerprint,
+            months=months_of_step(fields.trajectories),
         )
         targets = Windows(fields, whole)  # refuses fields that are too short
         if not self.difference:
@@ -158,7 +165,8 @@ class Forecast(Condition, Ranged):
     @property
     def over_latitudes(self) -> bool:
         """Whether an axis of space is one of latitudes, so that points do not stand for equal areas."""
-        return self.metadata.over_latitudes or any(axis.lower().startswith("lat") for axis in self.axes)
+        axes = any(axis.lower().startswith("lat") for axis in self.axes)
+        return axes or any(each.place == "latitude" for each in self.metadata.coordinates)
 
     @property
     def of_clips(self) -> bool:
@@ -167,8 +175,25 @@ class Forecast(Condition, Ranged):
 
     @property
     def lead_unit(self) -> str:
-        """The unit of `lead_times`."""
-        return "time steps" if self.step is None else "time"
+        """The unit of `lead_times`; empty where the data does not say it."""
+        return "time steps" if self.step is None else self.metadata.time.partition(" since ")[0]
+
+    def shown_unit(self, longest: float) -> tuple[float, str]:
+        """The factor and the unit by which people read `lead_times` up to the longest: months or years of a step that
+        is such; of hours days from `DAYS` on, years of the calendar from two on."""
+        if self.months:
+            factor = self.months / (self.step or 1)
+            return (factor / 12, "years") if self.months % 12 == 0 else (factor, "months")
+        if self.lead_unit != "hours" or longest < DAYS:
+            return 1.0, self.lead_unit
+        year = 24 * YEARS.get(self.metadata.calendar, 365.2425)
+        return (1 / 24, "days") if longest < 2 * year - 24 else (1 / year, "years")
+
+    def plain_time(self, time: float) -> str:
+        """A length of time, as `lead_times` have it, for people."""
+        factor, unit = self.shown_unit(time)
+        number = f"{time * factor:.6g}"
+        return f"{number} {unit.removesuffix('s') if number == '1' and len(unit) > 1 else unit}".rstrip()
 
     def target(self, image: Shape) -> Shape:
         channels, height, width = image
@@ -229,7 +254,10 @@ class Forecast(Condition, Ranged):
         return torch.cat(parts, 1) if planes or self.externals.channels else y
 
     def spread_out(self, observed: NDArray[np.float32], frame: Shape) -> NDArray[np.float32]:
-        """Whole frames (..., C, H, W) of which the points (..., C, h, w) were observed; those between are 0."""
+        """Whole frames (..., C, H, W) of which the points (..., C, h, w) were observed; those between are 0. Whole ones
+        stay as they are."""
+        if observed.shape[-2:] == tuple(frame[1:]):
+            return observed
         whole = np.zeros((*observed.shape[:-2], *frame[1:]), np.float32)
         whole[..., :: self.every, :: self.every] = observed
         return whole

@@ -26,6 +26,7 @@ from dualrate.forecasts.metadata import (
     Description,
     Metadata,
     calendar_of,
+    level_of,
     plain_units,
     text_of,
     way,
@@ -43,7 +44,7 @@ from dualrate.forecasts.trajectories import (
 
 # names of dimensions
 TRAJECTORY = ("trajectory", "start", "sample", "member", "ensemble", "number", "realization", "realisation", "run")
-TRAJECTORY += ("batch", "simulation")
+TRAJECTORY += ("batch", "simulation", "ens", "member_id", "ensemble_member")
 LEADS = ("step", "lead_time", "prediction_timedelta", "forecast_period")
 TIME = ("time", "t", "frame", "valid_time", *LEADS)
 CHANNEL = ("channel", "channels", "variable", "field")
@@ -69,12 +70,13 @@ class Layout:
 
 @dataclass(frozen=True)
 class Part:
-    """A variable and its channels. at: the levels that are read, by number; None: it has none"""
+    """A variable and its channels, and what is said of them. at: levels that are read, by number; None: it has none"""
 
     name: str
     variable: Any
     layout: Layout
     channels: tuple[str, ...]
+    about: tuple[Description, ...]
     at: tuple[int, ...] | None = None
 
     def narrowed(self, names: Sequence[str]) -> Part:
@@ -83,7 +85,8 @@ class Part:
             return self
         chosen = [i for i, channel in enumerate(self.channels) if channel in names]
         at = None if self.at is None else tuple(self.at[i] for i in chosen)
-        return replace(self, channels=tuple(self.channels[i] for i in chosen), at=at)
+        channels, about = (tuple(each[i] for i in chosen) for each in (self.channels, self.about))
+        return replace(self, channels=channels, about=about, at=at)
 
     def read(self, at: dict[str, int], first: int, last: int) -> NDArray[Any]:
         """Frames (T, C, *space) of a trajectory."""
@@ -108,12 +111,12 @@ def fields_of(
 
     check: called with the names of variables and of coordinates that are read
     """
-    times = TIME + tuple(dim for dim in map(str, data.sizes) if dim.lower() in TIME)
-    times += tuple(dim for dim in map(str, data.coords) if dim not in TRAJECTORY and _is_time(data[dim]))
+    times = times_of(data)
     aside = {name for variable in data.variables.values() for name in _describing(variable)} & {*data.variables}
-    over_time = {str(name): variable for name, variable in data.data_vars.items() if {*variable.dims} & {*times}}
+    over_time = {str(name): variable for name, variable in data.data_vars.items() if {*variable.dims} & times}
     alone = [name for name, each in over_time.items() if {*each.dims} <= {*times, *TRAJECTORY} and name not in aside]
     arrays = {name: each for name, each in over_time.items() if name not in aside and name not in alone}
+    varying = tuple(arrays)
     if names:
         wanted = [each for each in names if each not in arrays]  # names of levels, perhaps
         arrays = {
@@ -142,7 +145,17 @@ def fields_of(
         )
     if 0 in first.values() or (layout.channel in CHANNEL and len(arrays) > 1):
         raise ValueError(f"{path}: its variables {list(arrays)} have the dimensions {first}; expected {EXPECTED}")
-    whole = [_part(path, name, variable, _as(layouts[name], layout), levels) for name, variable in arrays.items()]
+    whole = [
+        _part(
+            path,
+            name,
+            each,
+            replace(layouts[name], trajectories=layout.trajectories, space=layout.space),
+            levels,
+            names,
+        )
+        for name, each in arrays.items()
+    ]
     parts = [part for each in whole if (part := each.narrowed(names)).channels]
     if not parts:
         listed = ", ".join(channel for part in whole for channel in part.channels)
@@ -164,7 +177,7 @@ def fields_of(
     labels = {dim for variable in arrays.values() for dim in variable.dims} | {getattr(clock, "name", None)}
     check([*arrays], [str(name) for name in data.coords if name in labels or _is_place(data[name])])
     timings = timings_of(path, "" if clock is None else str(clock.name), _times(clock, layout, counts), count, frames)
-    described = tuple(Description.of(part.variable.attrs) for part in parts for _ in part.channels)
+    described = tuple(about for part in parts for about in part.about)
     left_out = [name for name in data.variables if name in aside and name not in data.sizes]
     notes = [f"left out, as they describe others: {', '.join(map(str, left_out))}"] * bool(left_out)
     notes += [f"left out, as they are over time alone: {', '.join(alone)}"] * bool(alone)
@@ -181,10 +194,17 @@ def fields_of(
             for name, variable in data.data_vars.items()
             if {*variable.dims} == {*layout.space} and variable.dtype.kind in "fiub"
         },
+        varying,
     )
 
 
-def _layout(path: Path, data: Any, name: str, variable: Any, times: Sequence[str], levels: Sequence[float]) -> Layout:
+def times_of(data: Any) -> set[str]:
+    """Names that dimensions of time have in a dataset."""
+    named = {dim for dim in map(str, data.sizes) if dim.lower() in TIME}
+    return {*TIME} | named | {dim for dim in map(str, data.coords) if dim not in TRAJECTORY and _is_time(data[dim])}
+
+
+def _layout(path: Path, data: Any, name: str, variable: Any, times: Collection[str], levels: Sequence[float]) -> Layout:
     dims, single = [str(dim) for dim in variable.dims], []
     trajectories = [dim for dim in dims if dim in TRAJECTORY]
     inside = [dim for dim in dims if dim in times]
@@ -220,28 +240,27 @@ def _layout(path: Path, data: Any, name: str, variable: Any, times: Sequence[str
     return Layout(tuple(sorted(trajectories, key=dims.index)), time, channel, tuple(space), tuple(single))
 
 
-def _as(layout: Layout, first: Layout) -> Layout:
-    """A layout with trajectories and space in the order of the first variable's."""
-    return Layout(first.trajectories, first.time, layout.channel, first.space, layout.single)
-
-
-def _part(path: Path, name: str, variable: Any, layout: Layout, levels: Sequence[float]) -> Part:
+def _part(path: Path, name: str, variable: Any, layout: Layout, levels: Sequence[float], names: Sequence[str]) -> Part:
+    about = Description.of(variable.attrs)
     if not (dim := layout.channel):
-        return Part(name, variable, layout, (name,))
+        return Part(name, variable, layout, (name,), (about,))
     count = variable.sizes[dim]
     values = variable[dim].values.tolist() if dim in variable.coords else list(range(count))
     if dim in CHANNEL:
         channels = map(str, values) if dim in variable.coords else numbered(count)
-        return Part(name, variable, layout, tuple(channels))
+        return Part(name, variable, layout, tuple(channels), (about,) * count)
     numbers = np.array(values, np.float64)
-    in_pascals = dim in variable.coords and plain_units(text_of(variable[dim].attrs.get("units", ""))) == "Pa"
-    if in_pascals and levels and not np.isclose(numbers[:, None], levels).any():
-        numbers = numbers / 100  # those that are asked for are in hPa
+    units = text_of(variable[dim].attrs.get("units", "")) if dim in variable.coords else ""
+    wanted = [*levels, *(level for base, level in map(level_of, names) if base == name and level is not None)]
+    if plain_units(units) == "Pa" and wanted and not np.isclose(numbers[:, None], wanted).any():
+        numbers, units = numbers / 100, "hPa"  # those that are asked for
     missing = [level for level in levels if not np.isclose(numbers, level).any()]
     if missing:
         raise ValueError(f"{path}: {name} has no level {missing[0]:g}; expected some of {', '.join(map(str, values))}")
     at = [int(np.isclose(numbers, level).argmax()) for level in levels] or range(count)
-    return Part(name, variable, layout, tuple(f"{name}_{numbers[i]:.12g}" for i in at), tuple(at))
+    abouts = tuple(about.at(numbers[i] if dim in variable.coords else None, units) for i in at)
+    channels = tuple(f"{name}_{numbers[i]:.12g}" for i in at)
+    return Part(name, variable, layout, channels, abouts, tuple(at))
 
 
 def _is_level(data: Any, dim: str) -> bool:
@@ -297,7 +316,7 @@ def _clock(path: Path, data: Any, layout: Layout) -> Any | None:
 
     def rank(each: Any) -> tuple[bool, ...]:
         named = each.name in TIME, each.attrs.get("standard_name") == "time"
-        return _are_dates(each) and any(named), each.name == time, *named
+        return _are_dates(each) and any(named), each.name == time, *named, _are_dates(each)
 
     along = [each for each in data.coords.values() if time in each.dims]
     best = max(along, key=rank, default=None)

@@ -25,7 +25,7 @@ from dualrate.forecasts.scores import EVENTS, GROUPS, ForecastScorer, ForecastSc
 from dualrate.forecasts.seasons import Seasons, training_frames
 from dualrate.forecasts.spectra import power_spectrum
 from dualrate.forecasts.stability import STEADY, WITHIN, Stability, steady_numbers
-from dualrate.forecasts.starts import Starts, held_out_starts, lead_unit, plain_unit, training_fields
+from dualrate.forecasts.starts import Starts, held_out_starts, training_fields
 from dualrate.forecasts.views import EVERYTHING, Events, Reliability, Views
 from dualrate.report.table import Table, as_text, with_interval
 from dualrate.system.files import forget
@@ -54,7 +54,7 @@ class ForecastReport:
                  data
     by_variable: of the forecast, by the names of its variables, in their own units
     left_out:    variables that are constant in the training data, and count in none
-    unit:        of lead times
+    shown:       the factor and the unit by which people read lead times
     source:      where the starts are from, in words
     by_region:   of the forecast, by the names of regions, as by_name
     events:      Brier scores and reliability of each threshold, by lead time
@@ -65,7 +65,7 @@ class ForecastReport:
     by_name: dict[str, ForecastScores]
     by_variable: dict[str, ForecastScores]
     left_out: tuple[str, ...]
-    unit: str
+    shown: tuple[float, str]
     source: str
     plain_scores: dict[str, ForecastScores] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -82,8 +82,7 @@ class ForecastReport:
     def shown_leads(self) -> tuple[list[str], str]:
         """Lead times as people read them, and their unit."""
         leads = self.by_name["forecast"].leads
-        factor, unit = plain_unit(float(leads[-1]), self.unit)
-        return [f"{lead * factor:.6g}" for lead in leads.tolist()], unit
+        return [f"{lead * self.shown[0]:.6g}" for lead in leads.tolist()], self.shown[1] or "time"
 
     @property
     def skill(self) -> dict[str, Score]:
@@ -186,7 +185,7 @@ def forecast_scores(
     """
     if starts.truth is None or starts.training is None or not starts.known:
         raise ValueError(
-            "the truth of these starts is not known: to score, take a number of starts from held-out data (no --from)"
+            "the truth of these starts is not known: give a number of starts, of held-out data or of a file"
         )
     forecast, (count, members) = forecast_of(model), x.shape[:2]
     std, mean = torch.tensor(forecast.statistics.std), torch.tensor(forecast.statistics.mean)[:, None, None]
@@ -200,7 +199,7 @@ def forecast_scores(
     thresholds = torch.from_numpy(np.quantile(frames.numpy(), EVENTS, 0))
 
     ridge = regression_of(starts.training, forecast, starts.known)
-    calendar = Seasons.of(starts.training, starts.dates, starts.known, forecast.ahead)
+    calendar, lacking = Seasons.of(starts.training, starts.dates, starts.known, forecast.ahead)
     missing = {"regression": ridge is None, "season": calendar is None}
     by_name = [name for name in BY_NAME if not missing.get(name)]
     about: dict[str, Any] = {"climatology": mean[moving], "thresholds": thresholds[:, moving]}
@@ -245,10 +244,10 @@ def forecast_scores(
         {name: scorer.scores(starts.groups) for name, scorer in scorers.items()},
         by_variable,
         still,
-        lead_unit(forecast) or forecast.lead_unit,
+        forecast.shown_unit(leads[-1]),
         starts.source,
         {name: scorer.scores(starts.groups) for name, scorer in plain.items()},
-        tuple(_how_points_count(forecast.over_latitudes, geometry)),
+        (*[lacking] * bool(lacking), *_how_points_count(forecast.over_latitudes, geometry)),
         {name: scorer.scores(starts.groups) for name, scorer in regions.items()},
         {name: event.rows(leads) for name, event in zip(views.events, events, strict=True)},
     )

@@ -29,6 +29,7 @@ from dualrate.forecasts.statistics import as_float32, survey
 from dualrate.forecasts.trajectories import FieldSource, Trajectory, timing_of
 
 CYCLES, SUN = ("day", "hour"), "sun"
+SAME_DAY = 3  # between the ends, or middles, of two months
 TILT, EQUINOX = np.deg2rad(23.44), 79 / 365.25
 
 
@@ -156,8 +157,13 @@ def forcings_after(
     trajectories: Sequence[Trajectory],
     forced: Sequence[Trajectory],
     places: NDArray[np.int64],
+    grid: tuple[int, int] | None = None,
+    whole: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda observed: observed,
 ) -> Forcings | None:
-    """The forcings after frames, (N, 2) of trajectory and time step; None: there are none."""
+    """The forcings after frames, (N, 2) of trajectory and time step; None: there are none.
+
+    grid: (H, W), if not that of the trajectories; whole: brings variables to it
+    """
     if not externals.forcings:
         return None
     times, (height, width) = [timing_of(trajectory).times for trajectory in trajectories], trajectories[0].shape[2:]
@@ -165,9 +171,9 @@ def forcings_after(
 
     def values(number: int, after: int) -> NDArray[np.float32]:
         i, at = places[number % len(places)]
-        return externals.values(forced[i], int(at) + after)
+        return whole(externals.values(forced[i], int(at) + after))
 
-    return Forcings(externals, geometry, (height, width), dates, values)
+    return Forcings(externals, geometry, grid or (height, width), dates, values)
 
 
 def zenith(moments: NDArray[Any], latitudes: NDArray[Any], longitudes: NDArray[Any]) -> NDArray[np.float64]:
@@ -215,6 +221,17 @@ def hours_between(times: NDArray[Any], breaks: Sequence[int]) -> NDArray[np.floa
     dates = plain_dates(times)
     pairs = [i for i in range(1, len(dates)) if i not in breaks]
     return np.array([(dates[i] - dates[i - 1]).total_seconds() / 3600 for i in pairs])
+
+
+def months_of_step(trajectories: Sequence[Trajectory]) -> int:
+    """Months of the calendar from each frame to the next, where dates say so, of about the same day; else 0."""
+    apart, spread = set[int](), 0
+    for timing in map(timing_of, trajectories):
+        dates = plain_dates(timing.times) if timing.times.dtype.kind in "MO" else []
+        months, days = [12 * date.year + date.month for date in dates], [date.day for date in dates]
+        apart |= {months[i] - months[i - 1] for i in range(1, len(dates)) if i not in timing.breaks}
+        spread = max(spread, max(days, default=0) - min(days, default=0))
+    return apart.pop() if len(apart) == 1 and spread <= SAME_DAY else 0
 
 
 def hours_of_step(source: str, trajectories: Sequence[Trajectory], computed: str, option: str) -> float:

@@ -154,12 +154,16 @@ def read_fields(
         check_frames(str(source), part, fields.variables)
     if hidden is not None and hidden.shape != chosen[0].shape[1:]:
         raise ValueError(f"{source} has frames of {chosen[0].shape[1:]} (C, H, W), and the mask hides {hidden.shape}")
-    hashed, measured = survey(name, chosen, fields.variables, progress, place, hidden)
+    about = fields.metadata, len(fields.space)
+    hashed, measured = survey(name, chosen, fields.variables, progress, place, hidden, about)
     forced = divided(str(source), aside, split)[1] if forcings else ()
     if forced:  # whose numbers are checked, and count in the fingerprint
-        hashed = sha256((hashed + survey(name, forced, aside.variables, progress, place)[0]).encode()).hexdigest()
+        also = survey(name, forced, aside.variables, progress, place, about=about)[0]
+        hashed = sha256((hashed + also).encode()).hexdigest()
     if statistics is None:
-        statistics = measured if train is chosen else survey(str(source), train, fields.variables, hidden=hidden)[1]
+        statistics = (
+            measured if train is chosen else survey(str(source), train, fields.variables, hidden=hidden, about=about)[1]
+        )
     elif len(statistics.mean) != len(fields.variables):
         raise ValueError(
             f"{source} has {len(fields.variables)} channels ({', '.join(fields.variables)}); the statistics are of "

@@ -44,7 +44,7 @@ from dualrate.forecasts.rollout import (
     frame_shape,
     roll_out,
 )
-from dualrate.forecasts.starts import Starts, lead_unit, plain_unit
+from dualrate.forecasts.starts import Starts
 from dualrate.report.figures import png
 from dualrate.runs.train import FORECAST
 from dualrate.system.files import (
@@ -106,7 +106,7 @@ class Record(SamplingRecord):
             known=starts.known,
             variables=forecast.names,
             lead_times=forecast.lead_times(frames),
-            unit=forecast.lead_unit,
+            unit=forecast.lead_unit or "time",
             cost=costs(drawer),
         )
 
@@ -391,8 +391,7 @@ def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast, mem
 
 def lead_axis(record: Record, forecast: Forecast) -> tuple[float, str]:
     """The factor by which lead times are shown, and their name with the unit."""
-    unit = lead_unit(forecast) or ("" if record.unit == "time" else record.unit)
-    factor, unit = plain_unit(record.lead_times[-1], unit)
+    factor, unit = forecast.shown_unit(record.lead_times[-1])
     return factor, f"lead time in {unit}" if unit else "lead time"
 
 
@@ -400,8 +399,8 @@ def _axis(forecast: Forecast, number: int, space: Sequence[int]) -> Axis:
     name, _, way = (*forecast.axes, *[""] * len(space))[number].partition(" (")
     coordinates = [each for each in forecast.metadata.coordinates if each.axes == (number,) and each.fits(space)]
     best = max(coordinates, key=lambda each: each.name == name, default=Coordinate(name, (number,), ()))
-    steps, units = np.diff(best.values), best.description.units
-    ways = {"rising)": 1, "falling)": -1}.get(way, 0), *np.unique(np.sign(steps)).astype(int).tolist()
+    points, units = best.unwound, best.description.units
+    ways = {"rising)": 1, "falling)": -1}.get(way, 0), *np.unique(np.sign(np.diff(points))).astype(int).tolist()
     in_order = len(ways) == 2 and ways[1] != 0
     label = f"{best.name} [{units}]" if units and not best.place else best.name
-    return Axis(label, best.values if in_order else (), ways[1] if in_order else ways[0], best.place)
+    return Axis(label, tuple(points.tolist()) if in_order else (), ways[1] if in_order else ways[0], best.place)

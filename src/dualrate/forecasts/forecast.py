@@ -22,7 +22,7 @@ from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, bad_n
 from dualrate.forecasts.folder import PAGE, SCORES, ForecastWritten, Format, write_forecast
 from dualrate.forecasts.page import forecast_page
 from dualrate.forecasts.rollout import Frame, forecast_of, with_stride
-from dualrate.forecasts.starts import Starts, held_out_starts, lead_unit, read_starts
+from dualrate.forecasts.starts import WITHIN, Starts, held_out_starts, read_starts
 from dualrate.forecasts.views import EVERYTHING, Views
 from dualrate.report.html import page as page_of
 from dualrate.system.files import write_whole
@@ -66,7 +66,7 @@ class ForecastResult:
             "frames_drawn": written.drawn,
             "frames_of_truth": record.known,
             "last_lead_time": record.lead_times[-1],
-            "unit": lead_unit(written.forecast) or record.unit,
+            "unit": written.forecast.lead_unit or record.unit,
             "macs_per_frame_at_first": record.cost["first_window"] / record.cost["frames"],
             "macs_per_frame_later": record.cost["later_window"] / record.cost["frames"],
             "seconds_per_frame": written.seconds / written.drawn if written.drawn else None,
@@ -85,7 +85,7 @@ class ForecastResult:
     def __repr__(self) -> str:
         record = self.written.record
         first = f"{record.members} members from {record.starts} starts, {record.frames} frames; {self.stability.says}"
-        return first if self.scores is None else f"{first}\n\n{self.scores}"
+        return f"{first}\n{self.written.starts.says}" if self.scores is None else f"{first}\n\n{self.scores}"
 
 
 class InXarray(Protocol):
@@ -109,12 +109,14 @@ def forecast(
     progress: ImageProgress | None = None,
     note: Callable[[str], None] = warnings.warn,
     views: Views = EVERYTHING,
+    count: int | None = None,
 ) -> ForecastResult:
     """Roll out `members` of a forecast from each start, for so many frames, and score them where the truth is known.
 
     starts:  how many of held-out data, by default 50 or all; or known frames, the latest last, as an array or a file
              (time, channel, space) or (start, time, channel, space), in the units of the training data; or as a
              Dataset or named DataArray of xarray, which is read as its file would be
+    count:   so many starts evenly spread over these frames, scored against what comes after them; None: the latest
     out:     a directory that holds the forecast, where the same call goes on after a kill; None: it is in memory
     stride:  make every stride-th frame only, of a model trained with --window leads
     choice:  steps, heavy calls and sampler; seed: start i has seed + i
@@ -126,7 +128,7 @@ def forecast(
     """
     check_loaded(model)
     model = with_stride(model, stride)
-    ready = starts if isinstance(starts, Starts) else starts_of(model, starts, frames, note)
+    ready = starts if isinstance(starts, Starts) else starts_of(model, starts, frames, note, count)
     how = {"members": members, "batch_size": batch_size, "precision": precision}
     drawer = choice.drawer(model, note=note, **how)
     more: dict[str, Any] = {"seed": seed, "note": note, "views": views}
@@ -144,13 +146,17 @@ def starts_of(
     starts: int | NDArray[Any] | InXarray | str | Path | bytes | None,
     frames: int,
     note: Callable[[str], None],
+    within: int | None = None,
 ) -> Starts:
     """Starts as `forecast` takes them, or the content of an .npy file. Raises what it raises."""
-    count: Any = starts
-    if starts is None or (isinstance(starts, SupportsIndex) and not np.ndim(count)):
-        return held_out_starts(model, frames, None if starts is None else operator.index(count))
+    count: Any = within if starts is None else starts
+    if count is None or (isinstance(count, SupportsIndex) and not getattr(count, "ndim", 0)):
+        if starts is not None and within is not None:
+            raise ValueError(f"got {starts} starts and count={within}, which is of a file or an array: drop one")
+        return held_out_starts(model, frames, None if count is None else operator.index(count))
+    how: dict[str, Any] = {"frames": frames, "count": within}
     if isinstance(starts, str | Path):
-        return read_starts(Path(starts), model, note)
+        return read_starts(Path(starts), model, note, **how)
     write = getattr(starts, "to_netcdf", None)  # of xarray
     with TemporaryDirectory() as folder:
         file = Path(folder, "array.npy" if write is None else "array.nc")
@@ -161,10 +167,11 @@ def starts_of(
         else:
             np.save(file, np.asarray(starts), allow_pickle=False)
         try:
-            ready = (
-                read_starts(file, model) if write is None else read_starts(file, model, note)
-            )  # an array says nothing
-            return replace(ready, source="an array")
+            said = (lambda text: None) if write is None else note  # an array says nothing
+            ready = read_starts(file, model, said, **how)
+            truth = [] if ready.truth is None else [ready.truth(i) for i in range(len(ready))]  # of the file
+            source = ready.source.replace(str(file), "an array")
+            return replace(ready, source=source, truth=truth.__getitem__ if truth else None)
         except ValueError as error:  # of a file that the caller never named
             raise ValueError(str(error).replace(str(file), "starts")) from None
 
@@ -192,7 +199,7 @@ def forecast_by(
     forecast = forecast_of(drawer.model)
     _ = views.inside(forecast.geometry), views.thresholds(forecast.names)  # refused before anything is drawn
     if starts.truth is None and views != EVERYTHING:
-        raise ValueError("regions and thresholds are scored, and the truth of these starts is not known: drop them")
+        raise ValueError(f"regions and thresholds are scored, and the truth of these starts is not known: {WITHIN}")
     written = write_forecast(drawer, starts, frames, out, **how, progress=progress, note=note, command=command)
     model, scores = drawer.model, None
     if written.truth is not None:

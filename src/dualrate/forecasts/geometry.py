@@ -31,7 +31,7 @@ from dualrate.denoisers.denoiser import Wrapper
 from dualrate.diffusion.context import Cond, Context, Shape
 from dualrate.forecasts.metadata import Coordinate, Metadata, way
 from dualrate.forecasts.netcdf import LABELLED, read_static
-from dualrate.forecasts.trajectories import FieldSource, Lazy, Trajectory, timing_of
+from dualrate.forecasts.trajectories import GAP, FieldSource, Lazy, Trajectory, timing_of
 
 AT_A_TIME = 2**22  # numbers that are read at once
 EVEN = 1e-2  # of a step: two steps that differ less are the same
@@ -44,11 +44,13 @@ class Order:
 
     swapped: whether columns are latitudes; flipped: whether rows, columns go the other way, rolled: columns that come
     before the first one; both after swapping
+    turns: round the circle, that the file's first longitude lies beyond 0 to 360; None: not known
     """
 
     swapped: bool = False
     flipped: tuple[bool, bool] = (False, False)
     rolled: int = 0
+    turns: int | None = None
 
     def usual(self, frames: NDArray[Any]) -> NDArray[Any]:
         """Frames of a file (..., H, W) in the usual order."""
@@ -182,10 +184,9 @@ def ordered(fields: FieldSource) -> tuple[FieldSource, Order]:
     rows, columns = axes[::-1] if swapped else axes
     flipped = _falls(rows, wanted=True), _falls(columns, wanted=columns.place == "latitude")
     rolled = 0
-    if circles(columns):
-        values = np.array(columns.values)[:: -1 if flipped[1] else 1] % 360
-        rolled = int(np.argmin(np.where(values > 360 - 1e-9, 0, values)))
-    order = Order(swapped, flipped, rolled)
+    if columns.place == "longitude" and len(columns.values) > 1:
+        rolled = _first(columns, np.array(columns.values)[:: -1 if flipped[1] else 1])
+    order = Order(swapped, flipped, rolled, math.floor(min(columns.values[:1]) / 360) if rolled else None)
     if order == Order():
         return fields, order
 
@@ -217,16 +218,19 @@ def axes_of(names: Sequence[str], metadata: Metadata, count: int) -> tuple[Coord
     for i in range(count):
         name = names[i].partition(" (")[0] if i < len(names) else ""
         along = [each for each in metadata.coordinates if each.axes == (i,)]
-        named = [each for each in along if each.name == name] or [each for each in along if each.place]
+        named = [each for each in along if each.name == name]
+        if not named and {"latitude", "longitude"} <= {each.place for each in along}:
+            along = []  # cells, of which each has its own
+        named = named or [each for each in along if each.place]
         axes.append(next(iter(named or along), Coordinate(name, (i,), ())))
     return tuple(axes)
 
 
 def circles(axis: Coordinate) -> bool:
     """Whether an axis is one of longitudes in degrees, evenly once round the circle."""
-    if axis.place != "longitude" or len(axis.values) < 3 or axis.description.units.lower().startswith("rad"):
+    if axis.place != "longitude" or len(axis.values) < 3:
         return False
-    steps = np.diff(np.unwrap(np.array(axis.values), period=360))
+    steps = np.diff(axis.unwound)
     return bool((np.abs(steps - steps[0]) < EVEN * abs(steps[0])).all()) and math.isclose(
         abs(steps.mean()) * len(axis.values), 360, rel_tol=EVEN / len(axis.values)
     )
@@ -236,8 +240,38 @@ def _falls(axis: Coordinate, *, wanted: bool) -> bool:
     """Whether latitudes or longitudes go the other way than wanted. wanted: whether they are to fall"""
     if len(axis.values) < 2 or not axis.place:
         return False
-    steps = np.diff(np.unwrap(np.array(axis.values), period=360) if axis.place == "longitude" else axis.values)
-    return bool((steps > 0).all() if wanted else (steps < 0).all())
+    usual = np.median(np.diff(axis.unwound))  # longitudes may begin anew within
+    return bool(usual > 0 if wanted else usual < 0)
+
+
+def _first(columns: Coordinate, values: NDArray[np.float64]) -> int:
+    """The first of columns whose longitudes rise: on a circle the one from 0 on, of a region that goes on round the
+    circle the one after its hole."""
+    if circles(columns):
+        values = values % 360
+        return int(np.argmin(np.where(values > 360 - 1e-9, 0, values)))
+    gaps = np.diff(values, append=values[:1]) % 360
+    widest = int(gaps.argmax())
+    return (widest + 1) % len(values) if gaps[widest] > GAP * np.delete(gaps, widest).max() else 0
+
+
+def check_even(source: str, axes: Sequence[Coordinate]) -> None:
+    """Raises ValueError for latitudes and longitudes, in their usual order, that have a hole or do not all rise."""
+    for axis in (axis for axis in axes if axis.place and len(axis.values) > 2):
+        steps = np.diff(axis.unwound)
+        sizes, mixed = np.abs(steps), steps * np.median(steps) <= 0
+        beside = np.maximum(np.append(sizes[1:], 0), np.insert(sizes[:-1], 0, 0))
+        mixed[-1] |= axis.place == "longitude" and sizes.sum() > 360 - sizes.min() / 2
+        holes = mixed if mixed.any() else sizes > GAP * beside
+        if not holes.any():
+            continue
+        before, after = axis.values[holes.argmax() : holes.argmax() + 2]
+        turn = ", which going round 360 degrees does not close," * (axis.place == "longitude")
+        what = "turn back or come round the circle again" if mixed.any() else f"have a hole{turn}"
+        raise ValueError(
+            f"{source}: its {axis.place}s {axis.name} {what} from {before:g} to {after:g}: sort or choose them "
+            "(xarray: data.sortby, data.sel), or let all points count alike: --geometry plane"
+        )
 
 
 def _reordered(coordinate: Coordinate, order: Order, space: Sequence[int]) -> Coordinate:
@@ -252,7 +286,7 @@ def _reordered(coordinate: Coordinate, order: Order, space: Sequence[int]) -> Co
         return replace(coordinate, axes=(0, 1), values=tuple(values.ravel().tolist()))
     of_rows ^= order.swapped
     values = values[:, 0] if of_rows else values[0]
-    values = values % 360 if order.rolled and coordinate.place == "longitude" else values
+    values = values % 360 if order.rolled and circles(coordinate) else values
     return replace(coordinate, axes=(0 if of_rows else len(space) - 1,), values=tuple(values.tolist()))
 
 
@@ -306,13 +340,19 @@ def static_of(source: str, fields: FieldSource, name: str, words: Sequence[str] 
     if name in fields.statics:
         return fields.statics[name]()
     path, _, variable = name.rpartition(":")
-    if Path(path).suffix.lower() not in LABELLED:
+    varies = name in (*fields.varying, *fields.variables)
+    if not varies and Path(path).suffix.lower() not in LABELLED:
         names = ", ".join(fields.statics) or "none"
         choices = [*words, *["one of these"] * bool(fields.statics), "FILE:VARIABLE of a NetCDF, zarr or GRIB file"]
         raise ValueError(
             f"{source} has no variable {name} over space alone; it has {names}: give {' or '.join(choices)}"
         )
-    other = ordered(read_static(Path(path), variable))[0]
+    other = fields if varies else ordered(read_static(Path(path), variable))[0]
+    if varies or other.trajectories[0].shape[0] > 1:
+        raise ValueError(
+            f"{name} of {source} varies in time, and a static field or a mask does not: --forcings {variable} takes it "
+            "as known ahead, where it is among the data; or write one time of it alone (xarray: data.isel)"
+        )
     apart = [(f"points {other.space}", f"{fields.space}")] * (other.space != fields.space)
     for mine, theirs in (*apart, *other.metadata.differences(fields.metadata, ())):
         raise ValueError(f"{path} has {mine}, and {source} has {theirs}: bring it to the points of the fields")

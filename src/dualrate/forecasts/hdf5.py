@@ -28,6 +28,7 @@ from dualrate.forecasts.file_checks import (
     with_extra,
 )
 from dualrate.forecasts.metadata import SAME_AXIS, Coordinate, Description, Metadata, text_of
+from dualrate.forecasts.several import check_same_kind
 from dualrate.forecasts.trajectories import (
     EXPECTED,
     FieldSource,
@@ -56,14 +57,7 @@ def read_hdf5(files: Sequence[tuple[str, Path]], source: Path) -> FieldSource:
             check_hdf5(path)
             fields = _of_file(h5py.File(path, "r"), path, name)  # stays open: frames are read from it later
         all_fields.append(fields)
-        for what, mine, expected in (
-            ("variables", fields.variables, all_fields[0].variables),
-            ("axes of space", fields.axes, all_fields[0].axes),
-        ):
-            if mine != expected:
-                raise ValueError(f"{path} has the {what} {mine}, another file of {source} has {expected}")
-        for mine, expected in fields.metadata.differences(all_fields[0].metadata, fields.variables):
-            raise ValueError(f"{path} has {mine}, another file of {source} has {expected}: bring them to one")
+        check_same_kind((path, fields), (files[0][1], all_fields[0]), splits=True)
         for split, part in fields.splits.items():
             splits.setdefault(split, []).extend(part)
     if len(splits) > 1 and "" in splits:

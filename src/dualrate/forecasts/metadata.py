@@ -33,20 +33,40 @@ SAME_UNITS = {  # names in small letters
 
 @dataclass(frozen=True)
 class Description:
-    """Attributes of a variable or of a coordinate; empty: not said."""
+    """Attributes of a variable or of a coordinate; empty: not said. level: of a variable, by its units"""
 
     units: str = ""
     standard_name: str = ""
     long_name: str = ""
+    level: float | None = None
+    level_units: str = ""
 
     @staticmethod
     def of(attributes: Mapping[str, Any]) -> Description:
         """The description of a variable in a file, from its attributes."""
-        return Description(*(text_of(attributes.get(name, "")) for name in asdict(Description())))
+        units, standard, long = (text_of(attributes.get(each, "")) for each in ("units", "standard_name", "long_name"))
+        return Description(units, standard, long).at(attributes.get("level"), attributes.get("level_units", ""))
+
+    def at(self, level: Any, units: Any) -> Description:
+        """The same at a level, if that is a number."""
+        number = np.asarray(level)
+        if number.dtype.kind not in "fiu" or number.size != 1:
+            return self
+        return replace(self, level=float(number.item()), level_units=text_of(units))
 
     @property
-    def attributes(self) -> dict[str, str]:
-        return {name: text for name, text in asdict(self).items() if text}
+    def attributes(self) -> dict[str, str | float]:
+        return {name: value for name, value in asdict(self).items() if value not in ("", None)}
+
+    @property
+    def height(self) -> str:
+        """The level in words, of pressures in hPa; empty without one."""
+        if self.level is None:
+            return ""
+        pascals = plain_units(self.level_units) == "Pa"
+        return (
+            f"{self.level / 100:.9g} hPa" if pascals else f"{self.level:.9g} {plain_units(self.level_units)}".rstrip()
+        )
 
 
 def text_of(value: Any) -> str:
@@ -71,12 +91,23 @@ class Coordinate:
 
     @property
     def place(self) -> str:
-        """The word latitude or longitude, if it is one of these; else empty."""
+        """The word latitude or longitude, if it is one of these, in degrees; else empty."""
+        if self.description.units.lower().startswith("rad"):
+            return ""
         for word, side in (("latitude", "north"), ("longitude", "east")):
             degrees = re.fullmatch(rf"degrees?_?{side[0]}({side[1:]})?", self.description.units.lower())
             if degrees or word in (self.description.standard_name, self.name.lower()) or self.name.lower() == word[:3]:
                 return word
         return ""
+
+    @property
+    def unwound(self) -> NDArray[np.float64]:
+        """The values; of longitudes without the turn where they begin anew, and none above 360."""
+        values = np.array(self.values, np.float64)
+        if self.place != "longitude" or not len(values):
+            return values
+        values = np.unwrap(values, period=360)
+        return values - 360 * (values.max() > 360)
 
     @property
     def thinned(self) -> Coordinate:
@@ -122,20 +153,19 @@ class Metadata:
         }
         return " and ".join(f"{what} of {', '.join(of)}" for what, of in without.items() if of)
 
-    @property
-    def over_latitudes(self) -> bool:
-        return any(each.place == "latitude" for each in self.coordinates)
-
     def differences(self, other: Metadata, names: Sequence[str], every: int = 1) -> Iterator[tuple[str, str]]:
         """Pairs of words, where two metadata contradict each other: what this says, and what the other says.
 
         names: of the variables; every: of the other's points along each axis, this may have every so many alone
         """
-        units = zip(names, self.variables, other.variables, strict=False)
+        units = [*zip(names, self.variables, other.variables, strict=False)]
         pairs = [(name, mine.units, theirs.units) for name, mine, theirs in units]
         for name, mine, theirs in (*pairs, ("time", self.time, other.time)):
             if mine and theirs and plain_units(mine) != plain_units(theirs):
                 yield f"{name} in {mine}", f"{name} in {theirs}"
+        for name, a, b in units:
+            if a.height and b.height and a.height != b.height:
+                yield f"{name} at {a.height}", f"{name} at {b.height}"
         for coordinate in self.coordinates:
             if (same := _same(coordinate, other.coordinates)) is not None:
                 yield from _apart(coordinate.thinned, same.thinned, every)
@@ -166,6 +196,12 @@ def way(values: NDArray[Any]) -> str:
     return " (falling)" if np.median(np.diff(values.astype(np.float64))) < 0 else " (rising)"
 
 
+def level_of(name: str) -> tuple[str, float | None]:
+    """The variable of a channel, and the number of its level: of t_850 t and 850; of other names none."""
+    parts = re.fullmatch(r"(.+)_(-?\d+(?:\.\d+)?)", name)
+    return (parts[1], float(parts[2])) if parts else (name, None)
+
+
 def calendar_of(name: Any) -> str:
     """The calendar by one name; empty for what names none."""
     calendar = text_of(name).lower()
@@ -185,6 +221,9 @@ def _same(coordinate: Coordinate, candidates: Sequence[Coordinate]) -> Coordinat
 
 def _apart(mine: Coordinate, theirs: Coordinate, every: int) -> Iterator[tuple[str, str]]:
     a, b = np.array(mine.values), np.array(theirs.values)
+    units = [plain_units(each.description.units) for each in (mine, theirs)]
+    if sorted(units) == ["Pa", "hPa"]:
+        a, units = a * (100 if units[1] == "Pa" else 0.01), units[1:]
     if len(a) != len(b):
         b = b[::every]
     if len(a) != len(b):
@@ -194,7 +233,7 @@ def _apart(mine: Coordinate, theirs: Coordinate, every: int) -> Iterator[tuple[s
             yield sizes[0] + ends[0], sizes[1] + ends[1]
         return
     apart = np.abs(a - b)
-    if mine.place == theirs.place == "longitude" and not mine.description.units.startswith("rad"):
+    if mine.place == theirs.place == "longitude":
         apart = np.minimum(apart % 360, -apart % 360)
     spacing = np.median(np.abs(np.diff(b))) if len(b) > 1 else 0.0
     wrong = np.flatnonzero(apart > NEAR * spacing + 1e-6 * np.abs(b).max(initial=0))
@@ -205,6 +244,5 @@ def _apart(mine: Coordinate, theirs: Coordinate, every: int) -> Iterator[tuple[s
         at = "" if ends or not len(wrong) else f", at point {wrong[0]} {values[wrong[0]]:g}"
         return f"{each.name} from {values[0]:g} to {values[-1]:g}{units}{at}"
 
-    units = [plain_units(each.description.units) for each in (mine, theirs)]
-    if len(wrong) or (all(units) and units[0] != units[1]):
+    if len(wrong) or (all(units) and units[0] != units[-1]):
         yield words(mine, a), words(theirs, b)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualrate.data.source import reading
-from dualrate.forecasts.datasets import NoFields, fields_of
+from dualrate.forecasts.datasets import NoFields, fields_of, times_of
 from dualrate.forecasts.file_checks import (
     check_netcdf,
     check_written,
@@ -55,12 +55,14 @@ def _read(path: Path, read: Callable[[Any, Callable[..., None]], FieldSource]) -
 
 
 def read_static(path: Path, name: str) -> FieldSource:
-    """A variable over space alone, or with one number along all other dimensions, as one frame."""
+    """A variable over space alone, or with one number along all other dimensions but time, as a frame or several."""
 
     def read(data: Any, check: Callable[..., None]) -> FieldSource:
         if name not in data:
             raise NoFields(f"{path} has no variable {name}: it has {', '.join(map(str, data.data_vars))}")
-        return fields_of(data[[name]].squeeze(drop=True).expand_dims("time"), path, (name,), (), check)
+        data = data[[name]].squeeze(drop=True)
+        data = data if times_of(data) & {*data[name].dims} else data.expand_dims("time")
+        return fields_of(data, path, (name,), (), check)
 
     return _read(path, read)
 

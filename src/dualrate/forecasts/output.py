@@ -25,10 +25,11 @@ from xarray.backends.common import BackendArray
 from xarray.core.indexing import IndexingSupport, LazilyIndexedArray, explicit_indexing_adapter
 
 from dualrate.forecasts.condition import Forecast
-from dualrate.forecasts.geometry import Mask, Order
+from dualrate.forecasts.geometry import Mask, Order, circles
 from dualrate.forecasts.metadata import Coordinate, Description
 from dualrate.forecasts.rollout import Frame
-from dualrate.forecasts.starts import Starts, have_names, lead_unit
+from dualrate.forecasts.start_checks import have_names
+from dualrate.forecasts.starts import Starts
 from dualrate.system.files import forget
 
 START, MEMBER, LEAD, VALID = "init_time", "number", "lead_time", "valid_time"
@@ -87,7 +88,7 @@ def dataset_of(x: Frame, truth: Frame | None, starts: Starts, record: Any, forec
     named = have_names(record.variables) and len({*record.variables} - taken - {""}) == channels
     named = named and not any("/" in name for name in record.variables)
     described = forecast.metadata.variables or starts.metadata.variables or (Description(),) * channels
-    each: list[tuple[str, int | None, dict[str, str]]] = [("forecast", None, {})]
+    each: list[tuple[str, int | None, dict[str, Any]]] = [("forecast", None, {})]
     if named:
         each = [
             (name, i, about.attributes) for i, (name, about) in enumerate(zip(record.variables, described, strict=True))
@@ -114,7 +115,7 @@ def dataset_of(x: Frame, truth: Frame | None, starts: Starts, record: Any, forec
     return xarray.Dataset(variables, coordinates, about)
 
 
-def _restored(point: Coordinate, order: Order, grid: Sequence[int]) -> tuple[Coordinate, dict[str, str]]:
+def _restored(point: Coordinate, order: Order, grid: Sequence[int]) -> tuple[Coordinate, dict[str, Any]]:
     """A coordinate in the order of the file, and its attributes, with what its name or units mean."""
     attributes = point.description.attributes
     if point.place:
@@ -128,9 +129,9 @@ def _restored(point: Coordinate, order: Order, grid: Sequence[int]) -> tuple[Coo
     (axis,) = point.axes
     axis = len(grid) - 1 - axis if order.swapped else axis
     line = values[:, 0] if len(grid) == 2 and axis == 0 else values[0]
-    if order.rolled and point.place == "longitude":
+    if order.rolled and circles(point):
         line = np.unwrap(line, period=360)
-        line = line - 360 * (line.max() > 360 + EXACT)
+        line = line + 360 * (-int(line.max() > 360 + EXACT) if order.turns is None else order.turns)
         line = np.where(np.abs(line.round(10) - line) < EXACT, line.round(10), line)
     return replace(point, axes=(axis,), values=tuple(line.tolist())), attributes
 
@@ -138,10 +139,12 @@ def _restored(point: Coordinate, order: Order, grid: Sequence[int]) -> tuple[Coo
 def _times(starts: Starts, record: Any, forecast: Forecast) -> dict[str, Any]:
     """Coordinates: lead times, and of each start and frame its time, where the data says that."""
     lead, times = np.array(record.lead_times), starts.dates
-    unit = lead_unit(forecast, starts)
+    said = forecast.metadata.time or starts.metadata.time * (starts.places is not None)
+    unit = said.partition(" since ")[0] if forecast.step is not None else ""
+    of_months = f" of {forecast.plain_time(1)}" * bool(forecast.months)
     says = {
         "standard_name": "forecast_period",
-        "long_name": "lead time" if forecast.step else "lead time in time steps",
+        "long_name": "lead time" if forecast.step else f"lead time in time steps{of_months}",
     }
     coordinates: dict[str, Any] = {LEAD: (LEAD, lead, says | ({"units": unit} if unit else {}))}
     if times is None:

@@ -17,7 +17,6 @@ from dualrate.forecasts.pictures import forecast_figure
 from dualrate.forecasts.scores import THRESHOLDS, ForecastScores, Score
 from dualrate.forecasts.spectra import power_spectrum
 from dualrate.forecasts.stability import STEADY, WITHIN, Stability
-from dualrate.forecasts.starts import lead_unit, plain_unit
 from dualrate.forecasts.sums import slices
 from dualrate.report.figures import ranks_figure, svg
 from dualrate.report.html import page
@@ -57,7 +56,7 @@ def forecast_page(
         curves="" if scored is None else over_leads(scored.by_name["forecast"].leads, _panels(scored)),
         intervals=scores is not None and len(scores.crps.replicates) > 0,
         spectra=svg(spectra_figure(_spectra(forecast, written, scores, judged.power))),
-        ranks="" if scores is None or scores.members < 2 else svg(ranks_figure(_ranks(scores))),
+        ranks="" if scores is None or scores.members < 2 else svg(ranks_figure(_ranks(forecast, scores))),
         stability=f"{judged.says}.",
         steady="" if steady is None else over_leads(steady.leads, [_steady_panel(steady)]),
         steady_caption="Members over training data; of several variables the mean.",
@@ -86,8 +85,7 @@ def forecast_headline(written: ForecastWritten, scores: ForecastScores | None) -
     what = f"{record.members} members of {record.starts} start(s), {record.frames} frames"
     if scores is None:
         return f"{what}. The truth is not known, so there are no scores."
-    until, unit = scores.until.value, lead_unit(written.forecast) or ("" if record.unit == "time" else record.unit)
-    factor, unit = plain_unit(record.lead_times[-1], unit)
+    until, (factor, unit) = scores.until.value, written.forecast.shown_unit(record.lead_times[-1])
 
     def how_long(time: float) -> str:
         if time < scores.leads[0]:
@@ -133,12 +131,16 @@ def _spectra(
             curves["truth"] = power_spectrum(truth.double()).mean(0)[0].numpy()
         elif training is not None:
             curves["training data"] = training[0]
-        spectra[f"lead {leads[i]:g}"] = {name: power[1:].tolist() for name, power in curves.items()}
+        spectra[f"lead {forecast.plain_time(float(leads[i]))}"] = {
+            name: power[1:].tolist() for name, power in curves.items()
+        }
     return spectra
 
 
-def _ranks(scores: ForecastScores) -> Mapping[str, list[float]]:
-    return {f"lead {scores.leads[i]:g}": scores.ranks[i].tolist() for i in shown_leads(len(scores.leads), COLUMNS)}
+def _ranks(forecast: Forecast, scores: ForecastScores) -> Mapping[str, list[float]]:
+    leads = scores.leads.tolist()
+    some = shown_leads(len(leads), COLUMNS)
+    return {f"lead {forecast.plain_time(leads[i])}": scores.ranks[i].tolist() for i in some}
 
 
 def _steady_panel(stability: Stability) -> Panel:

@@ -200,10 +200,8 @@ def write_animation(shown: Shown, path: Path) -> None:
     some = shown.some(MOVING)
     drawn = _moving_maps(shown, some) if shown.mean.shape[1] > 1 else _moving_lines(shown, some)
     first, *rest = drawn
-    with whole(path) as aside:
-        first.save(
-            aside, "WEBP", save_all=True, append_images=rest, duration=MILLISECONDS, loop=0, quality=80, method=2
-        )
+    with whole(path) as file:
+        first.save(file, "WEBP", save_all=True, append_images=rest, duration=MILLISECONDS, loop=0, quality=80, method=2)
 
 
 def _moving_lines(shown: Shown, some: NDArray[np.int_]) -> Iterator[Image.Image]:

@@ -26,23 +26,28 @@ from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.forecasts.clips import CLIPS, ClipReading
 from dualrate.forecasts.condition import Forecast, Frames, Windows
 from dualrate.forecasts.externals import Externals, packed_statics
-from dualrate.forecasts.geometry import Geometry, hidden_points, ordered
+from dualrate.forecasts.geometry import Geometry, check_even, hidden_points, ordered
+from dualrate.forecasts.metadata import Description, level_of
 from dualrate.forecasts.refiner import Refinement, RefinerConfig
 from dualrate.forecasts.rolling import RollingConfig
 from dualrate.forecasts.rolling_process import Rolling, SharedNoise
 from dualrate.forecasts.seasons import Anomalies
 from dualrate.forecasts.simulations import SIMULATIONS
 from dualrate.forecasts.sources import find_fields, is_fields
+from dualrate.forecasts.trajectories import FieldSource
 from dualrate.networks.conditional import ratios
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.auto import name_of
 from dualrate.recipes.tasks import Rate, TrainedBy, conditional_networks
+from dualrate.report.table import Table, as_text
+from dualrate.system.folders import some_of
 from dualrate.system.progress import PlainReporter, Reporter
 from dualrate.training.config import FitConfig, OptimConfig
 
 OfFrames = Literal["rolling", "refiner"]
 Size = Literal["mini", "tiny", "small", "base"]
 SIDE = 64  # of clips, if nothing else is asked for
+CHANNELS = 40  # that are listed
 COARSEST = 32  # positions a side of the last level, unless it is of transformer blocks: then half
 
 
@@ -155,6 +160,8 @@ class Forecasting(Ranged):
         content = find_fields(source, names=names, levels=self.data.levels, clips=how)[1]
         content = content.picked([name for name in content.variables if name not in externals.variables])
         geometry = Geometry.of(content, sphere=self.geometry == "sphere", periodic=self.periodic or _periodic(source))
+        if self.geometry == "sphere":
+            check_even(source, geometry.axes)
         in_order = ordered(content)[0]
         frame = in_order.trajectories[0].shape[1:]
         size = self.size or ("tiny" if frame[1] == 1 else "mini")
@@ -168,9 +175,7 @@ class Forecasting(Ranged):
         task = replace(task, geometry=geometry, externals=externals, anomalies=Anomalies(self.anomalies))
         fields = task.read_fields(self.data, "train")
         task = task.of(fields)
-        _ = Windows(
-            task.read_fields(self.data, "test", fields.statistics), task
-        )  # what training needs is looked at now
+        _ = Windows(task.read_fields(self.data, "test", fields.statistics), task)  # what training needs, seen now
         trained_by = {"rolling": RollingConfig, "refiner": RefinerConfig}.get(self.trained_by, self.trained_by)
         networks, method = conditional_networks(task, shape, heavy, self.rate, trained_by, self.frames if apart else 1)
         if apart:
@@ -185,7 +190,8 @@ class Forecasting(Ranged):
             f"{fields.name}: {count} trajectories, {len(fields):,} time steps of {fields.shape} (C, H, W)\n"
             f"given: {task.past} frame(s), observed as {observed} (C, H, W){_besides(task)} with noise of "
             f"{task.noise:g}\n"
-            f"made: {task.frames} frame(s), {task.lead} step(s) apart\n"
+            f"made: {task.frames} frame(s), {task.lead} step(s) apart" + f", {task.plain_time(task.lead_times(1)[0])}\n"
+            f"{_channels(task, content)}\n"
             f"networks of size {size}, {tier.fit.iterations:,} iterations; for a first look: --fit.max-seconds 600"
             + ", or --size mini"
             * (size != "mini" and frame[1] > 1)
@@ -217,6 +223,21 @@ class Clips(Forecasting):
         if data.source.startswith(CLIPS) and data.size is None:
             data = replace(data, size=SIDE)
         return Forecasting.__call__(replace(self, data=data), progress)
+
+
+def _channels(task: Forecast, content: FieldSource) -> str:
+    """A table of the channels, and of what is left out."""
+    about = task.metadata.variables or (Description(),) * len(task.names)
+    numbers = zip(task.names, about, task.statistics.mean, task.statistics.std, strict=True)
+    lines = [(name, each.units, each.height, f"{mean:.4g}", f"{std:.4g}") for name, each, mean, std in numbers]
+    used = {*task.externals.variables, *task.externals.statics}
+    used |= {each for name in content.variables for each in (name, level_of(name)[0])}
+    left = {"left out": content.varying, "over space alone, so left out (see --static, --mask)": content.statics}
+    notes = [f"{len(lines)} channels"]
+    for why, names in left.items():
+        if some := [name for name in names if name not in used]:
+            notes.append(f"{why}: {some_of(some, 12)}")
+    return as_text(Table(("channel", "unit", "level", "mean", "deviation"), (*lines[:CHANNELS],), (*notes,), texts=3))
 
 
 def _besides(task: Forecast) -> str:

@@ -31,34 +31,38 @@ YEAR = 360 * 24.0  # hours of the shortest year
 
 @dataclass(frozen=True)
 class Seasons:
-    """Parts of the year. frames: of each training frame, (F,); starts: of each start and lead time, (N, T)"""
+    """Training frames of the same time of the year. near: (N, T, F), whether each is, for each start and lead time"""
 
-    frames: NDArray[np.float64]
-    starts: NDArray[np.float64]
+    near: NDArray[np.bool_]
 
     @staticmethod
-    def of(data: Fields, dates: NDArray[Any] | None, leads: int, ahead: int) -> Seasons | None:
-        """Times of the year of training frames, and at so many lead times after the dates of starts, `ahead` time steps
-        from each to the next; None without dates, or a year of these."""
+    def of(data: Fields, dates: NDArray[Any] | None, leads: int, ahead: int) -> tuple[Seasons | None, str]:
+        """The training frames about each lead time after the dates of starts, `ahead` time steps from each to the next.
+
+        None without dates, or a year of these, and where they say no more than any frames, with a line.
+        """
         if dates is None or dates.dtype.kind not in "MO":
-            return None
+            return None, ""
         times = [timing_of(each) for each in data.trajectories]
         hours = [hours_between(each.times, each.breaks) for each in times]
         if not all(map(len, hours)) or max(each.sum() for each in hours) < YEAR:
-            return None
+            return None, ""
         step = float(np.concatenate(hours).mean()) * ahead
         later = year_parts(dates, [step * (k + 1) for k in range(leads)])
-        some = [year_parts(times[i].times[at : at + 1])[0, 0] for i, at in _places(data, 0)]
-        return Seasons(np.array(some), later)
+        some = np.array([year_parts(times[i].times[at : at + 1])[0, 0] for i, at in _places(data, 0)])
+        near = np.abs((some - later[:, :, None] + 0.5) % 1 - 0.5) <= NEAR
+        if near.all() or near.sum(2).min() < 2:
+            few = "all training frames are" if near.all() else "fewer than two training frames are, for some lead time,"
+            return None, f"no score of the season: {few} of the same time of the year, so see climatology"
+        return Seasons(near), ""
 
     def drawn(self, frames: Tensor, part: range, members: int, leads: int) -> Iterator[Tensor]:
-        """(n, M, C, H, W) of each lead time: random frames (F, C, H, W) near its time of the year, none twice."""
+        """(n, M, C, H, W) of each lead time: random frames (F, C, H, W) of its time of the year, none twice; all of
+        them where there are no more members than that, of the lead time that has the fewest."""
+        members = min(members, int(self.near.sum(2).min()))
         for lead in range(leads):
-            chosen = []
-            for start in part:
-                apart = np.abs((self.frames - self.starts[start, lead] + 0.5) % 1 - 0.5)
-                near = np.argsort(apart, kind="stable")[: max(members, int((apart <= NEAR).sum()))]
-                chosen.append(np.random.default_rng((start, lead)).choice(near, members, replace=False))
+            near = [(start, np.flatnonzero(self.near[start, lead])) for start in part]
+            chosen = [np.random.default_rng((start, lead)).choice(each, members, replace=False) for start, each in near]
             yield frames[torch.from_numpy(np.stack(chosen))]
 
 

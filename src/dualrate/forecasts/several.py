@@ -71,9 +71,7 @@ def _in_time(files: Sequence[Named]) -> Named:
                 f"{after} begins at {times[after][0]}, and {before} ends at {times[before][-1]}: keep one of each time"
             )
     ends = np.cumsum([fields.trajectories[0].shape[0] for _, fields in files])
-    trajectories = [
-        _chained(path, [fields.trajectories[i] for _, fields in files]) for i in range(len(first.trajectories))
-    ]
+    trajectories = [_chained(path, [each.trajectories[i] for _, each in files]) for i in range(len(first.trajectories))]
     for at in (at for trajectory in trajectories for at in trajectory.timing.breaks):
         if at in ends:
             before, after = (files[int(np.searchsorted(ends, at + i, side="right"))][0] for i in (-1, 0))

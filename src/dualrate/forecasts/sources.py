@@ -146,9 +146,7 @@ def _members(source: str) -> list[tuple[str, Path]]:
         files = [("", Path(name)) for name in sorted(glob.glob(source, recursive=True))]
     elif path.is_dir() and path.suffix != ".zarr":
         places = [(path, "")]
-        places += [
-            (entry, entry.name) for entry in sorted(path.iterdir()) if entry.is_dir() and split_named(entry.name)
-        ]
+        places += [(each, each.name) for each in sorted(path.iterdir()) if each.is_dir() and split_named(each.name)]
         files = [(split, file) for place, split in places for file in sorted(place.iterdir())]
     else:
         return []

@@ -110,6 +110,6 @@ class Stability:
         ratio, (low, high) = self.ratios[self.first, channel, number], self.bounds[:, channel, number]
         begun = f"stable from frame 1 to {self.first}" if self.first else "not stable"
         return (
-            f"{begun}: at frame {self.first + 1} (lead {self.leads[self.first]:g}) the {STEADY[number]} of "
+            f"{begun}: at frame {self.first + 1} the {STEADY[number]} of "
             f"{self.channels[channel]} is {ratio:.3g} times the training data's, outside [{low:.3g}, {high:.3g}]"
         )

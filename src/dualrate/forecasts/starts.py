@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,14 @@ from dualrate.forecasts.metadata import Metadata
 from dualrate.forecasts.rollout import Frame, begins, forecast_of, frame_shape
 from dualrate.forecasts.sources import check_variable_names, find_fields, step_of
 from dualrate.forecasts.splits import part_of, pieces_of
-from dualrate.forecasts.start_checks import check_axes, check_shapes, strange_units
-from dualrate.forecasts.statistics import as_float32
-from dualrate.forecasts.trajectories import FieldSource, Trajectory, numbered, timing_of
+from dualrate.forecasts.start_checks import Note, at_levels, check_file, check_metadata, strange_units
+from dualrate.forecasts.statistics import as_float32, survey
+from dualrate.forecasts.trajectories import FieldSource, Trajectory, check_finite, timing_of
 from dualrate.system.files import check_regular
 from dualrate.system.folders import some_of
 
 STARTS = 50  # if nothing else is asked for
-DAYS, YEAR = 96.0, 365.2425 * 24  # hours
-YEARS = 2 * 360 * 24.0  # hours, of years of 360 days or more
+WITHIN = "a number of starts (--starts, in Python count) takes them within a longer file, whose later frames are scored"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +44,8 @@ class Starts:
     past:     (N, past, C, H, W) float32, in the data's units, the latest last; source: where they are from, in words
     known: frames after each that the data has, of those asked for; truth: start i -> (known, C, H, W)
     observed: whether the past is what was observed: it gets no more noise, and is 0 between the observed points
-    places:   (N, 2) of starts from the data, trajectory of the test split and time step of the latest frame in it
+    places:   (N, 2) of starts within data, trajectory (of a run's own data, of the test split) and time step of the
+              latest frame in it
     training: the fields that the model was trained on, where they were read
     dates:    (N,) times of the latest frames, where they are known; metadata: what the source says
     order:    of points in the file that they are from; None: that of the training data
@@ -74,6 +74,13 @@ class Starts:
         """(N,) int64: the trajectory of each, whose starts are not independent."""
         return torch.arange(len(self)) if self.places is None else torch.from_numpy(self.places[:, 0])
 
+    @property
+    def says(self) -> str:
+        """A line on where they are, and on what is known after them."""
+        if self.places is not None:
+            return f"starts: {self.source}; of each the truth of {self.known} frame(s) is known"
+        return f"starts: the latest frames of {self.source}: nothing comes after them to score against; " + WITHIN
+
     def digest(self, begins: Sequence[int] = (0,), parts: NDArray[np.float64] | None = None) -> str:
         """sha256 of all starts, and of what is known ahead of them for windows that begin at these time steps.
 
@@ -100,30 +107,33 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
     forecast, training = forecast_of(model), training_fields(model)
     source = model.experiment.data.source
     data = forecast.read_fields(model.experiment.data, "test", forecast.statistics)
-    _check_metadata(source, model.name, forecast, data.metadata)
+    check_metadata(source, model.name, forecast, data.metadata)
+    return replace(_within(forecast, data, frames, count, begins(model, frames)[-1]), training=training)
+
+
+def _within(forecast: Forecast, data: Fields, frames: int, count: int | None, last: int) -> Starts:
+    """Starts evenly spread over fields, as of `held_out_starts`. last: time step at which the last window begins"""
     lengths = [stop - first for trajectory in data.trajectories for first, stop in pieces_of(trajectory)]
-    longest = (max(lengths) - forecast.past_steps) // forecast.ahead
+    past, longest = forecast.past_steps, (max(lengths) - forecast.past_steps) // forecast.ahead
     if longest < 1:
         raise ValueError(
             f"{data.name} has at most {max(lengths)} time step(s) in a row, and a forecast starts from {forecast.past} "
-            f"frame(s), {forecast.lead} apart, and makes one {forecast.ahead} later: give starts of your own, --from "
-            "FILE"
+            f"frame(s), {forecast.lead} apart, and makes one {forecast.ahead} later: give a longer file, or the latest "
+            "frames of one (--from FILE without --starts), which are not scored"
         )
     order = sorted(lengths, reverse=True)
     half = order[int(np.searchsorted(np.cumsum(order), sum(order) / 2))]
-    truth_frames = max(
-        min(frames, (half - forecast.past_steps) // forecast.ahead), min(frames, forecast.frames, longest)
-    )
-    past, span = forecast.past_steps, forecast.past_steps + truth_frames * forecast.ahead
+    truth_frames = max(min(frames, (half - past) // forecast.ahead), min(frames, forecast.frames, longest))
+    span = past + truth_frames * forecast.ahead
     short = sum(length < span for length in lengths)
     reach = span
     if forecast.externals.variables:  # the last window wants those of all its frames
-        reach = max(span, past + begins(model, frames)[-1] + forecast.externals.lead * forecast.externals.frames)
+        reach = max(span, past + last + forecast.externals.lead * forecast.externals.frames)
     windows = data.windows(reach)
     if count is not None and count > len(windows):
-        most = max(
-            (n for n in range(1, truth_frames) if _starts_of(lengths, past + n * forecast.ahead) >= count), default=0
-        )
+        most = truth_frames - 1
+        while most and sum(max(0, length - past - most * forecast.ahead + 1) for length in lengths) < count:
+            most -= 1
         raise ValueError(
             f"{data.name} has {len(windows)} start(s) of which {truth_frames} of the {frames} frame(s) asked for are "
             f"known, got --starts {count}: "
@@ -143,16 +153,10 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
         truth_frames,
         truth,
         places=chosen + np.array([0, past - 1]),
-        training=training,
         dates=_dates(timing_of(data.trajectories[i]).times[first : first + past] for i, first in chosen),
         metadata=data.metadata,
         forcings=forcings_after(*externals, chosen + np.array([0, past - 1])),
     )
-
-
-def _starts_of(lengths: Iterable[int], span: int) -> int:
-    """The number of windows of this many time steps in pieces of these lengths."""
-    return sum(max(0, length - span + 1) for length in lengths)
 
 
 def _dates(times: Iterable[NDArray[Any]]) -> NDArray[Any] | None:
@@ -177,76 +181,79 @@ def training_fields(model: Model) -> Fields:
     return fields
 
 
-def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda text: None) -> Starts:
+def read_starts(
+    path: Path, model: Model, note: Note = lambda text: None, *, frames: int = 1, count: int | None = None
+) -> Starts:
     """Starts from a file: (time, C, space) of one, (start, time, C, space) of several; the latest time steps are taken.
 
     They are what was observed, with its own noise: at all points, or at those that the model observes. Time steps are
     those of the training data. Space is (H, W), or (W,) of fields of one dimension. Of a file of another kind than .npy
     and .npz, and of frames:FOLDER, each trajectory is a start. Of four axes, a field of one dimension may also be
     (time, C, 1, W).
+    count: so many starts, evenly spread over all time steps, and up to `frames` that come after each, to score against
     note: called with what is taken for granted: names, units and points that the file or the model does not say; the
     time between frames, of which one alone is taken; and with another calendar
     Variables are found by their names, where the file and the model say them.
     Raises ValueError for other shapes, too few time steps, another time between them, a gap, other variables, axes,
     units or coordinates or another order of axes, and for what is not finite; OSError for a file that cannot be read.
     """
-    forecast, needed = forecast_of(model), forecast_of(model).past_steps
+    forecast = forecast_of(model)
     shapes = [frame_shape(model)]  # of a frame: whole, and as the model observes it
     observed = shapes[0][0], *forecast.shape(model.shape)[1:]
     if observed != shapes[0] and not forecast.difference:  # a difference is from a whole frame
         shapes.append(observed)
     if path.suffix in (".npy", ".npz"):
-        fields, order, forced = _from_array(path, model, shapes), None, None
+        fields, order, ahead = _from_array(path, model, shapes), None, []
     else:
-        fields, order, forced = _from_fields(path, model, shapes[0], note)
+        fields, order, ahead = _from_fields(path, model, shapes[0], note)
     if fields.note:
         note(f"{path}: {fields.note}")
-    _check_time(path, model.name, forecast, fields, note)
-    check_axes(path, model.name, forecast, fields.axes)
-    if {*forecast.variables} == {*fields.variables}:
-        fields = fields.picked(forecast.variables)
-    _check_variables(path, model.name, forecast, fields.variables, note)
-    _check_metadata(path, model.name, forecast, fields.metadata)
-    check_shapes(path, model.name, fields, shapes)
-    if fields.metadata.said and not forecast.metadata.said:
-        note(f"{model.name} does not say in which units and at which points it was trained: those of {path} are taken")
-    if unsaid := fields.metadata.unsaid(forecast.metadata, forecast.names):
-        note(f"{path} does not say the {unsaid}: those that {model.name} was trained on are taken")
-    calendar, expected = fields.metadata.calendar, forecast.metadata.calendar
-    if calendar and expected and calendar != expected:
-        note(f"{path} has the calendar {calendar}, and {model.name} was trained on {expected}: dates are in {calendar}")
-    latest = [
-        trajectory[trajectory.shape[0] - needed : trajectory.shape[0]][:: forecast.lead]
-        for trajectory in fields.trajectories
-    ]
-    past = np.stack([as_float32(path, trajectory) for trajectory in latest])
-    hidden = forecast.geometry.hidden
-    if hidden is not None:
-        hidden = hidden if past.shape[2:] == shapes[0] else hidden[:, :: forecast.every, :: forecast.every]
-        past = forecast.statistics.filled(past, hidden)
-    if len(bad := np.argwhere(~np.isfinite(past))):
-        start, step, channel = bad[0][:3]
-        raise ValueError(
-            f"{path} holds {len(bad)} value(s) that are not finite, the first in start {start}, frame {step}, channel "
-            f"{channel} of those that a forecast starts from: fill them in first"
-        )
-    strange = strange_units(path, model.name, forecast, fields.metadata, past)
-    if strange:
+    fields = check_file(path, model, fields, shapes, note, within=count is not None)
+    if (names := forecast.externals.variables) and not ahead:
+        raise ValueError(f"{path} has no variable {', '.join(names)}, a forcing: give a .nc or .zarr file")
+    if count is None:
+        starts = _latest(path, forecast, fields, ahead, shapes[0])
+    else:
+        if fields.trajectories[0].shape[1:] != shapes[0]:
+            raise ValueError(f"{path} holds the observed points alone, so that no truth is known: drop --starts")
+        about, hidden = (fields.metadata, len(fields.space)), forecast.geometry.hidden
+        hashed, _ = survey(str(path), fields.trajectories, forecast.names, hidden=hidden, about=about)
+        read = fields.trajectories, forecast.names, fields.step, forecast.statistics, hashed
+        data = Fields(str(path), *read, metadata=fields.metadata, hidden=hidden, forced=ahead)
+        starts = _within(forecast, data, frames, count, begins(model, frames)[-1])
+        try:
+            starts = replace(starts, training=training_fields(model))
+        except (OSError, ValueError) as error:
+            note(f"{path}: the forecast is not scored, since scores need the training data: {error}")
+            starts = replace(starts, truth=None, known=0)
+    every = 1 if fields.trajectories[0].shape[1:] == shapes[0] else forecast.every
+    seen = starts.past[..., ::every, ::every]
+    if strange := strange_units(path, model.name, forecast, fields.metadata, seen):
         note(strange)
-    whole = past if past.shape[2:] == shapes[0] else forecast.spread_out(past, shapes[0])
-    dates = _dates(timing_of(trajectory).times for trajectory in fields.trajectories)
-    more = {
-        "metadata": fields.metadata,
-        "order": order,
-        "forcings": _forcings(path, forecast, fields, forced, dates, shapes[0]),
-        "strange": strange,
-    }
-    return Starts(whole, str(path), observed=True, dates=dates, **more)
+    return replace(starts, observed=True, metadata=fields.metadata, order=order, strange=strange)
 
 
-def _from_fields(
-    path: Path, model: Model, frame: Shape, note: Callable[[str], None]
-) -> tuple[FieldSource, Order, FieldSource | None]:
+def _latest(path: Path, forecast: Forecast, fields: FieldSource, ahead: Sequence[Trajectory], frame: Shape) -> Starts:
+    """A start at the latest frames of each trajectory. ahead: the variables that are forcings; frame: (C, H, W)"""
+    needed, hidden = forecast.past_steps, forecast.geometry.hidden
+    ends = [trajectory.shape[0] for trajectory in fields.trajectories]
+    latest = [each[end - needed : end][:: forecast.lead] for each, end in zip(fields.trajectories, ends, strict=True)]
+    past = np.stack([as_float32(path, trajectory) for trajectory in latest])
+    if hidden is not None:
+        hidden = hidden if past.shape[2:] == frame else hidden[:, :: forecast.every, :: forecast.every]
+        past = forecast.statistics.filled(past, hidden)
+    times = [timing_of(trajectory).times for trajectory in fields.trajectories]
+    for start, frames in enumerate(past):
+        of_frames = times[start][-needed :: forecast.lead]
+        about = fields.metadata, len(fields.space)
+        check_finite(frames, forecast.names, about, of_frames, f"{path}: start {start}", 0)
+    spread_out, places = partial(forecast.spread_out, frame=frame), np.array([*enumerate(ends)]) - np.array([0, 1])
+    externals = forecast.externals, forecast.geometry, fields.trajectories, ahead
+    forcings = forcings_after(*externals, places, (frame[1], frame[2]), spread_out)
+    return Starts(spread_out(past), str(path), dates=_dates(times), forcings=forcings)
+
+
+def _from_fields(path: Path, model: Model, frame: Shape, note: Note) -> tuple[FieldSource, Order, list[Trajectory]]:
     """Each trajectory of a source of fields, with the model's variables alone, where it has them all; its order; and
     the variables that the model has as forcings.
 
@@ -259,21 +266,20 @@ def _from_fields(
         source, (_, height, width) = f"{CLIPS}{source.removeprefix(CLIPS)}", frame
         rate = how.rate or (1 / forecast.step if forecast.step else None)
         how = replace(how, rate=rate, size=how.size or (height if height == width else None))
-    _, fields = find_fields(source, clips=how)
+    fields = at_levels(find_fields(source, clips=how)[1], forecast)
     if forecast.geometry.axes:
         fields, order = ordered(fields)
-    forced = fields.picked(forecast.externals.variables) if forecast.externals.variables else None
-    if forced is not None:
-        fields = fields.picked([name for name in fields.variables if name not in forced.variables])
+    forced, names = fields.picked(forecast.externals.variables), fields.variables
+    fields = fields.picked([name for name in names if name not in forced.variables])
     if {*forecast.variables} <= {*fields.variables}:
         if others := [name for name in fields.variables if name not in forecast.variables]:
             note(f"{path}: {some_of(others)} are left out, which {model.name} was not trained on")
         fields = fields.picked(forecast.variables)
-    if forced is not None:
+    if forced.variables:
         ends = [_last_known(trajectory) for trajectory in fields.trajectories]
         parts = [part_of(each, 0, end) for each, end in zip(fields.trajectories, ends, strict=True)]
         fields = replace(fields, splits={"": parts})
-    return fields, order, forced
+    return fields, order, forced.trajectories if forced.variables else []
 
 
 def _last_known(trajectory: Trajectory) -> int:
@@ -282,110 +288,6 @@ def _last_known(trajectory: Trajectory) -> int:
     while count > 1 and not np.isfinite(trajectory[count - 1 : count]).any():
         count -= 1
     return count
-
-
-def _forcings(
-    path: Path,
-    forecast: Forecast,
-    fields: FieldSource,
-    forced: FieldSource | None,
-    dates: NDArray[Any] | None,
-    frame: Shape,
-) -> Forcings | None:
-    """Forcings after the starts of a file. forced: the variables among them, beyond the frames of `fields`"""
-    externals, (_, *grid) = forecast.externals, frame
-    if not externals.forcings:
-        return None
-    if externals.variables and forced is None:
-        raise ValueError(
-            f"{path} has no variable {', '.join(externals.variables)}, a forcing: give a .nc or .zarr file"
-        )
-
-    def values(number: int, after: int) -> NDArray[np.float32]:
-        assert forced is not None
-        number %= len(forced.trajectories)
-        at = fields.trajectories[number].shape[0] - 1 + after
-        x = externals.values(forced.trajectories[number], at)
-        return x if [*x.shape[2:]] == grid else forecast.spread_out(x, frame)
-
-    return Forcings(externals, forecast.geometry, (grid[0], grid[1]), dates, values)
-
-
-def _check_time(path: Path, name: str, forecast: Forecast, fields: FieldSource, note: Callable[[str], None]) -> None:
-    """Raises ValueError for another step than the model was trained on, for too few time steps, and for a gap."""
-    trajectories, needed = fields.trajectories, forecast.past_steps
-    apart = [] if fields.step is None else [fields.step]
-    for steps in (timing_of(trajectory).steps for trajectory in trajectories):
-        apart += steps[max(0, len(steps) - needed + 1) :].tolist()
-    if wrong := [step for step in apart if forecast.step and not math.isclose(step, forecast.step, rel_tol=1e-3)]:
-        (mine, theirs) = (plain_lead(step, lead_unit(forecast)) for step in (wrong[0], forecast.step or 0.0))
-        says = f"{path} has {mine} between its time steps, and {name} was trained on {theirs}"
-        if needed > 1:
-            raise ValueError(f"{says}: give time steps as far apart")
-        note(f"{says}: it starts from one frame, the latest, so that this changes nothing")
-    shortest = min((trajectory.shape[0] for trajectory in trajectories), default=0)
-    if shortest < needed:
-        raise ValueError(
-            f"{path} holds {len(trajectories)} start(s) of {shortest} time step(s), and {name} starts from {needed}: "
-            f"{forecast.past} frame(s), {forecast.lead} time step(s) apart. Give a longer piece"
-        )
-    for trajectory in trajectories:
-        if gaps := [at for at in timing_of(trajectory).breaks if at > trajectory.shape[0] - needed]:
-            raise ValueError(
-                f"{path} has a gap in time before its time step {gaps[-1]} of {trajectory.shape[0]}, and {name} starts "
-                f"from the last {needed}: fill it"
-            )
-
-
-def _check_metadata(source: str | Path, name: str, forecast: Forecast, metadata: Metadata) -> None:
-    """Raises ValueError for other units or coordinates than the model was trained on."""
-    for mine, theirs in metadata.differences(forecast.metadata, forecast.names, forecast.every):
-        raise ValueError(
-            f"{source} has {mine}, and {name} was trained on {theirs}: bring them to that, or correct or drop what the "
-            "file says"
-        )
-
-
-def _check_variables(
-    path: Path, name: str, forecast: Forecast, names: tuple[str, ...], note: Callable[[str], None]
-) -> None:
-    """Raises ValueError for other variables."""
-    if not have_names(names):
-        return
-    if not have_names(forecast.variables):
-        note(f"{path} names its variables and {name} does not: {', '.join(names)} are taken in this order")
-    elif names != forecast.variables:
-        missing = [each for each in forecast.variables if each not in names]
-        raise ValueError(
-            f"{path} holds the variables {', '.join(names)}, and {name} was trained on "
-            f"{', '.join(forecast.variables)}: bring them to that; missing: {', '.join(missing) or 'none'}"
-        )
-
-
-def lead_unit(forecast: Forecast, starts: Starts | None = None) -> str:
-    """The unit of lead times, of dates hours; empty where neither the run nor its data say it."""
-    of_data = starts.metadata.time if starts is not None and starts.places is not None else ""
-    return (forecast.metadata.time or of_data).partition(" since ")[0] if forecast.step is not None else ""
-
-
-def plain_lead(time: float, unit: str, longest: float | None = None) -> str:
-    """A length of time with its unit, for people. longest: by which the unit is chosen; None: the time itself"""
-    factor, unit = plain_unit(time if longest is None else longest, unit)
-    return f"{time * factor:.6g} {unit}".rstrip()
-
-
-def plain_unit(longest: float, unit: str) -> tuple[float, str]:
-    """The factor and the unit by which people read times up to the longest: of hours, days from `DAYS` on, years from
-    `YEARS` on."""
-    if unit != "hours" or longest < DAYS:
-        return 1.0, unit
-    return (1 / 24, "days") if longest < YEARS else (1 / YEAR, "years")
-
-
-def have_names(variables: tuple[str, ...]) -> bool:
-    """Whether they are names that a source gave, and no numbers of channels: pressure levels are names."""
-    count = len(variables)
-    return bool(variables) and variables not in (numbered(count), tuple(map(str, range(count))))
 
 
 def _from_array(path: Path, model: Model, shapes: Sequence[Shape]) -> FieldSource:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.data.source import DataProgress, silent
-from dualrate.forecasts.trajectories import Trajectory, timing_of
+from dualrate.forecasts.metadata import Metadata
+from dualrate.forecasts.trajectories import Trajectory, check_finite, timing_of
 
 AT_A_TIME = 2**22  # numbers that are read at once
 LOST = 0.01  # of the deviation of a channel: the most that float32 may round away
@@ -67,10 +68,12 @@ def survey(
     progress: DataProgress = silent,
     place: tuple[int, int] = (0, 0),
     hidden: NDArray[np.bool_] | None = None,
+    about: tuple[Metadata, int] = (Metadata(), 0),
 ) -> tuple[str, Statistics]:
     """The fingerprint and the statistics of trajectories, of which each frame is read once.
 
     place: of the first in its source, trajectory and frame, for messages; hidden: (C, H, W), points that do not count
+    about: coordinates of points, and the number of axes of space, for messages
     Moments are in float64, of parts, joined as by Chan, Golub and LeVeque (COMPSTAT 1982).
     Raises ValueError for a number that is not finite, and says where it is, and for a channel whose changes float32
     rounds away.
@@ -91,15 +94,8 @@ def survey(
                 raw = trajectory[first : first + each]
                 raw = raw if hidden is None else np.where(hidden, np.zeros((), raw.dtype), raw)
                 part = as_float32(name, raw)
-            if len(wrong := np.argwhere(~np.isfinite(part))):
-                frame, channel, *_ = wrong[0].tolist()
-                raise ValueError(
-                    f"{name}: trajectory {place[0] + i}, frame {place[1] + first + frame}, channel {channel} "
-                    f"({variables[channel]}) holds "
-                    f"{part[tuple(wrong[0])]}, and {len(wrong)} number(s) of these {len(part)} frames are not finite "
-                    "in float32: fill what is missing, leave these trajectories out, or hide points that are never "
-                    "observed (--mask auto), or not always (--mask any)"
-                )
+            times = timing_of(trajectory).times[first : first + each]
+            check_finite(part, variables, about, times, f"{name}: trajectory {place[0] + i}", place[1] + first)
             digest.update(part.astype("<f4", copy=False).tobytes())
             states.add(read := part.astype(np.float64))
             if raw.dtype.itemsize > 2 and raw.dtype != np.float32:

@@ -85,6 +85,7 @@ class FieldSource:
     note: in words, what a user may not expect of how it was read; empty: nothing
     metadata: units, names and coordinates, where the source says them
     statics: variables over space alone, (H, W) each, read when asked for
+    varying: variables over time and space, those that are not read as well
     """
 
     splits: Mapping[str, Sequence[Trajectory]]
@@ -94,10 +95,13 @@ class FieldSource:
     note: str = ""
     metadata: Metadata = Metadata()
     statics: Mapping[str, Callable[[], NDArray[Any]]] = field(default_factory=dict)
+    varying: tuple[str, ...] = ()
 
     @property
     def space(self) -> tuple[int, ...]:
         """Points along each axis of space, of one or two."""
+        if not self.trajectories:
+            return ()
         _, _, height, width = self.trajectories[0].shape
         return (height, width)[-(len(self.axes) or 1 + (height > 1)) :]
 
@@ -136,6 +140,29 @@ def numbered(channels: int) -> tuple[str, ...]:
     return ("u",) if channels == 1 else tuple(f"u{i}" for i in range(channels))
 
 
+def check_finite(
+    part: NDArray[Any], names: Sequence[str], about: tuple[Metadata, int], times: NDArray[Any], place: str, begun: int
+) -> None:
+    """Raises ValueError for frames (T, C, H, W) with a number that is not finite, with where and when the first is.
+
+    about: coordinates, and the number of axes of space; times: of the frames, or none; begun: number of the first
+    """
+    if not len(wrong := np.argwhere(~np.isfinite(part))):
+        return
+    metadata, axes = about
+    frame, channel, *point = wrong[0].tolist()
+    where, space = [str(each)[:16] for each in times[frame : frame + 1]], part.shape[-axes:]
+    for each in (each for each in metadata.coordinates if each.axes and each.fits(space)):
+        number = np.ravel_multi_index([point[i - axes] for i in each.axes], [space[i] for i in each.axes])
+        where.append(f"{each.name} {each.values[number]:g}")
+    at = f" at {', '.join(where)}" * bool(where)
+    raise ValueError(
+        f"{place}, frame {begun + frame}, channel {channel} ({names[channel]}) holds {part[tuple(wrong[0])]}{at}, "
+        f"and {len(wrong)} number(s) of these {len(part)} frames are not finite in float32: fill them, leave them out, "
+        "or train with points hidden that are never observed (--mask auto), or not always (--mask any)"
+    )
+
+
 def common_step(steps: Iterable[float | None]) -> float | None:
     """The step that all have; None if they differ."""
     distinct = set(steps)
@@ -157,6 +184,12 @@ def timings_of(path: Path, name: str, times: NDArray[Any] | None, count: int, fr
     return rows * count if len(rows) == 1 else rows
 
 
+def _are_months(numbers: NDArray[Any]) -> bool:
+    """Whether all numbers are a year and a month, as 202001 is."""
+    years, months = numbers // 100, numbers % 100
+    return bool(((years > 1500) & (years < 2500) & (months > 0) & (months < 13)).all())
+
+
 def timed(path: Path, times: NDArray[Any]) -> Timing:
     """The timing of a trajectory.
 
@@ -172,18 +205,22 @@ def timed(path: Path, times: NDArray[Any]) -> Timing:
         times = (times - times[:1]) / np.timedelta64(1, "h")
     elif times.dtype.kind == "m":
         times = times / np.timedelta64(1, "h")
-    if times.dtype.kind not in "fiu":
+    numbers = times.dtype.kind in "fiu" and times is dates and np.isfinite(times).all()
+    whole = np.floor(times) if numbers else np.zeros(1)
+    written = any(len(times) >= least and _are_months(each) for each, least in ((whole, 12), (whole // 100, 2)))
+    if times.dtype.kind not in "fiu" or written:
         raise ValueError(
             f"{path}: its times are {times.dtype}, the first is {str(times[0])[:40]!r}; expected numbers or dates: "
-            "write them as those, or leave them out"
+            "write them as those (xarray: data.assign_coords, with what pandas.to_datetime makes), or leave them out"
         )
     if len(times) < 2:
         return Timing(times=dates)
     steps = np.diff(times.astype(np.float64))
     if not np.isfinite(steps).all() or (steps < 0).any() or (steps.any() and not steps.all()):
+        at = int(np.argmin(np.nan_to_num(steps) > 0))
         raise ValueError(
-            f"{path}: its times do not rise, from {times[0]:g} to {times[-1]:g}, or one is missing or comes twice: "
-            "bring them into order"
+            f"{path}: its times do not rise, or one is missing: after {dates[at]} comes {dates[at + 1]}: bring them "
+            "into order, each once (xarray: data.sortby, data.drop_duplicates)"
         )
     if not steps.any():
         return Timing(note="its times are all the same, so that steps between frames and gaps are not known")

@@ -9,6 +9,7 @@ brier        sum of w ((p - 1)^2 o + p^2 (1 - o));   brier_fair  brier - sum of 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,15 +71,9 @@ def _inside(region: str, latitudes: NDArray[Any], longitudes: NDArray[Any]) -> N
 
 def _threshold(event: str, names: Sequence[str]) -> tuple[int, float]:
     name, _, value = event.rpartition(":")
-    try:
-        threshold = float(value)
-    except ValueError as error:
-        raise ValueError(
-            f"threshold {event!r} is none; expected VARIABLE:VALUE, with one of {', '.join(names)}"
-        ) from error
-    if name not in names:
-        raise ValueError(f"threshold {event!r}: unknown variable {name!r}; expected one of {', '.join(names)}")
-    return list(names).index(name), threshold
+    with suppress(ValueError):
+        return list(names).index(name), float(value)
+    raise ValueError(f"threshold {event!r} is none; expected VARIABLE:VALUE, with one of {', '.join(names)}")
 
 
 @dataclass
