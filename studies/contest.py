@@ -17,7 +17,8 @@ Time is that of a quiet core of the machine that made `speeds`: the least millis
 so that others on the machine take none of it. So many seconds are so many updates, and a training is exact to the bit.
 The search scores starts between those that are scored in the end.
 
-`broad` is a single network of half the multiply-adds of the large one.
+`broad` is a single network of half the multiply-adds of the large one. Rows whose kind begins with `narrow` are of
+pairs on the sphere up to 84f473c3, whose light network had too few channels for a patch.
 """
 
 from __future__ import annotations
@@ -405,7 +406,6 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, help=f"of a training ({SECONDS}), or of one of the search ({SEARCHED})"
     )
-    parser.add_argument("--rate", type=float, help="of a training, in place of the search's, where that one diverges")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="*", default=[], help="network:method")
@@ -431,7 +431,6 @@ def main() -> None:
             contest.search(network, method, options.seconds or SEARCHED, options.batches)
         else:
             setting = contest.best(network, method)
-            setting = replace(setting, rate=options.rate or setting.rate)
             for seed in options.seeds:
                 contest.train("final", network, method, setting, options.seconds or SECONDS, seed)
     if contest.rows:
