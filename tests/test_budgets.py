@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # pipelines (3,200), front (3,200).
 CODE = {
     "engine": 8540,
-    "carriers": 8795,
-    "forecasts": 7060,
+    "carriers": 8805,
+    "forecasts": 7280,
     "pipelines": 3950,
     "texts": 745,
     "services": 1475,

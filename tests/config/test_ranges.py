@@ -144,6 +144,8 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.serving.engine.Capacity",
     "dualrate.serving.engine.Drawing",
     "dualrate.forecasts.metadata.Coordinate",
+    "dualrate.forecasts.metadata.Description",
+    "dualrate.forecasts.evaluation.ForecastReport",
     "dualrate.forecasts.pictures.Axis",
     "dualrate.sampling.bound.Bound",
     "dualrate.runs.train._Hooks",

@@ -52,7 +52,7 @@ def test_months_are_no_gaps(tmp_path: Path, steps: list[int]) -> None:
         (np.cumsum([0, *[1, 10] * 20]), 1, 20),
         (np.cumsum([0, *[10] * 20, 1, *[10] * 20]), 10, 1),  # a step that is too short
         ([datetime(2001, 1, 1 + day) for day in (0, 1, 2, 6, 7)], 24, 1),
-        ([0, 0, 1, 2], "comes twice", 0),
+        ([0, 0, 1, 2], "do not rise, .*: after 0 comes 0: .*drop_duplicates", 0),
         ([0, 1, np.nan, 3], "one is missing", 0),
         (np.array(["2001-01-01", "NaT", "2001-01-03"], "M8[ns]"), "one is missing", 0),
     ],

@@ -98,7 +98,7 @@ class Forecast(Condition, Ranged):
     """Static fields and forcings."""
     anomalies: Anomalies = Anomalies()
     """Whether networks see anomalies to a climatology by the time of the year."""
-    months: int = 0
+    months: Annotated[int, Range(0, 12_000)] = 0
     """Months of the calendar from one time step of the data to the next; 0: it is no such step."""
 
     no_pictures = "starts from arrays, not pictures: dualrate forecast RUN --from FILE"
