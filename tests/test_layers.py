@@ -50,6 +50,7 @@ CONFINED = {
     "zarr": ("forecasts",),
     "scipy": ("forecasts",),
     "cftime": ("forecasts",),
+    "pint": ("forecasts",),
     "cfgrib": ("forecasts",),
     "torch_harmonics": ("forecasts",),
     "torch_fidelity": ("metrics",),

@@ -1,6 +1,7 @@
 """Forecasts over latitudes and longitudes: starts of other places and units, what NetCDF keeps, maps with north up."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from dualrate.forecasts.metadata import Metadata
 from dualrate.forecasts.netcdf import write_fields
 from dualrate.forecasts.pictures import forecast_figure
 from dualrate.forecasts.sources import find_fields
+from dualrate.forecasts.start_checks import conversion
 from dualrate.forecasts.starts import held_out_starts, read_starts
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.uvit import Level, UViTConfig
@@ -75,12 +77,42 @@ def model(tmp_path_factory) -> Model:
         ({"latitudes": LOW, "latitude": "lat", "longitude": "lon"}, r"has lat from 20 to 5 .* from 70"),
         ({"latitudes": LATITUDES[::-1]}, r"has the axes of space latitude \(rising\)"),
         ({"longitudes": LONGITUDES / 2}, r"has longitude from 0 to 157\.5 degrees_east, and run"),
-        ({"units": "degC"}, r"has t2m in degC, and run was trained on t2m in K: bring"),
+        ({"units": "hPa"}, r"has t2m in hPa, and run was trained on t2m in K: bring"),
     ],
 )
 def test_starts_of_other_places_and_units_are_refused_with_both(model, tmp_path, changed, words):
     with pytest.raises(ValueError, match=words):
         read_starts(grid(tmp_path / "start.nc", 3, **changed), model)
+
+
+@pytest.mark.parametrize(("units", "factor", "offset"), [("degC", 1, -273.15), ("degF", 1.8, -459.67), ("mK", 1000, 0)])
+def test_starts_in_units_of_the_same_dimension_are_converted_with_a_line(model, tmp_path, units, factor, offset):
+    expected = read_starts(grid(tmp_path / "kelvin.nc", 3), model).past
+    with xarray.open_dataset(tmp_path / "kelvin.nc") as data:
+        other = (data.t2m.astype(float) * factor + offset).assign_attrs(units=units)
+        data.assign(t2m=other).to_netcdf(tmp_path / "other.nc")
+    notes = []
+    starts = read_starts(tmp_path / "other.nc", model, notes.append)
+    np.testing.assert_allclose(starts.past, expected, rtol=1e-6)
+    assert [note for note in notes if f"converted t2m from {units} to K" in note]
+    assert starts.metadata.variables[0].units == "K"
+
+
+def test_without_pint_other_units_are_refused(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pint", None)
+    with pytest.raises(ValueError, match="has t2m in degC, and run was trained on t2m in K: bring"):
+        read_starts(grid(tmp_path / "start.nc", 3, units="degC"), model)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "change"),
+    [
+        ("km/h", "m s-1", (1 / 3.6, 0)), ("hPa", "Pa", (100, 0)), ("%", "1", (0.01, 0)), ("m s**-1", "m/s", None),
+        ("kg m-2", "K", None), ("nonsense", "K", None), ("(0 - 1)", "%", None),
+    ],
+)  # fmt: skip
+def test_units_are_brought_together_where_that_can_be(start, end, change):
+    assert conversion(start, end) == (change and pytest.approx(change))
 
 
 def test_starts_of_the_same_place_are_taken_however_it_is_said(model, tmp_path):

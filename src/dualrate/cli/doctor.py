@@ -115,7 +115,7 @@ EXTRAS = {  # of pyproject.toml: what each is for, and its packages
     "parquet": ("images and texts in Parquet files", ("pyarrow",)),
     "forecast": (
         "fields in HDF5, NetCDF and zarr",
-        ("h5py", "xarray", "h5netcdf", "zarr", "numcodecs", "scipy", "cftime"),
+        ("h5py", "xarray", "h5netcdf", "zarr", "numcodecs", "scipy", "cftime", "pint"),
     ),
     "video": ("clips in MP4 and WebM", ("av",)),
     "grib": ("fields in GRIB", ("cfgrib", "eccodes")),

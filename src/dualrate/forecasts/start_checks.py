@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import tokenize
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +15,9 @@ from dualrate.diffusion.context import Shape
 from dualrate.experiment.model import Model
 from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.externals import months_of_step
-from dualrate.forecasts.metadata import SAME_AXIS, Metadata, level_of
+from dualrate.forecasts.metadata import SAME_AXIS, Metadata, level_of, plain_units
 from dualrate.forecasts.rollout import Frame, forecast_of
-from dualrate.forecasts.trajectories import FieldSource, numbered, timing_of
+from dualrate.forecasts.trajectories import FieldSource, Lazy, Trajectory, numbered, timing_of
 
 Note = Callable[[str], None]  # is told what is taken for granted
 FAR, TIMES = 6, 10  # standard deviations of a start's mean from that of the training data; times its spread
@@ -65,6 +67,7 @@ def check_file(
     if {*forecast.variables} == {*fields.variables}:
         fields = fields.picked(forecast.variables)
     check_variables(path, name, forecast, fields.variables, note)
+    fields = in_units(path, forecast, fields, note)
     check_metadata(path, name, forecast, fields.metadata)
     check_shapes(path, name, fields, shapes)
     if fields.metadata.said and not forecast.metadata.said:
@@ -75,6 +78,45 @@ def check_file(
     if calendar and expected and calendar != expected:
         note(f"{path} has the calendar {calendar}, and {name} was trained on {expected}: dates are in {calendar}")
     return fields
+
+
+def in_units(path: Path, forecast: Forecast, fields: FieldSource, note: Note) -> FieldSource:
+    """The same fields in the units of the training data, where pint is installed and knows both."""
+    factors, offsets = np.ones((len(fields.variables), 1, 1)), np.zeros((len(fields.variables), 1, 1))
+    described, changes = list(fields.metadata.variables), list[str]()
+    pairs = zip(fields.variables, fields.metadata.variables, forecast.metadata.variables, strict=False)
+    for i, (variable, mine, theirs) in enumerate(pairs):
+        if mine.units and theirs.units and (change := conversion(mine.units, theirs.units)):
+            factors[i], offsets[i] = change
+            described[i] = replace(mine, units=theirs.units)
+            changes.append(f"{variable} from {mine.units} to {theirs.units}")
+    if not changes:
+        return fields
+    note(f"{path}: converted {', '.join(changes)}")
+
+    def converted(whole: Trajectory) -> Lazy:
+        return Lazy(whole.shape, lambda i, j: whole[i:j] * factors + offsets, timing_of(whole))  # pyright: ignore
+
+    splits = {split: [*map(converted, part)] for split, part in fields.splits.items()}
+    return replace(fields, splits=splits, metadata=replace(fields.metadata, variables=tuple(described)))
+
+
+def conversion(mine: str, theirs: str) -> tuple[float, float] | None:
+    """Factor and offset from one unit to another; None of units that are equal, or that pint cannot bring together."""
+    if plain_units(mine) == plain_units(theirs):
+        return None
+    try:
+        import pint  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    spelt = (re.sub(r"([^\W\d]+)(-?\d+)", r"\1**\2", plain_units(unit)) for unit in (mine, theirs))
+    start, end = (unit.replace(" ", " * ") for unit in spelt)
+    try:
+        quantity = pint.get_application_registry().Quantity
+        offset, moved = (float(quantity(number, start).to(end).magnitude) for number in (0.0, 1.0))
+    except (ArithmeticError, AttributeError, SyntaxError, TypeError, ValueError, tokenize.TokenError):
+        return None  # of another dimension, or no unit
+    return moved - offset, offset
 
 
 def at_levels(fields: FieldSource, forecast: Forecast) -> FieldSource:
