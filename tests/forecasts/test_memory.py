@@ -98,7 +98,7 @@ def test_few_frames_are_judged_at_a_time(
     monkeypatch.setattr(evaluation, "JUDGED", 100 * done.x[0, 0, 0].size)
     numbers = evaluation.steady_numbers
     monkeypatch.setattr(
-        evaluation, "steady_numbers", lambda now, before: (sizes.append(now.shape), numbers(now, before))[1]
+        evaluation, "steady_numbers", lambda now, *more: (sizes.append(now.shape), numbers(now, *more))[1]
     )
     starts = replace(done.starts, past=np.resize(done.starts.past, (shape[0], *done.starts.past.shape[1:])))
     judged(model, starts, np.resize(done.x[0, 0, :1], (*shape, *done.x.shape[3:])))

@@ -23,7 +23,7 @@ from dualrate.forecasts.geometry import Geometry
 from dualrate.forecasts.rollout import Frame, forecast_of, roll_out
 from dualrate.forecasts.scores import EVENTS, GROUPS, ForecastScorer, ForecastScores, Score, count_of, rows_of
 from dualrate.forecasts.seasons import Seasons, training_frames
-from dualrate.forecasts.spectra import power_spectrum
+from dualrate.forecasts.spectra import spectrum_of
 from dualrate.forecasts.stability import STEADY, WITHIN, Stability, steady_numbers
 from dualrate.forecasts.starts import Starts, held_out_starts, training_fields
 from dualrate.forecasts.views import EVERYTHING, Events, Reliability, Views
@@ -203,6 +203,7 @@ def forecast_scores(
     missing = {"regression": ridge is None, "season": calendar is None}
     by_name = [name for name in BY_NAME if not missing.get(name)]
     about: dict[str, Any] = {"climatology": mean[moving], "thresholds": thresholds[:, moving]}
+    about |= {"spectrum": spectrum_of(geometry)}
     scorers = {name: ForecastScorer(leads, scale=std[moving], weights=weights[moving], **about) for name in by_name}
     plain = {}
     if geometry.spherical:
@@ -340,7 +341,7 @@ def judged(model: Model, starts: Starts, x: Frame) -> StabilityReport:
     except (OSError, ValueError) as error:
         return StabilityReport(f"stability is not judged: {error}")
     forecast, (count, members, frames) = forecast_of(model), x.shape[:3]
-    statistics, ahead = forecast.statistics, forecast.ahead
+    statistics, ahead, spectrum = forecast.statistics, forecast.ahead, spectrum_of(forecast.geometry)
     looked = training_frames(training, 0, ahead)
     pairs = statistics.normalised(looked.unflatten(0, (-1, 2)))
     moving, means = _moving(looked), torch.zeros(frames, x.shape[3], len(STEADY), dtype=torch.float64)
@@ -353,13 +354,13 @@ def judged(model: Model, starts: Starts, x: Frame) -> StabilityReport:
         for first in range(0, frames, some):
             now = torch.tensor(x[n : n + each, m : m + together, first : first + some])
             joined = statistics.normalised(torch.cat([before.expand(-1, now.shape[1], *[-1] * 4), now], 2))
-            numbers = steady_numbers(joined[:, :, 1:], joined[:, :, :-1]).sum((0, 1))
+            numbers = steady_numbers(joined[:, :, 1:], joined[:, :, :-1], spectrum).sum((0, 1))
             means[first : first + len(numbers)] += numbers / (count * members)
             before = now[:, :, -1:]
             forget(x)
     names, parts = forecast.names, pairs.split(max(1, JUDGED // size))
-    training_numbers = torch.cat([steady_numbers(part[:, 1], part[:, 0]) for part in parts])
-    power = torch.cat([power_spectrum(part[:, 1].double()) for part in parts]).mean(0)
+    training_numbers = torch.cat([steady_numbers(part[:, 1], part[:, 0], spectrum) for part in parts])
+    power = torch.cat([spectrum(part[:, 1].double()) for part in parts]).mean(0)
     stability = Stability.of(
         forecast.lead_times(frames),
         [names[c] for c in moving],

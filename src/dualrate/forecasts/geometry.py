@@ -115,12 +115,21 @@ class Geometry:
     def poles(self) -> bool:
         """Whether the row beyond a pole is the one before it, half a turn round: circles of longitude that halve, up to
         both poles, none of them a pole."""
+        return self.whole and len(self.axes[-1].values) % 2 == 0 and all(gap > 1 / 2 for gap in self._gaps)
+
+    @property
+    def whole(self) -> bool:
+        """Whether points lie all round a sphere: rows up to both poles, or on them, and columns round the circle."""
         axis, latitudes = self.latitudes
-        if not (self.spherical and axis == -2 and circles(self.axes[-1]) and len(self.axes[-1].values) % 2 == 0):
-            return False
-        steps = abs(latitudes[1] - latitudes[0]), abs(latitudes[-1] - latitudes[-2])
-        gaps = (2 * (90 - abs(end)) / step for end, step in zip((latitudes[0], latitudes[-1]), steps, strict=True))
-        return latitudes[0] * latitudes[-1] < 0 and all(1 / 2 < gap < 2 for gap in gaps)
+        around = self.spherical and axis == -2 and circles(self.axes[-1])
+        return around and latitudes[0] * latitudes[-1] < 0 and all(gap < 2 for gap in self._gaps)
+
+    @property
+    def _gaps(self) -> list[float]:
+        """Twice the distance of the first and the last latitude from a pole, in steps there."""
+        _, latitudes = self.latitudes
+        ends = (latitudes[0], latitudes[1]), (latitudes[-1], latitudes[-2])
+        return [2 * (90 - abs(end)) / abs(end - inner) for end, inner in ends]
 
     @property
     def area(self) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, bad_n
 from dualrate.forecasts.folder import ForecastWritten, lead_axis, shown
 from dualrate.forecasts.pictures import forecast_figure
 from dualrate.forecasts.scores import THRESHOLDS, ForecastScores, Score
-from dualrate.forecasts.spectra import power_spectrum
+from dualrate.forecasts.spectra import spectrum_of
 from dualrate.forecasts.stability import STEADY, WITHIN, Stability
 from dualrate.forecasts.sums import slices
 from dualrate.report.figures import ranks_figure, svg
@@ -118,17 +118,18 @@ def _spectra(
 ) -> Mapping[str, Mapping[str, list[float]]]:
     """Spectra of the first variable at a few lead times, normalised: members, and the truth or the training data."""
     spectra: dict[str, dict[str, list[float]]] = {}
+    spectrum = spectrum_of(forecast.geometry)
     leads = written.record.lead_times if scores is None else scores.leads
     for i in shown_leads(len(leads), COLUMNS):
         power, (count, number) = torch.zeros(()), written.x.shape[:2]
         for members, part in product(written.x, slices(number, int(np.prod(written.x.shape[3:])))):
             x = forecast.statistics.normalised(torch.tensor(members[part, i]))[:, :1]
-            power = power + power_spectrum(x.double()).sum(0)[0] / (count * number)
+            power = power + spectrum(x.double()).sum(0)[0] / (count * number)
             forget(written.x)
         curves = {"members": power.numpy()}
         if written.truth is not None and i < written.record.known:
             truth = forecast.statistics.normalised(torch.tensor(written.truth[:, i]))[:, :1]
-            curves["truth"] = power_spectrum(truth.double()).mean(0)[0].numpy()
+            curves["truth"] = spectrum(truth.double()).mean(0)[0].numpy()
         elif training is not None:
             curves["training data"] = training[0]
         spectra[f"lead {forecast.plain_time(float(leads[i]))}"] = {

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.diffusion.random import Draws
-from dualrate.forecasts.spectra import BANDS, spectrum_distance
+from dualrate.forecasts.spectra import BANDS, Spectrum, power_spectrum, spectrum_distance
 from dualrate.forecasts.sums import Sums
 from dualrate.metrics.distances import LEVEL, resampling_weights
 
@@ -182,6 +182,7 @@ class ForecastScorer:
                  too. None: a field's own mean of each channel, as PDE-Refiner does
     weights:     (C, H, W), or what broadcasts to it, of points in all means but spectra; of mean 1. None: all alike
     thresholds:  (K, C, H, W), or what broadcasts to it, of `brier`, in the data's units
+    spectrum:    that of the fields' geometry
     seed:        orders members equal to the truth, by start, lead time and point: chunks change nothing
 
     Raises ValueError for other leads or scales.
@@ -196,6 +197,7 @@ class ForecastScorer:
         weights: Tensor | None = None,
         thresholds: Tensor | None = None,
         seed: int = 0,
+        spectrum: Spectrum = power_spectrum,
     ) -> None:
         self._leads = torch.tensor(leads, dtype=torch.float64)
         if not len(leads) or self._leads[0] <= 0 or (self._leads.diff() <= 0).any():
@@ -206,7 +208,7 @@ class ForecastScorer:
         self._about = None if climatology is None else climatology.cpu()
         self._weights = torch.ones(1, 1, 1).double() if weights is None else weights.cpu().double()
         self._thresholds = torch.zeros(0, 1, 1, 1) if thresholds is None else thresholds.cpu()
-        self._seed = seed
+        self._seed, self._spectrum = seed, spectrum
         self._channels: list[int] | None = None
         self._others: list[ForecastScorer] = []
         self._rows: list[dict[str, Tensor]] = []  # of each chunk: (n, T, ...)
@@ -219,6 +221,7 @@ class ForecastScorer:
     ) -> ForecastScorer:
         """A scorer of some channels, or by other weights, of what is added to this one: members are sorted once."""
         how = {"climatology": self._about, "thresholds": self._thresholds, "seed": self._seed}
+        how |= {"spectrum": self._spectrum}
         weights = self._weights if weights is None else weights
         other = ForecastScorer(self._leads.tolist(), scale=scale, weights=weights, **how)
         other._channels = channels
@@ -245,7 +248,7 @@ class ForecastScorer:
             numbers = torch.arange(self._starts, self._starts + len(truth))
             chance = Draws(self._seed, numbers).uniform(f"rank {len(of_leads)}", *truth.shape[1:])
             thresholds = self._thresholds.expand(-1, *truth.shape[1:])
-            sums = Sums.of((members, truth), before, weights, self._about, thresholds, chance)
+            sums = Sums.of((members, truth), before, weights, self._about, thresholds, chance, self._spectrum)
             views = [next(i for i, each in enumerate(weightings) if each is scorer._weights) for scorer in scorers]
             count = members.shape[1]
             of_leads.append([scorer._row(sums, view, count) for scorer, view in zip(scorers, views, strict=True)])

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.forecasts.spectra import band_masks, power_spectrum
+from dualrate.forecasts.spectra import Spectrum, band_masks, power_spectrum
 
 WITHIN = (0.8, 1.25)  # of the training data, a stable ensemble
 DEVIATIONS = 3.0  # of chance, c
@@ -30,13 +30,13 @@ STEADY = ("rate of change", "variance", "low band", "middle band", "high band")
 FAINT = 1e-4  # of the variance: power of a band below it, a hundredth in amplitude, counts as equal
 
 
-def steady_numbers(now: Tensor, before: Tensor) -> Tensor:
+def steady_numbers(now: Tensor, before: Tensor, spectrum: Spectrum = power_spectrum) -> Tensor:
     """(..., C, 5) by `STEADY`, of anomalies (..., C, H, W) and those a frame before.
 
     NaN for a band without a wavenumber, on sides of fewer than 8 points.
     """
     now, before = now.double(), before.double()
-    power, side = power_spectrum(now), max(now.shape[-2:])
+    power, side = spectrum(now), max(now.shape[-2:])
     bands = [
         power[..., band].sum(-1) if band.any() else torch.full_like(power[..., 0], torch.nan)
         for band in band_masks(power.shape[-1], side)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dualrate.forecasts.spectra import power_spectrum
+from dualrate.forecasts.spectra import Spectrum, power_spectrum
 from dualrate.metrics.ensembles import in_order, pairs_apart
 
 AT_A_TIME = 2**21  # numbers in float64 at a time
@@ -57,7 +57,13 @@ class Sums:
 
     @staticmethod
     def of(
-        now: Pair, before: Pair | None, weights: Tensor, about: Tensor | None, thresholds: Tensor, chance: Tensor
+        now: Pair,
+        before: Pair | None,
+        weights: Tensor,
+        about: Tensor | None,
+        thresholds: Tensor,
+        chance: Tensor,
+        spectrum: Spectrum = power_spectrum,
     ) -> Sums:
         """Sum over members x (n, M, C, H, W) and the truth y (n, C, H, W).
 
@@ -86,13 +92,13 @@ class Sums:
         power, parts = torch.zeros(()), []
         for part in slices(x.shape[1], x[:, :1].numel()):
             members = x[:, part].cpu().double()
-            power = power + power_spectrum(members).sum(1) / x.shape[1]
+            power = power + spectrum(members).sum(1) / x.shape[1]
             change = weighted((members - (earlier if earlier.shape[1] == 1 else earlier[:, part]).cpu()).square())
             parts.append((*products(members - center), change))
         ab, aa, changes = (torch.cat(each, 1) for each in zip(*parts, strict=True))
         of_mean = Products(*products(points.pop("mean")[:, None] - center), bb)
         of_last = weighted((y - last.cpu()).square()[:, None])
-        return Sums(points, of_mean, Products(ab, aa, bb), changes, of_last, power, power_spectrum(y))
+        return Sums(points, of_mean, Products(ab, aa, bb), changes, of_last, power, spectrum(y))
 
 
 def _points(x: Tensor, y: Tensor, thresholds: Tensor, chance: Tensor) -> dict[str, Tensor]:
