@@ -365,6 +365,24 @@ def test_points_are_weighed_by_their_area(tmp_path: Path) -> None:
 METHODS = ("diffusion", "crps", "energy", "regression", "residual", "corrdiff", "refiner", "rolling")
 
 
+def test_variables_count_in_the_loss_as_is_said(tmp_path: Path) -> None:
+    file = saved(waves("tuv"), tmp_path / "waves.nc")
+    plain, weighted = (untrained(file, tmp_path / name, **how).experiment.condition
+                       for name, how in (("plain", {}), ("weighted", {"weights": ("u:4", "v:0.5")})))  # fmt: skip
+    assert isinstance(plain, Forecast)
+    assert isinstance(weighted, Forecast)
+    x = torch.randn(2, 3, 8, 16, dtype=torch.float64)
+    mean = (1 + 4 + 0.5) / 3
+    for power in (1.0, 0.5):
+        expected = plain.weighed(x, power) * (torch.tensor([1, 4, 0.5]) / mean).double()[:, None, None] ** power
+        torch.testing.assert_close(weighted.weighed(x, power), expected, rtol=1e-6, atol=0)
+    assert weighted.identity != plain.identity
+    assert "weights" not in plain.identity["condition"]
+    for wrong in ("u", "w:1", "u:0", "u:nan", "u:x"):
+        with pytest.raises(ValueError, match=f"weight '{wrong}' is none; expected VARIABLE:WEIGHT.* one of t, u, v"):
+            experiment(file, weights=(wrong,))
+
+
 @pytest.mark.parametrize(("trained_by", "rate"), [*((each, "dual") for each in METHODS), ("diffusion", "both")])
 def test_every_part_of_a_loss_is_weighed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained_by: str, rate: str

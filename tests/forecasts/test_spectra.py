@@ -85,6 +85,7 @@ def test_scores_of_a_whole_sphere_are_by_degree_and_of_a_region_by_wavenumber(tm
     starts = held_out_starts(model, 2, 2)
     x = np.random.default_rng(0).normal(280, 3, (2, 3, 2, 1, 8, 16)).astype(np.float32)
     scores = forecast_scores(model, starts, x).by_name["forecast"]
+    assert starts.truth is not None
     truth = np.stack([starts.truth(i) for i in range(2)])
     scaled = torch.from_numpy(truth[:, 0]).double() / torch.tensor(forecast.statistics.std)[:, None, None]
     expected = power_on_sphere(scaled, geometry.latitudes[1]).mean(0)

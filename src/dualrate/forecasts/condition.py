@@ -100,6 +100,8 @@ class Forecast(Condition, Ranged):
     """Whether networks see anomalies to a climatology by the time of the year."""
     months: Annotated[int, Range(0, 12_000)] = 0
     """Months of the calendar from one time step of the data to the next; 0: it is no such step."""
+    weights: tuple[Positive, ...] = ()
+    """How much each variable counts in the loss, beside the others; empty: all alike."""
 
     no_pictures = "starts from arrays, not pictures: dualrate forecast RUN --from FILE"
 
@@ -107,7 +109,8 @@ class Forecast(Condition, Ranged):
     def identity(self) -> dict[str, Any]:
         """Without the fingerprint, since the identity of a run has that of its data, and without what its file says of
         axes, units and coordinates, which changes nothing but the weights of points."""
-        left_out = OF_DATA if self.externals else (*OF_DATA, "externals")
+        unsaid = [name for name in ("externals", "weights") if not getattr(self, name)]
+        left_out = (*OF_DATA, *unsaid)
         plain = {name: value for name, value in to_plain(self).items() if name not in left_out}
         harmonics = {"anomalies": self.anomalies.harmonics} if self.anomalies else {}  # the rest is of the data
         return {"condition": plain | self.geometry.identity | harmonics}
@@ -132,7 +135,7 @@ class Forecast(Condition, Ranged):
             return whole
         some = np.linspace(0, len(targets) - 1, min(len(targets), LOOKED_AT)).astype(np.int64)
         x = targets.rows(some, Draws(0, torch.from_numpy(some)), Augment()).double()
-        scale = whole.weighed(x).square().mean((0, 2, 3)).sqrt()
+        scale = replace(whole, weights=()).weighed(x).square().mean((0, 2, 3)).sqrt()
         if not (scale > 0).any():
             raise ValueError(f"{fields.name} never changes from frame to frame: give a larger lead")
         return replace(whole, scale=tuple(torch.where(scale > 0, scale, 1.0).tolist()))
@@ -224,10 +227,14 @@ class Forecast(Condition, Ranged):
         return Hiding(denoiser, self.geometry, self.frames) if self.geometry.mask else denoiser
 
     def weighed(self, x: Tensor, power: float = 0.5) -> Tensor:
-        if not (self.geometry.spherical or self.geometry.mask):
+        if not (self.geometry.spherical or self.geometry.mask or self.weights):
             return x
         frame = x.shape[-3] // self.frames, x.shape[-2], x.shape[-1]
-        return x * weights_on(x.device, self.geometry, frame, power).to(x.dtype).repeat(self.frames, 1, 1)
+        weights = weights_on(x.device, self.geometry, frame, power)
+        if self.weights:
+            by_variable = torch.tensor(self.weights, device=x.device)[:, None, None]
+            weights = weights * (by_variable / by_variable.mean()) ** power
+        return x * weights.to(x.dtype).repeat(self.frames, 1, 1)
 
     def build(self, device: torch.device | str) -> Make:
         return self.observe

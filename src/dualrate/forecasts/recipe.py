@@ -11,7 +11,9 @@ Patches  of fields above 128 points a side 2 points, above 256 four, of mini twi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -119,6 +121,8 @@ class Forecasting(Ranged):
     forcings: tuple[str, ...] = ()
     """Inputs of the same network that are known ahead. day: the time of the year. hour: of the day. sun: the height
     of the sun at each lead time. Or variables of the data, which are then not forecast."""
+    weights: tuple[str, ...] = ()
+    """How much variables count in the loss, each in its own standard deviation: VARIABLE:WEIGHT; others 1."""
     anomalies: Annotated[int, Range(0, 12)] = 0
     """Harmonics of a climatology by the time of the year, fit to the training data at each point; networks then see
     anomalies to it. 2 or 3 are usual; 0: none."""
@@ -174,7 +178,7 @@ class Forecasting(Ranged):
         externals = replace(externals, statics=self.static, fields=packed_statics(source, in_order, self.static))
         task = replace(task, geometry=geometry, externals=externals, anomalies=Anomalies(self.anomalies))
         fields = task.read_fields(self.data, "train")
-        task = task.of(fields)
+        task = replace(task.of(fields), weights=_weights(self.weights, fields.variables))
         _ = Windows(task.read_fields(self.data, "test", fields.statistics), task)  # what training needs, seen now
         trained_by = {"rolling": RollingConfig, "refiner": RefinerConfig}.get(self.trained_by, self.trained_by)
         networks, method = conditional_networks(task, shape, heavy, self.rate, trained_by, self.frames if apart else 1)
@@ -223,6 +227,22 @@ class Clips(Forecasting):
         if data.source.startswith(CLIPS) and data.size is None:
             data = replace(data, size=SIDE)
         return Forecasting.__call__(replace(self, data=data), progress)
+
+
+def _weights(said: Sequence[str], names: Sequence[str]) -> tuple[float, ...]:
+    """A weight for each variable; none where none is said. Raises ValueError for what is no VARIABLE:WEIGHT."""
+    weights = dict.fromkeys(names, 1.0)
+    for each in said:
+        name, _, number = each.rpartition(":")
+        weight = math.nan
+        with suppress(ValueError):
+            weight = float(number)
+        if name not in names or not 0 < weight < math.inf:
+            raise ValueError(
+                f"weight {each!r} is none; expected VARIABLE:WEIGHT, a number above 0, with one of {', '.join(names)}"
+            )
+        weights[name] = weight
+    return tuple(weights[name] for name in names) if said else ()
 
 
 def _channels(task: Forecast, content: FieldSource) -> str:
