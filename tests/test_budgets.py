@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = {
     "engine": 8540,
     "carriers": 8805,
-    "forecasts": 7370,
+    "forecasts": 7470,
     "pipelines": 3950,
     "texts": 745,
     "services": 1475,

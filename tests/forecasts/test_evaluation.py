@@ -256,7 +256,7 @@ def test_a_page_shows_scores_pictures_and_stability(autoregression, tmp_path, mo
     drawer = Choice(steps=2).drawer(model, members=2)
     held = held_out_starts(model, 2, 2)
     monkeypatch.setattr("dualrate.forecasts.page.svg", svg)
-    for known, svgs in ((held, 5), (Starts(held.past, "mine.npy"), 3)):
+    for known, svgs in ((held, 6), (Starts(held.past, "mine.npy"), 4)):
         done = write_forecast(drawer, known, 2, tmp_path / f"{svgs}")
         scored = forecast_scores(model, known, done.x) if known.truth else None
         page = forecast_page(forecast_of(model), done, scored, judged(model, known, done.x))

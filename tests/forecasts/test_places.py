@@ -258,7 +258,9 @@ def test_north_is_up_and_coordinates_are_told(tmp_path, monkeypatch, order, way)
     monkeypatch.setattr(field_pictures, "Figure", Figure)
     made = trained(grid(tmp_path / "data.nc", latitudes=LATITUDES[::way], order=order), tmp_path / "run")
     done = written(made, tmp_path / "out", 2, starts=held_out_starts(made, 2, 1), members=1)
-    figure = forecast_figure(shown(done.x, done.truth, done.record, made.experiment.condition))
+    start = shown(done.x, done.truth, done.record, made.experiment.condition)
+    np.testing.assert_array_equal(start.plume, start.members[:, :, start.point[0], start.point[1]])
+    figure = forecast_figure(start)
     figure.draw_without_rendering()
     first = figure.axes[0]  # the truth
     (image,) = first.images

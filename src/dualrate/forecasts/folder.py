@@ -17,7 +17,7 @@ import hashlib
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,12 +28,13 @@ from dualrate.data.source import reading
 from dualrate.drawing.drawer import Drawer, spread
 from dualrate.drawing.record import SamplingRecord, as_before, drawn_by, naming_progress
 from dualrate.experiment.summary import stopped_early
+from dualrate.forecasts.coastlines import Axis
 from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.file_checks import with_extra
 from dualrate.forecasts.film import Film, write_video
 from dualrate.forecasts.metadata import Coordinate
 from dualrate.forecasts.netcdf import check_writable, write_dataset, write_fields
-from dualrate.forecasts.pictures import Axis, Shown, forecast_figure, write_animation
+from dualrate.forecasts.pictures import Shown, forecast_figure, write_animation
 from dualrate.forecasts.rollout import (
     Frame,
     FrameBlock,
@@ -70,7 +71,7 @@ SCORES = "scores.json"
 OURS = (FORECAST, ARRAY, JOURNAL, TRUTH, SCORES, PICTURE, ANIMATION, VIDEO, PAGE, "forecast.npz", "forecast.nc")
 DIGITS = 16  # of sha256, in the journal
 SAVED_EVERY = 5.0  # seconds of work that a kill may lose
-SHOWN_FRAMES, SHOWN_MEMBERS = 400, 3  # in pictures, at most
+SHOWN_FRAMES, SHOWN_MEMBERS, SHOWN_LINES = 400, 3, 50  # in pictures, at most; lines are members at a point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,7 +387,8 @@ def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast, mem
     name = f"variable {name}" if name.isdecimal() else name
     if forecast.metadata.variables and (units := forecast.metadata.variables[0].units):
         name = f"{name} [{units}]"
-    return Shown(drawn, mean, deviation, real, times, name, lead, rows, columns)
+    first = Shown(drawn, mean, deviation, real, times, name, lead, rows, columns)
+    return replace(first, plume=np.array(x[0, :SHOWN_LINES, :, 0, *first.point][:, some]))
 
 
 def lead_axis(record: Record, forecast: Forecast) -> tuple[float, str]:

@@ -13,7 +13,7 @@ from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.curves import Panel, curves_figure, spectra_figure
 from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, bad_news, shown_leads
 from dualrate.forecasts.folder import ForecastWritten, lead_axis, shown
-from dualrate.forecasts.pictures import forecast_figure
+from dualrate.forecasts.pictures import forecast_figure, plume_figure
 from dualrate.forecasts.scores import THRESHOLDS, ForecastScores, Score
 from dualrate.forecasts.spectra import spectrum_of
 from dualrate.forecasts.stability import STEADY, WITHIN, Stability
@@ -35,14 +35,17 @@ def forecast_page(
     def over_leads(leads: NDArray[np.float64], panels: list[Panel]) -> str:
         return svg(curves_figure((leads * factor).tolist(), panels, lead))
 
-    hidden = ", or hidden by the mask" * bool(forecast.geometry.mask)
+    hidden, plume = ", or hidden by the mask" * bool(forecast.geometry.mask), ""
     if film := written.film:
         strip, caption = film.html(), f"From left to right, and below from top to bottom: {film.names}, {film.says}."
         caption += " Grey: the truth is not known." * (written.truth is not None and record.known < record.frames)
     else:
-        figure = forecast_figure(shown(written.x, written.truth, record, forecast))
+        first = shown(written.x, written.truth, record, forecast)
+        figure = forecast_figure(first)
         figure.set_facecolor("white")
         strip, caption = svg(figure), f"Variable {record.variables[0]}, over {lead}. Grey: not known{hidden}."
+        if min(first.members.shape[:2]) > 1:
+            plume = svg(plume_figure(first))
     scores, steady = None if scored is None else scored.by_name["forecast"], judged.stability
     return page(
         "forecast.html",
@@ -52,6 +55,7 @@ def forecast_page(
         notes=[] if scored is None else scored.notices,
         strip=strip,
         strip_caption=caption,
+        plume=plume,
         tables=[] if scored is None else scored.tables,
         curves="" if scored is None else over_leads(scored.by_name["forecast"].leads, _panels(scored)),
         intervals=scores is not None and len(scores.crps.replicates) > 0,

@@ -1,6 +1,7 @@
 """Pictures of a forecast of fields: an ensemble beside the truth, over lead times; still and in motion.
 
-Fields of one dimension are shown over space and time, those of two as maps. All but the spread share their colours.
+Fields of one dimension are shown over space and time, those of two as maps, with coastlines where cartopy is there; a
+point of either as a plume. All but the spread share their colours.
 """
 
 from __future__ import annotations
@@ -15,37 +16,18 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from dualrate.report.figures import PALETTE, literal
+from dualrate.forecasts.coastlines import Axis, coastlines
+from dualrate.report.figures import INK, PALETTE, literal
+from dualrate.report.figures import panels as axes_of
 from dualrate.system.files import whole
 
-MAPS, LINES = 6, 3  # lead times of a picture of maps, of one of lines
+MAPS, LINES, BANDED = 6, 3, 4  # lead times of a picture of maps, of one of lines; members of bands, at least
 MOVING, MILLISECONDS = 100, 80  # frames of an animation, at most; each is shown so long
 COLOURS, SPREAD_COLOURS, UNKNOWN = "RdBu_r", "viridis", "0.85"
 Array = NDArray[np.floating]
-
-
-@dataclass(frozen=True, eq=False)
-class Axis:
-    """An axis of space. values: of points in order, or none; way: 1 rising, -1 falling; place: as of `Coordinate`"""
-
-    label: str = ""
-    values: tuple[float, ...] = ()
-    way: int = 0
-    place: str = ""
-
-    def ticks(self, most: int) -> tuple[list[float], list[str]]:
-        """At most so many ticks at round numbers: their places in points, and their texts; none without values."""
-        if len(self.values) < 2:
-            return [], []
-        low, high = min(self.values), max(self.values)
-        steps = [1, 2, 3, 6, 9, 10] if self.place else [1, 2, 2.5, 5, 10]
-        numbers = np.asarray(MaxNLocator(most, steps=steps).tick_values(low, high))
-        order, inside = np.argsort(self.values), numbers[(numbers >= low) & (numbers <= high)]
-        return np.interp(inside, np.sort(self.values), order).tolist(), [f"{number:g}" for number in inside]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +37,7 @@ class Shown:
     members: (m, T, H, W), some of them; mean, spread: (T, H, W), of all; truth: the same, nan where it is not known
     times:   (T,); lead: what these are called
     rows, columns: axes of space, of a line columns alone
+    plume: (n, T), members at `point`, which may be more than those; None: those
     """
 
     members: Array
@@ -66,6 +49,20 @@ class Shown:
     lead: str
     rows: Axis = Axis()
     columns: Axis = Axis()
+    plume: Array | None = None
+
+    @property
+    def point(self) -> tuple[int, int]:
+        """The row and column where members differ most at the last lead time at which they are finite."""
+        spread = np.where(np.isfinite(self.spread), self.spread, -1.0)
+        last = np.flatnonzero((spread >= 0).any((1, 2)))[-1:].sum()
+        return divmod(int(spread[last].argmax()), spread.shape[2])
+
+    @property
+    def coast(self) -> Array:
+        """Coastlines (n, 2) one after the other, parted by nan."""
+        lines = [np.append(line, [[np.nan, np.nan]], 0) for line in coastlines(self.rows, self.columns)]
+        return np.concatenate([np.empty((0, 2)), *lines])
 
     @property
     def fields(self) -> dict[str, Array]:
@@ -127,6 +124,28 @@ def lines_figure(shown: Shown) -> Figure:
     return figure
 
 
+def plume_figure(shown: Shown) -> Figure:
+    """Members over lead times at the point where they differ most at the end, with their mean and the truth."""
+    figure, (axes,) = axes_of(1, 1, 3.4)
+    row, column = shown.point
+    plume = shown.members[:, :, row, column] if shown.plume is None else shown.plume
+    plume = np.where(np.isfinite(plume), plume, np.nan)
+    for low, high, alpha in ((0.05, 0.95, 0.15), (0.25, 0.75, 0.3)) if len(plume) >= BANDED else ():
+        label = f"{100 * low:.0f}-{100 * high:.0f}% of members"
+        ends = np.quantile(plume, (low, high), axis=0)
+        axes.fill_between(shown.times, *ends, color=PALETTE[1], alpha=alpha, linewidth=0, label=label)
+    axes.plot(shown.times, plume.T, color=PALETTE[1], alpha=0.35, linewidth=0.7)
+    axes.plot(shown.times, shown.mean[:, row, column], color=PALETTE[0], linewidth=2, label="mean")
+    if shown.truth is not None:
+        axes.plot(shown.times, shown.truth[:, row, column], "--", color=INK, linewidth=2, label="truth")
+    line = shown.mean.shape[1] == 1
+    words = [axis.words(i) for axis, i in ((shown.rows, row), (shown.columns, column))[line:] if axis.values]
+    place = ", ".join(words) if len(words) == 2 - line else f"point {column if line else (row, column)}"
+    axes.set(xlabel=shown.lead, ylabel=shown.variable, title=f"{shown.variable.partition(' [')[0]} at {place}")
+    axes.legend(frameon=False, labelcolor=INK, fontsize=10)
+    return figure
+
+
 Panels = dict[str, tuple[Array, str, Normalize]]
 
 
@@ -163,12 +182,12 @@ def _maps(shown: Shown, panels: Panels) -> Figure:
     tall = 1.6 * min(2.0, max(0.5, height / width))
     figure = Figure(figsize=(1.6 * len(some) + 1.8, tall * len(panels) + 0.6), layout="constrained")
     grid = figure.subplots(len(panels), len(some), squeeze=False)
-    images = {}
+    images, coast = {}, shown.coast
     last = list(panels)[-1]
     for row, (name, (field, colours, norm)) in zip(grid, panels.items(), strict=True):
         for axes, i in zip(row, some, strict=True):
             images[colours] = axes.imshow(field[i], cmap=colours, norm=norm, interpolation="none")
-            _orient(axes, shown, left=axes is row[0], bottom=name == last)
+            _orient(axes, shown, coast, left=axes is row[0], bottom=name == last)
         row[0].set_ylabel(name, fontsize=9)
     for axes, i in zip(grid[0], some, strict=True):
         axes.set_title(f"{shown.times[i]:.4g}", fontsize=11)
@@ -177,9 +196,12 @@ def _maps(shown: Shown, panels: Panels) -> Figure:
     return figure
 
 
-def _orient(axes: Axes, shown: Shown, *, left: bool, bottom: bool) -> None:
-    """North is up and east on the right; coordinates stand on the left and at the bottom."""
+def _orient(axes: Axes, shown: Shown, coast: Array, *, left: bool, bottom: bool) -> None:
+    """North is up and east on the right, coasts are lines; coordinates stand on the left and at the bottom."""
     axes.set_facecolor(UNKNOWN)
+    if len(coast):
+        (line,) = axes.plot(*coast.T, "k", linewidth=0.4, scalex=False, scaley=False)
+        line.get_path().simplify_threshold = 0.5  # of a pixel, for small pages
     if (shown.rows.place, shown.rows.way) == ("latitude", 1):
         axes.invert_yaxis()
     if (shown.columns.place, shown.columns.way) == ("longitude", -1):
@@ -234,10 +256,10 @@ def _moving_maps(shown: Shown, some: NDArray[np.int_]) -> Iterator[Image.Image]:
     fields, scale = shown.fields, shown.scale
     figure = Figure(figsize=(2.0 * len(fields) + 0.9, 2.7), layout="constrained", facecolor="white", dpi=100)
     grid = figure.subplots(1, len(fields), squeeze=False)[0]
-    images = []
+    images, coast = [], shown.coast
     for axes, (name, field) in zip(grid, fields.items(), strict=True):
         images.append(axes.imshow(field[0], cmap=COLOURS, norm=scale, interpolation="none"))
-        _orient(axes, shown, left=axes is grid[0], bottom=True)
+        _orient(axes, shown, coast, left=axes is grid[0], bottom=True)
         axes.set_title(name, fontsize=11)
     figure.colorbar(images[0], ax=list(grid), label=shown.variable, shrink=0.8, pad=0.01)
     title = figure.suptitle("", fontsize=11)
