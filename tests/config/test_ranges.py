@@ -146,7 +146,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.forecasts.metadata.Coordinate",
     "dualrate.forecasts.metadata.Description",
     "dualrate.forecasts.evaluation.ForecastReport",
-    "dualrate.forecasts.pictures.Axis",
+    "dualrate.forecasts.coastlines.Axis",
     "dualrate.sampling.bound.Bound",
     "dualrate.runs.train._Hooks",
     "dualrate.training.loop._Update",
