@@ -376,6 +376,20 @@ def test_a_learning_rate_that_falls_is_not_sent_in_a_circle(monkeypatch, capsys)
     assert call(monkeypatch, "train", "tiny", *cosine, "--fit.iterations", 2) == 0
 
 
+def test_a_run_that_the_same_command_made_otherwise_before_says_so(monkeypatch, capsys):
+    """Its recipe has other networks since."""
+    before = cli_train.RECIPES["tiny"]()
+    assert call(monkeypatch, "train", "tiny") == 0
+    levels = tuple(replace(level, blocks=level.blocks + 1) for level in NET.levels)
+    networks = {name: replace(config, levels=levels) for name, config in before.networks.configs.items()}
+    now = replace(before, networks=replace(before.networks, **networks))
+    monkeypatch.setitem(cli_train.RECIPES, "tiny", lambda: now)
+    assert call(monkeypatch, "train", "tiny") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "made by this very command in an earlier version: networks." in said
+    assert said.endswith("were others then. Finish it with that version, or choose another --out")
+
+
 def test_a_run_without_an_intact_checkpoint_is_not_started_over(monkeypatch, capsys):
     assert call(monkeypatch, "train", "tiny") == 0
     for path in checkpoint.saved_paths(Path("runs/tiny/checkpoints")):

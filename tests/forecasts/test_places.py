@@ -108,7 +108,9 @@ def test_without_pint_other_units_are_refused(model, tmp_path, monkeypatch):
     ("start", "end", "change"),
     [
         ("km/h", "m s-1", (1 / 3.6, 0)), ("hPa", "Pa", (100, 0)), ("%", "1", (0.01, 0)), ("m s**-1", "m/s", None),
-        ("kg m-2", "K", None), ("nonsense", "K", None), ("(0 - 1)", "%", None),
+        ("kg m-2", "K", None), ("nonsense", "K", None), ("(0 - 1)", "%", None), ("~", "1", None), ("-", "m", None),
+        ("()", "m/s", None),
+        ("dB", "1", None), ("m/s/", "K", None),
     ],
 )  # fmt: skip
 def test_units_are_brought_together_where_that_can_be(start, end, change):

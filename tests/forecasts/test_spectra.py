@@ -65,6 +65,20 @@ def test_powers_of_a_sum_add_up_to_its_mean_square_and_a_rotation_changes_none(r
     torch.testing.assert_close(turned, power, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "rows", [np.linspace(90, -90, 181), np.linspace(89.5, -89.5, 180), np.linspace(89.47, -89.47, 170)]
+)
+def test_a_fine_grid_of_noise_has_no_more_power_than_the_noise(rows):
+    """Each order is fitted by its own functions alone, so that no rounding is taken for one of them."""
+    noise = torch.randn(1, len(rows), 2 * len(rows), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    power = power_on_sphere(noise, tuple(rows.tolist()))
+    assert 0.3 < power.sum() < 1.2
+    area = np.cos(np.radians(rows)) / np.cos(np.radians(rows)).mean()
+    harmonic = torch.from_numpy(np.sin(np.radians(rows)))[:, None].expand(-1, 2 * len(rows))
+    assert power_on_sphere(harmonic, tuple(rows.tolist()))[1].item() == pytest.approx(1 / 3, rel=1e-9)
+    assert (harmonic[:, 0].square().numpy() * area).mean() == pytest.approx(1 / 3, rel=1e-2)
+
+
 def test_functions_are_orthonormal():
     x, weights = np.polynomial.legendre.leggauss(24)
     functions = legendre(x, 16)

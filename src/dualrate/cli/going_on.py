@@ -33,17 +33,22 @@ def with_way_on(refused: OtherRun, out: Path, experiment: Experiment) -> ValueEr
             return refused
         other = "iterations" not in began.fit.free() and began.fit.iterations != fit.iterations
         changes = dict.fromkeys((*refused.changes, *["fit.iterations"] * other))
-        if way := _by_settings(began, [*changes]) or _by_history(out, free):
+        if way := _by_settings(began, [*changes]) or (past := _by_history(out, free)):
             return ValueError(f"{refused.place}: to go on with it, {way}; or choose another --out")
+        if past is not None:
+            return ValueError(
+                f"{refused.place}, made by this very command in an earlier version: {', '.join(changes)} were others "
+                "then. Finish it with that version, or choose another --out"
+            )
     return refused
 
 
-def _by_history(out: Path, free: Container[str]) -> str:
-    """Compare the first command in the run's history with today's."""
+def _by_history(out: Path, free: Container[str]) -> str | None:
+    """Compare the first command in the run's history with today's. None: it is none of the same recipe."""
     (_, first), *_ = read_records(out / HISTORY) or [("", {})]
     words, now = shlex.split(str(first.get("command", ""))), ["dualrate", *sys.argv[1:]]
     if words[:2] != now[:2]:  # begun in Python, say
-        return ""
+        return None
     before, here = options_of(words[2:]), options_of(now[2:])
     add = [word for name, values in before.items() if name not in free and here.get(name) != values
            for word in (name, *values) if word]  # fmt: skip

@@ -154,6 +154,8 @@ def starts_of(
         if starts is not None and within is not None:
             raise ValueError(f"got {starts} starts and count={within}, which is of a file or an array: drop one")
         return held_out_starts(model, frames, None if count is None else operator.index(count))
+    if within is not None and within < 1:
+        raise ValueError(f"count is a number of starts, at least 1, got {within}")
     how: dict[str, Any] = {"frames": frames, "count": within}
     if isinstance(starts, str | Path):
         return read_starts(Path(starts), model, note, **how)

@@ -79,8 +79,10 @@ def power_on_sphere(fields: Tensor, latitudes: tuple[float, ...]) -> Tensor:
 def _analysis(latitudes: tuple[float, ...], orders: int) -> Tensor:
     """(M, K, H) from a row of each latitude to degrees, of each order below K and `orders`: the best fit's."""
     functions = legendre(np.sin(np.radians(latitudes)), sum(abs(latitude) < 89.999 for latitude in latitudes))
-    fits = [np.linalg.pinv(of_order.T) for of_order in functions[:orders]]
-    return torch.from_numpy(np.stack(fits))
+    fits = np.zeros((min(orders, len(functions)), *functions.shape[1:]))
+    for m, fit in enumerate(fits):
+        fit[m:] = np.linalg.pinv(functions[m, m:].T, rcond=1e-10)
+    return torch.from_numpy(fits)
 
 
 def legendre(x: NDArray[np.float64], degrees: int) -> NDArray[np.float64]:

@@ -20,6 +20,7 @@ from dualrate.forecasts.rollout import Frame, forecast_of
 from dualrate.forecasts.trajectories import FieldSource, Lazy, Trajectory, numbered, timing_of
 
 Note = Callable[[str], None]  # is told what is taken for granted
+NOT_UNITS = ArithmeticError, AssertionError, AttributeError, SyntaxError, TypeError, ValueError, tokenize.TokenError
 FAR, TIMES = 6, 10  # standard deviations of a start's mean from that of the training data; times its spread
 
 
@@ -113,10 +114,10 @@ def conversion(mine: str, theirs: str) -> tuple[float, float] | None:
     start, end = (unit.replace(" ", " * ") for unit in spelt)
     try:
         quantity = pint.get_application_registry().Quantity
-        offset, moved = (float(quantity(number, start).to(end).magnitude) for number in (0.0, 1.0))
-    except (ArithmeticError, AttributeError, SyntaxError, TypeError, ValueError, tokenize.TokenError):
+        offset, once, twice = (float(quantity(number, start).to(end).magnitude) for number in (0.0, 1.0, 2.0))
+    except NOT_UNITS:
         return None  # of another dimension, or no unit
-    return moved - offset, offset
+    return (once - offset, offset) if math.isclose(twice - once, once - offset, rel_tol=1e-6) else None
 
 
 def at_levels(fields: FieldSource, forecast: Forecast) -> FieldSource:

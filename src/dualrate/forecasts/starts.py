@@ -209,6 +209,8 @@ def read_starts(
     if fields.note:
         note(f"{path}: {fields.note}")
     fields = check_file(path, model, fields, shapes, note, within=count is not None)
+    if order and forecast.geometry.axes and replace(order, turns=None) != replace(forecast.geometry.order, turns=None):
+        note(f"{path} has latitudes, longitudes or axes in another order than {model.name}: they are put in that")
     if (names := forecast.externals.variables) and not ahead:
         raise ValueError(f"{path} has no variable {', '.join(names)}, a forcing: give a .nc or .zarr file")
     if count is None:
