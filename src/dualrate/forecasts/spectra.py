@@ -80,8 +80,8 @@ def _analysis(latitudes: tuple[float, ...], orders: int) -> Tensor:
     """(M, K, H) from a row of each latitude to degrees, of each order below K and `orders`: the best fit's."""
     functions = legendre(np.sin(np.radians(latitudes)), sum(abs(latitude) < 89.999 for latitude in latitudes))
     fits = np.zeros((min(orders, len(functions)), *functions.shape[1:]))
-    for m, fit in enumerate(fits):
-        fit[m:] = np.linalg.pinv(functions[m, m:].T, rcond=1e-10)
+    for m in range(len(fits)):
+        fits[m, m:] = np.linalg.pinv(functions[m, m:].T, rcond=1e-10)
     return torch.from_numpy(fits)
 
 
