@@ -33,8 +33,9 @@ def with_way_on(refused: OtherRun, out: Path, experiment: Experiment) -> ValueEr
             return refused
         other = "iterations" not in began.fit.free() and began.fit.iterations != fit.iterations
         changes = dict.fromkeys((*refused.changes, *["fit.iterations"] * other))
-        past = _by_history(out, free)
-        if way := _by_settings(began, [*changes]) or past:
+        way = _by_settings(began, [*changes])
+        past = None if way else _by_history(out, free)
+        if way := way or past:
             return ValueError(f"{refused.place}: to go on with it, {way}; or choose another --out")
         if past is not None:
             return ValueError(
