@@ -46,18 +46,24 @@ def test_threads_with_copies_of_a_network_draw_what_they_draw_one_after_another(
             torch.testing.assert_close(together[seed], draw(seed), rtol=0, atol=0)
 
 
+def pausing(call, reached, going_on):
+    """Return what says that so many calls were made before, and then waits."""
+    count = iter(range(100))
+
+    def pause():
+        if next(count) == call:
+            reached.set()
+            assert going_on.wait(60)
+
+    return pause
+
+
 def test_a_sampling_that_another_thread_interrupts_ends_in_an_error_and_the_other_is_right():
     pipe, draw = drawing(of_dit()[0].transformer)
     with dr.accelerate(pipe, refresh=3):
         right = draw(1)
-    here, there, count = threading.Event(), threading.Event(), iter(range(100))
-
-    def pause():
-        if next(count) == 4:
-            here.set()
-            assert there.wait(60)
-
-    _, interrupted = drawing(pipe.transformer, pause)
+    here, there = threading.Event(), threading.Event()
+    _, interrupted = drawing(pipe.transformer, pausing(4, here, there))
     with dr.accelerate(pipe, refresh=3) as handle, ThreadPoolExecutor(1) as pool:
         future = pool.submit(interrupted, 0)
         assert here.wait(60)
@@ -74,22 +80,10 @@ def test_an_error_in_a_thread_leaves_the_sampling_of_another_alone():
     pipe, draw = drawing(of_dit()[0].transformer)
     with dr.accelerate(pipe, refresh=3):
         right = draw(1)
-    started, ended, count = threading.Event(), threading.Event(), iter(range(100))
-
-    def pause():
-        if next(count) == 4:
-            started.set()
-            assert ended.wait(60)
-
-    other, drawn = drawing(pipe.transformer, pause)
+    started, ended = threading.Event(), threading.Event()
+    other, drawn = drawing(pipe.transformer, pausing(4, started, ended))
     first, going_on = threading.Event(), threading.Event()
-
-    def stop():
-        if not first.is_set():
-            first.set()
-            assert going_on.wait(60)
-
-    _, interrupted = drawing(pipe.transformer, stop)
+    _, interrupted = drawing(pipe.transformer, pausing(0, first, going_on))
     with dr.accelerate(other, refresh=3), ThreadPoolExecutor(2) as pool:
         failing = pool.submit(interrupted, 0)
         assert first.wait(60)

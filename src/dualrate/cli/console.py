@@ -37,7 +37,7 @@ def reporter() -> Reporter:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a command's networks run, and how their calls are made there."""
+    """The device on which a command's networks run, and how their calls are made there."""
 
     compile: bool = False
     """Compile the networks. This takes minutes the first time, and makes small batches faster."""

@@ -32,7 +32,7 @@ class Axis:
         return self.points(inside).tolist(), [f"{number:g}" for number in inside]
 
     def points(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Where coordinates lie in points, of which the first is 0; those beyond an end by the last distance there."""
+        """Places of coordinates in points, of which the first is 0; those beyond an end by the last distance there."""
         order = np.argsort(self.values)
         values = np.array(self.values)[order]
         xp, fp = ([at[0] + FAR * (at[0] - at[1]), *at, at[-1] + FAR * (at[-1] - at[-2])] for at in (values, order))

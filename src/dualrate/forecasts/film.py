@@ -84,11 +84,11 @@ class Film:
         left = math.ceil(max(font.getlength(name) for name in self.panels)) + 2 * GAP
         page = Image.new("RGB", (left + grid.shape[1], grid.shape[0]), "white")
         page.paste(Image.fromarray(grid), (left, 0))
-        pen, known = ImageDraw.Draw(page), int((some < self.past).sum())
+        pen, past = ImageDraw.Draw(page), int((some < self.past).sum())
         for i, name in enumerate(self.panels):
             pen.text((GAP, i * height + height // 2 - 6), name, "black", font)
-        if known < len(some):
-            pen.rectangle((left + known * width - BETWEEN, 0, left + known * width - 1, page.height), BLUE)
+        if past < len(some):
+            pen.rectangle((left + past * width - BETWEEN, 0, left + past * width - 1, page.height), BLUE)
         return png_bytes(np.asarray(page).transpose(2, 0, 1))
 
     def moving(self) -> Pixels:

@@ -164,7 +164,7 @@ class SharedNoise(GaussianProcess, Ranged):
     """
 
     frames: Annotated[int, Range(1, 256)] = 1
-    """Of a state."""
+    """Frames of a state."""
 
     def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
         """(S, B, F C, H, W) standard normal numbers, the same for all F frames."""

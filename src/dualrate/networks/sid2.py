@@ -84,8 +84,8 @@ class SiD2Config(UViTConfig):
     5/3, which simple diffusion names. Patches of a power of two."""
 
     skips: Literal["residual", "concatenated"] = "residual"
-    """What the way up has of the way down: one sum a level, as in SiD2 (residual), or each block's output, as in simple
-    diffusion (concatenated)."""
+    """Skips from the way down to the way up: one sum a level, as in SiD2 (residual), or each block's output, as in
+    simple diffusion (concatenated)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
