@@ -44,6 +44,7 @@ from benchmarks.workloads import in_cpu_seconds, whole
 from dualrate.cli.distill import Student
 from dualrate.data.condition_rows import HeldOut
 from dualrate.experiment.data_config import DataConfig
+from dualrate.forecasts.recipe import Forecasting
 from dualrate.methods.crps import OneCallConfig
 from dualrate.networks.uvit import UViTConfig
 from dualrate.recipes.auto import distilled
@@ -102,12 +103,9 @@ class Contest:
         """The rows that have these values."""
         return [row for row in self.rows if values.items() <= row.items()]
 
-    def experiment(self, network: Network, method: Method, setting: Setting, updates: int, seed: int) -> dr.Experiment:
-        """Raises ValueError for a student whose teacher is not trained."""
-        if method in STEPS or method in DRAWS:
-            experiment = self.from_scratch(network, method)
-        else:
-            experiment = self.student(network, method, seed)
+    def experiment(self, network: Network, method: str, setting: Setting, updates: int, seed: int) -> dr.Experiment:
+        """Raises what `untimed` raises."""
+        experiment = self.untimed(network, method, seed)
         optim = replace(experiment.fit.optim, lr=setting.rate, warmup=min(100, updates // 10), decay="cosine")
         fit = replace(
             experiment.fit, iterations=updates, max_seconds=None, batch_size=setting.batch, optim=optim, seed=seed,
@@ -115,7 +113,18 @@ class Contest:
         )  # fmt: skip
         return replace(experiment, name="contest", fit=fit)
 
-    def student(self, network: Network, method: Method, seed: int) -> dr.Experiment:
+    def untimed(self, network: Network, method: str, seed: int) -> dr.Experiment:
+        """Networks and method. Raises ValueError for a student whose teacher is not trained."""
+        if method not in STEPS and method not in DRAWS:
+            return self.student(network, method, seed)
+        trained_by = "diffusion" if method == "diffusion" else "crps"
+        experiment = self.sized(replace(self.system.windows, trained_by=trained_by), network)
+        if method in DRAWS:
+            assert isinstance(experiment.method, OneCallConfig)
+            experiment = replace(experiment, method=replace(experiment.method, draws=DRAWS[method]))
+        return experiment
+
+    def student(self, network: Network, method: str, seed: int) -> dr.Experiment:
         """A student of the network's longest training by diffusion of SECONDS at most, in the steps of its name."""
         by, steps = method.split("-")
         finals = self.known(kind="final", network=network, method="diffusion", seed=seed)
@@ -126,17 +135,13 @@ class Contest:
         by_name: Any = by
         return Student(distilled(), by=by_name, steps=int(steps)).of(self.folder(teacher))
 
-    def from_scratch(self, network: Network, method: Method) -> dr.Experiment:
-        rate = "single" if network == "broad" else network
-        trained_by = "diffusion" if method == "diffusion" else "crps"
-        recipe = replace(self.system.windows, rate=rate, trained_by=trained_by)
+    def sized(self, recipe: Forecasting, network: Network) -> dr.Experiment:
+        """A recipe of the system's trajectories with such a network and the system's patches."""
+        recipe = replace(recipe, rate="single" if network == "broad" else network)
         experiment = replace(recipe, data=DataConfig(str(self.system.source(self.out))))(Silent())
         patch: Callable[[UViTConfig], UViTConfig] = lambda config: replace(config, patch=self.system.patch)  # noqa: E731
         configs = {key: value for key, value in vars(experiment.networks).items() if isinstance(value, UViTConfig)}
         sized = {key: patch(broad(config) if network == "broad" else config) for key, config in configs.items()}
-        if method in DRAWS:
-            assert isinstance(experiment.method, OneCallConfig)
-            experiment = replace(experiment, method=replace(experiment.method, draws=DRAWS[method]))
         networks: Any = replace(experiment.networks, **sized)  # pyright: ignore[reportArgumentType]
         return replace(experiment, networks=networks)
 
@@ -144,7 +149,7 @@ class Contest:
         """Steps that are scored in the end; None: those of the method."""
         return FEWER.get(self.name, STEPS[method]) if method in STEPS else (None,)
 
-    def speed(self, network: Network, method: Method, batch: int) -> float:
+    def speed(self, network: Network, method: str, batch: int) -> float:
         """Milliseconds of an update, measured at most once. The least of `ROUNDS`, of UPDATES updates each."""
         which = {"kind": "speed", "network": network, "method": method, "batch": batch}
         if rows := self.known(**which):
@@ -164,28 +169,35 @@ class Contest:
 
     def train(self, kind: str, network: Network, method: Method, setting: Setting, seconds: float, seed: int) -> None:
         """Trains, scores and adds a row for each plan, unless they are there."""
-        which: Row = {"kind": kind, "network": network, "method": method, **vars(setting)}
-        which |= {"seconds": seconds, "seed": seed}
-        assert tuple(which) == WHICH
+        which = self.which(kind, network, method, setting, seconds, seed)
         if self.known(**which):
             return
-        updates = max(1, round(1000 * seconds / self.speed(network, method, setting.batch)))
-        folder = self.folder(which)
-        begun = time.process_time()
-        whole(dr.train(self.experiment(network, method, setting, updates, seed), folder))
-        taken, model = time.process_time() - begun, dr.load(str(folder))
+        trained = self.fit(which)
+        model = dr.load(str(self.folder(which)))
         plans = (CHOSEN_BY,) if kind == "search" and method in STEPS else self.plans(method)
-        rows = [
-            which
-            | {"updates": updates, "cpu_seconds": round(taken, 1)}
-            | scored(model, self.system, steps, between=STARTS if kind == "search" else 0)
-            for steps in plans
-        ]
+        between = STARTS if kind == "search" else 0
+        rows = [trained | scored(model, self.system, steps, between=between) for steps in plans]
         add_rows(self.out, rows)
         print(
             *(f"{network} by {method}, {setting}, seed {seed}, {row['steps']} steps: {mean(row):.4f}" for row in rows),
             sep="\n",
         )
+
+    def which(self, kind: str, network: Network, method: str, setting: Setting, seconds: float, seed: int) -> Row:
+        """What tells a training from all others."""
+        row: Row = {"kind": kind, "network": network, "method": method, **vars(setting)}
+        row |= {"seconds": seconds, "seed": seed}
+        assert tuple(row) == WHICH
+        return row
+
+    def fit(self, which: Row) -> Row:
+        """Trains, or goes on. Returns `which`, the updates and the CPU seconds of this call."""
+        network, method, seconds = which["network"], which["method"], which["seconds"]
+        setting = Setting(which["batch"], which["rate"], which["halflife"])
+        updates = max(1, round(1000 * seconds / self.speed(network, method, setting.batch)))
+        begun = time.process_time()
+        whole(dr.train(self.experiment(network, method, setting, updates, which["seed"]), self.folder(which)))
+        return which | {"updates": updates, "cpu_seconds": round(time.process_time() - begun, 1)}
 
     def rescore(self) -> None:
         """Scores the final trainings anew whose rows lack a score of today."""

@@ -1,0 +1,201 @@
+"""Roll-outs: frame after frame, window after window, and by Rolling Diffusion, each with its best sampler.
+
+    python -m studies.forecasts simulate OUT        trajectories
+    python -m studies.roll_outs OUT train --seeds 0 1 2
+    python -m studies.roll_outs OUT search          sampler, noise and grid of every number of steps, by seed 0
+    python -m studies.roll_outs OUT score           of each training, in the best way of every number of steps
+    python -m studies.roll_outs                     the tables of docs/results/forecasts.md
+
+Add --system kolmogorov to the first four. Each goes on where it was; rows are kept in docs/results/roll-outs.json.xz.
+
+The past is one frame, observed in full with noise. All networks train for equal seconds, by `studies.contest`'s rule,
+in the same batches and at the same rate; none was searched. The search's starts are not those of the scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import dualrate as dr
+from dualrate.forecasts.recipe import Forecasting
+from dualrate.forecasts.rolling_process import Rolling
+from dualrate.forecasts.rollout import costs, forecast_of, roll_out
+from dualrate.forecasts.starts import held_out_starts
+from studies.common import RESULTS, Row, add_rows, keep, kept_in, markdown, on_one_thread, place
+from studies.contest import Contest, Network, Setting, mean
+from studies.equal_score import resampled
+from studies.forecasts import PAGE, area_of, by_lead, interval
+
+FILE = RESULTS / "roll-outs.json.xz"
+NAMES = "kuramoto-sivashinsky", "kolmogorov"  # of systems
+WAYS: tuple[tuple[Network, str], ...] = (  # networks, what trains them and the frames of a window
+    ("single", "diffusion-1"), ("dual", "diffusion-1"), ("dual", "diffusion-4"), ("single", "rolling-4"),
+    ("dual", "rolling-4"),
+)  # fmt: skip
+STEPS = {"diffusion": (2, 4, 8), "rolling": (1, 2, 4)}  # of a window; of a roll, which makes one frame
+CELLS: tuple[Row, ...] = (
+    *({"sampler": "sde-dpm++2m", "gamma": gamma, "grid": "t"} for gamma in (0.0, 0.5, 1.0)),
+    *({"sampler": "sde-dpm++2m", "gamma": gamma, "grid": "blend:0.3"} for gamma in (0.0, 0.5, 1.0)),
+    {"sampler": "ancestral", "grid": "t"},
+)
+SECONDS, SETTING = 200.0, Setting(16, 2e-3)
+STARTS, SEARCHED, MEMBERS, AHEAD = 50, 24, 8, 8  # starts of scores and of the search, members, frames
+HEADER = "network", "method", "sampler", "steps", "million multiply-adds a frame", "ms a frame", "CRPS", "of frame 1"
+
+
+@dataclass(frozen=True)
+class RollOuts(Contest):
+    """The trainings of a system's roll-outs."""
+
+    def untimed(self, network: Network, method: str, seed: int) -> dr.Experiment:
+        by, frames = method.split("-")
+        recipe = Forecasting(lead=self.system.windows.lead, noise=0.1, periodic=True, frames=int(frames))
+        return self.sized(replace(recipe, trained_by=by), network)  # pyright: ignore[reportArgumentType]
+
+    def trainings(self, seeds: Sequence[int], seconds: float) -> Iterator[Row]:
+        """What tells each training."""
+        for seed, (network, method) in product(seeds, WAYS):
+            yield self.which("roll-out", network, method, SETTING, seconds, seed)
+
+    def train(self, seeds: Sequence[int], seconds: float) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for which in self.trainings(seeds, seconds):
+            if not self.known(part="training", **which):
+                add_rows(self.out, [{"part": "training"} | self.fit(which)])
+
+    def search(self, seconds: float) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Scores every cell of seed 0."""
+        for which in self.trainings([0], seconds):
+            steps = STEPS[which["method"].split("-")[0]]
+            self.rows_of(which, "search", [{"steps": count} | cell for count, cell in product(steps, CELLS)])
+
+    def score(self, seeds: Sequence[int], seconds: float) -> None:
+        """Scores each training by the best cell of every number of steps."""
+        for which in self.trainings(seeds, seconds):
+            self.rows_of(which, "score", self.best(which))  # pyright: ignore[reportArgumentType]
+
+    def best(self, which: Row) -> list[Row]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The cell of each number of steps with the least CRPS in the search."""
+        rows = self.known(part="search", **{name: which[name] for name in ("network", "method", "seconds")})
+        best: dict[int, Row] = {}
+        for row in sorted(rows, key=mean, reverse=True):
+            best[row["steps"]] = {name: row[name] for name in ("steps", "sampler", "gamma", "grid") if name in row}
+        return [best[steps] for steps in sorted(best)]
+
+    def rows_of(self, which: Row, part: str, cells: Sequence[Row]) -> None:
+        """Adds a row for each cell, unless it is there."""
+        cells = [cell for cell in cells if not self.known(part=part, **which, **cell)]
+        model = dr.load(str(self.folder(which))) if cells else None
+        for cell in cells:
+            assert model is not None
+            row = {"part": part, **which, **cell} | rolled(model, cell, part == "search")
+            add_rows(self.out, [row])
+            print(part, *which.values(), *cell.values(), f"{mean(row):.4f}", flush=True)
+
+
+def rolled(model: dr.Model, cell: Row, search: bool) -> Row:
+    """A frame's cost, a mean over a roll-out, and scores by start and lead, as `by_lead` has them.
+
+    search: of starts between those of the scores
+    """
+    starts = held_out_starts(model, AHEAD, 2 * STARTS)
+    places = np.arange(2 * STARTS)[search::2][: SEARCHED if search else None]
+    std = torch.tensor(forecast_of(model).statistics.std)
+    drawer = dr.Choice(**cell).drawer(model, batch_size=256, members=MEMBERS, precision="float32")
+    begun = time.process_time()
+    pieces = list(roll_out(drawer, starts.past[places], AHEAD))
+    seconds = time.process_time() - begun
+    x = np.zeros((len(places), MEMBERS, AHEAD, *pieces[0].x.shape[3:]))
+    for piece in pieces:
+        x[np.ix_(piece.starts, piece.members, piece.frames)] = piece.x
+    assert starts.truth is not None
+    truth = np.stack([starts.truth(int(i)) for i in places])
+    scaled, true = (torch.tensor(part).double() / std[:, None, None] for part in (x, truth))
+    cost = costs(replace(drawer, members=1))
+    macs = cost["first_window"] + (AHEAD / cost["frames"] - 1) * cost["later_window"]
+    if isinstance(model.process, Rolling):  # its first roll passes the whole window
+        macs = cost["first_window"] + (AHEAD - 1) * cost["later_window"]
+    ms = round(1000 * seconds / (len(places) * MEMBERS * AHEAD), 4)
+    return {"macs": macs / 1e6 / AHEAD, "ms": ms, **by_lead(scaled, true, area_of(model))}
+
+
+def crps(row: Row) -> NDArray[np.float64]:
+    """(starts,), over the frames."""
+    return np.mean(row["crps"], 1)
+
+
+def first(row: Row) -> NDArray[np.float64]:
+    """(starts,), of the first frame."""
+    return np.array(row["crps"])[:, 0]
+
+
+def plan_of(row: Row) -> tuple[str, str, int]:
+    return row["network"], row["method"], row["steps"]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Every number of steps of each way, by its best cell; means over trainings, intervals over these and starts."""
+    scored = [row for row in rows if row["part"] == "score"]
+    means, firsts = resampled(scored, plan_of, crps), resampled(scored, plan_of, first)
+    order = {way: place for place, way in enumerate(WAYS)}
+    lines = []
+    for network, method, steps in sorted(means, key=lambda plan: (order[plan[0], plan[1]], plan[2])):
+        plan = network, method, steps
+        some = [row for row in scored if plan_of(row) == plan]
+        words = {"diffusion-1": "frame after frame", "rolling-4": "Rolling Diffusion"}
+        gamma = f", gamma {some[0]['gamma']:g}" if "gamma" in some[0] else ""
+        grid = "" if some[0]["grid"] == "t" else f", {some[0]['grid']}"
+        cells = [
+            "two rates" if network == "dual" else "large",
+            words.get(method, f"windows of {method[-1]}"),
+            f"{some[0]['sampler']}{gamma}{grid}",
+            steps,
+            f"{some[0]['macs']:.1f}",
+            f"{np.median([row['ms'] for row in some]):.2f}",
+        ]
+        lines.append([*cells, interval(means[plan], 3), interval(firsts[plan], 3)])
+    return markdown(HEADER, lines, texts=3)
+
+
+def page() -> None:
+    """The tables of the rows that are kept."""
+    rows = kept_in(FILE)
+    for name in NAMES:
+        place(f"roll-outs {name}", table([row for row in rows if row["system"] == name]), PAGE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("verb", choices=("train", "search", "score"), nargs="?")
+    parser.add_argument("--system", choices=NAMES, default=NAMES[0])
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options = parser.parse_args()
+    if options.out is None:
+        page()
+        return
+    contest = RollOuts(options.system, options.out)
+    on_one_thread()
+    if options.verb == "train":
+        contest.train(options.seeds, options.seconds)
+    elif options.verb == "search":
+        contest.search(options.seconds)
+    else:
+        contest.score(options.seeds, options.seconds)
+    scores = [row | {"system": options.system} for row in contest.rows if row.get("part") in ("search", "score")]
+    rest = [row for row in kept_in(FILE) if row["system"] != options.system] if FILE.exists() else []
+    if scores:
+        keep(FILE, [*rest, *scores])
+
+
+if __name__ == "__main__":
+    main()
