@@ -9,8 +9,7 @@ Without OUT/rows.jsonl a page is of the rows that were kept.
 
 The Kuramoto-Sivashinsky equation: a past of one frame is observed at 16 of 64 points, with noise of a tenth of a
 standard deviation. Three frames are made at once, a third, two thirds and a whole Lyapunov time ahead. Students of one
-and two steps train for as long again as the teacher, two rates by diffusion, did. Roll-outs are of a past that is
-observed in full, with noise: frame after frame, window after window, and by Rolling Diffusion.
+and two steps train for as long again as the teacher, two rates by diffusion, did. Roll-outs: studies/roll_outs.py.
 
 With --system kolmogorov a plane flow on 32 x 32 points, by networks of patches of 2 x 2 points.
 
@@ -46,13 +45,11 @@ from dualrate.cli.distill import Student
 from dualrate.data.condition_rows import HeldOut
 from dualrate.drawing.drawer import spread
 from dualrate.experiment.data_config import DataConfig
-from dualrate.forecasts.baselines import persistence
 from dualrate.forecasts.netcdf import write_fields
 from dualrate.forecasts.recipe import RECIPES, Forecasting, OfFrames
-from dualrate.forecasts.rollout import costs, forecast_of, frame_shape, roll_out
+from dualrate.forecasts.rollout import forecast_of, frame_shape
 from dualrate.forecasts.simulations import SIMULATIONS, Kolmogorov, KuramotoSivashinsky
 from dualrate.forecasts.simulations import System as Simulated
-from dualrate.forecasts.starts import held_out_starts
 from dualrate.metrics.ensembles import energy_score, fair_crps
 from dualrate.networks.uvit import UViTConfig
 from dualrate.recipes.auto import distilled
@@ -66,7 +63,7 @@ from studies.equal_score import resampled
 
 PAGE = RESULTS / "forecasts.md"
 SHARED, FRAMES = (1, 16, 64), 3
-PARTS = "windows", "roll-outs", "students"  # of what is trained
+PARTS = "windows", "students"  # of what is trained
 TIMED, ROUNDS = 128, 3  # members that are drawn together for milliseconds, and how often
 Plan = tuple[str, str, int]  # a network, what trained it, and steps
 Scores = dict[Plan, NDArray[np.float64]]
@@ -75,9 +72,9 @@ Method = TrainedBy | OfFrames
 BY_STEPS = "diffusion", "corrdiff"  # methods of a loop of steps, scored at several numbers of them
 
 WORDS = {  # of the page
-    "dual": "two rates", "both": "both rates", "single": "large", "crps": "CRPS, one call", "refiner": "PDE-Refiner",
+    "dual": "two rates", "single": "large", "crps": "CRPS, one call", "refiner": "PDE-Refiner",
     "regression": "regression, one call", "corrdiff": "CorrDiff",
-    "moments": "diffusion, then moments", "consistency": "diffusion, then consistency", "rolling": "Rolling Diffusion",
+    "moments": "diffusion, then moments", "consistency": "diffusion, then consistency",
 }  # fmt: skip
 DRAWN = {"diffusion": ("o", "-", "diffusion"), "crps": ("*", "", "one call"), "moments": ("s", ":", "moments")}
 DRAWN["consistency"] = "D", ":", "consistency"  # marker, line and legend
@@ -85,7 +82,6 @@ SCORED = (
     "network", "trained by", "steps", "million multiply-adds a member, of 1", "of 16", "ms, of 1", "of 16", "CRPS",
     "spread / skill",
 )  # fmt: skip
-ROLLED = "network", "method", "steps", "million multiply-adds a frame", "ms a frame", "CRPS"
 SHOWN = 16  # members beside 1 in a table
 
 
@@ -95,7 +91,6 @@ class System:
 
     models, windows: what is made at once; starts, members, steps: of its scores
     students: of two rates by diffusion, what trains them and their steps
-    rolled, roll_out: roll-outs: networks, what trains them, the frames of a window, steps; ahead: frames of a roll-out
     patch: of the networks; shared: members of a start whose costs are counted
     """
 
@@ -112,11 +107,6 @@ class System:
     patch: int = 1
     shared: tuple[int, ...] = SHARED
     students: tuple[tuple[StudentsOf, int], ...] = ()
-    rolled: tuple[tuple[Rate, Method, int, tuple[int, ...]], ...] = ()
-    roll_out: Forecasting = Forecasting()
-    roll_starts: int = 50
-    roll_members: int = 8
-    ahead: int = 8
 
     def source(self, out: Path) -> Path:
         """The file of its trajectories."""
@@ -133,11 +123,7 @@ SYSTEMS = {
         ),
         Forecasting(frames=FRAMES, lead=4, every=4, noise=0.1, periodic=True), 256, 16, (2, 4, 8, 16), "forecasts",
         students=(("moments", 2), ("consistency", 2), ("consistency", 1)),
-        rolled=(
-            ("single", "diffusion", 1, (2, 4, 8)), ("dual", "diffusion", 1, (2, 4, 8)),
-            ("dual", "diffusion", 4, (2, 4, 8)), ("single", "rolling", 4, (1, 2, 4)), ("both", "rolling", 4, (1, 2, 4)),
-        ),
-        roll_out=Forecasting(lead=4, noise=0.1, periodic=True), batch_size=16,
+        batch_size=16,
     ),
     "kolmogorov": System(
         Kolmogorov(points=32, viscosity=0.01, waves=2, dt=0.05), 1000, 40,
@@ -147,11 +133,6 @@ SYSTEMS = {
         ),
         Forecasting(frames=FRAMES, lead=2, every=4, noise=0.1, periodic=True), 128, 16, (2, 4, 8),
         "forecasts-kolmogorov", batch_size=16, patch=2,
-        rolled=(
-            *((rate, "diffusion", frames, (2, 4, 8)) for rate in ("dual", "single") for frames in (1, FRAMES)),
-            *((rate, "rolling", 4, (1, 2, 4)) for rate in ("dual", "single")),
-        ),
-        roll_out=Forecasting(lead=2, noise=0.1, periodic=True),
     ),
     "moving-fashion-mnist": System(
         SIMULATIONS["moving-fashion-mnist"][0], 2000, 20,
@@ -181,7 +162,6 @@ SYSTEMS["kuramoto-sivashinsky-leads"] = replace(
         ("light", "diffusion"),
     ),
     students=(),
-    rolled=(),
     windows=replace(SYSTEMS["kuramoto-sivashinsky"].windows, window="leads"),
     page="forecasts-leads",
 )
@@ -238,33 +218,6 @@ def starts_of(model: dr.Model, system: System, between: int) -> tuple[list[int],
     return starts.tolist(), truth.unflatten(-3, (FRAMES, -1))
 
 
-def rolled_out(model: dr.Model, system: System, steps: int) -> Row:
-    """A frame's cost, a mean over a roll-out, and the fair CRPS of each start and lead, as in `scored`."""
-    members, std = system.roll_members, torch.tensor(forecast_of(model).statistics.std)
-    starts = held_out_starts(model, system.ahead, system.roll_starts)
-    drawer = dr.Choice(steps=steps).drawer(model, batch_size=256, members=members, precision="float32")
-    begun = time.process_time()
-    pieces = list(roll_out(drawer, starts.past, system.ahead))
-    seconds = (time.process_time() - begun) / (len(starts) * members * system.ahead)
-    x = np.zeros((len(starts), members, system.ahead, *pieces[0].x.shape[3:]))
-    for piece in pieces:
-        x[np.ix_(piece.starts, piece.members, piece.frames)] = piece.x
-    assert starts.truth is not None
-    truth = np.stack([starts.truth(i) for i in range(len(starts))])
-    x, truth = (torch.tensor(part).double() / std[:, None, None] for part in (x, truth))
-    last = persistence(torch.tensor(starts.past), system.ahead).double() / std[:, None, None]
-    cost = costs(replace(drawer, members=1))
-    return {
-        "steps": steps,
-        "macs": (cost["first_window"] + (system.ahead / cost["frames"] - 1) * cost["later_window"])
-        / 1e6
-        / system.ahead,
-        "ms": 1000 * seconds,
-        "persistence": (last[:, 0] - truth).abs().mean((0, 2, 3, 4)).tolist(),
-        **by_lead(x, truth, area_of(model)),
-    }
-
-
 def area_of(model: dr.Model) -> torch.Tensor:
     """(C, H, W) float64 of mean 1: how much each point of a frame counts, by its area on a sphere, else alike."""
     return torch.from_numpy(forecast_of(model).geometry.weights(frame_shape(model)))
@@ -296,23 +249,16 @@ def simulate(system: System, out: Path) -> None:
 
 def train(system: System, out: Path, seconds: float, seeds: Sequence[int], parts: Sequence[str] = PARTS) -> None:
     windows = [replace(system.windows, rate=rate, trained_by=trained_by) for rate, trained_by in system.models]
-    rolled = {
-        replace(system.roll_out, rate=rate, trained_by=by, frames=frames): steps
-        for rate, by, frames, steps in system.rolled
-    }
     for seed in seeds:
-        for recipe in (*windows * ("windows" in parts), *(rolled if "roll-outs" in parts else ())):
+        for recipe in windows * ("windows" in parts):
             known = {"rate": recipe.rate, "trained_by": recipe.trained_by, "frames": recipe.frames, "seed": seed}
             name = f"{recipe.rate}-{recipe.trained_by}-{recipe.frames}-{seed}"
             make = partial(experiment, recipe, system, system.source(out), name, seconds, seed)
-            if recipe in rolled:
-                trained(system, out, known, make, rolled_out, rolled[recipe])
-            else:
-                trained(system, out, known, make, scored, system.steps if recipe.trained_by in BY_STEPS else [None])
+            trained(system, out, known, make, system.steps if recipe.trained_by in BY_STEPS else [None])
         for by, steps in system.students * ("students" in parts):
             known = {"rate": "dual", "trained_by": by, "frames": FRAMES, "seed": seed, "steps": steps}
             make = partial(student, by, steps, system, out, seconds, seed)
-            trained(system, out, known, make, scored, [None])
+            trained(system, out, known, make, [None])
 
 
 def student(by: StudentsOf, steps: int, system: System, out: Path, seconds: float, seed: int) -> dr.Experiment:
@@ -327,7 +273,6 @@ def trained(
     out: Path,
     known: Row,
     make: Callable[[], dr.Experiment],
-    score: Callable[[dr.Model, System, Any], Row],
     plans: Sequence[int | None],
 ) -> None:
     """Trains what `make` makes and adds its rows, one for each plan, unless they are there.
@@ -340,15 +285,14 @@ def trained(
     with in_cpu_seconds():
         result = whole(dr.train(made, out / made.name))
     model = dr.load(str(out / made.name))
-    rows = [known | {"iterations": result.iteration} | score(model, system, steps) for steps in plans]
+    rows = [known | {"iterations": result.iteration} | scored(model, system, steps) for steps in plans]
     add_rows(out, rows)
 
 
 def times(system: System, out: Path) -> None:
     """The median over rounds, in which all plans take turns, a member of a batch of TIMED: into the rows kept."""
     file = RESULTS / f"{system.page}.json.xz"
-    whole = kept(file, out)
-    rows = [row for row in whole if "persistence" not in row]
+    rows = kept(file, out)
     plans = {plan_of(row) for row in rows}
     found: dict[tuple[Plan, int], list[float]] = {}
     models = {made: _untrained(system, out, *made) for made in {_made_by(plan) for plan in plans}}
@@ -363,9 +307,9 @@ def times(system: System, out: Path) -> None:
                 found.setdefault((plan, count), []).append(1000 * (time.process_time() - begun) / TIMED)
     for row in rows:
         row["ms"] = {str(count): round(float(np.median(found[plan_of(row), count])), 4) for count in system.shared}
-    keep(file, whole)
+    keep(file, rows)
     if rows_of(out):
-        write_rows(out, whole)
+        write_rows(out, rows)
 
 
 def _made_by(plan: Plan) -> tuple[Rate, Method]:
@@ -387,11 +331,6 @@ def plan_of(row: Row) -> Plan:
     return row["rate"], row["trained_by"], row["steps"]
 
 
-def rolled_plan(row: Row) -> tuple[str, str, int, int]:
-    """The same, and the frames of its windows."""
-    return row["rate"], row["trained_by"], row["frames"], row["steps"]
-
-
 def crps(row: Row) -> NDArray[np.float64]:
     """(starts,) over its frames."""
     return np.mean(row["crps"], 1)
@@ -399,27 +338,20 @@ def crps(row: Row) -> NDArray[np.float64]:
 
 def page(system: System, out: Path) -> None:
     rows = kept(RESULTS / f"{system.page}.json.xz", out)
-    for name, table in tables(system, rows).items():
-        place(name, table, PAGE)  # where the page has a place for it
-        print(f"<!-- {name} -->\n{table}<!-- end of {name} -->\n")
-    at_once = [row for row in rows if "persistence" not in row]
+    some = rows
+    if has_contest(system):  # else of the pair alone, beside methods that were not searched
+        some = [row for row in rows if row["rate"] == "dual" or row["trained_by"] not in ("diffusion", "crps")]
+    name, table = f"{system.page} scores", scored_table(some)
+    place(name, table, PAGE)  # where the page has a place for it
+    print(f"<!-- {name} -->\n{table}<!-- end of {name} -->\n")
     if not has_contest(system):
-        write_whole(RESULTS / f"{system.page}.png", png(figure(at_once, resampled(at_once, plan_of, crps))))
+        write_whole(RESULTS / f"{system.page}.png", png(figure(rows, resampled(rows, plan_of, crps))))
 
 
 def has_contest(system: System) -> bool:
     """Whether networks of the system were searched: studies/contest.py, whose table has them."""
     name = next((name for name, each in SYSTEMS.items() if each is system), "")
     return (RESULTS / f"contest-{name}.json.xz").exists()
-
-
-def tables(system: System, rows: Sequence[Row]) -> dict[str, str]:
-    """In Markdown, by the names of their places on the page: scores of what is made at once; those of roll-outs."""
-    at_once, rolled = ([row for row in rows if ("persistence" in row) is further] for further in (False, True))
-    if has_contest(system):  # else of the pair alone, beside methods that were not searched
-        at_once = [row for row in at_once if row["rate"] == "dual" or row["trained_by"] not in ("diffusion", "crps")]
-    made = {f"{system.page} scores": scored_table(at_once)}
-    return made | {f"{system.page} roll-outs": rolled_table(rolled)} if rolled else made
 
 
 def scored_table(rows: Sequence[Row]) -> str:
@@ -440,21 +372,6 @@ def scored_table(rows: Sequence[Row]) -> str:
         cells += [*(f"{ms[str(count)]:.2f}" if ms else "" for count in (1, SHOWN))]
         lines.append([*cells, interval(scores[key], 4), f"{np.mean([row['spread_skill'] for row in own]):.2f}"])
     return markdown(SCORED, lines)
-
-
-def rolled_table(rows: Sequence[Row]) -> str:
-    """The best number of steps of each method and network."""
-    scores, lines = resampled(rows, rolled_plan, crps), []
-    for key in sorted(scores, key=lambda key: (key[1], key[2], key[0], key[3])):
-        rate, trained_by, frames, steps = key
-        if any(scores[other][0] < scores[key][0] for other in scores if other[:3] == key[:3]):
-            continue
-        own = [row for row in rows if rolled_plan(row) == key]
-        alone = "frame after frame" if frames == 1 else f"windows of {frames}, one after the other"
-        method = alone if trained_by == "diffusion" else word(trained_by)
-        cells = [word(rate), method, steps, f"{own[0]['macs']:.1f}", f"{np.mean([row['ms'] for row in own]):.1f}"]
-        lines.append([*cells, interval(scores[key], 3)])
-    return markdown(ROLLED, lines)
 
 
 def interval(score: NDArray[np.float64], digits: int) -> str:

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 
 import dualrate as dr
 from dualrate.forecasts.recipe import Forecasting
-from dualrate.forecasts.rolling_process import Rolling
 from dualrate.forecasts.rollout import costs, forecast_of, roll_out
 from dualrate.forecasts.starts import held_out_starts
 from studies.common import RESULTS, Row, add_rows, keep, kept_in, markdown, on_one_thread, place
@@ -85,10 +84,8 @@ class RollOuts(Contest):
     def best(self, which: Row) -> list[Row]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The cell of each number of steps with the least CRPS in the search."""
         rows = self.known(part="search", **{name: which[name] for name in ("network", "method", "seconds")})
-        best: dict[int, Row] = {}
-        for row in sorted(rows, key=mean, reverse=True):
-            best[row["steps"]] = {name: row[name] for name in ("steps", "sampler", "gamma", "grid") if name in row}
-        return [best[steps] for steps in sorted(best)]
+        each = [min((row for row in rows if row["steps"] == steps), key=mean) for steps in steps_of(rows)]
+        return [{name: row[name] for name in ("steps", "sampler", "gamma", "grid") if name in row} for row in each]
 
     def rows_of(self, which: Row, part: str, cells: Sequence[Row]) -> None:
         """Adds a row for each cell, unless it is there."""
@@ -121,8 +118,6 @@ def rolled(model: dr.Model, cell: Row, search: bool) -> Row:
     scaled, true = (torch.tensor(part).double() / std[:, None, None] for part in (x, truth))
     cost = costs(replace(drawer, members=1))
     macs = cost["first_window"] + (AHEAD / cost["frames"] - 1) * cost["later_window"]
-    if isinstance(model.process, Rolling):  # its first roll passes the whole window
-        macs = cost["first_window"] + (AHEAD - 1) * cost["later_window"]
     ms = round(1000 * seconds / (len(places) * MEMBERS * AHEAD), 4)
     return {"macs": macs / 1e6 / AHEAD, "ms": ms, **by_lead(scaled, true, area_of(model))}
 
@@ -135,6 +130,11 @@ def crps(row: Row) -> NDArray[np.float64]:
 def first(row: Row) -> NDArray[np.float64]:
     """(starts,), of the first frame."""
     return np.array(row["crps"])[:, 0]
+
+
+def steps_of(rows: Sequence[Row]) -> list[int]:
+    """Every number of steps, once."""
+    return sorted({row["steps"] for row in rows})
 
 
 def plan_of(row: Row) -> tuple[str, str, int]:
@@ -150,12 +150,12 @@ def table(rows: Sequence[Row]) -> str:
     for network, method, steps in sorted(means, key=lambda plan: (order[plan[0], plan[1]], plan[2])):
         plan = network, method, steps
         some = [row for row in scored if plan_of(row) == plan]
-        words = {"diffusion-1": "frame after frame", "rolling-4": "Rolling Diffusion"}
+        name = "frame after frame" if method == "diffusion-1" else f"windows of {method[-1]}"
         gamma = f", gamma {some[0]['gamma']:g}" if "gamma" in some[0] else ""
         grid = "" if some[0]["grid"] == "t" else f", {some[0]['grid']}"
         cells = [
             "two rates" if network == "dual" else "large",
-            words.get(method, f"windows of {method[-1]}"),
+            "Rolling Diffusion" if method.startswith("rolling") else name,
             f"{some[0]['sampler']}{gamma}{grid}",
             steps,
             f"{some[0]['macs']:.1f}",

@@ -48,7 +48,7 @@ Ratios = Mapping[int, Sequence[Ratio]]  # by the samples of a condition: of mult
 
 def of_rows(page: str, plan: Plan, task: str = "") -> Ratios:
     """Against all single networks of a page's rows, of one task where it has several."""
-    rows = [row for row in kept_in(RESULTS / f"{page}.json.xz") if "persistence" not in row]
+    rows = kept_in(RESULTS / f"{page}.json.xz")
     rows = [row for row in rows if row.get("task", "").startswith(task)]
     own, scores = by_plan(rows), resampled(rows, plan_of, crps)
     others = [key for key in own if key[0] != "dual"]

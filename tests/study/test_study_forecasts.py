@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from dualrate.forecasts import recipe as forecast
-from dualrate.forecasts.recipe import Forecasting
 from dualrate.forecasts.simulations import KuramotoSivashinsky
 from studies import forecasts
 from studies.forecasts import SYSTEMS
@@ -22,19 +21,18 @@ def on_page(name: str) -> str:
 def test_a_system_is_trained_scored_and_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Frames that are each made by themselves, a student, and roll-outs."""
+    """Frames that are each made by themselves, and a student."""
     tiny = replace(forecast.TIERS["tiny"], channels=(8, 8), blocks=(1, 1), embedding=8)
     monkeypatch.setitem(forecast.TIERS, "tiny", tiny)
     system = replace(
         SYSTEMS["kuramoto-sivashinsky-leads"], simulation=KuramotoSivashinsky(points=16, burn_in=1.0), trajectories=10,
         frames=16, models=(("dual", "diffusion"), ("single", "diffusion")), starts=3, members=2, steps=(2,),
-        students=(("consistency", 1),), roll_out=Forecasting(), roll_starts=2, roll_members=2, ahead=3,
-        rolled=(("both", "rolling", 2, (1,)), ("dual", "diffusion", 1, (2,)), ("dual", "diffusion", 2, (2,))),
+        students=(("consistency", 1),),
     )  # fmt: skip
-    place, further = f"{system.page} scores", f"{system.page} roll-outs"
+    place = f"{system.page} scores"
     for name, value in {"RESULTS": tmp_path, "PAGE": tmp_path / "page.md"}.items():
         monkeypatch.setattr(forecasts, name, value)
-    forecasts.PAGE.write_text("".join(f"<!-- {one} -->\n<!-- end of {one} -->\n" for one in (place, further)))
+    forecasts.PAGE.write_text(f"<!-- {place} -->\n<!-- end of {place} -->\n")
     forecasts.simulate(system, tmp_path)
     forecasts.train(system, tmp_path, 0.01, [0])
     kept = (tmp_path / "rows.jsonl").read_text()
@@ -45,21 +43,14 @@ def test_a_system_is_trained_scored_and_shown(
     forecasts.page(system, tmp_path)
     printed = capsys.readouterr().out
 
-    def lines(place: str) -> list[tuple[str, ...]]:
-        table = on_page(place)
-        assert table in printed
-        return [tuple(cell.strip() for cell in line.split("|")[1:4]) for line in table.splitlines()[2:]]
-
-    assert lines(further) == [
-        ("two rates", "frame after frame", "2"), ("two rates", "windows of 2, one after the other", "2"),
-        ("both rates", "Rolling Diffusion", "1"),
-    ]  # fmt: skip
-    assert sorted(lines(place)) == [
+    table = on_page(place)
+    assert table in printed
+    assert sorted(tuple(cell.strip() for cell in line.split("|")[1:4]) for line in table.splitlines()[2:]) == [
         ("large", "diffusion", "2"), ("two rates", "diffusion", "2"), ("two rates", "diffusion, then consistency", "1"),
     ]  # fmt: skip
-    shown = [line.split("|")[6:8] for line in on_page(place).splitlines()[2:]]
+    shown = [line.split("|")[6:8] for line in table.splitlines()[2:]]
     assert all(float(cell) > 0 for line in shown for cell in line)
-    two, one, student = (row["macs"] for row in forecasts.rows_of(tmp_path) if "persistence" not in row)
+    two, one, student = (row["macs"] for row in forecasts.rows_of(tmp_path))
     heavy = (two["1"] - two["16"]) / (1 - 1 / 16)
     assert one["1"] == one["16"] == pytest.approx(2 * 3 * heavy, rel=0.1)  # steps, frames
     assert two["1"] - student["1"] == pytest.approx((two["1"] - heavy) / 2)  # its light calls halve
