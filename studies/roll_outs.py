@@ -65,12 +65,13 @@ class RollOuts(Contest):
         for seed, (network, method) in product(seeds, WAYS):
             yield self.which("roll-out", network, method, SETTING, seconds, seed)
 
-    def train(self, seeds: Sequence[int], seconds: float) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def train_all(self, seeds: Sequence[int], seconds: float) -> None:
+        """Trains what is not trained yet."""
         for which in self.trainings(seeds, seconds):
             if not self.known(part="training", **which):
                 add_rows(self.out, [{"part": "training"} | self.fit(which)])
 
-    def search(self, seconds: float) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def search_samplers(self, seconds: float) -> None:
         """Scores every cell of seed 0."""
         for which in self.trainings([0], seconds):
             steps = STEPS[which["method"].split("-")[0]]
@@ -79,9 +80,9 @@ class RollOuts(Contest):
     def score(self, seeds: Sequence[int], seconds: float) -> None:
         """Scores each training by the best cell of every number of steps."""
         for which in self.trainings(seeds, seconds):
-            self.rows_of(which, "score", self.best(which))  # pyright: ignore[reportArgumentType]
+            self.rows_of(which, "score", self.best_cells(which))
 
-    def best(self, which: Row) -> list[Row]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def best_cells(self, which: Row) -> list[Row]:
         """The cell of each number of steps with the least CRPS in the search."""
         rows = self.known(part="search", **{name: which[name] for name in ("network", "method", "seconds")})
         each = [min((row for row in rows if row["steps"] == steps), key=mean) for steps in steps_of(rows)]
@@ -143,9 +144,9 @@ def plan_of(row: Row) -> tuple[str, str, int]:
 
 def table(rows: Sequence[Row]) -> str:
     """Every number of steps of each way, by its best cell; means over trainings, intervals over these and starts."""
-    scored = [row for row in rows if row["part"] == "score"]
+    scored = [row for row in rows if row.get("part") == "score"]
     means, firsts = resampled(scored, plan_of, crps), resampled(scored, plan_of, first)
-    order = {way: place for place, way in enumerate(WAYS)}
+    order: dict[tuple[str, str], int] = {way: place for place, way in enumerate(WAYS)}
     lines = []
     for network, method, steps in sorted(means, key=lambda plan: (order[plan[0], plan[1]], plan[2])):
         plan = network, method, steps
@@ -186,9 +187,9 @@ def main() -> None:
     contest = RollOuts(options.system, options.out)
     on_one_thread()
     if options.verb == "train":
-        contest.train(options.seeds, options.seconds)
+        contest.train_all(options.seeds, options.seconds)
     elif options.verb == "search":
-        contest.search(options.seconds)
+        contest.search_samplers(options.seconds)
     else:
         contest.score(options.seeds, options.seconds)
     scores = [row | {"system": options.system} for row in contest.rows if row.get("part") in ("search", "score")]
