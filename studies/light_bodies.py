@@ -49,8 +49,8 @@ from benchmarks import peers
 from benchmarks.interleave import Spread, interleaved
 from benchmarks.workloads import a_call_each
 from dualrate.data.images import to_float, to_uint8
-from dualrate.diffusion.prediction import Sigmoid, x_loss_weight
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import Sigmoid, x_loss_weight
 from dualrate.networks.blocks import Block, FiLM, attend, modulated, zero_init
 from dualrate.networks.body import BodyConfig
 from dualrate.networks.dis import DiSBlock

@@ -61,8 +61,9 @@ from dualrate.denoisers.early_exit import EarlyExit, ExitUViT
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import Masked
-from dualrate.diffusion.prediction import Discrete, Flow, Sigmoid
+from dualrate.diffusion.prediction import Discrete, Flow
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiment.network_configs import OneConditional, OneNetwork, ThreeConditional, TwoConditional
 from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, OwnSteps, steps_at, steps_of_ddim
 from dualrate.forecasts.clip_networks import ClipEncoderConfig, ClipPrior, OneClipDecoder, TwoClipDecoders
@@ -104,7 +105,7 @@ from dualrate.networks.sid2 import SiD2Config
 from dualrate.networks.uvit import UViT, UViTCut
 from dualrate.pipelines.clip import Clip
 from dualrate.pipelines.condition import Prompts
-from dualrate.pipelines.cut import CutNetwork
+from dualrate.pipelines.cut_transformer import CutNetwork
 from dualrate.pipelines.foreign import ForeignConfig
 from dualrate.pipelines.policies import FirstBlock, Fixed, SpeCa, Verified
 from dualrate.pipelines.recipe import RetrofitRecipe

@@ -44,7 +44,7 @@ from dualrate.cli.train import RECIPES
 from dualrate.config.serial import to_plain
 from dualrate.data.conditions import SuperResolution
 from dualrate.diffusion.categorical import Masked, Uniform
-from dualrate.diffusion.prediction import Elbo, Sigmoid
+from dualrate.diffusion.weighting import Elbo, Sigmoid
 from dualrate.forecasts import recipe as forecasts
 from dualrate.forecasts.recipe import Forecasting, ForecastTier
 from dualrate.pipelines.recipe import RetrofitRecipe

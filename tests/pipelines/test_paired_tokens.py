@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import dualrate as dr
 from dualrate.pipelines import caching
 from dualrate.pipelines.classes.catalogue import kind_of
-from dualrate.pipelines.cut import _Received
+from dualrate.pipelines.cut_transformer import _Received
 
 
 def sd35():

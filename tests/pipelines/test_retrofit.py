@@ -32,9 +32,10 @@ from torch.nn import functional as F
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate, condition_of, posterior_mean
 from dualrate.diffusion.context import Batch
-from dualrate.diffusion.prediction import REPA, Sigmoid, v_from_x
+from dualrate.diffusion.prediction import REPA, v_from_x
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiment.experiment import Start
 from dualrate.methods.denoising import Denoising
 from dualrate.networks.dual import LightBody

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualrate.diffusion.categorical import Categorical, Masked, Uniform
-from dualrate.diffusion.prediction import Sigmoid, x_loss_weight
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine, Linear
+from dualrate.diffusion.weighting import Sigmoid, x_loss_weight
 from theory.common import f64, uniforms
 from theory.tokens import MASKED, PROCESSES, UNIFORM, every, one_hot
 

@@ -33,7 +33,7 @@ from dualrate.system.progress import Silent
 from dualrate.texts import recipe as texts
 from dualrate.training.config import FitResult
 from dualrate.training.distributed import launched_world
-from dualrate.training.state import OtherRun
+from dualrate.training.resume import OtherRun
 
 FILES = (auto, forecasts, clip_recipe, fashion_mnist, fashion_mnist_latents, texts, cifar10, imagenet)
 Command = TypeVar("Command", bound="OfExperiment")

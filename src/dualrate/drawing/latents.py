@@ -41,9 +41,9 @@ from dualrate.data.images import Everything, ImageSet, to_float, to_uint8
 from dualrate.data.source import read_arrays
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.context import Cond
-from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.weighting import Elbo
 from dualrate.drawing.drawer import Drawer, Samples
 from dualrate.drawing.likelihood import Estimate
 from dualrate.drawing.measure import Measurement, image_batches

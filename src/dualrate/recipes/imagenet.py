@@ -40,9 +40,9 @@ from dualrate.codecs.diffusion import DiffusionDecoding
 from dualrate.config.ranges import Ranged
 from dualrate.data.loader import Augment
 from dualrate.diffusion.context import Shape
-from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine, Interpolated
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment, Stages
 from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks

@@ -56,7 +56,7 @@ from dualrate.training.config import FitResult
 from dualrate.training.distributed import Share, World
 from dualrate.training.log import Logger, MetricsFile, logged
 from dualrate.training.loop import fit
-from dualrate.training.state import OtherRun
+from dualrate.training.resume import OtherRun
 
 SAMPLES, FORECAST = "sample.json", "forecast.json"  # is in a folder of samples; in one of a forecast
 OTHERS = {"model.safetensors": "released weights", SAMPLES: "samples", FORECAST: "a forecast"}  # by a file in a folder

@@ -8,7 +8,7 @@ from pipelines.models import dit, flux, pixart, prompted, qwen_image, randomised
 
 import dualrate as dr
 from dualrate.denoisers.catalogue import denoiser_named
-from dualrate.pipelines.cut import _Row
+from dualrate.pipelines.cut_transformer import _Row
 from dualrate.sampling.cost import call_cost
 
 IN_A_ROW = {"DiT": lambda: dit(num_layers=3), "PixArt": pixart, "Sana": sana}
