@@ -72,7 +72,7 @@ def test_it_is_that_of_the_model_of_transformers(folder):
     assert score.value == pytest.approx(expected.mean(), abs=1e-3)
     assert score.low <= score.value <= score.high
     assert score.fingerprint.features.startswith("clip:")
-    assert torch.equal(pickle.loads(pickle.dumps(net)).features(images), features)  # as it goes to workers
+    assert torch.equal(pickle.loads(pickle.dumps(net)).features(images), features)  # as it goes to other processes
     other = ClipScore(net, None, None).of_texts(TEXTS[::-1]).score_features(features, seeds="0-3", labels="none")
     assert other.fingerprint.reference != score.fingerprint.reference
 

@@ -18,7 +18,7 @@ from tyro.conf import Positional, arg
 from dualrate.cli.console import data_progress, print_report, reporter
 from dualrate.cli.recipe import AsJson, AtATime, Device, Nproc, SharedWork
 from dualrate.codecs.codec import Codec, CodecFolder, read_codec
-from dualrate.config.ranges import Images, Range, Ranged, Seed, Side, Steps, WorkerCount
+from dualrate.config.ranges import Images, Range, Ranged, Seed, Side, Steps
 from dualrate.data.cache import verify
 from dualrate.data.images import PREPARING, ImageSet, every_image, load_images, prepare, to_float
 from dualrate.data.latent_set import ENCODING, encode
@@ -43,7 +43,6 @@ from dualrate.system.workers import mapper
 MIB = 2**20
 LOW, HIGH = 0.8, 1.25  # of the size of latents
 AT_A_TIME = 16  # images that are encoded for it
-Processes = Annotated[WorkerCount, arg(help="Worker processes; auto: one for each idle processor.")]
 CodecRun = Annotated[
     Path, arg(metavar="RUN", help="A run that trained a codec, the run of a decoder, or the folder of an autoencoder.")
 ]
@@ -74,7 +73,6 @@ class _ToFolder(_Images, SharedWork):
     """Column of the labels in Parquet files, or array in .npz. Default: the first of the usual names."""
     shard_mib: Annotated[int, Range(1, 65_536)] = 256
     """Size of a shard in MiB."""
-    workers: Processes = 1
     nproc: Nproc = 1
     json: AsJson = False
 
@@ -82,7 +80,7 @@ class _ToFolder(_Images, SharedWork):
         """Let `make` write the folder, and return its manifest. work: as messages of its progress name it."""
         progress = reporter()
         try:
-            with closing(progress), mapper(self.workers, where) as over:
+            with closing(progress):
                 return make(
                     self.source,
                     self.out,
@@ -91,7 +89,7 @@ class _ToFolder(_Images, SharedWork):
                     on_bad=self.on_bad,
                     label=self.label,
                     shard_bytes=self.shard_mib * MIB,
-                    mapper=over,
+                    mapper=mapper(where),
                     progress=data_progress(progress, work),
                     **more,
                 )
@@ -134,10 +132,8 @@ class Prepare(_ToFolder):
         print_report(self.json, {**counts, "classes": classes, **shape})
 
     def _clips(self, frames: int) -> Any:
-        if self.label is not None or (self.workers, self.nproc) != (1, 1):
-            raise ValueError(
-                "clips are packed by one process, and their folders are classes: drop --label, --workers and --nproc"
-            )
+        if self.label is not None or self.nproc != 1:
+            raise ValueError("clips are packed by one process, and their folders are classes: drop --label and --nproc")
         shape, cut = {"size": self.size, "channels": self.channels}, Cut(frames, self.lead, self.stride)
         how = {"fps": self.fps, "on_bad": self.on_bad, "shard_bytes": self.shard_mib * MIB}
         with closing(reporter()) as progress:
@@ -186,7 +182,7 @@ class Encode(_ToFolder):
 
     def _encode_prompts(self, captions: Captions, texts: TextFolder, device: torch.device) -> None:
         progress = reporter()
-        with closing(progress), mapper(self.workers, device) as over:
+        with closing(progress):
             encode_prompts(
                 captions,
                 self.out,
@@ -194,7 +190,7 @@ class Encode(_ToFolder):
                 shard_bytes=self.shard_mib * MIB,
                 batch_size=self.batch_size,
                 device=device,
-                mapper=over,
+                mapper=mapper(device),
                 progress=data_progress(progress, ENCODING_PROMPTS),
             )
 
@@ -205,13 +201,12 @@ class Verify(Ranged, SharedWork):
 
     folder: Annotated[Positional[Path], arg(metavar="DST")]
     """Folder that data prepare or data encode wrote."""
-    workers: Processes = 1
     nproc: Nproc = 1
     json: AsJson = False
 
     def run(self) -> None:
-        progress = reporter()
-        with closing(progress), mapper(self.workers, torch.device("cpu")) as over:
+        progress, over = reporter(), mapper(torch.device("cpu"))
+        with closing(progress):
             images = verify(self.folder, over, data_progress(progress))
             if has_prompts(self.folder):
                 verify(self.folder / PROMPTS, over, data_progress(progress))

@@ -117,7 +117,7 @@ def main() -> None:
         shortage = memory_shortage(error)
         if shortage is None:  # a fault of the program
             raise
-        lower = "lower --batch-size, --fit.micro-batch, --grid or --workers, or use a device with more"
+        lower = "lower --batch-size, --fit.micro-batch, --grid or --nproc, or use a device with more"
         less = "take a smaller part of the data at a time, or use a machine with more"
         way_out = less if isinstance(error, MemoryError) else lower
         print(f"dualrate: not enough memory ({shortage}): {way_out}", file=sys.stderr)
