@@ -66,7 +66,7 @@ CONFINED = {
     "ray": ("serving",),
 }
 EXTRAS = (
-    "parquet", "forecast", "video", "grib", "sphere", "notebook", "serve", "tensorboard", "wandb", "eval", "dinov2",
+    "parquet", "forecast", "video", "grib", "sphere", "notebook", "serve", "tensorboard", "wandb", "eval", "clip",
     "efficientnet",
     "diffusers", "ray",
 )  # fmt: skip

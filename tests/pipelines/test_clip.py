@@ -100,7 +100,7 @@ def test_what_it_cannot_score_is_refused(tmp_path, monkeypatch):
     distance = Evaluator(NoNet(), None, None)
     assert distance.of_texts(["a"]) is distance
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"CLIP score needs transformers, .*: pip install 'dualrate\[dinov2\]'"):
+    with pytest.raises(ValueError, match=r"CLIP score needs transformers, .*: pip install 'dualrate\[clip\]'"):
         load_clip(tmp_path)
 
 

