@@ -12,7 +12,7 @@ FAULTS, FOLDERS, TOGETHER = "training/test_faults.py", "system/test_folders.py",
 CHECKPOINT, RELEASE, SAMPLES = "training/test_checkpoint.py", "runs/test_release.py", "drawing/test_samples.py"
 LOADING, BAD_FILES, PREPARE = "data/test_load_images.py", "data/test_bad_files.py", "data/test_prepare.py"
 TEAM = "launchers/test_team.py"
-WORKERS, FIELD_FILES = "system/test_workers.py", "forecasts/test_file_checks.py"
+FIELD_FILES = "forecasts/test_file_checks.py"
 HELD_BY = {  # what happens: the tests
     "a zarr store names a codec that is not on the list, or holds objects": [
         f"{FIELD_FILES}::test_a_store_names_no_code",
@@ -57,7 +57,6 @@ HELD_BY = {  # what happens: the tests
         "metrics/test_feature_store.py::test_a_killed_run_goes_on_with_the_same_bits",
         f"{PREPARE}::test_a_killed_preparation_goes_on_and_makes_no_finished_shard_again",
         "latents/test_encode.py::test_a_killed_encoding_goes_on_to_the_same_bits",
-        f"{WORKERS}::test_an_interruption_leaves_no_process",
     ],
     "the time of `compare` or `demo` is over": [
         "comparison/test_compare.py::test_however_little_time_there_is_something_is_on_the_front_and_both_sides_are",
@@ -87,9 +86,6 @@ HELD_BY = {  # what happens: the tests
     ],
     "torchrun or Slurm starts several processes of a command that is one": [
         "cli/test_nproc.py::test_what_is_one_process_is_refused_under_torchrun"
-    ],
-    "a worker of `--workers` dies": [
-        f"{WORKERS}::test_a_worker_that_dies_ends_the_work_with_an_error",
     ],
     "the newest checkpoint is damaged": [
         f"{CHECKPOINT}::test_a_damaged_checkpoint_is_set_aside_and_the_older_one_used",

@@ -114,7 +114,7 @@ def test_what_clips_cannot_do_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     for words, message in {
         "--fps 10": "are of clips: give --frames",
         "--frames 2 --label kind": "their folders are classes",
-        "--frames 2 --workers 2": "one process",
+        "--frames 2 --nproc 2": "one process",
     }.items():
         with pytest.raises(ValueError, match=message):
             parsed(f"data prepare {tmp_path / 'in'} {tmp_path / 'out'} --size 8 {words}".split()).run()

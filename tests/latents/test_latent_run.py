@@ -225,4 +225,4 @@ def test_the_commands_of_the_page_are_commands(root: Path, tmp_path: Path, monke
     assert call(monkeypatch, *encode[:-4], "--size", 16, "--device", "cpu") == 0
     assert main.parsed(train).experiment.shape == (4, 8, 8)
     assert [type(main.parsed(words)).__name__ for words in others] == ["Sample", "Cost"]
-    assert encode[-4:] == ["--size", "64", "--workers", "2"]
+    assert encode[-4:] == ["--size", "64", "--nproc", "2"]

@@ -1,6 +1,4 @@
-"""`dualrate data`: prepare, encode and verify images for training; encode and decode images; check a codec; simulate
-fields.
-"""
+"""`dualrate data`: prepare, encode and verify images for training; check a codec; simulate fields."""
 
 from __future__ import annotations
 
@@ -18,14 +16,12 @@ from tyro.conf import Positional, arg
 from dualrate.cli.console import data_progress, print_report, reporter
 from dualrate.cli.recipe import AsJson, AtATime, Device, Nproc, SharedWork
 from dualrate.codecs.codec import Codec, CodecFolder, read_codec
-from dualrate.config.ranges import Images, Range, Ranged, Seed, Side, Steps, WorkerCount
+from dualrate.config.ranges import Images, Range, Ranged, Seed, Side
 from dualrate.data.cache import verify
-from dualrate.data.images import PREPARING, ImageSet, every_image, load_images, prepare, to_float
+from dualrate.data.images import PREPARING, ImageSet, load_images, prepare, to_float
 from dualrate.data.latent_set import ENCODING, encode
-from dualrate.data.source import resolved
 from dualrate.diffusion.random import Draws
-from dualrate.drawing.latents import Latents, decode_latents, encode_images, round_trip_nearness
-from dualrate.drawing.samples import grids_below
+from dualrate.drawing.latents import round_trip_nearness
 from dualrate.forecasts.clip_set import Cut, prepare_clips
 from dualrate.forecasts.netcdf import check_writable, write_fields
 from dualrate.forecasts.simulations import SIMULATIONS
@@ -35,18 +31,12 @@ from dualrate.pipelines.prompt_set import ENCODING as ENCODING_PROMPTS
 from dualrate.pipelines.prompt_set import PROMPTS, encode_prompts, has_prompts, verify_captions
 from dualrate.pipelines.retrofitted import text_folder
 from dualrate.pipelines.text_encoders import TextFolder
-from dualrate.report.image_grid import GRID_PNG
 from dualrate.system.device import pick_device
-from dualrate.system.progress import image_progress
 from dualrate.system.workers import mapper
 
 MIB = 2**20
 LOW, HIGH = 0.8, 1.25  # of the size of latents
 AT_A_TIME = 16  # images that are encoded for it
-Processes = Annotated[WorkerCount, arg(help="Worker processes; auto: one for each idle processor.")]
-CodecRun = Annotated[
-    Path, arg(metavar="RUN", help="A run that trained a codec, the run of a decoder, or the folder of an autoencoder.")
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +64,6 @@ class _ToFolder(_Images, SharedWork):
     """Column of the labels in Parquet files, or array in .npz. Default: the first of the usual names."""
     shard_mib: Annotated[int, Range(1, 65_536)] = 256
     """Size of a shard in MiB."""
-    workers: Processes = 1
     nproc: Nproc = 1
     json: AsJson = False
 
@@ -82,7 +71,7 @@ class _ToFolder(_Images, SharedWork):
         """Let `make` write the folder, and return its manifest. work: as messages of its progress name it."""
         progress = reporter()
         try:
-            with closing(progress), mapper(self.workers, where) as over:
+            with closing(progress):
                 return make(
                     self.source,
                     self.out,
@@ -91,7 +80,7 @@ class _ToFolder(_Images, SharedWork):
                     on_bad=self.on_bad,
                     label=self.label,
                     shard_bytes=self.shard_mib * MIB,
-                    mapper=over,
+                    mapper=mapper(where),
                     progress=data_progress(progress, work),
                     **more,
                 )
@@ -134,10 +123,8 @@ class Prepare(_ToFolder):
         print_report(self.json, {**counts, "classes": classes, **shape})
 
     def _clips(self, frames: int) -> Any:
-        if self.label is not None or (self.workers, self.nproc) != (1, 1):
-            raise ValueError(
-                "clips are packed by one process, and their folders are classes: drop --label, --workers and --nproc"
-            )
+        if self.label is not None or self.nproc != 1:
+            raise ValueError("clips are packed by one process, and their folders are classes: drop --label and --nproc")
         shape, cut = {"size": self.size, "channels": self.channels}, Cut(frames, self.lead, self.stride)
         how = {"fps": self.fps, "on_bad": self.on_bad, "shard_bytes": self.shard_mib * MIB}
         with closing(reporter()) as progress:
@@ -186,7 +173,7 @@ class Encode(_ToFolder):
 
     def _encode_prompts(self, captions: Captions, texts: TextFolder, device: torch.device) -> None:
         progress = reporter()
-        with closing(progress), mapper(self.workers, device) as over:
+        with closing(progress):
             encode_prompts(
                 captions,
                 self.out,
@@ -194,7 +181,7 @@ class Encode(_ToFolder):
                 shard_bytes=self.shard_mib * MIB,
                 batch_size=self.batch_size,
                 device=device,
-                mapper=over,
+                mapper=mapper(device),
                 progress=data_progress(progress, ENCODING_PROMPTS),
             )
 
@@ -205,79 +192,17 @@ class Verify(Ranged, SharedWork):
 
     folder: Annotated[Positional[Path], arg(metavar="DST")]
     """Folder that data prepare or data encode wrote."""
-    workers: Processes = 1
     nproc: Nproc = 1
     json: AsJson = False
 
     def run(self) -> None:
-        progress = reporter()
-        with closing(progress), mapper(self.workers, torch.device("cpu")) as over:
+        progress, over = reporter(), mapper(torch.device("cpu"))
+        with closing(progress):
             images = verify(self.folder, over, data_progress(progress))
             if has_prompts(self.folder):
                 verify(self.folder / PROMPTS, over, data_progress(progress))
                 verify_captions(self.folder)
         print_report(self.json, {"images": images, "damaged shards": 0})
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodeImages(_Images):
-    """Encode images into a file of latents with the codec of a run."""
-
-    images: Annotated[Positional[str], arg(metavar="IMAGES")]
-    """An image, a folder of images, a .npz or .parquet file, or anything else that --data.source takes."""
-    run_dir: Annotated[CodecRun, arg(name="run")]
-    out: Path = Path("latents.npz")
-    """A new file: latents (N, C, h, w), names, codec (sha256)."""
-    batch_size: AtATime = 64
-    device: Device = None
-    json: AsJson = False
-
-    def run(self) -> None:
-        progress, codec = reporter(), read_codec(self.run_dir, pick_device(self.device))
-        if grids := grids_below(resolved(self.images)):
-            progress.note(f"{len(grids)} {GRID_PNG} left out, which dualrate sample wrote beside its images")
-        images = every_image(self.images, self.size, self.channels, without=grids)
-        with closing(progress):
-            latents = encode_images(
-                images, codec, self.out, batch_size=self.batch_size, progress=image_progress(progress)
-            )
-        shape = "x".join(map(str, latents.x.shape[1:]))
-        report = {"images": len(latents.x), "latents": shape, "codec": latents.codec[:12], "out": str(self.out)}
-        print_report(self.json, report)
-
-
-@dataclass(frozen=True)
-class Decode(Ranged):
-    """Decode a file of latents into images with the codec of a run."""
-
-    latents: Annotated[Positional[Path], arg(metavar="LATENTS")]
-    """File that data encode-images wrote."""
-    run_dir: Annotated[CodecRun, arg(name="run")]
-    out: Path
-    """Folder for the images: new, empty, or with some of the same images, to which it adds."""
-    steps: Steps | None = None
-    """Steps of a diffusion decoder. Default: as in its training, or 16 for the run of a decoder."""
-    npz: bool = False
-    """Also write images.npz: arr_0 (N, H, W, C) uint8."""
-    batch_size: AtATime = 64
-    device: Device = None
-    json: AsJson = False
-
-    def run(self) -> None:
-        latents, progress = Latents.read(self.latents), reporter()
-        codec = read_codec(self.run_dir, pick_device(self.device), steps=self.steps)
-        with closing(progress):
-            done = decode_latents(
-                latents,
-                codec,
-                self.out,
-                batch_size=self.batch_size,
-                npz=self.npz,
-                progress=image_progress(progress),
-            )
-        seconds = done.seconds / done.drawn if done.drawn else None
-        report = {"images": done.images, "drawn": done.drawn, "out": str(self.out), "seconds_per_image": seconds}
-        print_report(self.json, report)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,7 +225,7 @@ class CheckCodec(_Images):
         codec, count = read_codec(self.folder, pick_device(self.device)), min(self.num, len(images))
         shape, size = codec.latent_shape(images.shape), size_of_latents(codec, images, count)
         about = {"images": count, "latents": "x".join(map(str, shape)), "codec": codec.fingerprint[:12]}
-        print_report(self.json, {**about, "size": size, "psnr": round_trip_nearness(codec, images, count).psnr})
+        print_report(self.json, {**about, "size": size, "psnr": round_trip_nearness(codec, images, count).value})
         if not LOW <= size <= HIGH:
             raise ValueError(
                 f"latents have the size {size:.3g} (root of the mean square), expected {LOW} to {HIGH}: compare the "

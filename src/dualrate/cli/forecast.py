@@ -81,7 +81,7 @@ class Forecast(Ranged, SharedWork):
         starts = starts_of(model, self.start_file, self.frames, progress.note, self.starts)
         progress.note(starts.says)
         drawer = self.sampling.drawer(model, progress.note, batch_size=self.batch_size, precision=self.precision)
-        with closing(progress), mapper(1, model.device) as over:
+        with closing(progress):
             result = forecast_by(
                 drawer,
                 starts,
@@ -92,7 +92,7 @@ class Forecast(Ranged, SharedWork):
                 pictures=self.pictures,
                 progress=image_progress(progress, "frames"),
                 note=progress.note,
-                mapper=over,
+                mapper=mapper(model.device),
                 command=command_line(),
                 views=Views(self.region, self.threshold),
             )

@@ -39,8 +39,6 @@ COMMANDS = {  # the module of each and its class, or the function that parses wh
     "data prepare": "data:Prepare",
     "data encode": "data:Encode",
     "data verify": "data:Verify",
-    "data encode-images": "data:EncodeImages",
-    "data decode": "data:Decode",
     "data codec": "data:CheckCodec",
     "data simulate": "data:Simulate",
     "export": "export:Export",
@@ -117,7 +115,7 @@ def main() -> None:
         shortage = memory_shortage(error)
         if shortage is None:  # a fault of the program
             raise
-        lower = "lower --batch-size, --fit.micro-batch, --grid or --workers, or use a device with more"
+        lower = "lower --batch-size, --fit.micro-batch, --grid or --nproc, or use a device with more"
         less = "take a smaller part of the data at a time, or use a machine with more"
         way_out = less if isinstance(error, MemoryError) else lower
         print(f"dualrate: not enough memory ({shortage}): {way_out}", file=sys.stderr)
