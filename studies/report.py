@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from dualrate.cli.console import Machine, reporter
 from dualrate.comparison.candidates import RunRequest, candidates_of
 from dualrate.comparison.compare import compare
 from dualrate.comparison.results import ComparisonResults, as_json
 from dualrate.comparison.rows import MeasuredCandidate, read_row
 from dualrate.config.ranges import Precision
+from dualrate.options.console import Machine, reporter
 from dualrate.report.figures import pareto_figure, png
 from dualrate.report.table import Table
 from dualrate.system.device import pick_device

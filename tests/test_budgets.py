@@ -22,11 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = {
     "engine": 8531,
     "carriers": 8500,
-    "forecasts": 7475,
-    "pipelines": 3950,
+    "forecasts": 7570,
+    "pipelines": 3988,
     "texts": 745,
-    "services": 1475,
-    "front": 3395,
+    "services": 1505,
+    "front": 3280,
 }
 REFUSALS = 10  # lines in 100 of code
 VAGUE = 3  # in 1,000 identifiers

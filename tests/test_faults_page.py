@@ -52,7 +52,7 @@ HELD_BY = {  # what happens: the tests
     ],
     "a second process trains the same run": [f"{FAULTS}::test_two_processes_cannot_train_one_run"],
     "`sample`, `forecast`, `evaluate --keep`, `compare`, `data prepare` or `data encode` is stopped": [
-        "cli/test_cli_forecast.py::test_a_forecast_that_is_stopped_has_the_exit_code_of_the_page",
+        "forecasts/test_forecast_command.py::test_a_forecast_that_is_stopped_has_the_exit_code_of_the_page",
         f"{SAMPLES}::test_killed_at_every_write_the_same_call_ends_with_the_same_bits",
         "metrics/test_feature_store.py::test_a_killed_run_goes_on_with_the_same_bits",
         f"{PREPARE}::test_a_killed_preparation_goes_on_and_makes_no_finished_shard_again",
@@ -210,7 +210,7 @@ HELD_BY = {  # what happens: the tests
         "latents/test_latent_run.py::test_what_does_not_belong_together_is_refused"
     ],
     "`--out` holds samples or a forecast of another model, plan or sampler": [
-        "cli/test_cli_forecast.py::test_starts_of_a_file_and_what_is_refused",
+        "forecasts/test_forecast_command.py::test_starts_of_a_file_and_what_is_refused",
         f"{SAMPLES}::test_a_folder_of_other_samples_is_refused_and_what_differs_is_named",
     ],
     "a start of `forecast` in other units, or of other latitudes and longitudes, than the training data": [

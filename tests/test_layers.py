@@ -31,7 +31,7 @@ FLOORS = (
     "experiment methods",
     "runs recipes",
     "drawing",
-    "comparison serving launchers",
+    "comparison launchers options serving",
     "texts pipelines forecasts",
     "integrations __init__ cli __main__ dualrate_command",
 )
@@ -41,7 +41,7 @@ ROOMS = [room for floor in FLOORS for room in floor.split()]
 
 # Third-party packages that only some parts may import
 CONFINED = {
-    "tyro": ("cli",),
+    "tyro": ("cli", "options", "serving", "forecasts"),
     "matplotlib": ("report", "forecasts"),
     "pyarrow": ("data",),
     "h5py": ("forecasts",),

@@ -171,8 +171,9 @@ def test_exit_codes_of_those_who_lose_the_others_and_are_stopped(monkeypatch, ca
     def run(command) -> None:
         raise raised
 
-    for kind, words in (("sample.Sample", ("sample", "run", "--out", "out")), ("train.OfExperiment", TRAINING)):
-        monkeypatch.setattr(f"dualrate.cli.{kind}.run", run)
+    sampling = ("sample", "run", "--out", "out")
+    for kind, words in (("cli.sample.Sample", sampling), ("options.training.OfExperiment", TRAINING)):
+        monkeypatch.setattr(f"dualrate.{kind}.run", run)
         assert call(monkeypatch, *words) == code
         assert capsys.readouterr().err.splitlines()[-1] in ("dualrate: gone", "interrupted")
 

@@ -27,13 +27,11 @@ import dualrate as dr
 from dualrate.cli import distill as cli_distill
 from dualrate.cli import main as cli
 from dualrate.cli import train as cli_train
-from dualrate.cli.acting import acts
 from dualrate.cli.compare import Compare
 from dualrate.cli.data import (
     CheckCodec,
     Encode,
     Prepare,
-    Simulate,
     Verify,
     _Images,
     _ToFolder,
@@ -42,12 +40,9 @@ from dualrate.cli.demo import Demo
 from dualrate.cli.distill import Distill
 from dualrate.cli.evaluate import Evaluate
 from dualrate.cli.export import Export
-from dualrate.cli.forecast import Forecast as ForecastCommand
 from dualrate.cli.plan import Plan
 from dualrate.cli.sample import Cost, Sample
-from dualrate.cli.sampling_options import SamplingOptions
-from dualrate.cli.serve import Serve
-from dualrate.cli.train import Adapt, Retrofit, Train
+from dualrate.cli.train import Adapt, Train
 from dualrate.codecs.codec import CodecFolder
 from dualrate.comparison.candidates import Candidate, RunRequest
 from dualrate.comparison.yardstick import Terms
@@ -67,6 +62,8 @@ from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, OwnSteps
 from dualrate.forecasts.clip_networks import ClipEncoderConfig, ClipPrior, OneClipDecoder, TwoClipDecoders
 from dualrate.forecasts.clip_recipe import ClipStages
 from dualrate.forecasts.clip_set import Cut
+from dualrate.forecasts.command import Forecast as ForecastCommand
+from dualrate.forecasts.command import Simulate
 from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.refiner import Levels, RefinerConfig, Refining
 from dualrate.forecasts.rolling import RollingConfig, RollingDenoising
@@ -101,7 +98,11 @@ from dualrate.networks.dis import DiSConfig
 from dualrate.networks.dit import DiTConfig, FlatConfig
 from dualrate.networks.sid2 import SiD2Config
 from dualrate.networks.uvit import UViT, UViTCut
+from dualrate.options.acting import acts
+from dualrate.options.sampling import SamplingOptions
+from dualrate.options.training import OfExperiment, Run
 from dualrate.pipelines.clip import Clip
+from dualrate.pipelines.command import Retrofit
 from dualrate.pipelines.condition import Prompts
 from dualrate.pipelines.cut_transformer import CutNetwork
 from dualrate.pipelines.foreign import ForeignConfig
@@ -114,6 +115,7 @@ from dualrate.runs.store import read_experiment
 from dualrate.sampling.covariance import Bands, NoiseCovariance
 from dualrate.sampling.fourier import FourierCovariance
 from dualrate.sampling.lanczos import LanczosCovariance
+from dualrate.serving.command import Serve
 from dualrate.serving.offer import Request
 from dualrate.texts.language_model import LanguageCard, Recurrent
 from dualrate.texts.noise_planes import NoisePlanes
@@ -254,8 +256,8 @@ def examples() -> Iterator[Any]:
     yield from (
         Retrofit(imagenet.heavy()),
         Adapt(imagenet.heavy()),
-        cli_train.Run(),
-        cli_train.OfExperiment(imagenet.heavy()),
+        Run(),
+        OfExperiment(imagenet.heavy()),
         cli_distill.Student(imagenet.distilled()),
     )
     yield from (Prepare(source="photos", out=run, size=64), Encode(source="photos", out=run, codec=run), Verify(run))

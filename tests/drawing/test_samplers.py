@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.comparison.candidates import RunRequest
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
@@ -24,6 +23,7 @@ from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.moment_matching import MomentMatchingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.options.sampling import SamplingOptions
 from dualrate.runs.store import load
 from dualrate.sampling import grids
 from dualrate.sampling.ancestral import Ancestral

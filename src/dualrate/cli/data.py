@@ -1,4 +1,4 @@
-"""`dualrate data`: prepare, encode and verify images for training; check a codec; simulate fields."""
+"""`dualrate data`: prepare, encode and verify images for training; check a codec."""
 
 from __future__ import annotations
 
@@ -13,19 +13,16 @@ from typing import Annotated, Any, Literal
 import torch
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import data_progress, print_report, reporter
-from dualrate.cli.recipe import AsJson, AtATime, Device, Nproc, SharedWork
 from dualrate.codecs.codec import Codec, CodecFolder, read_codec
-from dualrate.config.ranges import Images, Range, Ranged, Seed, Side
+from dualrate.config.ranges import Images, Range, Ranged, Side
 from dualrate.data.cache import verify
 from dualrate.data.images import PREPARING, ImageSet, load_images, prepare, to_float
 from dualrate.data.latent_set import ENCODING, encode
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.latents import round_trip_nearness
 from dualrate.forecasts.clip_set import Cut, prepare_clips
-from dualrate.forecasts.netcdf import check_writable, write_fields
-from dualrate.forecasts.simulations import SIMULATIONS
-from dualrate.forecasts.systems import SIMULATING
+from dualrate.options.console import data_progress, print_report, reporter
+from dualrate.options.parsing import AsJson, AtATime, Device, Nproc, SharedWork
 from dualrate.pipelines.captions import Captions, read_captions
 from dualrate.pipelines.prompt_set import ENCODING as ENCODING_PROMPTS
 from dualrate.pipelines.prompt_set import PROMPTS, encode_prompts, has_prompts, verify_captions
@@ -231,47 +228,6 @@ class CheckCodec(_Images):
                 f"latents have the size {size:.3g} (root of the mean square), expected {LOW} to {HIGH}: compare the "
                 "codec's config (scaling_factor, shift_factor, latents_mean, latents_std) with its author's"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Simulate(Ranged):
-    """Make trajectories of a system, into a file that train reads as --data.source."""
-
-    system: Annotated[
-        Positional[
-            Literal[
-                "kuramoto-sivashinsky",
-                "kolmogorov",
-                "moving-fashion-mnist",
-                "moving-sprites",
-                "barotropic-t21",
-                "barotropic-t42",
-            ]
-        ],
-        arg(metavar="NAME"),
-    ]
-    """Kuramoto-Sivashinsky: 1-D, 64 points. Kolmogorov: vorticity of a plane flow, 64 x 64 points.
-    moving-fashion-mnist: two garments that bounce in 32 x 32 pixels. moving-sprites: three shapes of
-    a colour that bounce in 64 x 64. barotropic-t21, -t42: vorticity and winds on the
-    sphere, 32 x 64 or 64 x 128 points, with the extra sphere."""
-    out: Path
-    """A new file: .npz, or .nc with the extra forecast."""
-    trajectories: Images = 100
-    """Number of trajectories, each from a random start."""
-    frames: Annotated[int, Range(2, 10_000_000)] = 100
-    """Frames of each trajectory."""
-    seed: Seed = 0
-    """Seed of the random starts. Give each file another seed."""
-    json: AsJson = False
-
-    def run(self) -> None:
-        check_writable(self.out)
-        system, *_ = SIMULATIONS[self.system]
-        arrays = system.simulate(self.trajectories, self.frames, self.seed, data_progress(reporter(), SIMULATING))
-        write_fields(self.out, arrays, system.variables, system.every, system.axes, system.metadata)
-        report = {"fields": "x".join(map(str, arrays.shape)), "step": system.every}
-        apart = {"step_in_lyapunov_times": system.every / system.lyapunov_time}
-        print_report(self.json, {**report, **apart, "out": str(self.out)})
 
 
 def size_of_latents(codec: Codec, images: ImageSet, count: int) -> float:

@@ -9,7 +9,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any
 
-from dualrate.cli.console import command_line, reporter
 from dualrate.comparison.compare import compare
 from dualrate.comparison.results import COLUMNS, ComparisonResults, verdict
 from dualrate.config.ranges import Minutes, Range, Ranged
@@ -20,6 +19,7 @@ from dualrate.forecasts.folder import shown
 from dualrate.forecasts.forecast import forecast
 from dualrate.forecasts.pictures import lines_figure
 from dualrate.forecasts.rollout import forecast_of
+from dualrate.options.console import command_line, reporter
 from dualrate.recipes import fashion_mnist
 from dualrate.report.figures import svg
 from dualrate.report.html import page

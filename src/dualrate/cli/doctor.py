@@ -21,10 +21,10 @@ from typing import Literal
 import torch
 
 import dualrate
-from dualrate.cli.recipe import AsJson, Device
 from dualrate.config.imports import import_module
 from dualrate.data.cache import cache_dir
 from dualrate.experiment.modality import WINGS
+from dualrate.options.parsing import AsJson, Device
 from dualrate.system.device import pays, pick_device
 from dualrate.system.files import write_whole
 from dualrate.system.progress import run_lock

@@ -10,14 +10,14 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import Machine, command_line, print_json, reporter
-from dualrate.cli.recipe import AsJson, AtATime, Nproc, Prompt, SharedWork
-from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.comparison.evaluate import bounded, evaluate, refuse
 from dualrate.config.ranges import Images, Ranged, Seed
 from dualrate.drawing.evaluators import features_named
 from dualrate.drawing.likelihood import check_bounded
 from dualrate.drawing.measure import score_source
+from dualrate.options.console import Machine, command_line, print_json, reporter
+from dualrate.options.parsing import AsJson, AtATime, Nproc, Prompt, SharedWork
+from dualrate.options.sampling import SamplingOptions
 from dualrate.report.evaluation import Evaluation
 from dualrate.runs.store import read_experiment
 from dualrate.sampling.catalogue import ANCESTRAL

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import reporter
-from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Ranged
+from dualrate.options.console import reporter
+from dualrate.options.sampling import SamplingOptions
 
 CARD = {"license": "unknown", "score": None, "push_to_hub": None}  # of a pipeline alone
 LEFT_OUT = ("denoiser", "codec", "codec_sampler", "codec_steps", "members")  # options of sampling, by a pipeline

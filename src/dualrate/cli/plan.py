@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from dualrate.cli.console import Machine
-from dualrate.cli.recipe import Device, Nproc, RunDir, SharedWork
 from dualrate.comparison.candidates import check_denoiser
 from dualrate.config.ranges import Images, Members, Range, Ranged, Steps
 from dualrate.diffusion.context import Reuse
 from dualrate.drawing.choice import RECOMMENDED
 from dualrate.drawing.cost import call_seconds
 from dualrate.drawing.planning import candidates, measured_errors, require_plannable
+from dualrate.options.console import Machine
+from dualrate.options.parsing import Device, Nproc, RunDir, SharedWork
 from dualrate.report.figures import plan_figure, png
 from dualrate.runs.store import called_by
 from dualrate.sampling.catalogue import ANCESTRAL, sampler_named

@@ -9,12 +9,12 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from dualrate.cli.console import Machine, command_line, print_report
-from dualrate.cli.recipe import AsJson, AtATime, Nproc, Prompt, RunDir, SharedWork
-from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import BatchSize, Images, Precision, Ranged, Seed
 from dualrate.drawing.cost import cost_report
 from dualrate.drawing.samples import write_samples
+from dualrate.options.console import Machine, command_line, print_report
+from dualrate.options.parsing import AsJson, AtATime, Nproc, Prompt, RunDir, SharedWork
+from dualrate.options.sampling import SamplingOptions
 from dualrate.system.progress import image_progress
 from dualrate.system.workers import mapper
 from dualrate.texts.codec import BETWEEN

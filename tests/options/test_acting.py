@@ -11,8 +11,8 @@ import pytest
 from cli.command import call
 
 from dualrate.cli import main as cli
-from dualrate.cli.acting import KINDS, OF_RUNS, OPTIONS, acts, named_runs, near_options, refusal
 from dualrate.experiment.modality import maker_of
+from dualrate.options.acting import KINDS, OF_RUNS, OPTIONS, acts, named_runs, near_options, refusal
 from dualrate.runs.store import read_experiment
 from dualrate_command import answer
 

@@ -22,11 +22,11 @@ import tyro
 from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from dualrate.cli.acting import Run, acts, refusal
-from dualrate.cli.parser_errors import printed, raised
 from dualrate.config.imports import imported
 from dualrate.config.ranges import BatchSize, Processes, as_path
 from dualrate.config.serial import to_plain
+from dualrate.options.acting import Run, acts, refusal
+from dualrate.options.parser_errors import printed, raised
 from dualrate.system.terminal import did_you_mean
 
 RunDir = Annotated[Positional[Path], arg(metavar="RUN", help="A run, released weights, or a diffusers folder.")]
