@@ -118,7 +118,7 @@ class _Absent(ModuleType):
 
     def __init__(self, name: str, real: Any = None) -> None:
         super().__init__(name)
-        self.real, self.__path__ = real, []
+        self.real, self.__path__ = real, getattr(real, "__path__", [])
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
