@@ -24,7 +24,7 @@ CODE = {
     "engine": 8540,
     "carriers": 8805,
     "forecasts": 7475,
-    "pipelines": 3950,
+    "pipelines": 3978,
     "texts": 745,
     "services": 1475,
     "front": 3395,
