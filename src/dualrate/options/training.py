@@ -26,7 +26,7 @@ from dualrate.system.launch import device_of_process
 from dualrate.system.progress import Reporter, Silent
 from dualrate.training.config import FitConfig, FitResult, lr_at
 from dualrate.training.distributed import launched_world
-from dualrate.training.state import OtherRun
+from dualrate.training.resume import OtherRun
 
 Trained = TypeVar("Trained", bound="OfExperiment")
 
