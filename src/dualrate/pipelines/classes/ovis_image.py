@@ -30,5 +30,5 @@ KIND = kind.NetworkSpec(
     ),
     encode=encode,
     rows=ROWS,
-    **kind.PATCHED | {"tokens": 256},
+    **(kind.PATCHED | dict[str, Any](tokens=256)),
 )
