@@ -229,7 +229,7 @@ def test_every_path_of_a_command_line_expands_the_home_directory(run, tmp_path, 
     os.rename("tiny.npz", "home/tiny.npz")
     assert call(monkeypatch, "train", "tiny", "--data.source=~/tiny.npz", "--out=~/trained") == 0
     assert call(monkeypatch, "sample", "~/run", "--out=~/images", "--num", 1, "--steps", 1) == 0
-    monkeypatch.setattr("dualrate.cli.export.Export._pipeline", lambda self, folder: folder.mkdir())
+    monkeypatch.setattr("dualrate.pipelines.command.Export._pipeline", lambda self, folder: folder.mkdir())
     assert call(monkeypatch, "export", "~/run", "--to", "diffusers", "~/pipeline") == 0
     asked = RunRequest.parse("NAME=~/run+~/run:2/1")
     assert (asked.run, asked.denoiser) == (tmp_path / "home/run", str(tmp_path / "home/run"))
@@ -280,6 +280,11 @@ def test_commands_on_data_name_options_that_they_have(tmp_path, monkeypatch, cap
             shutil.copy(f"{side}.png", images / f"{side}-{number}.png")
     assert call(monkeypatch, "data", "encode", images, "latents", "--codec", "vae") == 2
     assert "pass --size (and --channels 1 or 3) for one shape" in capsys.readouterr().err
+    assert call(monkeypatch, "data", "codec", "vae", "--data", images) == 2
+    assert "pass --size (and --channels 1 or 3) for one shape" in capsys.readouterr().err
+    assert call(monkeypatch, "data", "prepare", images, "packed", "--size", 8) == 0
+    assert call(monkeypatch, "data", "encode", "packed", "latents", "--codec", "vae", "--label", "kind") == 2
+    assert "leave out --label kind" in capsys.readouterr().err
     (images / "bad.png").write_bytes(b"no image")
     assert call(monkeypatch, "data", "encode", images, "latents", "--codec", "vae", "--size", 8) == 2
     assert "pass --on-bad skip to leave them out" in capsys.readouterr().err
