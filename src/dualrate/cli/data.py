@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,11 +23,10 @@ from dualrate.drawing.latents import round_trip_nearness
 from dualrate.forecasts.clip_set import Cut, prepare_clips
 from dualrate.options.console import data_progress, print_report, reporter
 from dualrate.options.parsing import AsJson, AtATime, Device, Nproc, SharedWork
-from dualrate.pipelines.captions import Captions, read_captions
+from dualrate.pipelines.captions import read_captions
 from dualrate.pipelines.prompt_set import ENCODING as ENCODING_PROMPTS
 from dualrate.pipelines.prompt_set import PROMPTS, encode_prompts, has_prompts, verify_captions
 from dualrate.pipelines.retrofitted import text_folder
-from dualrate.pipelines.text_encoders import TextFolder
 from dualrate.system.device import pick_device
 from dualrate.system.workers import mapper
 
@@ -44,6 +43,16 @@ class _Images(Ranged):
     """Side in pixels that images are resized to; their own if not given."""
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for colour. Default: as the images are."""
+
+    def run(self) -> None:
+        """Run it. Messages of reading images name options as `train` has them, where they are --data.size and so on."""
+        try:
+            self.perform()
+        except ValueError as error:
+            raise ValueError(re.sub(r"--data\.(?=size|channels|on-bad|label|fps)", "--", str(error))) from error
+
+    def perform(self) -> None:
+        """Do what the command is for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,25 +73,18 @@ class _ToFolder(_Images, SharedWork):
     nproc: Nproc = 1
     json: AsJson = False
 
+    @contextmanager
+    def writing(self, work: str, where: torch.device) -> Iterator[dict[str, Any]]:
+        """How shards are written: their size, by which processes. work: as messages of its progress name it."""
+        progress, size = reporter(), self.shard_mib * MIB
+        with closing(progress):
+            yield {"shard_bytes": size, "mapper": mapper(where), "progress": data_progress(progress, work)}
+
     def write(self, make: Callable[..., Any], work: str, where: torch.device, **more: Any) -> Any:
-        """Let `make` write the folder, and return its manifest. work: as messages of its progress name it."""
-        progress = reporter()
-        try:
-            with closing(progress):
-                return make(
-                    self.source,
-                    self.out,
-                    size=self.size,
-                    channels=self.channels,
-                    on_bad=self.on_bad,
-                    label=self.label,
-                    shard_bytes=self.shard_mib * MIB,
-                    mapper=mapper(where),
-                    progress=data_progress(progress, work),
-                    **more,
-                )
-        except ValueError as error:  # messages of reading images name options as `train` has them
-            raise ValueError(re.sub(r"--data\.(?=size|channels|on-bad)", "--", str(error))) from error
+        """Let `make` write the folder, and return its manifest."""
+        how = {"size": self.size, "channels": self.channels, "on_bad": self.on_bad, "label": self.label}
+        with self.writing(work, where) as shared:
+            return make(self.source, self.out, **how, **shared, **more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,7 @@ class Prepare(_ToFolder):
     stride: Annotated[int, Range(1, 10_000_000)] | None = None
     """Frames of a clip from one window to the next. Default: windows do not overlap."""
 
-    def run(self) -> None:
+    def perform(self) -> None:
         if self.frames is not None:
             manifest = self._clips(self.frames)
         elif self.fps or self.lead > 1 or self.stride:
@@ -145,7 +147,7 @@ class Encode(_ToFolder):
     batch_size: AtATime = 16
     device: Device = None
 
-    def run(self) -> None:
+    def perform(self) -> None:
         device, progress = pick_device(self.device), data_progress(reporter())
         if (self.codec is None) == (self.prompts is None):
             raise ValueError("name the codec by --codec FOLDER, or with --prompts by its pipeline alone")
@@ -159,7 +161,8 @@ class Encode(_ToFolder):
         codec, options = CodecFolder.at(folder, device), {"mirrored": self.mirrored, "batch_size": self.batch_size}
         manifest = self.write(encode, ENCODING, device, codec=codec, device=device, **options)
         if captions is not None and texts is not None:
-            self._encode_prompts(captions, texts, device)
+            with self.writing(ENCODING_PROMPTS, device) as how:
+                encode_prompts(captions, self.out, texts, batch_size=self.batch_size, device=device, **how)
         counts = {f"{split} images": part["images"] for split, part in manifest["splits"].items()}
         moments, *shape = manifest["row"]["shape"]
         about = {"latents": "x".join(map(str, shape)), "moments": moments, "views": manifest["row"]["each"]}
@@ -167,20 +170,6 @@ class Encode(_ToFolder):
         if texts is not None:
             about |= {"prompts": texts.size, "text encoders": texts.fingerprint[:12]}
         print_report(self.json, {**counts, **about})
-
-    def _encode_prompts(self, captions: Captions, texts: TextFolder, device: torch.device) -> None:
-        progress = reporter()
-        with closing(progress):
-            encode_prompts(
-                captions,
-                self.out,
-                texts,
-                shard_bytes=self.shard_mib * MIB,
-                batch_size=self.batch_size,
-                device=device,
-                mapper=mapper(device),
-                progress=data_progress(progress, ENCODING_PROMPTS),
-            )
 
 
 @dataclass(frozen=True)
@@ -215,7 +204,7 @@ class CheckCodec(_Images):
     device: Device = None
     json: AsJson = False
 
-    def run(self) -> None:
+    def perform(self) -> None:
         images = load_images(
             self.source, split="train", size=self.size, channels=self.channels, progress=data_progress(reporter())
         )
