@@ -11,9 +11,10 @@ from torch import Tensor
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import Plain
-from dualrate.diffusion.prediction import Weighting, v_from_eps, v_from_x, x_from_v
+from dualrate.diffusion.prediction import v_from_eps, v_from_x, x_from_v
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.schedule import Betas
+from dualrate.diffusion.weighting import Weighting
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The `dualrate` command: answers what needs no torch, settles threads and streams, then runs `dualrate.cli.main`.
 
-Help, and refusals of wrong names of commands, recipes and options, come from a list of them (cli/options.json) in a
+Help, and refusals of wrong names of commands, recipes and options, come from a list of them (options/options.json) in a
 tenth of a second. All values are the parser's, which comes with torch.
 
 Torch computes in the threads of OpenMP, which reads its settings once, when torch is loaded. So they are made here:
@@ -114,7 +114,7 @@ def answer(arguments: Sequence[str]) -> tuple[int, str] | None:
         return 0, USAGE.read_text()
     if arguments[0].startswith("-"):  # --version, --import
         return None
-    from dualrate.cli.acting import OPTIONS, refusal
+    from dualrate.options.acting import OPTIONS, refusal
     from dualrate.system.terminal import did_you_mean
 
     commands, (name, *rest) = json.loads(OPTIONS.read_text()), arguments
@@ -157,7 +157,7 @@ def _help(name: str, command: Mapping[str, Any], arguments: Sequence[str]) -> st
     """The options of a command, and what they mean: those that act on the run among its arguments; without a run, a
     line each, by the runs on which they act.
     """
-    from dualrate.cli.acting import KINDS, USUAL, acts, named_runs, runs_of
+    from dualrate.options.acting import KINDS, USUAL, acts, named_runs, runs_of
 
     needed, options, places = command["required"], command["options"], command.get("places", {})
     words = [option if option not in options else f"{option} {options[option].split('  ', 2)[1]}" for option in needed]
@@ -195,7 +195,7 @@ def _wrong(name: str, arguments: Sequence[str], command: Mapping[str, Any]) -> l
     command: in options.json. Of each option and each required argument, which may be a place instead of a name, it has
     the least number of values, their name, and the help, with two spaces in between
     """
-    from dualrate.cli.acting import near_options, option_name, options_here
+    from dualrate.options.acting import near_options, option_name, options_here
 
     options, required = command["options"], command["required"]
     if "--" in arguments or not set(HELP).isdisjoint(arguments):

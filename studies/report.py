@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from dualrate.cli.console import Machine, reporter
 from dualrate.comparison.candidates import RunRequest, candidates_of
 from dualrate.comparison.compare import compare
 from dualrate.comparison.results import ComparisonResults, as_json
 from dualrate.comparison.rows import MeasuredCandidate, read_row
 from dualrate.config.ranges import Precision
+from dualrate.options.console import Machine, reporter
 from dualrate.report.figures import pareto_figure, png
 from dualrate.report.table import Table
 from dualrate.system.device import pick_device
@@ -187,7 +187,6 @@ def write(name: str, results: ComparisonResults) -> None:
 def main() -> None:
     parser = command(__doc__)
     parser.add_argument("name", choices=REPORTS)
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw at once")
     parser.add_argument("--compile", action="store_true", help="the networks: a third faster in float32")
     parser.add_argument("--precision", choices=get_args(Precision), default="auto")
     parser.add_argument("--kept", action="store_true", help="take the rows that are kept, and their times")
@@ -208,7 +207,6 @@ def main() -> None:
         **report.effort,
         features=report.metrics,
         device=device,
-        workers=options.workers,
         compiled=Machine(compile=options.compile).calls(device, reporter())["compiled"],
         precision=options.precision,
         progress=reporter(),

@@ -34,10 +34,10 @@ from benchmarks.workloads import in_cpu_seconds, whole
 from dualrate.data.condition_rows import Given, Make
 from dualrate.data.conditions import Condition, masked
 from dualrate.diffusion.context import Batch, Shape
-from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiment.experiment import Start
 from dualrate.experiment.network_configs import NetworksConfig, OneConditional, TwoConditional
 from dualrate.methods.crps import OneCallConfig

@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 import dualrate as dr
 from dualrate.denoisers.denoiser import posterior_mean, read
 from dualrate.diffusion.context import Cond
-from dualrate.diffusion.prediction import x_loss_weight
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.weighting import x_loss_weight
 from dualrate.drawing.drawer import measured_on, real_batches
 from dualrate.experiment.model import Model
 from dualrate.report.figures import png

@@ -28,10 +28,10 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "export": {},
     "serve": {},
     "doctor": {},
-    "data prepare": {"--workers": 1},
-    "data encode": {"--workers": 1},
+    "data prepare": {"--nproc": 1},
+    "data encode": {"--nproc": 1},
     "data simulate": {"--trajectories": 2, "--frames": 4},
-    "data verify": {"--workers": 1},
+    "data verify": {"--nproc": 1},
     "data": {},
     "--help": {},
 }

@@ -149,6 +149,8 @@ def test_a_place_among_the_images_is_refused_before_any_work(tmp_path, monkeypat
     assert call(monkeypatch, "train", "tiny", "--data.source", "photos", "--out", "photos/run") == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert error == "dualrate: photos/run is in photos, whose images are read: give a folder elsewhere"
+    with pytest.raises(ValueError, match="photos/run is in photos, whose images are read"):
+        train(replace(TINY, data=DataConfig("photos")), "photos/run")
     assert content(tmp_path) == before
     assert not (tmp_path / "photos" / "run").exists()
 
@@ -229,7 +231,7 @@ def test_every_path_of_a_command_line_expands_the_home_directory(run, tmp_path, 
     os.rename("tiny.npz", "home/tiny.npz")
     assert call(monkeypatch, "train", "tiny", "--data.source=~/tiny.npz", "--out=~/trained") == 0
     assert call(monkeypatch, "sample", "~/run", "--out=~/images", "--num", 1, "--steps", 1) == 0
-    monkeypatch.setattr("dualrate.cli.export.Export._pipeline", lambda self, folder: folder.mkdir())
+    monkeypatch.setattr("dualrate.pipelines.command.Export._pipeline", lambda self, folder: folder.mkdir())
     assert call(monkeypatch, "export", "~/run", "--to", "diffusers", "~/pipeline") == 0
     asked = RunRequest.parse("NAME=~/run+~/run:2/1")
     assert (asked.run, asked.denoiser) == (tmp_path / "home/run", str(tmp_path / "home/run"))
@@ -280,6 +282,11 @@ def test_commands_on_data_name_options_that_they_have(tmp_path, monkeypatch, cap
             shutil.copy(f"{side}.png", images / f"{side}-{number}.png")
     assert call(monkeypatch, "data", "encode", images, "latents", "--codec", "vae") == 2
     assert "pass --size (and --channels 1 or 3) for one shape" in capsys.readouterr().err
+    assert call(monkeypatch, "data", "codec", "vae", "--data", images) == 2
+    assert "pass --size (and --channels 1 or 3) for one shape" in capsys.readouterr().err
+    assert call(monkeypatch, "data", "prepare", images, "packed", "--size", 8) == 0
+    assert call(monkeypatch, "data", "encode", "packed", "latents", "--codec", "vae", "--label", "kind") == 2
+    assert "leave out --label kind" in capsys.readouterr().err
     (images / "bad.png").write_bytes(b"no image")
     assert call(monkeypatch, "data", "encode", images, "latents", "--codec", "vae", "--size", 8) == 2
     assert "pass --on-bad skip to leave them out" in capsys.readouterr().err

@@ -18,8 +18,8 @@ import torch
 import dualrate as dr
 from benchmarks import ablation, calls, child, peers, ratios, utilisation, workloads
 from benchmarks.interleave import Seconds, Spread, interleaved, quotient
-from dualrate.diffusion.prediction import x_loss_weight
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import x_loss_weight
 from dualrate.recipes.fashion_mnist import FIT
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,16 +18,15 @@ from tools.house import first_words, lines, modules, survey
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Lines of code. Above the first budget, and to come down to it: engine (8,500), carriers (8,500), forecasts (2,900),
-# pipelines (3,200), front (3,200).
+# Lines of code. Above the first budget: forecasts (2,900), pipelines (3,200), texts (400), for what later issues added.
 CODE = {
-    "engine": 8540,
-    "carriers": 8805,
-    "forecasts": 7475,
-    "pipelines": 3950,
+    "engine": 8531,
+    "carriers": 8501,
+    "forecasts": 7565,
+    "pipelines": 4045,
     "texts": 745,
-    "services": 1475,
-    "front": 3395,
+    "services": 1505,
+    "front": 3115,
 }
 REFUSALS = 10  # lines in 100 of code
 VAGUE = 3  # in 1,000 identifiers

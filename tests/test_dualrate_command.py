@@ -23,14 +23,15 @@ import torch
 import tyro
 
 import dualrate_command
-from dualrate.cli import acting
 from dualrate.cli import distill as cli_distill
 from dualrate.cli import main as cli_main
-from dualrate.cli import recipe as cli_options
 from dualrate.cli import train as cli_train
 from dualrate.cli.distill import Distill
-from dualrate.cli.train import Adapt, Retrofit, Train
+from dualrate.cli.train import Adapt, Train
 from dualrate.codecs.codec import CodecFolder
+from dualrate.options import acting
+from dualrate.options import parsing as cli_options
+from dualrate.pipelines.command import Retrofit
 from dualrate_command import answer, idle_processors, settings, ticks
 
 CLASSES = {name: cli_main.command_named(name) for name in cli_main.COMMANDS}  # of commands that take no recipe first

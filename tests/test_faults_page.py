@@ -12,7 +12,7 @@ FAULTS, FOLDERS, TOGETHER = "training/test_faults.py", "system/test_folders.py",
 CHECKPOINT, RELEASE, SAMPLES = "training/test_checkpoint.py", "runs/test_release.py", "drawing/test_samples.py"
 LOADING, BAD_FILES, PREPARE = "data/test_load_images.py", "data/test_bad_files.py", "data/test_prepare.py"
 TEAM = "launchers/test_team.py"
-WORKERS, FIELD_FILES = "system/test_workers.py", "forecasts/test_file_checks.py"
+FIELD_FILES = "forecasts/test_file_checks.py"
 HELD_BY = {  # what happens: the tests
     "a zarr store names a codec that is not on the list, or holds objects": [
         f"{FIELD_FILES}::test_a_store_names_no_code",
@@ -52,12 +52,11 @@ HELD_BY = {  # what happens: the tests
     ],
     "a second process trains the same run": [f"{FAULTS}::test_two_processes_cannot_train_one_run"],
     "`sample`, `forecast`, `evaluate --keep`, `compare`, `data prepare` or `data encode` is stopped": [
-        "cli/test_cli_forecast.py::test_a_forecast_that_is_stopped_has_the_exit_code_of_the_page",
+        "forecasts/test_forecast_command.py::test_a_forecast_that_is_stopped_has_the_exit_code_of_the_page",
         f"{SAMPLES}::test_killed_at_every_write_the_same_call_ends_with_the_same_bits",
         "metrics/test_feature_store.py::test_a_killed_run_goes_on_with_the_same_bits",
         f"{PREPARE}::test_a_killed_preparation_goes_on_and_makes_no_finished_shard_again",
         "latents/test_encode.py::test_a_killed_encoding_goes_on_to_the_same_bits",
-        f"{WORKERS}::test_an_interruption_leaves_no_process",
     ],
     "the time of `compare` or `demo` is over": [
         "comparison/test_compare.py::test_however_little_time_there_is_something_is_on_the_front_and_both_sides_are",
@@ -87,9 +86,6 @@ HELD_BY = {  # what happens: the tests
     ],
     "torchrun or Slurm starts several processes of a command that is one": [
         "cli/test_nproc.py::test_what_is_one_process_is_refused_under_torchrun"
-    ],
-    "a worker of `--workers` dies": [
-        f"{WORKERS}::test_a_worker_that_dies_ends_the_work_with_an_error",
     ],
     "the newest checkpoint is damaged": [
         f"{CHECKPOINT}::test_a_damaged_checkpoint_is_set_aside_and_the_older_one_used",
@@ -214,7 +210,7 @@ HELD_BY = {  # what happens: the tests
         "latents/test_latent_run.py::test_what_does_not_belong_together_is_refused"
     ],
     "`--out` holds samples or a forecast of another model, plan or sampler": [
-        "cli/test_cli_forecast.py::test_starts_of_a_file_and_what_is_refused",
+        "forecasts/test_forecast_command.py::test_starts_of_a_file_and_what_is_refused",
         f"{SAMPLES}::test_a_folder_of_other_samples_is_refused_and_what_differs_is_named",
     ],
     "a start of `forecast` in other units, or of other latitudes and longitudes, than the training data": [

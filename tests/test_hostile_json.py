@@ -86,7 +86,7 @@ def foreign(folder: Path, kind: str) -> Path:
 
     diffusers.utils.logging.set_verbosity_error()
     net = getattr(models, kind)()
-    flow = kind in ("sd3", "sana", "flux", "qwen_image")
+    flow = kind in ("sd3", "sana", "flux", "qwen_image", "ovis_image")
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0) if flow else diffusers.DDIMScheduler()
     net.save_pretrained(folder / "transformer")
     scheduler.save_pretrained(folder / "scheduler")
@@ -97,14 +97,14 @@ def foreign(folder: Path, kind: str) -> Path:
     return folder
 
 
-KINDS = ("dit", "unet", "unet_text", "sd3", "pixart", "sana", "flux", "qwen_image")
+KINDS = ("dit", "unet", "unet_text", "sd3", "pixart", "sana", "flux", "qwen_image", "ovis_image")
 FILES = ("model_index.json", "scheduler/scheduler_config.json", "transformer/config.json")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_of_diffusers(tmp_path, kind):
     folder = foreign(tmp_path / "folder", kind)
-    shape = {"shape": (4, 8, 8)} if kind in ("flux", "qwen_image") else {}
+    shape = {"shape": (4, 8, 8)} if kind in ("flux", "qwen_image", "ovis_image") else {}
 
     def load():
         if kind in ("dit", "unet"):

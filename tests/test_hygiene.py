@@ -229,7 +229,7 @@ PINNED = {
     # a tokenizer has no weights: JSON and text, read by a class of transformers' own
     "pipelines/clip.py": ["CLIPTokenizer.from_pretrained(folder, local_files_only=True)"],
     "benchmarks/peers.py": ["torch.load"],  # of one sha256, as tensors alone
-    # messages between a process and the workers that it spawned, none from a file that somebody gave
+    # messages between processes that were launched together, none from a file that somebody gave
     "system/workers.py": ["pickle", "pickle.dumps", "pickle.loads"],
 }
 

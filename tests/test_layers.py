@@ -31,7 +31,7 @@ FLOORS = (
     "experiment methods",
     "runs recipes",
     "drawing",
-    "comparison serving launchers",
+    "comparison launchers options serving",
     "texts pipelines forecasts",
     "integrations __init__ cli __main__ dualrate_command",
 )
@@ -41,7 +41,7 @@ ROOMS = [room for floor in FLOORS for room in floor.split()]
 
 # Third-party packages that only some parts may import
 CONFINED = {
-    "tyro": ("cli",),
+    "tyro": ("cli", "options", "serving", "forecasts", "pipelines"),
     "matplotlib": ("report", "forecasts"),
     "pyarrow": ("data",),
     "h5py": ("forecasts",),
@@ -66,7 +66,7 @@ CONFINED = {
     "ray": ("serving",),
 }
 EXTRAS = (
-    "parquet", "forecast", "video", "grib", "sphere", "notebook", "serve", "tensorboard", "wandb", "eval", "dinov2",
+    "parquet", "forecast", "video", "grib", "sphere", "notebook", "serve", "tensorboard", "wandb", "eval", "clip",
     "efficientnet",
     "diffusers", "ray",
 )  # fmt: skip
@@ -292,10 +292,10 @@ def test_what_needs_an_extra_is_imported_by_nothing_else_at_once(trees: dict[str
 
 def test_code_needs_only_declared_dependencies() -> None:
     """The source, and what is run beside it; but for what benchmarks/peers.py compares with, and
-    the scan of mamba_ssm and the coastlines of cartopy, if they are there."""
+    the coastlines of cartopy, if they are there."""
     beside = {name: sorted((ROOT / name).rglob("*.py")) for name in ("studies", "tools", "benchmarks")}
     allowed = declared(*EXTRAS) | set(sys.stdlib_module_names) | {"dualrate", "dualrate_command", *beside}
-    allowed |= {"denoising_diffusion_pytorch", "ema_pytorch", "mamba_ssm", "cartopy"}
+    allowed |= {"denoising_diffusion_pytorch", "ema_pytorch", "cartopy"}
     used = {target.split(".")[0]: module for module in MODULES for target in imports_of(module)}
     for name, paths in beside.items():
         more = {"tools": {"contracts"}, "studies": {"examples"}}.get(name, set())

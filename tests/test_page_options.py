@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from dualrate.cli import train as cli_train
-from dualrate.cli.acting import OPTIONS, option_name
 from dualrate.config.classes import import_classes
 from dualrate.experiment.experiment import Experiment
+from dualrate.options.acting import OPTIONS, option_name
 from dualrate.pipelines.recipe import RetrofitRecipe
 from dualrate.recipes.students import AdaptRecipe
 from dualrate.system.files import read_json

@@ -154,17 +154,17 @@ def jobs(folder: Path, images: int = 384) -> dict[str, Job]:
     return {
         "train": Job(training, trained),
         "prepare": Job(
-            ("data", "prepare", str(folder / "images"), "OUT", "--size", "64", "--shard-mib", "1", "--workers", "2"),
+            ("data", "prepare", str(folder / "images"), "OUT", "--size", "64", "--shard-mib", "1", "--nproc", "2"),
             files("**/*"),
         ),
         "sample": Job(
             ("sample", model, "--out", "OUT", "--num", "96", "--batch-size", "8", "--steps", "8", "--npz",
-             "--workers", "2"),
+             "--nproc", "2"),
             files("*.png"),
         ),
         "evaluate": Job(
             ("evaluate", model, "--keep", "OUT", "--num", "384", "--batch-size", "16", "--steps", "4",
-             "--workers", "2", *judge),
+             "--nproc", "2", *judge),
             features,
         ),
         "compare": Job(

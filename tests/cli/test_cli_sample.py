@@ -8,9 +8,9 @@ import pytest
 from cli.command import call
 from training.toy import Recorder
 
-from dualrate.cli import console
-from dualrate.cli.console import data_progress
 from dualrate.drawing.drawer import Drawer
+from dualrate.options import console
+from dualrate.options.console import data_progress
 from dualrate.runs.store import RELEASED
 from dualrate.system.folders import Manifest
 

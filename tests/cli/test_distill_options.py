@@ -12,9 +12,9 @@ from training.toy import Recorder
 from dualrate.cli import distill as cli_distill
 from dualrate.cli.train import parse_train
 from dualrate.denoisers.guidance import Guided
-from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Truncated
+from dualrate.diffusion.weighting import Elbo
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment, Start
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks

@@ -79,10 +79,10 @@ def test_every_extra_that_is_not_installed_is_told_with_what_it_is_for(monkeypat
 
     monkeypatch.setattr(doctor, "version", lambda name: none(name) if name in ("transformers", "wandb") else "1")
     first, *absent = doctor.check_extras()
-    assert not {"dinov2", "wandb"} & set(re.findall(r"\w+", first.what))
+    assert not {"clip", "wandb"} & set(re.findall(r"\w+", first.what))
     assert [finding.what.partition(":")[2] for finding in absent] == [" without wandb", " without transformers"]
     assert "CLIP" in absent[1].what
-    assert absent[1].remedy.endswith("pip install 'dualrate[dinov2]'")
+    assert absent[1].remedy.endswith("pip install 'dualrate[clip]'")
     assert levels(absent) == ["ok", "ok"]
     monkeypatch.setattr(doctor, "version", none)
     assert next(doctor.check_extras()).what == "extras: none"

@@ -142,7 +142,7 @@ def test_another_number_than_torchrun_started_is_refused(monkeypatch, capsys, co
     assert "--nproc 2, but 4 processes are started: drop --nproc" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["cost", "data decode", "data simulate", "export", "serve"])
+@pytest.mark.parametrize("command", ["cost", "data codec", "data simulate", "export", "serve"])
 def test_what_is_one_process_is_refused_under_torchrun(monkeypatch, capsys, command):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -171,8 +171,9 @@ def test_exit_codes_of_those_who_lose_the_others_and_are_stopped(monkeypatch, ca
     def run(command) -> None:
         raise raised
 
-    for kind, words in (("sample.Sample", ("sample", "run", "--out", "out")), ("train.OfExperiment", TRAINING)):
-        monkeypatch.setattr(f"dualrate.cli.{kind}.run", run)
+    sampling = ("sample", "run", "--out", "out")
+    for kind, words in (("cli.sample.Sample", sampling), ("options.training.OfExperiment", TRAINING)):
+        monkeypatch.setattr(f"dualrate.{kind}.run", run)
         assert call(monkeypatch, *words) == code
         assert capsys.readouterr().err.splitlines()[-1] in ("dualrate: gone", "interrupted")
 

@@ -29,12 +29,12 @@ def net(width: int) -> UViTConfig:
 FIT = FitConfig(iterations=2, batch_size=4, precision="float32", log_every=1, checkpoint_every=1, sample_every=2)
 COMMANDS = {  # by name: options, in which DUAL and ONE are runs and OUT is a new place
     "sample": ["sample", "DUAL", "--out", "OUT", "--num", "2", "--steps", "2", "--json"],
-    "evaluate": ["evaluate", "DUAL", "--features", "dinov2", "--json"],
+    "evaluate": ["evaluate", "DUAL", "--features", "inception", "--json"],
     "bound": ["evaluate", "DUAL", "--bound", "--num", "2", "--steps", "2", "--json"],
     "cost": ["cost", "DUAL", "--steps", "2", "--json"],
     "export": ["export", "DUAL", "--out", "OUT"],
     "plan": ["plan", "DUAL", "--out", "OUT.json", "--grid", "4", "--images", "2", "--steps", "2", "--budget", "1x"],
-    "compare": ["compare", "ONE", "--out", "OUT.html", "--features", "dinov2"],
+    "compare": ["compare", "ONE", "--out", "OUT.html", "--features", "inception"],
     "a teacher": ["distill", "tiny", "--out", "OUT", "--teacher", "ONE", "--student", "plain", "--steps", "2"],
     "light_from": ["distill", "tiny", "--out", "OUT", "--teacher", "ONE", "--light-from", "ONE", "--steps", "2"],
     "student_from": ["distill", "tiny", "--out", "OUT", "--teacher", "ONE", "--student-from", "DUAL", "--steps", "2"],

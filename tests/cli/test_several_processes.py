@@ -111,9 +111,8 @@ def test_latents_have_the_bits_of_one_process_also_where_one_died(folder, tmp_pa
 
     def encoding(out: Path):
         def work() -> None:
-            with mapper(1, torch.device("cpu")) as over:
-                how = {"shard_bytes": 2 * 1536, "batch_size": 2, "mapper": over}
-                encode(tmp_path / "pictures.npz", out, FoldingFolder("a folder", "f" * 64), **how)
+            how = {"shard_bytes": 2 * 1536, "batch_size": 2, "mapper": mapper(torch.device("cpu"))}
+            encode(tmp_path / "pictures.npz", out, FoldingFolder("a folder", "f" * 64), **how)
 
         return launched.team(work)
 

@@ -46,6 +46,7 @@ from dualrate.report.image_grid import read_png
 from dualrate.runs.store import load, write_experiment
 from dualrate.sampling.grids import grid_times
 from dualrate.system.progress import run_lock
+from dualrate.system.workers import leading
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
@@ -323,16 +324,13 @@ def test_two_metrics_see_the_same_images_which_are_drawn_once_and_screen_with_th
         assert line["FD-noise mixer value"] == one.row.scores["FD-noise mixer"].value
 
 
-def test_workers_draw_what_one_process_does(here, monkeypatch):
-    """Blocks are sent as to workers, and done here; what processes do with them: see measuring/test_over_workers.py."""
-    monkeypatch.setattr("dualrate.system.workers.Workers", Stand)
-    monkeypatch.setattr(Stand, "asked", [])
-    monkeypatch.setattr(Stand, "blocks", 0)
+def test_a_team_draws_what_one_process_does(here):
+    """Blocks are sent as to other processes, and done here; what these do: see cli/test_several_processes.py."""
     one = run(here, "heavy:2", "dual:4/2")
-    assert not Stand.asked
     shutil.rmtree(here / "report.cells")
-    two = run(here, "heavy:2", "dual:4/2", workers=2)
-    assert (Stand.asked, Stand.blocks) == ([2], 2)  # of two candidates
+    with leading(team := Stand()):
+        two = run(here, "heavy:2", "dual:4/2")
+    assert team.blocks == 2  # of two candidates
     for first, second in ((one.screened, two.screened), (one.finished, two.finished)):
         assert [each.row.score for each in first] == [each.row.score for each in second]
 

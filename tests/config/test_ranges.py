@@ -27,15 +27,11 @@ import dualrate as dr
 from dualrate.cli import distill as cli_distill
 from dualrate.cli import main as cli
 from dualrate.cli import train as cli_train
-from dualrate.cli.acting import acts
 from dualrate.cli.compare import Compare
 from dualrate.cli.data import (
     CheckCodec,
-    Decode,
     Encode,
-    EncodeImages,
     Prepare,
-    Simulate,
     Verify,
     _Images,
     _ToFolder,
@@ -43,13 +39,9 @@ from dualrate.cli.data import (
 from dualrate.cli.demo import Demo
 from dualrate.cli.distill import Distill
 from dualrate.cli.evaluate import Evaluate
-from dualrate.cli.export import Export
-from dualrate.cli.forecast import Forecast as ForecastCommand
 from dualrate.cli.plan import Plan
 from dualrate.cli.sample import Cost, Sample
-from dualrate.cli.sampling_options import SamplingOptions
-from dualrate.cli.serve import Serve
-from dualrate.cli.train import Adapt, Retrofit, Train
+from dualrate.cli.train import Adapt, Train
 from dualrate.codecs.codec import CodecFolder
 from dualrate.comparison.candidates import Candidate, RunRequest
 from dualrate.comparison.yardstick import Terms
@@ -61,13 +53,16 @@ from dualrate.denoisers.early_exit import EarlyExit, ExitUViT
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import Masked
-from dualrate.diffusion.prediction import Discrete, Flow, Sigmoid
+from dualrate.diffusion.prediction import Discrete, Flow
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiment.network_configs import OneConditional, OneNetwork, ThreeConditional, TwoConditional
 from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, OwnSteps, steps_at, steps_of_ddim
 from dualrate.forecasts.clip_networks import ClipEncoderConfig, ClipPrior, OneClipDecoder, TwoClipDecoders
 from dualrate.forecasts.clip_recipe import ClipStages
 from dualrate.forecasts.clip_set import Cut
+from dualrate.forecasts.command import Forecast as ForecastCommand
+from dualrate.forecasts.command import Simulate
 from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.refiner import Levels, RefinerConfig, Refining
 from dualrate.forecasts.rolling import RollingConfig, RollingDenoising
@@ -102,9 +97,13 @@ from dualrate.networks.dis import DiSConfig
 from dualrate.networks.dit import DiTConfig, FlatConfig
 from dualrate.networks.sid2 import SiD2Config
 from dualrate.networks.uvit import UViT, UViTCut
+from dualrate.options.acting import acts
+from dualrate.options.sampling import SamplingOptions
+from dualrate.options.training import OfExperiment, Run
 from dualrate.pipelines.clip import Clip
+from dualrate.pipelines.command import Export, Retrofit
 from dualrate.pipelines.condition import Prompts
-from dualrate.pipelines.cut import CutNetwork
+from dualrate.pipelines.cut_transformer import CutNetwork
 from dualrate.pipelines.foreign import ForeignConfig
 from dualrate.pipelines.policies import FirstBlock, Fixed, SpeCa, Verified
 from dualrate.pipelines.recipe import RetrofitRecipe
@@ -115,6 +114,7 @@ from dualrate.runs.store import read_experiment
 from dualrate.sampling.covariance import Bands, NoiseCovariance
 from dualrate.sampling.fourier import FourierCovariance
 from dualrate.sampling.lanczos import LanczosCovariance
+from dualrate.serving.command import Serve
 from dualrate.serving.offer import Request
 from dualrate.texts.language_model import LanguageCard, Recurrent
 from dualrate.texts.noise_planes import NoisePlanes
@@ -163,7 +163,6 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.comparison.rows.Saving",
     "dualrate.comparison.compare.Session",
     "dualrate.comparison.rows.MeasuredCandidate",
-    "dualrate.drawing.latents.Nearness",
     "dualrate.sampling.catalogue.Sampler",
     "dualrate.sampling.cost.CallCost",
     "dualrate.sampling.cost.PlanCost",
@@ -202,8 +201,6 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.report.image_grid.Pictures",
     "dualrate.texts.pieces.TextFiles",
     "dualrate.drawing.record.SamplingRecord",
-    "dualrate.drawing.record.FolderRecord",
-    "dualrate.drawing.latents.DecodedRecord",
     "dualrate.drawing.samples.SampleRecord",
     "dualrate.drawing.samples.Written",
     "dualrate.runs.store.StoredModel",
@@ -258,16 +255,16 @@ def examples() -> Iterator[Any]:
     yield from (
         Retrofit(imagenet.heavy()),
         Adapt(imagenet.heavy()),
-        cli_train.Run(),
-        cli_train.OfExperiment(imagenet.heavy()),
+        Run(),
+        OfExperiment(imagenet.heavy()),
         cli_distill.Student(imagenet.distilled()),
     )
     yield from (Prepare(source="photos", out=run, size=64), Encode(source="photos", out=run, codec=run), Verify(run))
-    yield from (EncodeImages(images="photos", run_dir=run), CheckCodec(folder=run, source="photos"))
+    yield CheckCodec(folder=run, source="photos")
     yield from (Simulate(system="kolmogorov", out=run), KuramotoSivashinsky(), Kolmogorov(), MovingGarments())
     yield from (Barotropic(), MovingSprites())
     yield from (_Images(), _ToFolder(source="photos", out=run))
-    yield from (Decode(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
+    yield CodecFolder("vae", "f" * 64, steps=4)
     yield from (Train(cli_train.RECIPES["fashion-mnist-dual-45"]()), AnyPlan((1, 2)))
     yield from (Plan(run, "1x"), Compare(("run",)), Terms(), dr.Guidance())
     yield SamplingOptions()

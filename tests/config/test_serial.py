@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from dualrate.config.serial import from_plain, to_plain, type_name
-from dualrate.diffusion.prediction import Elbo
+from dualrate.diffusion.weighting import Elbo
 from dualrate.experiment.experiment import Experiment, MethodConfig
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.recipes import fashion_mnist, imagenet

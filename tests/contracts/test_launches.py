@@ -7,9 +7,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dualrate.data.conditions import smaller
 from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.context import Batch
-from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.methods.denoising import Denoising
 from dualrate.methods.times import SingleTime
 from dualrate.system.progress import Silent

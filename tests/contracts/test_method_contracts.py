@@ -21,10 +21,10 @@ from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.conditions import SuperResolution
 from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.context import Batch
-from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import Elbo
 from dualrate.experiment import experiment as experiment_module
 from dualrate.experiment.experiment import MethodConfig, Prepared, Start
 from dualrate.experiment.modality import WINGS

@@ -21,10 +21,10 @@ from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.denoisers.early_exit import EarlyExit
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.context import Batch, Cond, Reuse, shared_time
-from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.forecasts import rolling
 from dualrate.forecasts.rolling_process import Rolling

@@ -1,4 +1,4 @@
-"""Blocks of work as `Workers` do them, without the seconds in which a process imports torch."""
+"""Blocks of work as other processes do them, without the seconds in which one imports torch."""
 
 from __future__ import annotations
 

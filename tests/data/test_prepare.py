@@ -8,7 +8,6 @@ import os
 import resource
 import shutil
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from dualrate.data.images import load_images, look_at, prepare
 from dualrate.data.loader import Batches
 from dualrate.data.shards import BLOCK, Shards, block_sums
 from dualrate.system.folders import MANIFEST, Damaged, Manifest
-from dualrate.system.workers import Workers, in_turn
+from dualrate.system.workers import in_turn
 
 SMALL = 2 * 3 * 8 * 8  # bytes of a shard that holds two images
 
@@ -126,20 +125,14 @@ def test_flat_folders_have_no_labels(tmp_path: Path) -> None:
     assert_same(tmp_path / "flat", tmp_path / "out", tmp_path)
 
 
-@pytest.mark.parametrize(
-    "by",
-    [nullcontext(by_pickle), pytest.param(Workers(2), marks=pytest.mark.slow)],
-    ids=["by pickle", "by processes"],
-)
-def test_two_processes_make_the_same_files(photos: Path, table: Path, tmp_path: Path, by) -> None:
-    with by as workers:
-        for source in (photos, table):
-            one, two = tmp_path / f"one-{source.name}", tmp_path / f"two-{source.name}"
-            prepare(source, one, size=8, shard_bytes=SMALL)
-            prepare(source, two, size=8, shard_bytes=SMALL, mapper=workers)
-            names = sorted(file.name for file in one.iterdir() if file.name != ".lock")
-            assert names == sorted(file.name for file in two.iterdir() if file.name != ".lock")
-            assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+def test_two_processes_make_the_same_files(photos: Path, table: Path, tmp_path: Path) -> None:
+    for source in (photos, table):
+        one, two = tmp_path / f"one-{source.name}", tmp_path / f"two-{source.name}"
+        prepare(source, one, size=8, shard_bytes=SMALL)
+        prepare(source, two, size=8, shard_bytes=SMALL, mapper=by_pickle)
+        names = sorted(file.name for file in one.iterdir() if file.name != ".lock")
+        assert names == sorted(file.name for file in two.iterdir() if file.name != ".lock")
+        assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
 
 
 def test_a_killed_preparation_goes_on_and_makes_no_finished_shard_again(
@@ -432,7 +425,7 @@ def test_what_reads_a_source_reads_shards(photos: Path, tmp_path: Path) -> None:
         assert torch.equal(one.x, other.x)
         assert torch.equal(one.label, other.label)
     look = look_at(tmp_path / "out")
-    assert (look.count, look.num_classes, set(look.shapes)) == (12, 3, {(3, 8, 8)})
+    assert (look.raw.count, look.num_classes, set(look.shapes)) == (12, 3, {(3, 8, 8)})
 
 
 def test_shards_are_indexed_as_an_array_is(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_net_is_trained_on_first_use_and_then_found(data, tmp_path):
 
 @pytest.mark.parametrize(
     ("features", "least"),
-    [(None, "FD-squares needs at least 192"), ("inception", "FID needs at least 4096"), ("dinov2", "least 2048")],
+    [(None, "FD-squares needs at least 192"), ("inception", "FID needs at least 4096")],
 )
 def test_too_few_images_are_refused_before_a_net_is_trained_or_loaded(data, tmp_path, monkeypatch, features, least):
     def nothing(*of, **how):
@@ -79,7 +79,7 @@ def test_too_few_images_are_refused_before_a_net_is_trained_or_loaded(data, tmp_
     monkeypatch.setattr(module, "train_feature_net", nothing)
     monkeypatch.setattr(module.pretrained, "load", nothing)
     for judges in (evaluator, evaluators):
-        with pytest.raises(ValueError, match=f"got 100 images; {'.*' * (features == 'dinov2')}{least}"):
+        with pytest.raises(ValueError, match=f"got 100 images; {least}"):
             judges(data, features=features, progress=Notes(), count=100)
 
 
@@ -174,7 +174,7 @@ def test_judges_are_named_with_commas_between(tmp_path, monkeypatch):
         ("mine", (Path("mine"),)),
         (tmp_path / "mine", (tmp_path / "mine",)),
         ("a,b", (Path("a,b"),)),
-        ("mine, fashion-mnist-b,inception,dinov2", (Path("mine"), shipped, "inception", "dinov2")),
+        ("mine, fashion-mnist-b,inception", (Path("mine"), shipped, "inception")),
         ("efficientnet", ("efficientnet",)),
     ):
         assert features_named(text) == expected

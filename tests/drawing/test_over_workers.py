@@ -1,14 +1,8 @@
-"""Draws and measurements of workers: bit for bit what one process does, whoever dies meanwhile."""
+"""Draws and measurements by several processes: what is sent to them, and that it is what one process does."""
 
-import os
 import pickle
-import re
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +11,6 @@ from drawing.stand import Stand
 from metrics.untrained import untrained
 from runs.made import saved_random
 from torch import nn
-from training.faults import context
-from trouble import children, wait_until
 
 from dualrate.cli.main import main
 from dualrate.codecs.codec import CodecFolder
@@ -43,7 +35,7 @@ from dualrate.runs import store
 from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.catalogue import SAMPLERS
-from dualrate.system.workers import Workers, in_turn, packed
+from dualrate.system.workers import in_turn, leading, packed
 from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
@@ -87,48 +79,8 @@ def judge(images) -> Evaluator:
     return Evaluator(untrained(Architecture(1, 8, 2, features=4)), images, None)
 
 
-@pytest.fixture(scope="module")
-def two():
-    """Forks, which start sooner than what is spawned."""
-    with pytest.MonkeyPatch.context() as patch, Workers(2) as workers:
-        patch.setattr("multiprocessing.get_context", lambda how: context)
-        yield workers
-
-
-def kills_one(workers: Workers, after: int):
-    """Progress that kills a worker at work, once."""
-    told = []
-
-    def progress(done, total):
-        told.append((done, total))
-        if len(told) == after:
-            next(iter(workers._pool._processes.values())).kill()
-
-    return progress, told
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in ("sample.json", ".lock")}
-
-
-def test_samples_of_workers_have_the_bits_of_one_process_whoever_dies(drawer, two, tmp_path):
-    """A dead worker ends the call with an error; the same call goes on from the images that are there."""
-    write_samples(drawer, SEEDS, tmp_path / "one", npz=True)
-    progress, told = kills_one(two, after=3)
-    with pytest.raises(OSError, match=r"a worker died.* of 40 images are in .*two; .* the same command goes on"):
-        write_samples(drawer, SEEDS, tmp_path / "two", npz=True, progress=progress, mapper=two)
-    there = told[-1][0]
-    assert told[0] == (0, 40)
-    assert 12 <= there < 40
-    again = []
-    progress = lambda *counts: again.append(counts)  # noqa: E731
-    done = write_samples(drawer, SEEDS, tmp_path / "two", npz=True, progress=progress, mapper=two)
-    assert content(tmp_path / "two") == content(tmp_path / "one")
-    assert (done.drawn, again[0], again[-1]) == (40 - there, (there, 40), (40, 40))
-
-
-def test_a_score_is_the_same_kept_or_not_and_kept_features_are_found_with_any_number(drawer, judge, two, tmp_path):
-    one = measure(drawer, SEEDS, judge)
+def test_a_score_is_the_same_kept_or_not_and_kept_features_are_found_with_any_number(drawer, judge, tmp_path):
+    one, two = measure(drawer, SEEDS, judge), Stand()
     told = []
     over = measure(drawer, SEEDS, judge, progress=lambda *counts: told.append(counts), mapper=two)
     assert torch.equal(over.features[judge.metric], one.features[judge.metric])
@@ -148,9 +100,9 @@ def few(monkeypatch, rows: int) -> None:
 
 
 def test_errors_are_measured_the_same(model, images, monkeypatch, tmp_path):
-    """Packed as for a worker; what a worker computes has the bits of one process, as the tests above show."""
+    """Packed as for another process."""
     few(monkeypatch, rows=4)
-    two, progress, found = Stand(2, "cpu"), Quiet(), []
+    two, progress, found = Stand(), Quiet(), []
     for name, over in {"one": in_turn, "two": two}.items():
         monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / name))
         found.append(measured_errors(model, grid=3, images=6, progress=progress, mapper=over).errors)
@@ -159,7 +111,8 @@ def test_errors_are_measured_the_same(model, images, monkeypatch, tmp_path):
     assert np.array_equal(*found)
 
 
-def test_a_model_of_no_directory_or_of_other_weights_is_refused(drawer, two, tmp_path):
+def test_a_model_of_no_directory_or_of_other_weights_is_refused(drawer, tmp_path):
+    two = Stand()
     with pytest.raises(ValueError, match="was not loaded from a directory"):
         write_samples(replace(drawer, model=replace(drawer.model, path=None)), SEEDS, tmp_path / "a", mapper=two)
     other = replace(drawer, model=replace(drawer.model, weights_hash="f" * 64))
@@ -167,7 +120,7 @@ def test_a_model_of_no_directory_or_of_other_weights_is_refused(drawer, two, tmp
         write_samples(other, SEEDS, tmp_path / "b", mapper=two)
 
 
-def test_every_sampler_and_a_shared_encoder_are_what_they_were_in_a_worker(model):
+def test_every_sampler_and_a_shared_encoder_are_what_they_were_in_another_process(model):
     """Sent and received in this process, which finds the model where it was."""
     for name in SAMPLERS:
         drawer = Choice(steps=4, heavy=4, sampler=name).drawer(model).resolved
@@ -181,7 +134,7 @@ def test_every_sampler_and_a_shared_encoder_are_what_they_were_in_a_worker(model
 
 
 @pytest.mark.parametrize("kind", pretrained.PRETRAINED)
-def test_a_large_feature_net_is_loaded_by_the_worker_once(kind, monkeypatch):
+def test_a_large_feature_net_is_loaded_by_another_process_once(kind, monkeypatch):
     net, loaded = pretrained.PhotoNet(kind, nn.Identity(), "x", 8, torch.device("cpu"), batch_size=7), []
     monkeypatch.setattr(pretrained, f"load_{kind}", lambda device, **_: loaded.append(net) or net)
     first, again = (pickle.loads(packed(net)) for _ in range(2))
@@ -199,51 +152,22 @@ def test_a_large_feature_net_is_loaded_by_the_worker_once(kind, monkeypatch):
         ("plan RUN --budget 0.5x --grid 8 --steps 4 --images 4 --out plan.json", 2),
     ],
 )
-def test_every_command_that_measures_has_workers(command, blocks, model, judge, tmp_path, monkeypatch, capsys):
+def test_every_command_that_measures_hands_its_blocks_to_the_team(
+    command, blocks, model, judge, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
     few(monkeypatch, rows=2)
-    monkeypatch.setattr("dualrate.system.workers.Workers", Stand)
-    monkeypatch.setattr(Stand, "asked", [])
-    monkeypatch.setattr(Stand, "blocks", 0)
     judge.net.save(tmp_path / "net")
     places = {"RUN": str(model.path), "OUT": "out", "NET": "net"}
     words = [places.get(word, word) for word in command.split()]
-    monkeypatch.setattr(sys, "argv", ["dualrate", *words, "--workers", "2"])
-    main()
-    assert (Stand.asked, Stand.blocks) == ([2], blocks)
+    monkeypatch.setattr(sys, "argv", ["dualrate", *words])
+    with leading(two := Stand()):
+        main()
+    assert two.blocks == blocks
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_command_that_is_stopped_leaves_no_process_and_goes_on_with_any_number(model, tmp_path, how):
-    command = [sys.executable, "-m", "dualrate_command", "sample", str(model.path), "--out", str(tmp_path / "out")]
-    command += ["--num", "600", "--steps", "12", "--heavy", "6", "--batch-size", "3", "--precision", "float32"]
-    process = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while len(list(tmp_path.glob("out/*.png"))) < 12:
-        assert process.poll() is None
-        time.sleep(0.05)
-    workers = children(process.pid)
-    assert len(workers) >= 2
-    if how is signal.SIGINT:
-        os.killpg(process.pid, how)  # as a terminal does
-    else:
-        process.kill()
-    _, said = process.communicate(timeout=60)
-    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), seconds=30)
-    if how is signal.SIGINT:
-        assert process.returncode == 130
-        assert re.search(r"\d+ of 600 images are in .*; the same command goes on", said.splitlines()[-1])
-        assert "Traceback" not in said
-    command[command.index("600")] = "60"
-    assert subprocess.run(command).returncode == 0
-    command[command.index(str(tmp_path / "out"))] = str(tmp_path / "one")
-    assert subprocess.run(command).returncode == 0
-    images = {file.name: file.read_bytes() for file in (tmp_path / "one").glob("0*.png")}
-    assert images.items() <= {file.name: file.read_bytes() for file in (tmp_path / "out").glob("0*.png")}.items()
-
-
-def test_a_worker_tells_models_apart_that_decode_otherwise(model):
+def test_a_process_tells_models_apart_that_decode_otherwise(model):
     """One that has loaded a model keeps it: another codec of the same weights is another model."""
     other = replace(model, experiment=replace(model.experiment, codec=CodecFolder("elsewhere", "0")))
     (load_it, (one,)), (_, (two,)) = store._placed(model), store._placed(other)

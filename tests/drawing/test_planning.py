@@ -17,8 +17,8 @@ from dualrate.data.images import to_float
 from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.context import Cond, Refresh
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.planning import candidates, measured_errors
 from dualrate.experiment.data_config import DataConfig

@@ -11,7 +11,6 @@ from cli.command import call
 from runs.made import NET, ONE, TWO, saved
 
 import dualrate as dr
-from dualrate.cli.console import reporter
 from dualrate.diffusion.context import Refresh
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.choice import Choice
@@ -19,6 +18,7 @@ from dualrate.drawing.planning import measured_errors
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.network_configs import OneNetwork
 from dualrate.networks.uvit import Level
+from dualrate.options.console import reporter
 from dualrate.runs.store import called_by
 from dualrate.sampling.planner import NO_CONTEXT, measure_errors
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from dualrate.diffusion.context import Batch, Cond, Context, Reuse
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.rolling import WHOLE, RollingDenoising, roll
 from dualrate.forecasts.rolling_process import Rolling

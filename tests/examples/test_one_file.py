@@ -19,10 +19,10 @@ import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate
 from dualrate.diffusion.context import Batch, Cond
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.methods.denoising import Denoising
 from dualrate.methods.times import TimeSampler
 from dualrate.sampling.ancestral import Ancestral

@@ -9,8 +9,8 @@ import dualrate as dr
 from dualrate.codecs.codec import CodecFolder
 from dualrate.data.conditions import Latent
 from dualrate.diffusion.context import Batch
-from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import Elbo
 from dualrate.experiment.experiment import MethodConfig, Start
 from dualrate.experiment.network_configs import NetworksConfig, OneConditional
 from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan

@@ -20,10 +20,10 @@ from dualrate.data.images import ImageSet, load_images, to_float
 from dualrate.data.latent_set import read_latents
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.context import Cond
-from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import Elbo
 from dualrate.drawing.samples import write_samples
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Stages

@@ -114,10 +114,13 @@ def test_what_clips_cannot_do_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     for words, message in {
         "--fps 10": "are of clips: give --frames",
         "--frames 2 --label kind": "their folders are classes",
-        "--frames 2 --workers 2": "one process",
+        "--frames 2 --nproc 2": "one process",
     }.items():
         with pytest.raises(ValueError, match=message):
             parsed(f"data prepare {tmp_path / 'in'} {tmp_path / 'out'} --size 8 {words}".split()).run()
+    (tmp_path / "in" / "1.gif").write_bytes(b"GIF89a and no more")
+    with pytest.raises(ValueError, match="leave such clips out by --on-bad skip"):
+        parsed(f"data prepare {tmp_path / 'in'} {tmp_path / 'out'} --size 8 --frames 2".split()).run()
 
 
 def test_a_net_of_clips_without_labels_tells_turns_and_order() -> None:

@@ -106,6 +106,10 @@ def test_tables_and_plain_values(found):
     assert lines[0].split()[:3] == ["lead", "time", "steps"]
     assert [line.split()[0] for line in lines[1 : FRAMES + 1]] == ["1", "2", "3", "4"]
     assert [line.split()[0] for line in lines[-5:-2]] == ["variable", "u0", "u1"]
+    table, mine = found.tables[0], found.by_name["forecast"]
+    shown = {"RMSE of mean": mine.rmse, "spread / skill": mine.spread_skill, "correlation": mine.correlation}
+    for name, score in {**shown, "of regression": found.by_name["regression"].crps}.items():
+        assert [row[table.header.index(name)] for row in table.cells] == [f"{value:.3f}" for value in score.value]
     assert {"season", *found.plain()} == {*BY_NAME, "skill", "variables", "left_out", "starts"}
     assert set(found.plain()["skill"][0]) >= {"lead", "persistence", "climatology_low", "regression_high"}
     assert {"brier_10", "brier_50_low", "brier_90_high"} <= set(found.plain()["variables"]["u1"]["leads"][0])

@@ -59,7 +59,7 @@ def test_latest_frames_have_nothing_to_be_scored_against(tmp_path: Path, model: 
     result = dr.forecast(model, saved(OWN, tmp_path / "own.nc"), **HOW)
     assert result.scores is None
     assert result.dataset.init_time.values == OWN.time.values[-1:]
-    assert "own.nc: nothing comes after them to score against; a number of starts (--starts, in Python" in str(result)
+    assert "own.nc: nothing comes after them to score against; --starts N (in Python count=N)" in str(result)
 
 
 def test_files_that_end_early_score_what_they_have(tmp_path: Path, model: dr.Model) -> None:
@@ -128,4 +128,4 @@ def test_the_command_scores_starts_of_a_file(
     assert "tropics" in said
     assert (tmp_path / "a" / "scores.json").exists()
     assert call(monkeypatch, "forecast", run, *options, "--out", tmp_path / "b") == 0
-    assert "nothing comes after them to score against; a number of starts (--starts" in "".join(capsys.readouterr())
+    assert "nothing comes after them to score against; --starts N (in Python" in "".join(capsys.readouterr())

@@ -16,8 +16,8 @@ import dualrate as dr
 from dualrate.data.conditions import SuperResolution
 from dualrate.denoisers.denoiser import Conditional, Metered
 from dualrate.diffusion.context import Batch
-from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.weighting import Elbo
 from dualrate.experiment.experiment import Start
 from dualrate.experiment.network_configs import TwoConditional
 from dualrate.forecasts.refiner import AtLevels, Levels, Refinement, RefinerConfig, Refining

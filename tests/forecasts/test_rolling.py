@@ -29,8 +29,8 @@ from dualrate.denoisers.denoiser import (
     posterior_mean,
 )
 from dualrate.diffusion.context import Batch, Cond, Context, Reuse, shared_time
-from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiment.network_configs import ThreeConditional, TwoConditional
 from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.rolling import RollingConfig, RollingDenoising, Window, roll

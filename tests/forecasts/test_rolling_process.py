@@ -12,9 +12,10 @@ import dualrate as dr
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.denoisers.denoiser import Conditional, Plain
 from dualrate.diffusion.context import Cond, shared_time
-from dualrate.diffusion.prediction import Sigmoid, v_from_x, x_loss_weight
+from dualrate.diffusion.prediction import v_from_x
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.schedule import Cosine, RectifiedFlow
+from dualrate.diffusion.weighting import Sigmoid, x_loss_weight
 from dualrate.forecasts.rolling_process import Rolling
 from dualrate.networks.blocks import NoiseEmbedding
 from dualrate.sampling.catalogue import make_step

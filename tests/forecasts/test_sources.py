@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dualrate.cli.data import Simulate
 from dualrate.data.folders import by_number
 from dualrate.data.loader import Augment, Batches
 from dualrate.diffusion.random import Draws
+from dualrate.forecasts.command import Simulate
 from dualrate.forecasts.fields import Fields, Statistics, read_fields, survey
 from dualrate.forecasts.netcdf import write_fields
 from dualrate.forecasts.simulations import SIMULATIONS, KuramotoSivashinsky

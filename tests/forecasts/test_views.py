@@ -60,6 +60,9 @@ def test_regions_hold_the_points_within_their_bounds(region: str, rows, columns)
         (Views(("1:2",)), "region 1:2 holds no point of the data, latitude -78.75 to 78.75"),
         (Views((), ("u:3",)), "threshold 'u:3' is none; expected VARIABLE:VALUE, with one of t, s"),
         (Views((), ("t:warm",)), "threshold 't:warm' is none"),
+        (Views((), ("t:nan",)), "threshold 't:nan' is none"),
+        (Views((), ("t:inf",)), "threshold 't:inf' is none"),
+        (Views((), ("3",)), "threshold '3' is none"),
     ],
 )
 def test_what_is_no_region_or_threshold_is_refused(views: Views, message: str) -> None:

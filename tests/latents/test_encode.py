@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from dualrate.data.loader import Augment, Batches
 from dualrate.diffusion.random import Draws
 from dualrate.experiment.data_config import DataConfig
 from dualrate.system.folders import Damaged
-from dualrate.system.workers import Workers, in_turn
+from dualrate.system.workers import in_turn
 
 ROW = 2 * 2 * 12 * 4 * 4 * 2  # bytes of an image: 2 views, 2 moments, float16
 CODEC = FoldingFolder("a folder", "f" * 64)
@@ -91,8 +90,8 @@ def test_batches_draw_view_and_noise_by_sample_number(straight: Path) -> None:
 
 @pytest.mark.parametrize(
     "by",
-    [nullcontext(in_turn), nullcontext(by_pickle), pytest.param(Workers(3), marks=pytest.mark.slow)],
-    ids=["in turn", "by pickle", "by processes"],
+    [in_turn, by_pickle],
+    ids=["in turn", "by pickle"],
 )
 def test_a_killed_encoding_goes_on_to_the_same_bits(source: Path, straight: Path, tmp_path: Path, by) -> None:
     def dying(job, blocks):
@@ -107,8 +106,7 @@ def test_a_killed_encoding_goes_on_to_the_same_bits(source: Path, straight: Path
     with pytest.raises(ValueError, match="not finished"):
         read_latents(tmp_path / "out", "train")
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("train-0000[0-2].bin")}
-    with by as mapper:
-        made(source, tmp_path / "out", mapper=mapper)
+    made(source, tmp_path / "out", mapper=by)
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert content(tmp_path / "out") == content(straight)
     one, other = (Batches(read_latents(at, "train"), 7, 1).batch(2) for at in (straight, tmp_path / "out"))

@@ -21,7 +21,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dualrate as dr
 from dualrate.cli import main
-from dualrate.cli.train import Run
 from dualrate.codecs.codec import CodecFolder, NoCodec, round_trip
 from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.diffusion.random import Draws
@@ -37,6 +36,7 @@ from dualrate.metrics.distances import GaussianStats, frechet_distance
 from dualrate.metrics.evaluate import Evaluator, class_weights
 from dualrate.metrics.features import Architecture, Card, FeatureNet
 from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.options.training import Run
 from dualrate.recipes.auto import Auto
 from dualrate.runs.store import load, write_experiment
 from dualrate.sampling.ancestral import Ancestral
@@ -225,4 +225,4 @@ def test_the_commands_of_the_page_are_commands(root: Path, tmp_path: Path, monke
     assert call(monkeypatch, *encode[:-4], "--size", 16, "--device", "cpu") == 0
     assert main.parsed(train).experiment.shape == (4, 8, 8)
     assert [type(main.parsed(words)).__name__ for words in others] == ["Sample", "Cost"]
-    assert encode[-4:] == ["--size", "64", "--workers", "2"]
+    assert encode[-4:] == ["--size", "64", "--nproc", "2"]

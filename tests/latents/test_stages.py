@@ -20,6 +20,7 @@ from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment, Stages
+from dualrate.options.training import Run
 from dualrate.runs import train as runs_stages
 from dualrate.runs import train as runs_train
 from dualrate.runs.store import load
@@ -95,7 +96,7 @@ def test_stages_go_on_at_another_place(stages: Stages) -> None:
         if Path("here").exists():
             Path("here").rename("there")
         for experiment, folder in in_stages(made, Path(out)):
-            cli_train.Run(out=folder, device="cpu").train(experiment)
+            Run(out=folder, device="cpu").train(experiment)
     model = load("there/base", note=str)
     assert (model.iteration, model.experiment.codec.folder) == (3, str(Path("there/first").resolve()))
 

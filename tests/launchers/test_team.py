@@ -61,8 +61,7 @@ def saved(file: Path, work: Callable[[], object]) -> Callable[[], None]:
 
 
 def mapped(job: Callable, blocks: list[range] = BLOCKS) -> list:
-    with mapper(1, CPU) as over:
-        return [(block.start, result) for block, result in over(job, blocks)]
+    return [(block.start, result) for block, result in mapper(CPU)(job, blocks)]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -88,8 +87,7 @@ def test_a_leader_on_another_machine_is_reached_by_its_address(tmp_path):
 
 def test_items_come_as_they_are_and_those_of_a_block_in_their_order(tmp_path):
     def work() -> list:
-        with mapper("auto", CPU) as over:
-            return list(streamed(over, counted, BLOCKS))
+        return list(streamed(mapper(CPU), counted, BLOCKS))
 
     file = tmp_path / "items"
     assert launched.ended(launched.start(saved(file, work), 3, tmp_path / "log")) == [0] * 3
@@ -117,8 +115,7 @@ def test_an_error_of_the_job_is_raised_in_the_leader_which_can_go_on(tmp_path):
 
 def test_a_call_that_is_broken_off_leaves_nothing_to_the_next(tmp_path):
     def work() -> list:
-        with mapper(1, CPU) as over:
-            next(over(squared, BLOCKS))
+        next(mapper(CPU)(squared, BLOCKS))
         return mapped(sum)
 
     file = tmp_path / "results"
@@ -128,10 +125,9 @@ def test_a_call_that_is_broken_off_leaves_nothing_to_the_next(tmp_path):
 
 def test_a_process_that_is_killed_ends_all_after_what_the_others_did(tmp_path):
     def work() -> None:
-        with mapper(1, CPU) as over:
-            for block, result in over(partial(dying, tmp_path / "victim"), BLOCKS):
-                with (tmp_path / "results").open("a") as file:
-                    file.write(f"{block.start} {result}\n")
+        for block, result in mapper(CPU)(partial(dying, tmp_path / "victim"), BLOCKS):
+            with (tmp_path / "results").open("a") as file:
+                file.write(f"{block.start} {result}\n")
 
     codes = launched.ended(launched.start(launched.team(work), 3, tmp_path / "log"))
     victim = int((tmp_path / "victim").read_text())
@@ -164,9 +160,8 @@ def test_in_the_middle_of_blocks_all_end_with_the_codes_of_training(tmp_path, ra
 
 def test_a_signal_to_a_follower_alone_stops_all(tmp_path):
     def work() -> None:
-        with mapper(1, CPU) as over:
-            for _ in over(squared, BLOCKS * 100):
-                (tmp_path / "begun").touch()
+        for _ in mapper(CPU)(squared, BLOCKS * 100):
+            (tmp_path / "begun").touch()
 
     started = launched.start(launched.team(work), 2, tmp_path / "log")
     wait_until((tmp_path / "begun").exists, seconds=30)
@@ -235,22 +230,17 @@ def test_one_that_waits_for_its_leader_is_stopped_by_a_signal(tmp_path):
     assert launched.ended([waiting], 20) == [-signal.SIGTERM]
 
 
-def test_workers_beside_a_team_are_refused(tmp_path):
+def test_a_gpu_that_was_chosen_by_its_number_is_not_taken_for_all(tmp_path):
     def work() -> None:
-        with pytest.raises(ValueError, match="--workers 4, but 2 processes are started: drop --workers"):
-            mapper(4, CPU)
         with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES"):
-            mapper(1, torch.device("cuda:1"))
+            mapper(torch.device("cuda:1"))
 
     assert launched.ended(launched.start(launched.team(work), 2, tmp_path / "log")) == [0, 0]
 
 
 def test_more_processes_than_gpus_are_a_mistake_which_the_leader_says(tmp_path):
     def work() -> None:
-        with (
-            mapper(1, torch.device("cuda")) as over,
-            pytest.raises(ValueError, match="every process needs its GPU, here are 0 for process 0: start fewer"),
-        ):
-            list(over(sum, BLOCKS[:1]))
+        with pytest.raises(ValueError, match="every process needs its GPU, here are 0 for process 0: start fewer"):
+            list(mapper(torch.device("cuda"))(sum, BLOCKS[:1]))
 
     assert launched.ended(launched.start(launched.team(work), 2, tmp_path / "log")) == [0, 0]

@@ -11,10 +11,10 @@ from torch import nn
 from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.context import Batch, Context
-from dualrate.diffusion.prediction import Sigmoid, x_loss_weight
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import Sigmoid, x_loss_weight
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork
 from dualrate.methods.denoising import Denoising, DenoisingConfig, DualRateLoss

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from dualrate.denoisers.denoiser import DualRate, Plain, posterior_mean
 from dualrate.diffusion.context import Batch, Cond, Context
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import mean_squared_error
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.methods.moment_matching import MomentMatching, auxiliary_loss, student_loss
 from dualrate.methods.student_states import FromData, FullRollout, SegmentRollout, StateSource
 from dualrate.texts.noise_planes import NoisePlanes

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from dualrate.denoisers.early_exit import EarlyExit
 from dualrate.diffusion.context import Batch
-from dualrate.diffusion.prediction import Elbo, eps_from_v, eps_from_x, v_from_eps, x_from_v
+from dualrate.diffusion.prediction import eps_from_v, eps_from_x, v_from_eps, x_from_v
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import Elbo
 from dualrate.methods.early_exit import EarlyExitTraining
 
 SCHEDULE = Cosine()

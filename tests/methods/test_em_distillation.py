@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from training.toy import Recorder
 
 from dualrate.diffusion.context import Batch, Cond, Context
-from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.methods.em_distillation import WATCH, ChainState, EMDistillation, Langevin
 
 PROCESS = GaussianProcess(Cosine())

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 import dualrate as dr
 from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.context import Batch, Cond, Context
-from dualrate.diffusion.prediction import Sigmoid, v_from_x
+from dualrate.diffusion.prediction import v_from_x
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching
 from dualrate.methods.student_states import FullRollout, StateSource, StudentStates, gaps
 from dualrate.methods.times import stratified_uniform

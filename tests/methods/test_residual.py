@@ -17,9 +17,10 @@ from torch import Tensor, nn
 import dualrate as dr
 from dualrate.data.conditions import SuperResolution
 from dualrate.diffusion.context import Batch, Cond, shared_time
-from dualrate.diffusion.prediction import Sigmoid, v_from_x
+from dualrate.diffusion.prediction import v_from_x
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine, alpha, sigma
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiment.experiment import Start
 from dualrate.methods.residual import Regression, Residual, ResidualConfig, ResidualDenoising, ResidualNetworks
 from dualrate.methods.times import GivenTimes

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.diffusion.context import Batch, Cond, Context, Refresh, Reuse
-from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching
 from dualrate.methods.student_states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource, turns
 from dualrate.networks.dual import ContextEncoder, LightBody

@@ -12,8 +12,8 @@ from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.diffusion.categorical import Masked, Uniform
 from dualrate.diffusion.context import Batch, Cond
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.methods.denoising import Denoising
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.uvit import Level, UViT, UViTConfig

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRateConditional, Metered
 from dualrate.diffusion.context import Batch
-from dualrate.diffusion.prediction import Sigmoid, v_from_x
+from dualrate.diffusion.prediction import v_from_x
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiment.network_configs import OneConditional, TwoConditional
 from dualrate.forecasts.rolling_process import SharedNoise
 from dualrate.methods.crps import OneCall

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dualrate.networks.blocks import eval_mode, frozen
-from dualrate.training.state import Ema
+from dualrate.training.ema import Ema
 
 
 def network() -> nn.Sequential:

@@ -89,6 +89,11 @@ def qwen_image() -> nn.Module:
     return diffusers.QwenImageTransformer2DModel(**ROWS_OF, in_channels=16, out_channels=4, num_layers=2)
 
 
+def ovis_image(**settings) -> nn.Module:
+    sizes = {"in_channels": 16, "out_channels": 16, "num_layers": 1, "num_single_layers": 1}
+    return diffusers.OvisImageTransformer2DModel(**sizes | ROWS_OF | settings)
+
+
 def texts(net: nn.Module, rows: int = TEXTS, seed: int = 2) -> dict[str, torch.Tensor]:
     """Return what encoders might make of texts, of `TOKENS` tokens."""
     kind, generator = kind_of(type(net).__name__, net.config), torch.Generator().manual_seed(seed)
@@ -118,7 +123,7 @@ class _Absent(ModuleType):
 
     def __init__(self, name: str, real: Any = None) -> None:
         super().__init__(name)
-        self.real, self.__path__ = real, []
+        self.real, self.__path__ = real, getattr(real, "__path__", [])
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

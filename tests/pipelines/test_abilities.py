@@ -14,6 +14,7 @@ from latents.autoencoders import photos
 from pipelines.models import (
     dit,
     flux,
+    ovis_image,
     pixart,
     prompted,
     qwen_image,
@@ -78,6 +79,7 @@ MADE = {
     "SanaTransformer2DModel": (sana, ROWS["Sana"]),
     "FluxTransformer2DModel": (flux, ROWS["Flux"]),
     "QwenImageTransformer2DModel": (qwen_image, ROWS["Qwen"]),
+    "OvisImageTransformer2DModel": (ovis_image, ROWS["Ovis"]),
     ANY: (Sit, lambda: (SimpleNamespace(components={"net": Sit()}, scheduler=None), None)),
 }
 

@@ -72,7 +72,7 @@ def test_it_is_that_of_the_model_of_transformers(folder):
     assert score.value == pytest.approx(expected.mean(), abs=1e-3)
     assert score.low <= score.value <= score.high
     assert score.fingerprint.features.startswith("clip:")
-    assert torch.equal(pickle.loads(pickle.dumps(net)).features(images), features)  # as it goes to workers
+    assert torch.equal(pickle.loads(pickle.dumps(net)).features(images), features)  # as it goes to other processes
     other = ClipScore(net, None, None).of_texts(TEXTS[::-1]).score_features(features, seeds="0-3", labels="none")
     assert other.fingerprint.reference != score.fingerprint.reference
 
@@ -100,7 +100,7 @@ def test_what_it_cannot_score_is_refused(tmp_path, monkeypatch):
     distance = Evaluator(NoNet(), None, None)
     assert distance.of_texts(["a"]) is distance
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"CLIP score needs transformers, .*: pip install 'dualrate\[dinov2\]'"):
+    with pytest.raises(ValueError, match=r"CLIP score needs transformers, .*: pip install 'dualrate\[clip\]'"):
         load_clip(tmp_path)
 
 

@@ -4,14 +4,14 @@ from functools import partial
 
 import pytest
 import torch
-from pipelines.models import diffusers, flux, qwen_image, randomised, sd3, texts
+from pipelines.models import diffusers, flux, ovis_image, qwen_image, randomised, sd3, texts
 from torch import nn
 from torch.nn import functional as F
 
 import dualrate as dr
 from dualrate.pipelines import caching
 from dualrate.pipelines.classes.catalogue import kind_of
-from dualrate.pipelines.cut import _Received
+from dualrate.pipelines.cut_transformer import _Received
 
 
 def sd35():
@@ -22,7 +22,13 @@ def sd35():
     return diffusers.SD3Transformer2DModel(**sizes, **wide, **more, out_channels=4, pos_embed_max_size=8)
 
 
-MADE = {"SD3": sd3, "SD3.5": sd35, "Flux": partial(flux, num_layers=2, num_single_layers=2), "Qwen-Image": qwen_image}
+MADE = {
+    "SD3": sd3,
+    "SD3.5": sd35,
+    "Flux": partial(flux, num_layers=2, num_single_layers=2),
+    "Qwen-Image": qwen_image,
+    "Ovis-Image": ovis_image,
+}
 every = pytest.mark.parametrize("made", MADE.values(), ids=MADE)
 X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 

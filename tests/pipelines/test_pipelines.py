@@ -13,6 +13,7 @@ from pipelines.models import (
     diffusers,
     flux,
     inpainting,
+    ovis_image,
     pipeline_class,
     pixart,
     prompted,
@@ -56,7 +57,8 @@ POOLED = EMBEDS | {"pooled_projections": "pooled_prompt_embeds", "text_embeds": 
 BY_MASK = EMBEDS | {"encoder_hidden_states_mask": "prompt_embeds_mask"}
 SD = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 SIZED = {"height": 64, "width": 64}
-UNBINNED = SIZED | {"use_resolution_binning": False, "negative_prompt": None}
+ALONE = SIZED | {"negative_prompt": None}
+UNBINNED = ALONE | {"use_resolution_binning": False}
 # each: network, pipeline, scheduler, arguments' names there, what the pipeline is made with, and called with
 MODELS = {
     "SD 1.5": (
@@ -120,6 +122,7 @@ MODELS = {
         SIZED,
     ),
     "Qwen-Image": (qwen_image, ("qwenimage.pipeline_qwenimage", "QwenImagePipeline"), qwens, BY_MASK, {}, SIZED),
+    "Ovis-Image": (ovis_image, ("ovis_image.pipeline_ovis_image", "OvisImagePipeline"), grown, EMBEDS, {}, ALONE),
 }
 every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 
@@ -140,6 +143,11 @@ def noise():
     return torch.randn(ROWS, 4, 8, 8, generator=torch.Generator().manual_seed(9))
 
 
+def in_tokens(net):
+    """Whether the pipeline itself makes tokens of 2 x 2 positions."""
+    return type(net).__name__.startswith(("Flux", "QwenImage", "OvisImage"))
+
+
 def theirs(pipe, model, net, guidance):
     """Latents (B, C, 8, 8) of its own loop."""
     _, _, _, names, _, settings = model
@@ -153,9 +161,10 @@ def theirs(pipe, model, net, guidance):
     }
     scale = "true_cfg_scale" if "true_cfg_scale" in inspect.signature(pipe.__call__).parameters else "guidance_scale"
     call[scale] = guidance
-    if scale == "true_cfg_scale":
+    if in_tokens(net):
         call["latents"] = in_patches(latents)
-        call |= {"guidance_scale": 2.5} if "guidance" in made else {}
+    if "guidance" in made:
+        call["guidance_scale"] = 2.5
     if "time_ids" in made:
         call |= {"original_size": (60, 50), "crops_coords_top_left": (1, 2), "target_size": (64, 64)}
     if "mask" in made:
@@ -174,9 +183,8 @@ def ours(pipe, net, guidance, patch=0):
         made["guidance"] = torch.tensor([2.5])
     shape = {} if net.config.get("sample_size") else {"shape": (4, 8, 8)}
     denoiser = dr.from_diffusers(pipe, negative=texts(net, 1, 3), tokens=TOKENS, **shape)
-    even = type(net).__name__ in ("FluxTransformer2DModel", "QwenImageTransformer2DModel")
     tokens = image_tokens(denoiser.network.kind, net.config, (4, 8, 8))
-    plan = dr.StepPlan.spread(own_times(pipe.scheduler, denoiser.process.schedule, N, tokens, even=even))
+    plan = dr.StepPlan.spread(own_times(pipe.scheduler, denoiser.process.schedule, N, tokens, even=in_tokens(net)))
     process, cond = denoiser.process, dr.prompts(denoiser, made)
     called = denoiser if guidance == 1 else Guided(denoiser, process, guidance, null=1, patch=patch)
     with torch.no_grad():
@@ -345,7 +353,7 @@ class Asked(Exception):
     """Call of an `encode_prompt`, whose arguments it has."""
 
 
-CALLED = {name: MODELS[name] for name in ("SD3", "PixArt", "Sana", "Flux", "Qwen-Image")}
+CALLED = {name: MODELS[name] for name in ("SD3", "PixArt", "Sana", "Flux", "Qwen-Image", "Ovis-Image")}
 CALLED["PixArt Sigma"] = (pixart, ("pixart_alpha.pipeline_pixart_sigma", "PixArtSigmaPipeline"))
 
 

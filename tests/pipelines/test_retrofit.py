@@ -17,6 +17,7 @@ from pipelines.models import (
     diffusers,
     dit,
     flux,
+    ovis_image,
     pixart,
     prompted,
     qwen_image,
@@ -32,9 +33,10 @@ from torch.nn import functional as F
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate, condition_of, posterior_mean
 from dualrate.diffusion.context import Batch
-from dualrate.diffusion.prediction import REPA, Sigmoid, v_from_x
+from dualrate.diffusion.prediction import REPA, v_from_x
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiment.experiment import Start
 from dualrate.methods.denoising import Denoising
 from dualrate.networks.dual import LightBody
@@ -136,7 +138,7 @@ def test_untrained_it_is_the_model_at_heavy_steps_and_its_x_hat_between(place, m
     assert error < 1e-5 * scale
 
 
-@pytest.mark.parametrize("net", [dit, unet, unet_text, sd3, pixart, sana, flux, qwen_image])
+@pytest.mark.parametrize("net", [dit, unet, unet_text, sd3, pixart, sana, flux, qwen_image, ovis_image])
 def test_every_block_of_every_class_can_be_tapped(net):
     net = randomised(net())
     denoiser, cond = prompted(net)

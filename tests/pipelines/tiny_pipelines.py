@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import torch
-from pipelines.models import diffusers, dit, pipeline_class, pixart, randomised, sana, sd3, unet
+from pipelines.models import diffusers, dit, ovis_image, pipeline_class, pixart, randomised, sana, sd3, unet
 
 STEPS = 4
 
@@ -144,6 +144,20 @@ def of_qwen():
     )
 
 
+def of_ovis():
+    kind = pipeline_class("ovis_image.pipeline_ovis_image", "OvisImagePipeline")
+    net = ovis_image(num_layers=2, num_single_layers=2)
+    pipe = kind(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), None, None, None, randomised(net).eval())
+    return _drawing(
+        pipe,
+        negative_prompt=None,
+        prompt_embeds=_embeddings((1, 6, 12)),
+        negative_prompt_embeds=_embeddings((1, 6, 12), 4),
+        height=64,
+        width=64,
+    )
+
+
 def of_texts_unet():
     kind = pipeline_class("stable_diffusion.pipeline_stable_diffusion", "StableDiffusionPipeline")
     net = diffusers.UNet2DConditionModel(
@@ -169,5 +183,6 @@ def of_texts_unet():
 
 ROWS = {
     "DiT": of_dit, "PixArt": of_pixart, "Sana": of_sana, "SD3": of_sd3, "Flux": of_flux, "Qwen": of_qwen,
+    "Ovis": of_ovis,
 }  # fmt: skip
 UNETS = {"UNet2D": of_unet, "UNet2DCondition": of_texts_unet}

@@ -20,10 +20,10 @@ from reader import ROOT, commands
 from serving.made import Held, ask, conditional, finished, model
 
 from dualrate.cli import main
-from dualrate.cli.serve import Serve
 from dualrate.drawing.choice import Choice
 from dualrate.serving import app, jobs
 from dualrate.serving.app import MOST_BYTES, listening, serve
+from dualrate.serving.command import Serve
 from dualrate.serving.offer import Limits, Offer, Request
 
 SERVER = Path(app.__file__)

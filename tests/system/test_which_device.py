@@ -18,7 +18,6 @@ from dualrate.runs.store import codec_of, read_stored
 from dualrate.sampling.cost import seconds_per_call
 from dualrate.system.device import environment, pick_device
 from dualrate.system.progress import Silent
-from dualrate.system.workers import Workers
 
 
 @pytest.fixture
@@ -42,7 +41,6 @@ CALLS = {
     "inception": lambda run: pretrained.load("inception"),
     "seconds_per_call": lambda run: seconds_per_call(lambda: None, seconds=0),
     "environment": lambda run: environment(),
-    "Workers": lambda run: Workers(2),
     "pick_device": lambda run: pick_device(None),
 }
 

@@ -9,9 +9,9 @@ import torch
 
 from dualrate.diffusion.context import Cond, Refresh
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.sampling.planner import Bend, Errors, Planner, measure_errors
 from tests.theory.common import PROCESS, gaussian, normals
 from theory.exact import OracleDenoiser

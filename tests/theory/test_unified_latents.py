@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.diffusion.context import Batch
-from dualrate.diffusion.prediction import Elbo, Sigmoid
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine, RectifiedFlow
+from dualrate.diffusion.weighting import Elbo, Sigmoid
 from dualrate.methods.unified_latents import UnifiedLatents, bound, end
 
 LOG_SNR = 5.0

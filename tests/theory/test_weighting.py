@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.integrate import fixed_quad, quad
 
-from dualrate.diffusion.prediction import Elbo, Sigmoid, x_loss_weight
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import Elbo, Sigmoid, x_loss_weight
 from theory.common import SCHEDULES, f64
 
 ends_at_15 = pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualrate.training.state import RAMP, Ema
+from dualrate.training.ema import RAMP, Ema
 
 
 def make(value: float, halflife: float = 100.0) -> tuple[torch.Tensor, Ema]:

@@ -15,8 +15,8 @@ from torch import Tensor
 import dualrate as dr
 from dualrate.data.condition_rows import Make
 from dualrate.diffusion.context import Batch
-from dualrate.diffusion.prediction import Sigmoid, Weighting, x_loss_weight
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.weighting import Sigmoid, Weighting, x_loss_weight
 from dualrate.methods.times import to_device
 from dualrate.system.device import pays
 from tools.gpu.piece import Job, Row

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import Machine, command_line, reporter
-from dualrate.cli.recipe import Nproc, Prompt, SharedWork
 from dualrate.comparison.yardstick import Terms
 from dualrate.config.ranges import Ranged
+from dualrate.options.console import Machine, command_line, reporter
+from dualrate.options.parsing import Nproc, Prompt, SharedWork
 from dualrate.system.device import pick_device
 
 REQUEST = "[NAME=]RUN[+DENOISER][:PLAN][@SAMPLER[:GAMMA]]"

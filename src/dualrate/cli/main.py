@@ -14,39 +14,37 @@ from typing import Any
 import torch
 
 import dualrate
-from dualrate.cli.acting import refusal
-from dualrate.cli.recipe import SharedWork, parse
 from dualrate.config.imports import import_module
 from dualrate.data.cache import cache_dir
 from dualrate.launchers.start import launch
 from dualrate.launchers.team import run_shared
+from dualrate.options.acting import refusal
+from dualrate.options.parsing import SharedWork, parse
 from dualrate.system.device import keep_freed_memory, memory_shortage, pick_device
 from dualrate.system.files import naming
 from dualrate.system.launch import LOST, STOPPED, Lost, check_alone, is_launched
 from dualrate.system.terminal import clean_streams, did_you_mean, one_message
 
 COMMANDS = {  # the module of each and its class, or the function that parses what comes first: a recipe or a folder
-    "train": "train:parse_train",
-    "distill": "distill:parse_distill",
-    "retrofit": "train:parse_retrofit",
-    "adapt": "train:parse_adapt",
-    "sample": "sample:Sample",
-    "forecast": "forecast:Forecast",
-    "evaluate": "evaluate:Evaluate",
-    "compare": "compare:Compare",
-    "plan": "plan:Plan",
-    "cost": "sample:Cost",
-    "data prepare": "data:Prepare",
-    "data encode": "data:Encode",
-    "data verify": "data:Verify",
-    "data encode-images": "data:EncodeImages",
-    "data decode": "data:Decode",
-    "data codec": "data:CheckCodec",
-    "data simulate": "data:Simulate",
-    "export": "export:Export",
-    "serve": "serve:Serve",
-    "doctor": "doctor:Doctor",
-    "demo": "demo:Demo",
+    "train": "cli.train:parse_train",
+    "distill": "cli.distill:parse_distill",
+    "retrofit": "pipelines.command:parse_retrofit",
+    "adapt": "cli.train:parse_adapt",
+    "sample": "cli.sample:Sample",
+    "forecast": "forecasts.command:Forecast",
+    "evaluate": "cli.evaluate:Evaluate",
+    "compare": "cli.compare:Compare",
+    "plan": "cli.plan:Plan",
+    "cost": "cli.sample:Cost",
+    "data prepare": "cli.data:Prepare",
+    "data encode": "cli.data:Encode",
+    "data verify": "cli.data:Verify",
+    "data codec": "cli.data:CheckCodec",
+    "data simulate": "forecasts.command:Simulate",
+    "export": "pipelines.command:Export",
+    "serve": "serving.command:Serve",
+    "doctor": "cli.doctor:Doctor",
+    "demo": "cli.demo:Demo",
 }
 
 
@@ -83,7 +81,7 @@ def parsed(arguments: list[str]) -> Any:
 def command_named(name: str) -> Callable[..., Any]:
     """The class of a command's options, or the function that parses them, of a module that is imported for it."""
     module, _, member = COMMANDS[name].partition(":")
-    return getattr(import_module(f"dualrate.cli.{module}"), member)
+    return getattr(import_module(f"dualrate.{module}"), member)
 
 
 def main() -> None:
@@ -117,7 +115,7 @@ def main() -> None:
         shortage = memory_shortage(error)
         if shortage is None:  # a fault of the program
             raise
-        lower = "lower --batch-size, --fit.micro-batch, --grid or --workers, or use a device with more"
+        lower = "lower --batch-size, --fit.micro-batch, --grid or --nproc, or use a device with more"
         less = "take a smaller part of the data at a time, or use a machine with more"
         way_out = less if isinstance(error, MemoryError) else lower
         print(f"dualrate: not enough memory ({shortage}): {way_out}", file=sys.stderr)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from dualrate.cli.console import Machine
-from dualrate.cli.recipe import Device, Nproc, RunDir, SharedWork, Workers
 from dualrate.comparison.candidates import check_denoiser
 from dualrate.config.ranges import Images, Members, Range, Ranged, Steps
 from dualrate.diffusion.context import Reuse
 from dualrate.drawing.choice import RECOMMENDED
 from dualrate.drawing.cost import call_seconds
 from dualrate.drawing.planning import candidates, measured_errors, require_plannable
+from dualrate.options.console import Machine
+from dualrate.options.parsing import Device, Nproc, RunDir, SharedWork
 from dualrate.report.figures import plan_figure, png
 from dualrate.runs.store import called_by
 from dualrate.sampling.catalogue import ANCESTRAL, sampler_named
@@ -60,7 +60,6 @@ class Plan(Ranged, SharedWork):
     """Plan for ancestral sampling, instead of solvers of second order."""
     out: Path = Path("plan.json")
     """File for the plan, which --plan of sample and evaluate reads. A picture is written beside it."""
-    workers: Workers = 1
     nproc: Nproc = 1
     device: Device = None
 
@@ -94,10 +93,8 @@ class Plan(Ranged, SharedWork):
         costs, unit_size = (call_seconds(model, TIMED), 1.0) if unit == "s" else (model.call_cost, 1e9)
         budget *= costs.read + self.grid * costs.heavy + costs.decode if unit == "x" else unit_size
         costs = costs.shared(self.members)
-        with mapper(self.workers, model.device) as over:
-            errors = measured_errors(
-                model, grid=self.grid, images=self.images, spacing=self.spacing, progress=progress, mapper=over
-            )
+        how = {"spacing": self.spacing, "progress": progress, "mapper": mapper(model.device)}
+        errors = measured_errors(model, grid=self.grid, images=self.images, **how)
         planner = Planner(errors, process, model.experiment.method.weighting, order=1 if self.ancestral else 2)
         ranked = candidates(planner, costs, budget, steps)
         print(f"budget {self.budget}: {budget / unit_size:.4g} {'s' if unit == 's' else 'GMACs'}\n")

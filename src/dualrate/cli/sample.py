@@ -9,12 +9,12 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from dualrate.cli.console import Machine, command_line, print_report
-from dualrate.cli.recipe import AsJson, AtATime, Nproc, Prompt, RunDir, SharedWork, Workers
-from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import BatchSize, Images, Precision, Ranged, Seed
 from dualrate.drawing.cost import cost_report
 from dualrate.drawing.samples import write_samples
+from dualrate.options.console import Machine, command_line, print_report
+from dualrate.options.parsing import AsJson, AtATime, Nproc, Prompt, RunDir, SharedWork
+from dualrate.options.sampling import SamplingOptions
 from dualrate.system.progress import image_progress
 from dualrate.system.workers import mapper
 from dualrate.texts.codec import BETWEEN
@@ -47,7 +47,6 @@ class Sample(Ranged, SharedWork):
     """auto: bfloat16 where it is faster. In float32 an image does not depend on the batch size."""
     npz: bool = False
     """Also write images.npz: arr_0 (N, H, W, C) uint8, arr_1 labels."""
-    workers: Workers = 1
     nproc: Nproc = 1
     machine: Annotated[Machine, arg(name="")] = Machine()
     json: AsJson = False
@@ -60,14 +59,14 @@ class Sample(Ranged, SharedWork):
         drawer = self.sampling.drawer(
             model, progress.note, label=self.label, batch_size=self.batch_size, precision=self.precision
         )
-        with closing(progress), mapper(self.workers, model.device) as over:
+        with closing(progress):
             written = write_samples(
                 drawer,
                 range(self.seed, self.seed + num),
                 self.out,
                 npz=self.npz,
                 progress=image_progress(progress),
-                mapper=over,
+                mapper=mapper(model.device),
                 command=command_line(),
             )
         noun, cost = model.experiment.noun, written.cost

@@ -1,6 +1,4 @@
-"""`dualrate train`: a recipe, trained. `dualrate retrofit`: a light network beside a diffusers model. `dualrate
-adapt`: low-rank adapters by phase.
-"""
+"""`dualrate train`: a recipe, trained. `dualrate adapt`: low-rank adapters by phase."""
 
 from __future__ import annotations
 
@@ -8,35 +6,27 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from dualrate.cli.console import command_line, data_progress, report_end, reporter
-from dualrate.cli.going_on import options_of, with_way_on
-from dualrate.cli.recipe import HELP, Device, override, recipe_named, recipe_result, with_own_options
-from dualrate.config.ranges import Iterations, Processes, Ranged, Retries
-from dualrate.data.finding import check_outside
 from dualrate.data.latent_set import ENCODING
-from dualrate.experiment.experiment import Experiment, Stages, on_codec_of_data
+from dualrate.experiment.experiment import Experiment, Stages
 from dualrate.forecasts import clip_recipe
 from dualrate.forecasts import recipe as forecasts
-from dualrate.launchers.start import launch
-from dualrate.pipelines.recipe import RetrofitRecipe
+from dualrate.options.console import data_progress, reporter
+from dualrate.options.going_on import options_of
+from dualrate.options.parsing import HELP, Device, override, recipe_named, recipe_result, with_own_options
+from dualrate.options.training import OfExperiment, Run, of_model
 from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents, imagenet
 from dualrate.recipes.published import as_published, as_sid2, listed_costs
 from dualrate.recipes.students import AdaptRecipe, by_consistency
 from dualrate.runs.train import in_stages
 from dualrate.system.device import pick_device
-from dualrate.system.launch import device_of_process, is_launched
-from dualrate.system.progress import Silent
+from dualrate.system.launch import is_launched
 from dualrate.texts import recipe as texts
-from dualrate.training.config import FitResult
-from dualrate.training.distributed import launched_world
-from dualrate.training.state import OtherRun
 
 FILES = (auto, forecasts, clip_recipe, fashion_mnist, fashion_mnist_latents, texts, cifar10, imagenet)
-Command = TypeVar("Command", bound="OfExperiment")
 RECIPES: dict[str, Callable[[], Experiment]] = {
     name: recipe for file in FILES for name, (_, recipe) in file.RECIPES.items()
 }
@@ -68,73 +58,6 @@ NO_IMAGES |= {"text-tokens": {"codec": {"type": "Characters"}}}
 LIST = "--list"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run(Ranged):
-    """Choices of where a training runs, and how."""
-
-    out: Path | None = None
-    """Run directory; runs/<name> if not given."""
-    eval_every: Iterations | None = None
-    """Iterations between scores of 1,000 images; a multiple of --fit.sample-every."""
-    device: Device = None
-    nproc: Processes = 1
-    """Processes that train together on this machine, each on a GPU of its own if there are GPUs."""
-    retries: Retries = 0
-    """How often all processes restart from the checkpoint after one of them failed."""
-    codec: Path | None = None
-    """Folder of the codec of latents, if it has moved since they were encoded."""
-    log: Literal["tensorboard", "wandb"] | None = None
-    """Also log losses to tensorboard or wandb: pip install 'dualrate[tensorboard]' or 'dualrate[wandb]'."""
-
-    def train(self, experiment: Experiment, *, whole: bool = True) -> FitResult:
-        """Train the experiment in `out`, or in runs/ under its name, in `nproc` processes, and say how it ended.
-
-        whole: whether that is all that the command does
-        """
-        from dualrate.drawing.measure import scorer
-        from dualrate.runs.train import check_out, resume_threads, train
-
-        launch(self.nproc, self.retries, ["-m", "dualrate_command", *sys.argv[1:]])
-        experiment = on_codec_of_data(experiment)
-        experiment = experiment if self.codec is None else experiment.with_codec(self.codec)
-        out, where = self.out or Path("runs") / experiment.name, device_of_process(pick_device(self.device))
-        check_out(experiment.name, out)  # before a feature network is trained
-        check_outside(out, experiment.data.source)
-        every, sample_every = self.eval_every, experiment.fit.sample_every
-        if every is not None and every % sample_every:
-            raise ValueError(f"--eval-every is a multiple of --fit.sample-every ({sample_every}), got {every}")
-        resume_threads(out)
-        with launched_world(where) as world:
-            progress = reporter() if world.leads else Silent()
-            try:
-                result = train(
-                    experiment,
-                    out,
-                    score=scorer(experiment.data, progress) if every is not None and world.leads else None,
-                    score_every=every,
-                    progress=progress,
-                    decoding=data_progress(progress),
-                    device=where,
-                    command=command_line(),
-                    log=self.log,
-                    world=world,
-                )
-            except OtherRun as refused:
-                raise with_way_on(refused, out, experiment) from None
-        report_end(result, experiment.fit, out, progress, whole=whole)
-        return result
-
-
-@dataclass(frozen=True)
-class OfExperiment(Run):
-    """The experiment of a recipe, with the options that follow its name."""
-
-    experiment: Annotated[Experiment, arg(name="")]
-
-    def run(self) -> None:
-        self.train(self.experiment)
-
-
 @dataclass(frozen=True)
 class Train(OfExperiment):
     """Train a recipe. The same command resumes."""
@@ -149,10 +72,6 @@ class Train(OfExperiment):
 
 
 FORMS = {"paper": as_published, "sid2": as_sid2}
-
-
-class Retrofit(OfExperiment):
-    """Make a diffusers model dual-rate by training a light network beside it. The same command resumes."""
 
 
 class Adapt(OfExperiment):
@@ -211,31 +130,7 @@ def parse_train(arguments: list[str]) -> Train | TrainStages:
     return override(Train(experiment), rest, "train", recipe)
 
 
-def parse_retrofit(arguments: list[str]) -> Retrofit:
-    """A diffusers folder first, then the recipe's options and those of the experiment that it makes."""
-    like = "mymodel --data.source photos --share 0.3 --out runs/pair"
-    return _of_model("retrofit", RetrofitRecipe(), Retrofit, arguments, "FOLDER --data.source IMAGES", like)
-
-
 def parse_adapt(arguments: list[str]) -> Adapt:
     """A run first, then the recipe's options and those of the experiment that it makes."""
     like = "runs/heavy --images photos --phases 2 --out runs/ten"
-    return _of_model("adapt", AdaptRecipe(), Adapt, arguments, "RUN", like)
-
-
-def _of_model(
-    name: str, recipe: Any, kind: Callable[[Experiment], Command], arguments: list[str], required: str, like: str
-) -> Command:
-    """The command of a recipe that begins with a model; without one it prints its usage.
-
-    required: what the command takes at least; like: an example of it
-    """
-    if not arguments or arguments[0].startswith("-"):
-        print(
-            f"usage: dualrate {name} {required} [options]    "
-            f"(dualrate {name} {required.split()[0]} --help for its options)\n\n{kind.__doc__}\n\n"
-            f"Example: dualrate {name} {like}"
-        )
-        raise SystemExit(0 if arguments[:1] and arguments[0] in HELP else 2)
-    recipe, rest = with_own_options(recipe, arguments, name, {})
-    return override(kind(recipe(rest[0])), rest, name, recipe)
+    return of_model("adapt", AdaptRecipe(), Adapt, arguments, "RUN", like)

@@ -39,7 +39,7 @@ from dualrate.comparison.candidates import Candidate, RunRequest, baselines_of, 
 from dualrate.comparison.results import FIGURES, ComparisonResults, as_csv, as_json, compare_page
 from dualrate.comparison.rows import MeasuredCandidate, keep_row, read_row
 from dualrate.comparison.yardstick import SCREEN_SEED, Terms, Yardstick
-from dualrate.config.ranges import GuidanceWeight, Images, Members, Minutes, Precision, WorkerCount, as_path
+from dualrate.config.ranges import GuidanceWeight, Images, Members, Minutes, Precision, as_path
 from dualrate.data.condition_rows import Given
 from dualrate.drawing.cost import call_seconds
 from dualrate.drawing.drawer import UNGUIDED, Drawer, Guidance
@@ -79,7 +79,6 @@ def compare(
     baselines: bool = False,
     device: torch.device | str | None = None,
     precision: Precision = "auto",
-    workers: WorkerCount = 1,
     compiled: bool = False,
     graphs: bool = False,
     prompt: str | None = None,
@@ -99,7 +98,7 @@ def compare(
     screen, count: samples of a candidate, at first and on the front; 1,000 and 5,000 images, or 50 starts of a forecast
     features:  feature nets of the metrics, as `features_named` reads them: all see the same images, and the first one
                screens and orders; the data set's own if not given
-    device, precision, workers, compiled, graphs: as of the command; what is timed is timed in this process, alone
+    device, precision, compiled, graphs: as of the command; what is timed is timed in this process, alone
     prompt:    of text-to-image models, as of `conditions_named`; held-out prompts of the first run if not given
     guidance:  weight of it, of those that have something to guide against
     members:   samples of each condition, of conditional models; they share a heavy call, and are scored as an ensemble
@@ -108,9 +107,7 @@ def compare(
     Raises ValueError for bad requests, runs that do not compare, and an `out` that is no .html file; OSError where
     another process compares into the same directory.
     """
-    terms = Terms(
-        minutes, screen, count, features, mixed, baselines, precision, workers, guidance, members, equal_classes
-    )
+    terms = Terms(minutes, screen, count, features, mixed, baselines, precision, guidance, members, equal_classes)
     end, device = time.monotonic() + 60 * minutes, pick_device(device)
     progress = progress or PlainReporter(seconds=10)
     requests = [requests] if isinstance(requests, str) else requests

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dualrate.config.ranges import Images, WorkerCount, as_path
+from dualrate.config.ranges import Images, as_path
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.evaluators import evaluators, features_named, messages
@@ -35,7 +35,6 @@ def evaluate(
     reference: str | Path | None = None,
     keep: str | Path | None = None,
     details: bool = False,
-    workers: WorkerCount = 1,
     progress: Reporter | None = None,
 ) -> Evaluation:
     """Score samples of a model, drawn as is recommended, or as a `Drawer` says (`Choice(16, 4).drawer(model)`).
@@ -48,7 +47,6 @@ def evaluate(
     features:  as of `features_named`; reference: statistics in place of the training images'; details: also kernel
                distance, precision and recall
     keep:      a directory of the features of images, from which the same call continues after a kill
-    workers:   processes that draw
     Raises ValueError for options that other samples than images do not take, and as `evaluators` and `measure`.
     """
     progress = progress or PlainReporter(seconds=10)
@@ -60,21 +58,19 @@ def evaluate(
         named |= {"equal_classes": drawer.equal_classes}
         if modality.other_scores:
             refuse(modality.other_scores, named)
-            scores = modality.score(drawer, count, seed, workers, progress)
+            scores = modality.score(drawer, count, seed, progress)
         else:
             seeds = range(seed, seed + (SCORED if count is None else count))
-            scores = _of_images(drawer, seeds, named, workers, progress)
+            scores = _of_images(drawer, seeds, named, progress)
     about = {"weights": drawer.model.identity, "steps": drawer.plan.num_steps, "members": drawer.members}
     about |= {"environment": environment(drawer.model.device)}
     about |= {} if "macs" in scores.plain else {"macs": drawer.cost.macs}
     return replace(scores, plain={**scores.plain, **about})
 
 
-def _of_images(
-    drawer: Drawer, seeds: range, named: Mapping[str, Any], workers: WorkerCount, progress: Reporter
-) -> Evaluation:
+def _of_images(drawer: Drawer, seeds: range, named: Mapping[str, Any], progress: Reporter) -> Evaluation:
     """Scores of images; of a data set that no net judges those of members alone, if there are any."""
-    model, shown = drawer.model, image_progress(progress)
+    model, shown, over = drawer.model, image_progress(progress), mapper(drawer.model.device)
     how = {"reference": named["reference"], "device": model.device, "progress": progress, "count": len(seeds)}
     try:
         judges = evaluators(model.experiment.data, named["features"], **how)
@@ -84,13 +80,11 @@ def _of_images(
             raise
         refuse(str(error), named)
         progress.note(f"no Frechet distance: {error}")
-        with mapper(workers, model.device) as over:
-            ensemble = ensemble_scores(drawer, seeds, progress=shown, mapper=over)
+        ensemble = ensemble_scores(drawer, seeds, progress=shown, mapper=over)
         assert ensemble is not None
         return Evaluation(ensemble, {"ensemble": asdict(ensemble)}, text=str(ensemble))
-    with mapper(workers, model.device) as over:
-        how = {"keep": named["keep"], "details": named["details"], "progress": shown, "mapper": over}
-        measured = measure(drawer, seeds, *judges, ensemble=True, **how)
+    how = {"keep": named["keep"], "details": named["details"], "progress": shown, "mapper": over}
+    measured = measure(drawer, seeds, *judges, ensemble=True, **how)
     row, latents = measured.row, latent_scores(drawer, seeds, measured, judges)
     plain = asdict(row) | {"flops": row.flops, "latents": latents and asdict(latents)}
     text = "\n\n".join(str(part) for part in (latents, row.ensemble, row.score.details) if part is not None)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dualrate.comparison.rows import MeasuredCandidate
-from dualrate.config.ranges import GuidanceWeight, Images, Members, Minutes, Precision, Ranged, WorkerCount
+from dualrate.config.ranges import GuidanceWeight, Images, Members, Minutes, Precision, Ranged
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.evaluators import evaluators
 from dualrate.drawing.measure import Measurement, check, drawn_alike, measure, scored_together, stores
@@ -45,7 +45,7 @@ class Terms(Ranged):
     count: Images | None = None
     """Images per plan, for the best plans (Pareto front). Default: 5000; for forecasts 50 starts."""
     features: str | Path | None = None
-    """Metrics, separated by commas: names of shipped feature networks, inception, dinov2, efficientnet, or directories.
+    """Metrics, separated by commas: names of shipped feature networks, inception, efficientnet, or directories.
     The first one screens and orders. Default: the data set's own."""
     mixed: bool = False
     """Allow runs trained on other data than the first. All are then scored against the first run's images."""
@@ -54,8 +54,6 @@ class Terms(Ranged):
     ToCa, DuCa), and each lighter network of this command for its first steps (RUN+LIGHT)."""
     precision: Precision = "auto"
     """Precision of the networks; auto: bfloat16 where it pays. Compare rows only at one precision."""
-    workers: WorkerCount = 1
-    """Worker processes, each with a copy of the model; auto: one for each GPU or idle processor."""
     guidance: GuidanceWeight = 1.0
     """Classifier-free guidance weight of all models that can be guided; students have their own."""
     members: Members = 1
@@ -100,8 +98,8 @@ class Yardstick:
         self.evaluators = evaluators(data, features, device=self.device, progress=self.progress, count=least)
         check(self.evaluators[:1], self.screen, details=False)
         check(self.evaluators, self.count, details=True)
-        with mapper(self.terms.workers, self.device) as self.mapper:
-            yield
+        self.mapper = mapper(self.device)
+        yield
 
     def see_real(self) -> None:
         """Take the real images' features by every metric, once."""
@@ -148,7 +146,7 @@ class Yardstick:
         images = len(missing)
         if seeds.start < SCREEN_SEED:  # all members of some
             images += (drawer.members - 1) * len(scored_together(drawer, seeds))
-        return drawer.expected_cost.total(calls) * images * share_of_time(self.terms.workers, self.device)
+        return drawer.expected_cost.total(calls) * images * share_of_time(self.device)
 
     def measure(self, drawer: Drawer, seeds: range, place: Path, progress: ImageProgress) -> Measurement:
         """Draw samples of these seeds and score them; a place that a killed call left is continued.

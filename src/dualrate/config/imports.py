@@ -52,7 +52,7 @@ def look_up(text: str) -> object:
 
 
 def imported_modules(*names: str | None) -> tuple[str, ...]:
-    """Modules of these names that are imported already, for a worker, which begins without them."""
+    """Modules of these names that are imported already, for another process, which begins without them."""
     modules = [name.partition(":")[0] for name in names if name is not None and ":" in name]
     return tuple(module for module in dict.fromkeys(modules) if module in sys.modules)
 

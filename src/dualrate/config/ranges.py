@@ -64,7 +64,6 @@ BatchSize = Annotated[int, Range(1, 100_000)]
 Members = Annotated[int, Range(1, 4_000_000)]
 LightDraws = Annotated[int, Range(1, 1024)]
 Images = Annotated[int, Range(1, 10_000_000)]
-WorkerCount = Annotated[int, Range(1, 1024)] | Literal["auto"]
 Precision = Literal["auto", "float32", "bfloat16"]  # of matrix products; auto: bfloat16 where it pays
 Seed = Annotated[int, Range(0, 2**62)]
 Classes = Annotated[int, Range(0, 100_000)]

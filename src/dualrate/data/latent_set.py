@@ -163,7 +163,7 @@ def encode(
         if unfinished:
             first = moments_of(made_by, images["train"].images[:1], device, mirrored)
             row = {"shape": list(first.shape[2:]), "dtype": "float16", "each": first.shape[1]}
-            where = str(device) if mapper is in_turn else device.type  # a worker has a GPU of its own
+            where = str(device) if mapper is in_turn else device.type  # each process has a GPU of its own
             job = partial(encode_shard, folder, codec, where, mirrored, batch_size)
             raws: dict[Split, tuple[str, Raw]] = {
                 split: (part.name, packed.raw_rows(part.name, part.images, part.labels, part.class_names))

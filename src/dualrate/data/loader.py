@@ -69,7 +69,7 @@ class TrainingSet(ABC):
     labels:   (N,) in [0, num_classes); None: without labels
     codec:    of latents; of images `NoCodec()`
     alphabet, frames_each: as of an `ImageSet`
-    floats:   `rows` on a device -> x: (B, C, H, W) float32 there, of the same draws; it travels with batches to workers
+    floats:   `rows` on a device -> x: (B, C, H, W) float32 there, of the same draws; it travels with batches
     make_conditions: (x, draws) -> conditions of x, or of its partners, on a device; None: none
     """
 

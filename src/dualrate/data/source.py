@@ -76,7 +76,7 @@ Item = tuple[str, Content]  # with a name for error messages
 
 
 class Items(Protocol):
-    """Undecoded images in order. Some of them, by a slice or ascending numbers, can be sent to a worker."""
+    """Undecoded images in order. Some of them, by a slice or ascending numbers, can be sent to another process."""
 
     def __iter__(self) -> Iterator[Item]: ...
 

@@ -1,6 +1,6 @@
 """Counter-based random numbers: every draw is a function of (seed, row number, stream), never of a hidden state.
 
-So a resumed run, another batch size, another device or another number of workers draws the same numbers: a training
+So a resumed run, another batch size, another device or another number of processes draws the same numbers: a training
 row is keyed by its global sample number, a sampled image by its seed.
 
 The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011),

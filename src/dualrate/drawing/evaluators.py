@@ -91,8 +91,8 @@ def evaluator(
 ) -> Evaluator[Any]:
     """Training and test images of `data` with a net.
 
-    features:  inception: FID; dinov2: FD-DINOv2; efficientnet: FD-EfficientNet; else a directory, of a feature net or
-               of a CLIPModel (CLIP score, clip.py). None: the one shipped for exactly these training images, else one
+    features:  inception: FID; efficientnet: FD-EfficientNet; else a directory, of a feature net or of a CLIPModel (CLIP
+               score, clip.py). None: the one shipped for exactly these training images, else one
                in the user's cache, trained there on first use (minutes on a CPU)
     reference: statistics (see `load_reference`) that take the place of the training images'; then there is no floor,
                since the file does not say which images it is of, and with `features` named `data` need not be here

@@ -104,7 +104,7 @@ def measure(
           of the calls that drew them. An evaluator that comes later has them drawn again
     ensemble: with `ensemble_scores` in the row, whose images of member 0 are those of the seeds; seconds per image are
           then those of all members
-    mapper: draws the shards, and members; seconds are those of one worker
+    mapper: draws the shards, and members; seconds are those of one process
     Raises what drawing, `Evaluator.score_features` and `FeatureStore` raise, before anything is drawn where that is
     possible.
     """

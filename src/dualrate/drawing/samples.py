@@ -8,7 +8,7 @@
 
 Batches are cut at multiples of the batch size from the first seed, and a batch that lacks an image is drawn again as a
 whole: so what a resumed call draws has the bits of an uninterrupted one. No more than one batch is held in memory, and
-one in each worker.
+one in each process.
 """
 
 from __future__ import annotations

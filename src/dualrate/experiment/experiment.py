@@ -34,9 +34,9 @@ from dualrate.data.loader import Augment, Encoded, TrainingSet
 from dualrate.data.source import DataProgress, Split, resolved, silent
 from dualrate.denoisers.denoiser import Denoiser, modules_of
 from dualrate.diffusion.context import Batch, Shape
-from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import GaussianProcess, Process, require_gaussian
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.modality import maker_of
 from dualrate.experiment.network_configs import NetworksConfig

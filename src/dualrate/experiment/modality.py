@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.config.imports import import_module
-from dualrate.config.ranges import WorkerCount
 from dualrate.data.condition_rows import Given
 from dualrate.data.images import ImageSet
 from dualrate.data.loader import TrainingSet
@@ -83,7 +82,7 @@ class Modality:
         """The scorer of images by the net in a folder; None: the folder holds none that is known here."""
         return None
 
-    def score(self, drawer: Any, count: int | None, seed: int, workers: WorkerCount, progress: Reporter) -> Evaluation:
+    def score(self, drawer: Any, count: int | None, seed: int, progress: Reporter) -> Evaluation:
         """Scores of `count` samples that a `Drawer` draws, or of as many as is usual; asked where `other_scores` is."""
         raise NotImplementedError
 

@@ -14,9 +14,9 @@ from dualrate.codecs.diffusion import DiffusionCodec, DiffusionDecoding
 from dualrate.config.ranges import Channels, ClipFrames, Ranged
 from dualrate.data.conditions import Latent
 from dualrate.data.images import ImageSet
-from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment, Stages
 from dualrate.forecasts.clip_networks import (

@@ -68,8 +68,8 @@ class ForecastYardstick(Yardstick):
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        with mapper(self.terms.workers, self.device) as self.mapper:
-            yield
+        self.mapper = mapper(self.device)
+        yield
 
     def see_real(self) -> None: ...
 
@@ -91,7 +91,7 @@ class ForecastYardstick(Yardstick):
         done = ForecastArray(place, shape).done.mean() / self.frames if (place / JOURNAL).exists() else 0.0
         cost = drawer.expected_cost  # of a window drawn at once; one that rolls costs as many times more
         window = window_cost(drawer) / cost.macs * cost.total(calls)
-        return window * self.count * drawer.members * (1 - done) * share_of_time(1, self.device)
+        return window * self.count * drawer.members * (1 - done) * share_of_time(self.device)
 
     def measure(self, drawer: Drawer, seeds: range, place: Path, progress: ImageProgress) -> Measurement:
         how: dict[str, Any] = {"progress": progress, "note": self.progress.note, "mapper": self.mapper}

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dualrate.forecasts.decoding import valid
 from dualrate.forecasts.file_checks import check_count
 from dualrate.forecasts.metadata import (
     SAME_AXIS,
@@ -31,6 +30,7 @@ from dualrate.forecasts.metadata import (
     text_of,
     way,
 )
+from dualrate.forecasts.packing import valid
 from dualrate.forecasts.trajectories import (
     EXPECTED,
     FieldSource,

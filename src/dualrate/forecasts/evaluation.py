@@ -121,19 +121,18 @@ class ForecastReport:
         """Scores at `SHOWN` evenly spread lead times, by variable, and, of those asked for, by region and threshold."""
         forecast, baselines = self.by_name["forecast"], [*self.by_name][1:]
         times, unit = self.shown_leads
-        header = (
-            f"lead {unit}",
-            "fair CRPS",
-            *(f"of {name}" if i else f"fair CRPS of {name}" for i, name in enumerate(baselines)),
-            "RMSE of mean",
-            "spread / skill",
-        )
+        columns = {
+            f"of {name}" if i else f"fair CRPS of {name}": self.by_name[name].crps for i, name in enumerate(baselines)
+        }
+        columns |= {
+            "RMSE of mean": forecast.rmse,
+            "spread / skill": forecast.spread_skill,
+            "correlation": forecast.correlation,
+        }
         lines = []
         for i in shown_leads(len(forecast.leads)):
-            shown = [self.by_name[name].crps for name in baselines]
-            shown += [forecast.rmse, forecast.spread_skill, forecast.correlation]
             crps = (float(part[i]) for part in (forecast.crps.value, forecast.crps.low, forecast.crps.high))
-            lines.append((times[i], with_interval(*crps, places=3), *(_number(score, i) for score in shown)))
+            lines.append((times[i], with_interval(*crps, places=3), *(_number(score, i) for score in columns.values())))
         notes = (
             f"starts: {self.source}",
             "fair CRPS, RMSE: lower is better, in standard deviations of the data",
@@ -143,7 +142,7 @@ class ForecastReport:
             "spread / skill: 1 for a calibrated ensemble; below, too sure",
             *self.notices,
         )
-        tables = [Table((*header, "correlation"), tuple(lines), notes, texts=1)]
+        tables = [Table((f"lead {unit}", "fair CRPS", *columns), tuple(lines), notes, texts=1)]
         ends = shown_leads(len(forecast.leads), 3)
         kinds = (
             ("variable", self.by_variable, "in the units of each variable, by lead time"),

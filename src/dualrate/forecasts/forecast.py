@@ -22,7 +22,7 @@ from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, bad_n
 from dualrate.forecasts.folder import PAGE, SCORES, ForecastWritten, Format, write_forecast
 from dualrate.forecasts.page import forecast_page
 from dualrate.forecasts.rollout import Frame, forecast_of, with_stride
-from dualrate.forecasts.starts import WITHIN, Starts, held_out_starts, read_starts
+from dualrate.forecasts.starts import TO_SCORE, Starts, held_out_starts, read_starts
 from dualrate.forecasts.views import EVERYTHING, Views
 from dualrate.report.html import page as page_of
 from dualrate.system.files import write_whole
@@ -201,7 +201,7 @@ def forecast_by(
     forecast = forecast_of(drawer.model)
     _ = views.inside(forecast.geometry), views.thresholds(forecast.names)  # refused before anything is drawn
     if starts.truth is None and views != EVERYTHING:
-        raise ValueError(f"regions and thresholds are scored, and the truth of these starts is not known: {WITHIN}")
+        raise ValueError(f"regions and thresholds are scored, and the truth of these starts is not known: {TO_SCORE}")
     written = write_forecast(drawer, starts, frames, out, **how, progress=progress, note=note, command=command)
     model, scores = drawer.model, None
     if written.truth is not None:

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualrate.data.source import reading, split_named
-from dualrate.forecasts.decoding import physical
 from dualrate.forecasts.file_checks import (
     array_of,
     check_count,
@@ -28,6 +27,7 @@ from dualrate.forecasts.file_checks import (
     with_extra,
 )
 from dualrate.forecasts.metadata import SAME_AXIS, Coordinate, Description, Metadata, text_of
+from dualrate.forecasts.packing import physical
 from dualrate.forecasts.several import check_same_kind
 from dualrate.forecasts.trajectories import (
     EXPECTED,

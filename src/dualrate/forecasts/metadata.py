@@ -5,9 +5,11 @@ A forecast keeps what its training data said. Starts that say otherwise are of a
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -200,6 +202,21 @@ def level_of(name: str) -> tuple[str, float | None]:
     """The variable of a channel, and the number of its level: of t_850 t and 850; of other names none."""
     parts = re.fullmatch(r"(.+)_(-?\d+(?:\.\d+)?)", name)
     return (parts[1], float(parts[2])) if parts else (name, None)
+
+
+def variable_number(
+    text: str, names: Sequence[str], what: str, value: str, above: float = -math.inf
+) -> tuple[str, float]:
+    """The variable and the number of VARIABLE:NUMBER, which is finite. what, value: words for messages.
+
+    Raises ValueError for text that is none, for another name than these, and for a number that is not above `above`.
+    """
+    name, _, last = text.rpartition(":")
+    with suppress(ValueError):
+        if name in names and above < (number := float(last)) < math.inf:
+            return name, number
+    least = f", a number above {above:g}" * math.isfinite(above)
+    raise ValueError(f"{what} {text!r} is none; expected VARIABLE:{value}{least}, with one of {', '.join(names)}")
 
 
 def calendar_of(name: Any) -> str:

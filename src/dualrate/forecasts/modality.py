@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from dualrate.config.ranges import WorkerCount
 from dualrate.data.loader import TrainingSet
 from dualrate.data.source import DataProgress, Split
 from dualrate.experiment.modality import Modality
@@ -46,7 +45,7 @@ class OfFields(Modality):
     def save(self, experiment: Any, samples: Tensor, file: Path) -> None:
         super().save(experiment, experiment.condition.shown(samples), file)
 
-    def score(self, drawer: Any, count: int | None, seed: int, workers: WorkerCount, progress: Reporter) -> Evaluation:
+    def score(self, drawer: Any, count: int | None, seed: int, progress: Reporter) -> Evaluation:
         """Score one window from each of `count` held-out starts; clips also by a distance from those of training."""
         from dualrate.forecasts.clip_distance import clip_distance
         from dualrate.forecasts.evaluation import forecast_scores, window_members
@@ -54,9 +53,8 @@ class OfFields(Modality):
         from dualrate.system.workers import mapper
 
         model, forecast = drawer.model, forecast_of(drawer.model)
-        with mapper(workers, model.device) as over:
-            how = {"seed": seed, "progress": image_progress(progress, "frames"), "mapper": over}
-            starts, x = window_members(drawer, count, **how)
+        how = {"seed": seed, "progress": image_progress(progress, "frames"), "mapper": mapper(model.device)}
+        starts, x = window_members(drawer, count, **how)
         scores, macs = forecast_scores(model, starts, x), window_cost(drawer) / forecast.frames
         plain, lines = scores.plain() | {"macs_per_frame": macs}, [f"{macs / 1e6:.4g} million multiply-adds a frame"]
         if forecast.of_clips:

@@ -11,9 +11,7 @@ Patches  of fields above 128 points a side 2 points, above 256 four, of mini twi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,7 +27,7 @@ from dualrate.forecasts.clips import CLIPS, ClipReading
 from dualrate.forecasts.condition import Forecast, Frames, Windows
 from dualrate.forecasts.externals import Externals, packed_statics
 from dualrate.forecasts.geometry import Geometry, check_even, hidden_points, ordered
-from dualrate.forecasts.metadata import Description, level_of
+from dualrate.forecasts.metadata import Description, level_of, variable_number
 from dualrate.forecasts.refiner import Refinement, RefinerConfig
 from dualrate.forecasts.rolling import RollingConfig
 from dualrate.forecasts.rolling_process import Rolling, SharedNoise
@@ -231,18 +229,8 @@ class Clips(Forecasting):
 
 def _weights(said: Sequence[str], names: Sequence[str]) -> tuple[float, ...]:
     """A weight for each variable; none where none is said. Raises ValueError for what is no VARIABLE:WEIGHT."""
-    weights = dict.fromkeys(names, 1.0)
-    for each in said:
-        name, _, number = each.rpartition(":")
-        weight = math.nan
-        with suppress(ValueError):
-            weight = float(number)
-        if name not in names or not 0 < weight < math.inf:
-            raise ValueError(
-                f"weight {each!r} is none; expected VARIABLE:WEIGHT, a number above 0, with one of {', '.join(names)}"
-            )
-        weights[name] = weight
-    return tuple(weights[name] for name in names) if said else ()
+    weights = dict(variable_number(each, names, "weight", "WEIGHT", above=0) for each in said)
+    return tuple(weights.get(name, 1.0) for name in names) if said else ()
 
 
 def _channels(task: Forecast, content: FieldSource) -> str:

@@ -28,10 +28,10 @@ from torch import Tensor
 
 from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.context import expand
-from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.process import Gaussian, NormalNoise
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Schedule
+from dualrate.diffusion.weighting import Elbo
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import OwnSteps
 from dualrate.methods.denoising import Denoising

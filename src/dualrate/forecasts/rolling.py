@@ -38,8 +38,8 @@ from dualrate.config.ranges import LightDraws, Probability, Ranged
 from dualrate.denoisers.denoiser import Denoiser, read
 from dualrate.diffusion.context import Batch, Cond, Context, Reuse, for_rows, shared_time
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.forecasts.condition import Forecast

@@ -45,10 +45,10 @@ from torch import Tensor
 from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.context import cached_for_shared_time
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.prediction import Weighting, x_loss_weight
 from dualrate.diffusion.process import GaussianNoise, GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine, Schedule, alpha, sigma
+from dualrate.diffusion.weighting import Weighting, x_loss_weight
 
 ROUNDING = 16  # of a clock, in units of F and of its precision
 FIRST, RANGE = 15.0, 30.0  # of the clock as networks see it: at t = 0, and how far it falls

@@ -1,4 +1,4 @@
-"""Scores of forecasts by lead time: M members from each of N starts against what came, in the data's own units.
+"""Scores of forecasts by lead time: M members from each of N starts against what came; in units of `scale`, if any.
 
 With members X_1 .. X_M of one start at one lead time, their mean X, the truth y, and means over points and channels:
 
@@ -9,6 +9,7 @@ With members X_1 .. X_M of one start at one lead time, their mean X, the truth y
     rate            mean |X_i(t) - X_i(t - 1)| / mean |y(t) - y(t - 1)|, |.| over the points of a field
     spectrum        mean over a band's wavenumbers k of |log(P_X(k) / P_y(k))|, P the mean power spectrum
     ranks           how many members lie below y: uniform on 0 .. M for a calibrated ensemble
+    edges           (M + 1) / 2 of the share of ranks 0 and M, 1 for a calibrated ensemble
     brier           mean (p - o)^2 - p (1 - p) / (M - 1), p the share of X_i above a threshold, o whether y is (0 or 1);
                     its integral over thresholds is the fair CRPS
     until           the lead at which the correlation first falls below 0.9 and 0.8

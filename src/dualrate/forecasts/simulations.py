@@ -34,7 +34,7 @@ class KuramotoSivashinsky(Simulation):
 
     At lengths of 22 and 36 all of 16 trajectories stay chaotic. At 32 (and 28) they end in a wave that travels and
     does not change: half of them within 100 time units, all within 400. `lyapunov_time` is that of the defaults, as
-    tests/data/test_simulations.py measures it.
+    tests/forecasts/test_simulations.py measures it.
     """
 
     length: Positive = 36.0

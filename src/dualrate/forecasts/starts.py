@@ -34,7 +34,7 @@ from dualrate.system.files import check_regular
 from dualrate.system.folders import some_of
 
 STARTS = 50  # if nothing else is asked for
-WITHIN = "a number of starts (--starts, in Python count) takes them within a longer file, whose later frames are scored"
+TO_SCORE = "--starts N (in Python count=N) takes N starts within longer data, and scores them by the frames after"
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ class Starts:
         """A line on where they are, and on what is known after them."""
         if self.places is not None:
             return f"starts: {self.source}; of each the truth of {self.known} frame(s) is known"
-        return f"starts: the latest frames of {self.source}: nothing comes after them to score against; " + WITHIN
+        return f"starts: the latest frames of {self.source}: nothing comes after them to score against; " + TO_SCORE
 
     def digest(self, begins: Sequence[int] = (0,), parts: NDArray[np.float64] | None = None) -> str:
         """sha256 of all starts, and of what is known ahead of them for windows that begin at these time steps.

@@ -9,7 +9,6 @@ brier        sum of w ((p - 1)^2 o + p^2 (1 - o));   brier_fair  brier - sum of 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.forecasts.geometry import Geometry
+from dualrate.forecasts.metadata import variable_number
 
 NAMED = {
     "tropics": "-20:20",
@@ -52,7 +52,8 @@ class Views:
 
     def thresholds(self, names: Sequence[str]) -> list[tuple[int, float]]:
         """The channel and the value of each event. Raises ValueError for what is none."""
-        return [_threshold(event, names) for event in self.events]
+        events = (variable_number(event, names, "threshold", "VALUE") for event in self.events)
+        return [(list(names).index(name), value) for name, value in events]
 
 
 def _inside(region: str, latitudes: NDArray[Any], longitudes: NDArray[Any]) -> NDArray[np.bool_]:
@@ -67,13 +68,6 @@ def _inside(region: str, latitudes: NDArray[Any], longitudes: NDArray[Any]) -> N
     rows = (latitudes >= south) & (latitudes <= north)
     columns = (longitudes - west) % 360 <= (east - west if east - west >= 360 else (east - west) % 360)
     return rows[:, None] & columns
-
-
-def _threshold(event: str, names: Sequence[str]) -> tuple[int, float]:
-    name, _, value = event.rpartition(":")
-    with suppress(ValueError):
-        return list(names).index(name), float(value)
-    raise ValueError(f"threshold {event!r} is none; expected VARIABLE:VALUE, with one of {', '.join(names)}")
 
 
 @dataclass

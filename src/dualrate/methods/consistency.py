@@ -20,8 +20,8 @@ on paper it is a mean: with u = alpha / sigma, DDIM is z_s / sigma_s = z_t / sig
 
     target = w x_t' + (1 - w) f(z_s, s),   w = (u_s - u_t) / (u_b - u_t)
 
-where x_t' is the x_hat with which DDIM makes the step of aDDIM (`adjusted_ddim.adjusted`). It wants no more than w in
-double precision.
+where x_t' is the x_hat with which DDIM makes the step of aDDIM (`adjusted` of sampling/ddim.py). It wants no more than
+w in double precision.
 
 A dual-rate student (ours; Dual-Rate Diffusion, arXiv 2605.18190, samples ancestrally) makes H < S heavy calls. With one
 at (z_t, t) itself it is f, which learns as above. At a step that keeps its context the light network g learns what a

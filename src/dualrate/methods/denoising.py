@@ -42,10 +42,10 @@ from dualrate.data.conditions import Conditioning, Unconditional
 from dualrate.denoisers.denoiser import Denoiser, DualRate, read
 from dualrate.diffusion.context import Batch, Cond, Context, Shape
 from dualrate.diffusion.plan import STEPS, StepPlan
-from dualrate.diffusion.prediction import Sigmoid, Weighting, x_loss_weight
 from dualrate.diffusion.process import GaussianProcess, Process, require_gaussian
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine, Schedule
+from dualrate.diffusion.weighting import Sigmoid, Weighting, x_loss_weight
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.model import Model
 from dualrate.experiment.plan_support import AnyPlan

@@ -20,9 +20,10 @@ from dualrate.config.ranges import Classes, Probability, Ranged
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.denoisers.early_exit import EarlyExit, ExitUViT
 from dualrate.diffusion.context import Batch
-from dualrate.diffusion.prediction import Sigmoid, Weighting, eps_from_v, x_from_v, x_loss_weight
+from dualrate.diffusion.prediction import eps_from_v, x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process, require_gaussian
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.weighting import Sigmoid, Weighting, x_loss_weight
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import NetworksConfig

@@ -45,9 +45,9 @@ from dualrate.config.ranges import BelowOne, Factor, Probability, Range, Ranged,
 from dualrate.denoisers.denoiser import Denoiser, posterior_mean
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.context import Batch, Cond, expand
-from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import GaussianProcess, mean_squared_error, require_gaussian
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.model import Model
 from dualrate.experiment.plan_support import ONE_STEP, OwnSteps

@@ -5,7 +5,7 @@ A student x~ = g(z_t) whose samples z_s ~ q(z_s | z_t, x~) have the teacher's co
     E[x~ | z_s] = g_theta(z_s)
 
 samples the teacher's distribution. Both versions descend the squared gap between the two sides with z_s held fixed: the
-gradient passes through x~ only. w(s) = e^log_snr w(log_snr) of `diffusion/prediction.py`, without dlog_snr/dt: s, not
+gradient passes through x~ only. w(s) = e^log_snr w(log_snr) of `diffusion/weighting.py`, without dlog_snr/dt: s, not
 log_snr, is what is uniform, and w is free.
 
 The alternating version has an auxiliary denoiser g_phi, started from the teacher, that learns E[x~ | z_s]. Of any
@@ -63,9 +63,9 @@ from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import CategoricalProcess
 from dualrate.diffusion.context import Batch, Cond
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import require_gaussian
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.model import Model
 from dualrate.experiment.plan_support import AtLeast, OnePlan

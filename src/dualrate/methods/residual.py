@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from dualrate.config.ranges import Factor, LightDraws, Range, Ranged, Side
 from dualrate.denoisers.denoiser import Denoiser, given_of
 from dualrate.diffusion.context import Batch, Cond, Context, Reuse, Shape, expand, for_rows
-from dualrate.diffusion.prediction import Sigmoid, Weighting, x_from_v
+from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process, per_row
 from dualrate.diffusion.schedule import sigma
+from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.network_configs import PackageNetworks
 from dualrate.experiment.plan_support import AnyPlan

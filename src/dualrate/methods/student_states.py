@@ -29,9 +29,9 @@ from dualrate.config.ranges import Factor, FirstIterations, Pairs, Ranged, Steps
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.context import Batch, Cond, Refresh, expand
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.prediction import Weighting, x_loss_weight
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.weighting import Weighting, x_loss_weight
 from dualrate.methods.times import stratified_uniform, to_device
 from dualrate.networks.blocks import eval_mode
 from dualrate.sampling.ancestral import Reverse

@@ -37,9 +37,9 @@ from dualrate.codecs.diffusion import DiffusionDecoding
 from dualrate.config.ranges import ClipFrames, FirstIterations, LossWeight, Ranged
 from dualrate.denoisers.denoiser import Denoiser, Plain, posterior_mean
 from dualrate.diffusion.context import Batch, Cond, expand
-from dualrate.diffusion.prediction import Elbo, Sigmoid, Weighting, x_loss_weight
 from dualrate.diffusion.process import Gaussian, GaussianProcess, Process
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.weighting import Elbo, Sigmoid, Weighting, x_loss_weight
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import AnyPlan

@@ -274,7 +274,7 @@ class Card(NetworkCard):
                 f"the feature net of {self.name} has accuracy {self.accuracy:.2f} on held-out images (a mean over "
                 f"classes; a guess has {self.chance:.2f}), and at least {least:.2f} is expected: distances in its "
                 "features mean little. Give more images, or another net (--features efficientnet, "
-                "inception, dinov2 or the DIRECTORY of one that was trained longer)"
+                "inception or the DIRECTORY of one that was trained longer)"
             )
 
 

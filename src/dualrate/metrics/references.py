@@ -52,8 +52,8 @@ def load_reference(path: Path | str, extractor: FeatureExtractor) -> Reference:
     if not zipfile.is_zipfile(path):
         raise ValueError(
             f"{path} is no .npz file of {of}, and a pickle (EDM2's .pkl) is never opened: it can run any code. Only if "
-            "you trust its origin, convert it yourself: ref = numpy.load('FILE.pkl', allow_pickle=True)['fid'] (or "
-            "['fd_dinov2']); numpy.savez('FILE.npz', mu=ref['mu'], sigma=ref['sigma'])"
+            "you trust its origin, convert it yourself: ref = numpy.load('FILE.pkl', allow_pickle=True)['fid']; "
+            "numpy.savez('FILE.npz', mu=ref['mu'], sigma=ref['sigma'])"
         )
     arrays = read_arrays(path, _wanted, f"reference of {of}")
     try:

@@ -315,7 +315,7 @@ def layer_norm(h: Tensor, scale: Tensor | None = None, eps: float = 1e-5) -> Ten
 
 
 def add_shared(h: Tensor, shared: Tensor) -> Tensor:
-    """h (B M, ...) with shared (B, ...) added to M rows each, as of `values.for_rows`, without a copy."""
+    """h (B M, ...) with shared (B, ...) added to M rows each, as of `context.for_rows`, without a copy."""
     if len(h) == len(shared):
         return h + shared
     return (h.unflatten(0, (len(shared), -1)) + shared[:, None]).flatten(0, 1)

@@ -15,7 +15,7 @@ The heavy network of the dual-rate pair is the single-rate one at pure noise: th
 its place. So it sees y alone, a trained single-rate network can take its part, and its features are right at every
 time. `maps` give the light network y itself.
 
-M samples of one condition: y has B rows and z_t B M, as of `values.for_rows`, and whatever was computed of y alone is
+M samples of one condition: y has B rows and z_t B M, as of `context.for_rows`, and whatever was computed of y alone is
 added to all M without a copy (`blocks.add_shared`).
 
 Frames that are each made by themselves (`ByLead`), of leads k = k_1 ... k_F after the condition:
@@ -64,7 +64,8 @@ def ratios(shape: Shape, config: BodyConfig) -> list[tuple[tuple[int, int] | Non
         listed = ", ".join("{} x {}".format(*sides) for sides in levels)
         raise ValueError(
             f"the sides of a condition of {shape} (C, H, W) are no multiples or divisors of those of the network's "
-            f"levels, {listed}: change the network's patch or levels, or --every of a forecast"
+            f"levels, {listed}: change the network's patch or levels, the factor of super-resolution, or a forecast's "
+            "--every"
         )
     return pairs
 

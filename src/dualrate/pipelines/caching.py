@@ -27,7 +27,7 @@ from dualrate.denoisers.feature_cache import SHARES, By, Form, choose, forecast_
 from dualrate.diffusion.context import Context
 from dualrate.diffusion.schedule import Schedule
 from dualrate.pipelines.classes.kind import DECLARE, HIDDEN, TEXT, NetworkSpec, Rows
-from dualrate.pipelines.cut import CutTokens, sharing
+from dualrate.pipelines.cut_transformer import CutTokens, sharing
 from dualrate.pipelines.policies import Fixed, Policy
 from dualrate.sampling.cost import macs_of
 

@@ -86,7 +86,7 @@ def load_clip(folder: Path, device: torch.device | str | None = None) -> Clip:
     Raises ValueError without transformers, and for a folder that lacks weights or a tokenizer.
     """
     device = pick_device(device)
-    with needs(METRIC, "dinov2", "transformers"):
+    with needs(METRIC, "clip", "transformers"):
         from transformers import CLIPModel, CLIPTokenizer  # pyright: ignore[reportMissingImports]
     try:
         if not any((folder / name).is_file() for name in VOCABULARY):  # transformers would make do with none

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dualrate.diffusion.context import Shape, for_rows
 from dualrate.diffusion.prediction import Convention, Flow, x_from_v
 from dualrate.pipelines.classes.kind import Config, NetworkSpec, PromptLayout, TextInputs, by_place
-from dualrate.pipelines.cut import CutNetwork, CutTokens
+from dualrate.pipelines.cut_transformer import CutNetwork, CutTokens
 from dualrate.system.device import own_defaults
 
 

@@ -53,7 +53,7 @@ class EncodedPrompts:
 
     def __reduce__(self) -> tuple[type[EncodedPrompts], tuple[Any, ...]]:
         texts, encoder, device = self._made_of
-        return EncodedPrompts, (texts, encoder, torch.device(device).type)  # a worker has a GPU of its own
+        return EncodedPrompts, (texts, encoder, torch.device(device).type)  # each process has a GPU of its own
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -210,7 +210,7 @@ def encode_prompts(
                 for split, places in captions.places.items()
             }
             row = {"shape": [1, 1, encoder.size], "dtype": "float16", "each": 1}
-            where = str(device) if mapper is in_turn else device.type  # a worker has a GPU of its own
+            where = str(device) if mapper is in_turn else device.type  # each process has a GPU of its own
             job = partial(_encode_shard, place, encoder, where, batch_size)
             splits = packed.pack(
                 place, raws, job, row, shard_bytes=shard_bytes, mapper=mapper, progress=progress, what=ENCODING

@@ -18,9 +18,9 @@ from dualrate.codecs.codec import CodecFolder
 from dualrate.codecs.diffusion import DiffusionDecoding
 from dualrate.config.ranges import Ranged
 from dualrate.data.conditions import Latent
-from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiment.experiment import Experiment, Stages
 from dualrate.experiment.network_configs import NetworksConfig, OneConditional, OneNetwork, TwoConditional, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig

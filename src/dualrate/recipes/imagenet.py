@@ -40,9 +40,9 @@ from dualrate.codecs.diffusion import DiffusionDecoding
 from dualrate.config.ranges import Ranged
 from dualrate.data.loader import Augment
 from dualrate.diffusion.context import Shape
-from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine, Interpolated
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment, Stages
 from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks
@@ -234,7 +234,7 @@ class ImageNetFlat(Ranged):
         if self.body == "dis":
             optim, batch = replace(optim, decay="cosine"), 128
         fit = replace(FIT, iterations=400_000, batch_size=batch, micro_batch=None, optim=optim, ema_halflife=1_800_000)
-        fit = replace(fit, compile=self.body == "dit")  # a DiS with mamba_ssm's kernel was not tried
+        fit = replace(fit, compile=self.body == "dit")  # of a DiS it was not tried
         light = None if self.rate == "single" else network.lighter()
         return one_or_two(f"{name}{'-dual' * bool(light)}", network, light, fit, DataConfig(augment=Augment(flip=True)))
 

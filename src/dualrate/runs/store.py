@@ -148,7 +148,7 @@ class Place:
     experiment: Experiment
     conditions: Given | None = field(compare=False)  # which `identity` tells
 
-    @cache  # noqa: B019  # kept as long as a worker lives
+    @cache  # noqa: B019  # kept as long as the process lives
     def model(self) -> Model:
         """Load it. Raises what `load` raises; ValueError if another model is there by now."""
         for module in self.modules:
@@ -166,7 +166,7 @@ class Place:
 
 def _placed(model: Model) -> tuple[Callable[[Place], Model], tuple[Place]]:
     if model.path is None:
-        raise ValueError(f"{model.name} was not loaded from a directory, where workers could load it: use one process")
+        raise ValueError(f"{model.name} was not loaded from a directory, where other processes could load it: use one")
     where = (model.path.resolve(), model.identity, model.called_by, model.compiled, model.graphs)
     codecs = (model.experiment.codec, model.experiment.condition.codec)
     modules = imported_modules(model.called_by, *(getattr(codec, "sampler", None) for codec in codecs))

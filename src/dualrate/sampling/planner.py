@@ -48,9 +48,9 @@ from torch import Tensor
 from dualrate.denoisers.denoiser import Denoiser, abilities, posterior_mean
 from dualrate.diffusion.context import Cond, Context, Refresh, Reuse, shared_time
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.sampling.step import move
 
 Numbers = NDArray[np.float64]

@@ -1,1 +1,1 @@
-"""The machine: files, devices, progress, worker processes."""
+"""The machine: files, devices, progress, blocks of work."""

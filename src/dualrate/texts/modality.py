@@ -9,7 +9,6 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.config.ranges import WorkerCount
 from dualrate.data.images import ImageSet, to_uint8
 from dualrate.data.source import DataProgress, Split
 from dualrate.experiment.modality import Modality
@@ -52,13 +51,13 @@ class OfTexts(Modality):
             raise ValueError(f"{data.source} is a text, scored by a language model of it: drop features and reference")
         return text_evaluator(data, progress)
 
-    def score(self, drawer: Any, count: int | None, seed: int, workers: WorkerCount, progress: Reporter) -> Evaluation:
+    def score(self, drawer: Any, count: int | None, seed: int, progress: Reporter) -> Evaluation:
         from dualrate.system.workers import mapper
         from dualrate.texts.scores import score_texts, text_evaluator
 
         seeds, metric = range(seed, seed + (count or USUAL)), text_evaluator(drawer.model.experiment.data, progress)
-        with mapper(workers, drawer.model.device) as over:
-            scores = score_texts(drawer, seeds, metric, progress=image_progress(progress), mapper=over)
+        how = {"progress": image_progress(progress), "mapper": mapper(drawer.model.device)}
+        scores = score_texts(drawer, seeds, metric, **how)
         rows = {"samples": f"{len(seeds)} of {drawer.network} in {drawer.plan.num_steps} steps", **scores.rows()}
         note = f"in bits a character, ± standard error; gradients of {scores.language_model}"
         return Evaluation(scores, asdict(scores), text=f"{aligned(rows)}\n\n{note}")

@@ -1,14 +1,8 @@
-"""The trainer: `fit` runs the phases of a method, resumes exactly, and knows nothing else about the method.
+"""The trainer: `fit` runs the phases of a method, and knows nothing else about it. It resumes exactly (resume.py).
 
 An iteration is one batch; each of its phases is one optimiser update:
 
     freeze all but the phase's parameters -> loss of each micro-batch, backward -> clip -> AdamW -> EMA
-
-Exact resume: batch i and every draw are functions of (seed, sample number), torch's generator (dropout layers read
-it) is seeded from (seed, iteration, phase, micro-batch), and everything else is in the checkpoint. So N iterations
-straight equal k iterations, a crash, and the rest: bit for bit on a CPU with the same number of threads; on a GPU but
-for the order in which its libraries add.
-Micro-batches are weighted by their rows, so accumulation changes a result only by rounding (and dropout masks).
 
 Losses and norms stay on the device, where an update that is not finite is skipped; they are read where a line of the
 log is written, so that in between nothing waits for a GPU. On the CPU, which has no queue, every iteration.
@@ -47,11 +41,12 @@ from dualrate.system.launch import is_launched, timeout
 from dualrate.system.progress import Interrupts, PlainReporter, Reporter, Silent, run_lock
 from dualrate.training import checkpoint
 from dualrate.training.checkpoint import Saver
-from dualrate.training.config import ROUNDING, FitConfig, FitResult, lr_at
+from dualrate.training.config import FitConfig, FitResult, lr_at
 from dualrate.training.distributed import Share, World, sum_gradients
 from dualrate.training.log import MetricsFile
 from dualrate.training.method import Method, Phase
-from dualrate.training.state import OtherRun, PhaseState, RunState, differences, finite
+from dualrate.training.resume import check_same_run
+from dualrate.training.state import PhaseState, RunState, finite
 
 PATIENCE = 10  # updates of a phase skipped in a row before giving up
 
@@ -170,17 +165,8 @@ class _Trainer:
         iteration = world.of_leader(-1 if saved is None else saved.state["iteration"])
         if iteration >= 0:
             saved = saved or checkpoint.load_when_seen(checkpoint.path_of(directory, iteration), timeout())
-            free = {f"fit.{name}" for name in self.config.free()}
             with blaming(saved.path):
-                written = saved.state["config"]
-                if changes := differences(before := upgrade(written), self.identity, free, places):
-                    lines = "\n  ".join(("use a new run, or undo:", *changes)) + self.config.on_seconds(before["fit"])
-                    place = f"{saved.path} was trained with another configuration"
-                    raise OtherRun(place, (line.partition(": ")[0] for line in changes), f"; {lines}")
-                then = {"processes": 1, **saved.state["surroundings"], **written["fit"]}
-                now = self.surroundings() | {name: getattr(self.config, name) for name in ROUNDING}
-                if other := [f"{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key]]:
-                    note(f"resuming, but not bit for bit: {'; '.join(other)}")
+                check_same_run(saved, self.identity, self.config, self.surroundings(), places, upgrade, note)
                 self.state.restore(saved)
             note(f"resuming at iteration {iteration}")
         self.saver = Saver(directory, self.config.keep, note, iteration)

@@ -1,20 +1,12 @@
 """All that changes during a run, and its form in a checkpoint.
 
 AdamW is torch's. Its state is saved as tensors named `<parameter>.<slot>`, so that it is a safetensors file.
-
-`Ema` is an exponential moving average of weights, with a half-life in images:
-
-    average <- decay * average + (1 - decay) * weights,   decay = 0.5 ** (rows / halflife)
-
-Early on the half-life is at most RAMP times the images seen so far, so that the average is not dominated by the
-initial weights (the ramp of Karras et al., "Elucidating the design space", arXiv 2206.00364, code release).
-Counting images rather than updates makes the average independent of the batch size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -24,55 +16,9 @@ from torch import Tensor, nn
 from dualrate.system.files import check_dtypes
 from dualrate.training.checkpoint import Checkpoint
 from dualrate.training.config import FitConfig, OptimConfig
+from dualrate.training.ema import Ema
 from dualrate.training.log import RunningMeans
 from dualrate.training.method import Phase
-
-RAMP = 0.05
-
-
-class Ema:
-    """The average of named live tensors, which are read at every update and never replaced.
-
-    named:    name -> live tensor (parameters, or floating buffers)
-    halflife: in images
-    """
-
-    def __init__(self, named: Mapping[str, Tensor], halflife: float) -> None:
-        self.live = {name: tensor.detach() for name, tensor in named.items()}
-        self.average = {name: tensor.clone() for name, tensor in self.live.items()}
-        self.halflife, self.images = halflife, 0
-
-    @torch.no_grad()
-    def update(self, rows: int) -> None:
-        """Fold in the current weights, `rows` images after the last update."""
-        self.images += rows
-        decay = 0.5 ** (rows / min(self.halflife, RAMP * self.images))
-        average, live = list(self.average.values()), list(self.live.values())
-        torch._foreach_lerp_(average, live, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-
-    @contextmanager
-    def swapped(self) -> Iterator[None]:
-        """Within the block the live tensors hold the average; after it, whatever happened, the raw weights again."""
-        raw = {name: tensor.clone() for name, tensor in self.live.items()}
-        try:
-            _copy(self.live, self.average)
-            yield
-        finally:
-            _copy(self.live, raw)
-
-    def load(self, tensors: Mapping[str, Tensor], images: int) -> None:
-        """Continue from saved averages and the number of images they have seen."""
-        if tensors.keys() != self.average.keys():
-            other = sorted(tensors.keys() ^ self.average.keys())[:5]
-            raise ValueError(f"averages of other weights: {other} do not match")
-        check_dtypes(tensors, {name: tensor.dtype for name, tensor in self.average.items()})
-        _copy(self.average, tensors)
-        self.images = images
-
-
-def _copy(to: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
-    for name, tensor in to.items():
-        tensor.copy_(source[name])
 
 
 class PhaseState:
@@ -224,33 +170,6 @@ class RunState:
             phase.skipped_in_a_row = counts["skipped_in_a_row"]
         self.iteration, self.seconds, self.skipped = record["iteration"], record["seconds"], record["skipped"]
         self.precision, self.running_means = record["precision"], RunningMeans(record["meter"])
-
-
-class OtherRun(ValueError):
-    """A run in its folder is another one than is trained. place: in words; changes: names of settings that differ"""
-
-    def __init__(self, place: str, changes: Iterable[str], ways: str) -> None:
-        super().__init__(f"{place}{ways}")
-        self.place, self.changes = place, tuple(changes)
-
-
-def differences(
-    before: Mapping[str, Any], now: Mapping[str, Any], free: Container[str], places: Mapping[str, str]
-) -> list[str]:
-    """Lines `key: before -> now` for every leaf that differs, except keys in `free`.
-
-    places: of a key that says where something is, the key that says what it is: where that is the same, it may differ
-    """
-    old, new = _leaves(before), _leaves(now)
-    moved = {place for place, what in places.items() if old.get(what) and old.get(what) == new.get(what)}
-    keys = [key for key in old | new if key not in free and key not in moved]
-    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
-
-
-def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {prefix.removesuffix("."): tree}
-    return {key: leaf for name, part in tree.items() for key, leaf in _leaves(part, f"{prefix}{name}.").items()}
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float]:

@@ -5,7 +5,7 @@ How one more is added: `pipelines/README.md`.
 
 from __future__ import annotations
 
-from dualrate.pipelines.classes import flux, pixart, qwen_image, sana, sd3, unet_text
+from dualrate.pipelines.classes import flux, ovis_image, pixart, qwen_image, sana, sd3, unet_text
 from dualrate.pipelines.classes.kind import Config, NetworkSpec, Rows, by_label
 from dualrate.system.files import shown
 
@@ -24,6 +24,7 @@ KINDS: dict[str, NetworkSpec] = {
     "SanaTransformer2DModel": sana.KIND,
     "FluxTransformer2DModel": flux.KIND,
     "QwenImageTransformer2DModel": qwen_image.KIND,
+    "OvisImageTransformer2DModel": ovis_image.KIND,
 }
 
 

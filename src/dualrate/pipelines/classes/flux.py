@@ -26,6 +26,11 @@ def prompt(config: kind.Config, tokens: int, shape: Shape) -> tuple[kind.PromptP
 
 
 def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, inputs: kind.TextInputs) -> Tensor:
+    return with_places(net, state, time, inputs, state.new_zeros(inputs[kind.TEXT].shape[1], 3))
+
+
+def with_places(net: Any, state: Tensor, time: Tensor, inputs: kind.TextInputs, of_text: Tensor) -> Tensor:
+    """Call a network that is told where tokens stand: those of an image at (0, row, column), of a text at `of_text`."""
     height, width = state.shape[2] // 2, state.shape[3] // 2
     rows, columns = (torch.arange(side, device=state.device, dtype=state.dtype) for side in (height, width))
     down, across = (axis.flatten() for axis in torch.meshgrid(rows, columns, indexing="ij"))
@@ -33,7 +38,7 @@ def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, inpu
         hidden_states=kind.in_patches(state),
         timestep=time,
         img_ids=torch.stack((torch.zeros_like(down), down, across), 1),
-        txt_ids=state.new_zeros(inputs[kind.TEXT].shape[1], 3),
+        txt_ids=of_text,
         return_dict=False,
         **inputs,
     )[0]

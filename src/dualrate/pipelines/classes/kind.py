@@ -112,7 +112,8 @@ class Rows:
     names:     the attributes of the network; one that it lacks counts as empty. A call under a cache leaves one module
                in the first list and none in the others. Blocks in lists that are not named always run
     streams:   what a block takes, by the names of its arguments, and returns, in this order. `hidden_states` is the
-               image's tokens alone, or a retrofit can make no map of them
+               image's tokens alone, or a retrofit can make no map of them. All else that a block takes is the same for
+               every block, or caches draw other images
     """
 
     names: tuple[str, ...] = (BLOCKS,)
@@ -166,8 +167,8 @@ class NetworkSpec:
 
     @property
     def row(self) -> str:
-        """The attribute that lists its blocks, where each takes tokens (B, n, C), its first argument and passed by
-        place, and returns no more; "": none.
+        """The attribute that lists its blocks, where each takes tokens (B, n, C), as its first argument or by the name
+        `hidden_states`, and returns no more; "": none.
         """
         return self.rows.names[0] if self.rows and self.rows.streams == (HIDDEN,) else ""
 

@@ -80,7 +80,7 @@ TRAINING = ("train", "retrofit", "adapt")  # commands that make a run; their opt
 OF_IMAGES = "train --codec", "train --data.label", "train --data.augment"
 OF_PICTURES = "train --data.channels", "train --data.on-bad"
 SCORING = ("--features", "--reference", "--keep", "--details", "--equal-classes")
-COMPARING = ("--baselines", "--mixed", "--screen", "compare --workers", "evaluate --workers")
+COMPARING = ("--baselines", "--mixed", "--screen")
 KINDS = (
     Runs("runs that make images", ("--npz", *SCORING, *OF_IMAGES), _of_images),
     Runs("runs that make images or texts", (*COMPARING, "train --eval-every"), lambda run: not _of_forecasts(run)),

@@ -7,8 +7,8 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from dualrate.cli.acting import near_options
 from dualrate.config.ranges import described
+from dualrate.options.acting import near_options
 from dualrate.system.terminal import did_you_mean
 
 WORDS = re.compile(r"\[.*\]")  # in tyro's messages, what was given

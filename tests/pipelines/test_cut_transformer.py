@@ -4,15 +4,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pipelines.models import dit, flux, pixart, prompted, qwen_image, randomised, sana, sd3, unet, unet_text
+from pipelines.models import dit, flux, ovis_image, pixart, prompted, qwen_image, randomised, sana, sd3, unet, unet_text
 
 import dualrate as dr
 from dualrate.denoisers.catalogue import denoiser_named
-from dualrate.pipelines.cut import _Row
+from dualrate.pipelines.cut_transformer import _Row
 from dualrate.sampling.cost import call_cost
 
 IN_A_ROW = {"DiT": lambda: dit(num_layers=3), "PixArt": pixart, "Sana": sana}
-OTHERS = {"UNet2D": unet, "UNet of texts": unet_text, "SD3": sd3, "Flux": flux, "Qwen-Image": qwen_image}
+OTHERS = {
+    "UNet2D": unet,
+    "UNet of texts": unet_text,
+    "SD3": sd3,
+    "Flux": flux,
+    "Qwen-Image": qwen_image,
+    "Ovis-Image": ovis_image,
+}
 
 
 def plain(made):

@@ -11,8 +11,8 @@ import pytest
 from cli.command import call
 
 from dualrate.cli import main as cli
-from dualrate.cli.acting import KINDS, OF_RUNS, OPTIONS, acts, named_runs, near_options, refusal
 from dualrate.experiment.modality import maker_of
+from dualrate.options.acting import KINDS, OF_RUNS, OPTIONS, acts, named_runs, near_options, refusal
 from dualrate.runs.store import read_experiment
 from dualrate_command import answer
 
@@ -109,7 +109,6 @@ LINES = {
     "sample --out OUT --given x.png {single}": ("--given", "runs whose condition is a picture", "single"),
     "sample --npz --members=3 {single} --out OUT": ("--members", "runs with a condition", "single"),
     "evaluate {channels} --keep x --details": ("--keep and --details", "runs that make images", "channels"),
-    "evaluate {channels} --workers 2": ("--workers", "runs that make images or texts", "channels"),
     "evaluate {super-resolution} --bound": ("--bound", "runs without a condition", "super-resolution"),
     "forecast {channels} --out OUT --stride 2": ("--stride", "forecasts trained with --window leads", "channels"),
     "forecast {leads} --out OUT --region north": ("--region", "forecasts over latitudes and longitudes", "leads"),

@@ -8,21 +8,18 @@ import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import torch
 
-from dualrate.cli.going_on import options_of
 from dualrate.data.cache import cache_dir
-from dualrate.data.source import NOTED, DataProgress, printable
+from dualrate.data.source import NOTED, DataProgress
 from dualrate.experiment.modality import conditions_named
 from dualrate.experiment.model import COMPILED, Model
 from dualrate.report.table import aligned
 from dualrate.runs.store import load
 from dualrate.system.device import compiles, keep_compiled, pick_device
 from dualrate.system.progress import PlainReporter, Reporter
-from dualrate.training.config import FitConfig, FitResult, lr_at
 
 
 def command_line() -> str:
@@ -87,41 +84,6 @@ def data_progress(progress: Reporter, work: str | None = None) -> DataProgress:
                 progress.close()
 
     return update
-
-
-ENOUGH = 100_000  # samples of a training, below which its pictures say little
-
-
-def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter, *, whole: bool = True) -> None:
-    """Note how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again.
-
-    whole: whether it was all that the command does, so that the same one with more iterations goes on
-    """
-    why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
-    idle, more = result.iteration == result.begun and result.stopped != "signal", ""
-    over = lr_at(fit, result.iteration, result.seconds) == 0
-    if idle or result.stopped == "seconds":
-        option = "max-seconds" if result.stopped == "seconds" else "iterations"
-        more = "; its learning rate is 0: name another --out" if over else f"; to go on, raise --fit.{option}"
-    nothing = "nothing is left to do: " if idle else ""
-    spent = f"at iteration {result.iteration} after {result.seconds:.0f} s of training"
-    if not idle and (samples := result.iteration * fit.batch_size) < ENOUGH:
-        further = whole and result.stopped != "signal" and fit.optim.decay_seconds is None
-        way = f"; to train {'anew' if over else 'on'}: {_longer(fit, out, anew=over)}" if further else ""
-        progress.note(f"too early to judge: the networks saw {samples:,} samples, and {ENOUGH:,} are few{way}")
-    progress.note(f"{nothing}{why} {spent}: {out}{more}")
-    if result.stopped == "signal":
-        raise SystemExit(75)
-
-
-def _longer(fit: FitConfig, out: Path, *, anew: bool) -> str:
-    """The command line by which the networks see ENOUGH samples. anew: in another directory"""
-    settings = {"--fit.iterations": [str(math.ceil(ENOUGH / fit.batch_size))]}
-    settings |= {"--out": [f"{out}-longer"]} if anew else {}
-    (_, words), *options = (options_of(sys.argv[1:]) | settings).items()
-    longer = [(name, *values) for name, values in options if name != "--fit.max-seconds"]
-    command = ["dualrate", *words, *chain.from_iterable(longer)]
-    return printable(shlex.join(command))
 
 
 def print_json(values: object) -> None:

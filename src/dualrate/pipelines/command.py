@@ -1,4 +1,6 @@
-"""`dualrate export`: a run's averaged weights for release, or as a diffusers pipeline."""
+"""`dualrate retrofit`: a light network beside a model of diffusers. `dualrate export`: a run's averaged weights as a
+pipeline of diffusers, or for release.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,26 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import reporter
-from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Ranged
+from dualrate.options.console import reporter
+from dualrate.options.sampling import SamplingOptions
+from dualrate.options.training import OfExperiment, of_model
+from dualrate.pipelines.recipe import RetrofitRecipe
+from dualrate.runs.release import export
 
 CARD = {"license": "unknown", "score": None, "push_to_hub": None}  # of a pipeline alone
 LEFT_OUT = ("denoiser", "codec", "codec_sampler", "codec_steps", "members")  # options of sampling, by a pipeline
 NO_DIFFUSERS = "a diffusers pipeline needs diffusers, which is not installed: pip install 'dualrate[diffusers]'"
+
+
+class Retrofit(OfExperiment):
+    """Make a diffusers model dual-rate by training a light network beside it. The same command resumes."""
+
+
+def parse_retrofit(arguments: list[str]) -> Retrofit:
+    """A diffusers folder first, then the recipe's options and those of the experiment that it makes."""
+    like = "mymodel --data.source photos --share 0.3 --out runs/pair"
+    return of_model("retrofit", RetrofitRecipe(), Retrofit, arguments, "FOLDER --data.source IMAGES", like)
 
 
 @dataclass(frozen=True)
@@ -49,16 +64,11 @@ class Export(Ranged):
 
     def run(self) -> None:
         if self.out is not None:
-            self._release(self.out)
+            export(self.run_dir, self.out, reporter().note)
             print(self.out)
         elif self.to is not None:
             self._pipeline(self.to[1])
             print(self.to[1])
-
-    def _release(self, out: Path) -> None:
-        from dualrate.runs.release import export
-
-        export(self.run_dir, out, reporter().note)
 
     def _pipeline(self, folder: Path) -> None:
         try:

@@ -15,7 +15,7 @@ from typing import Any
 from dualrate.experiment.experiment import Experiment
 from dualrate.runs.store import HISTORY, read_experiment
 from dualrate.system.files import read_records
-from dualrate.training.state import OtherRun
+from dualrate.training.resume import OtherRun
 
 FEW = 3  # settings that are named one by one
 OF_DATA = ("images", "fingerprint", "digest")  # last names of settings that say what the data hold

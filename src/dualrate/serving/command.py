@@ -8,9 +8,9 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from dualrate.cli.console import Machine
-from dualrate.cli.recipe import Device, RunDir
 from dualrate.config.ranges import Range, Ranged
+from dualrate.options.console import Machine
+from dualrate.options.parsing import Device, RunDir
 
 Port = Annotated[int, Range(0, 65_535)]
 

@@ -1,4 +1,6 @@
-"""`dualrate forecast`: members of a forecast from starts, frame after frame, in a folder."""
+"""`dualrate forecast`: members of a forecast from starts, frame after frame, in a folder. `dualrate data simulate`:
+trajectories of a system, in a file.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
-from dualrate.cli.console import Machine, command_line, print_report
-from dualrate.cli.recipe import AsJson, Nproc, RunDir, SharedWork
-from dualrate.cli.sampling_options import SamplingOptions
-from dualrate.config.ranges import BatchSize, Lead, Precision, Range, Ranged
+from dualrate.config.ranges import BatchSize, Images, Lead, Precision, Range, Ranged, Seed
 from dualrate.forecasts.folder import PAGE
 from dualrate.forecasts.forecast import forecast_by, starts_of
+from dualrate.forecasts.netcdf import check_writable, write_fields
 from dualrate.forecasts.rollout import with_stride
+from dualrate.forecasts.simulations import SIMULATIONS
+from dualrate.forecasts.systems import SIMULATING
 from dualrate.forecasts.views import Views
+from dualrate.options.console import Machine, command_line, data_progress, print_report, reporter
+from dualrate.options.parsing import AsJson, Nproc, RunDir, SharedWork
+from dualrate.options.sampling import SamplingOptions
 from dualrate.system.progress import image_progress
 from dualrate.system.workers import mapper
 
@@ -81,7 +86,7 @@ class Forecast(Ranged, SharedWork):
         starts = starts_of(model, self.start_file, self.frames, progress.note, self.starts)
         progress.note(starts.says)
         drawer = self.sampling.drawer(model, progress.note, batch_size=self.batch_size, precision=self.precision)
-        with closing(progress), mapper(1, model.device) as over:
+        with closing(progress):
             result = forecast_by(
                 drawer,
                 starts,
@@ -92,7 +97,7 @@ class Forecast(Ranged, SharedWork):
                 pictures=self.pictures,
                 progress=image_progress(progress, "frames"),
                 note=progress.note,
-                mapper=over,
+                mapper=mapper(model.device),
                 command=command_line(),
                 views=Views(self.region, self.threshold),
             )
@@ -102,3 +107,44 @@ class Forecast(Ranged, SharedWork):
         elif result.scores is not None:
             print(f"{result.scores}\n")
         print_report(self.json, report | {"page": str(self.out / PAGE)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulate(Ranged):
+    """Make trajectories of a system, into a file that train reads as --data.source."""
+
+    system: Annotated[
+        Positional[
+            Literal[
+                "kuramoto-sivashinsky",
+                "kolmogorov",
+                "moving-fashion-mnist",
+                "moving-sprites",
+                "barotropic-t21",
+                "barotropic-t42",
+            ]
+        ],
+        arg(metavar="NAME"),
+    ]
+    """Kuramoto-Sivashinsky: 1-D, 64 points. Kolmogorov: vorticity of a plane flow, 64 x 64 points.
+    moving-fashion-mnist: two garments that bounce in 32 x 32 pixels. moving-sprites: three shapes of
+    a colour that bounce in 64 x 64. barotropic-t21, -t42: vorticity and winds on the
+    sphere, 32 x 64 or 64 x 128 points, with the extra sphere."""
+    out: Path
+    """A new file: .npz, or .nc with the extra forecast."""
+    trajectories: Images = 100
+    """Number of trajectories, each from a random start."""
+    frames: Annotated[int, Range(2, 10_000_000)] = 100
+    """Frames of each trajectory."""
+    seed: Seed = 0
+    """Seed of the random starts. Give each file another seed."""
+    json: AsJson = False
+
+    def run(self) -> None:
+        check_writable(self.out)
+        system, *_ = SIMULATIONS[self.system]
+        arrays = system.simulate(self.trajectories, self.frames, self.seed, data_progress(reporter(), SIMULATING))
+        write_fields(self.out, arrays, system.variables, system.every, system.axes, system.metadata)
+        report = {"fields": "x".join(map(str, arrays.shape)), "step": system.every}
+        apart = {"step_in_lyapunov_times": system.every / system.lyapunov_time}
+        print_report(self.json, {**report, **apart, "out": str(self.out)})

@@ -27,6 +27,8 @@ BY_TOKEN = {  # blocks of attention and of what sees one token at a time, and wh
     "FluxTransformerBlock": ("attn",),
     "FluxSingleTransformerBlock": ("attn",),
     "QwenImageTransformerBlock": ("attn",),
+    "OvisImageTransformerBlock": ("attn",),
+    "OvisImageSingleTransformerBlock": ("attn",),
 }
 IMAGE_FIRST = {"JointTransformerBlock"}  # whose attention has the image's tokens before the text's
 

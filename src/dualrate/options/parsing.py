@@ -22,20 +22,16 @@ import tyro
 from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from dualrate.cli.acting import Run, acts, refusal
-from dualrate.cli.parser_errors import printed, raised
 from dualrate.config.imports import imported
-from dualrate.config.ranges import BatchSize, Processes, WorkerCount, as_path
+from dualrate.config.ranges import BatchSize, Processes, as_path
 from dualrate.config.serial import to_plain
+from dualrate.options.acting import Run, acts, refusal
+from dualrate.options.parser_errors import printed, raised
 from dualrate.system.terminal import did_you_mean
 
 RunDir = Annotated[Positional[Path], arg(metavar="RUN", help="A run, released weights, or a diffusers folder.")]
 Device = Annotated[str | None, arg(help="cpu, cuda, ...; a GPU if there is one.")]
 AtATime = Annotated[BatchSize, arg(help="Images per batch; fewer need less memory.")]
-Workers = Annotated[
-    WorkerCount,
-    arg(help="Worker processes, each with a copy of the model; auto: one for each GPU or idle processor."),
-]
 Nproc = Annotated[
     Processes,
     arg(help="Processes that share the work, as torchrun starts them: each on a GPU of its own if there are GPUs."),

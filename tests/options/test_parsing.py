@@ -8,10 +8,11 @@ from cli.command import call
 
 from dualrate.cli.demo import Demo
 from dualrate.cli.distill import parse_distill
-from dualrate.cli.recipe import _outer, parse, recipe_named, recipe_result
 from dualrate.cli.sample import Sample
-from dualrate.cli.train import Retrofit, parse_retrofit, parse_train
+from dualrate.cli.train import parse_train
 from dualrate.comparison.candidates import _planned
+from dualrate.options.parsing import _outer, parse, recipe_named, recipe_result
+from dualrate.pipelines.command import Retrofit, parse_retrofit
 from dualrate.pipelines.recipe import RetrofitRecipe
 from dualrate.recipes.tasks import task_named
 from dualrate.sampling.catalogue import at_gamma

@@ -1,0 +1,1 @@
+"""Options that commands share, how they are parsed, and what is refused, in one line."""

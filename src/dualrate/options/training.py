@@ -1,0 +1,146 @@
+"""Where a training runs, and how: the options of every command that trains, how it ended, and what goes on with it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from tyro.conf import arg
+
+from dualrate.config.ranges import Iterations, Processes, Ranged, Retries
+from dualrate.data.source import printable
+from dualrate.experiment.experiment import Experiment, on_codec_of_data
+from dualrate.launchers.start import launch
+from dualrate.options.console import command_line, data_progress, reporter
+from dualrate.options.going_on import options_of, with_way_on
+from dualrate.options.parsing import HELP, Device, override, with_own_options
+from dualrate.system.device import pick_device
+from dualrate.system.launch import device_of_process
+from dualrate.system.progress import Reporter, Silent
+from dualrate.training.config import FitConfig, FitResult, lr_at
+from dualrate.training.distributed import launched_world
+from dualrate.training.resume import OtherRun
+
+Trained = TypeVar("Trained", bound="OfExperiment")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Ranged):
+    """Choices of where a training runs, and how."""
+
+    out: Path | None = None
+    """Run directory; runs/<name> if not given."""
+    eval_every: Iterations | None = None
+    """Iterations between scores of 1,000 images; a multiple of --fit.sample-every."""
+    device: Device = None
+    nproc: Processes = 1
+    """Processes that train together on this machine, each on a GPU of its own if there are GPUs."""
+    retries: Retries = 0
+    """How often all processes restart from the checkpoint after one of them failed."""
+    codec: Path | None = None
+    """Folder of the codec of latents, if it has moved since they were encoded."""
+    log: Literal["tensorboard", "wandb"] | None = None
+    """Also log losses to tensorboard or wandb: pip install 'dualrate[tensorboard]' or 'dualrate[wandb]'."""
+
+    def train(self, experiment: Experiment, *, whole: bool = True) -> FitResult:
+        """Train the experiment in `out`, or in runs/ under its name, in `nproc` processes, and say how it ended.
+
+        whole: whether that is all that the command does
+        """
+        from dualrate.drawing.measure import scorer
+        from dualrate.runs.train import check_start, resume_threads, train
+
+        launch(self.nproc, self.retries, ["-m", "dualrate_command", *sys.argv[1:]])
+        experiment = on_codec_of_data(experiment)
+        experiment = experiment if self.codec is None else experiment.with_codec(self.codec)
+        out, where = self.out or Path("runs") / experiment.name, device_of_process(pick_device(self.device))
+        resume_threads(out)
+        with launched_world(where) as world:
+            progress, scores = reporter() if world.leads else Silent(), self.eval_every is not None and world.leads
+            try:
+                check_start(experiment, out, self.eval_every)  # before a feature network is trained
+                result = train(
+                    experiment,
+                    out,
+                    score=scorer(experiment.data, progress) if scores else None,
+                    score_every=self.eval_every,
+                    progress=progress,
+                    decoding=data_progress(progress),
+                    device=where,
+                    command=command_line(),
+                    log=self.log,
+                    world=world,
+                )
+            except OtherRun as refused:
+                raise with_way_on(refused, out, experiment) from None
+        report_end(result, experiment.fit, out, progress, whole=whole)
+        return result
+
+
+@dataclass(frozen=True)
+class OfExperiment(Run):
+    """The experiment of a recipe, with the options that follow its name."""
+
+    experiment: Annotated[Experiment, arg(name="")]
+
+    def run(self) -> None:
+        self.train(self.experiment)
+
+
+def of_model(
+    name: str, recipe: Any, kind: Callable[[Experiment], Trained], arguments: list[str], required: str, like: str
+) -> Trained:
+    """The command of a recipe that begins with a model; without one it prints its usage.
+
+    required: what the command takes at least; like: an example of it
+    """
+    if not arguments or arguments[0].startswith("-"):
+        print(
+            f"usage: dualrate {name} {required} [options]    "
+            f"(dualrate {name} {required.split()[0]} --help for its options)\n\n{kind.__doc__}\n\n"
+            f"Example: dualrate {name} {like}"
+        )
+        raise SystemExit(0 if arguments[:1] and arguments[0] in HELP else 2)
+    recipe, rest = with_own_options(recipe, arguments, name, {})
+    return override(kind(recipe(rest[0])), rest, name, recipe)
+
+
+ENOUGH = 100_000  # samples of a training, below which its pictures say little
+
+
+def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter, *, whole: bool = True) -> None:
+    """Note how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again.
+
+    whole: whether it was all that the command does, so that the same one with more iterations goes on
+    """
+    why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
+    idle, more = result.iteration == result.begun and result.stopped != "signal", ""
+    over = lr_at(fit, result.iteration, result.seconds) == 0
+    if idle or result.stopped == "seconds":
+        option = "max-seconds" if result.stopped == "seconds" else "iterations"
+        more = "; its learning rate is 0: name another --out" if over else f"; to go on, raise --fit.{option}"
+    nothing = "nothing is left to do: " if idle else ""
+    spent = f"at iteration {result.iteration} after {result.seconds:.0f} s of training"
+    if not idle and (samples := result.iteration * fit.batch_size) < ENOUGH:
+        further = whole and result.stopped != "signal" and fit.optim.decay_seconds is None
+        way = f"; to train {'anew' if over else 'on'}: {_longer(fit, out, anew=over)}" if further else ""
+        progress.note(f"too early to judge: the networks saw {samples:,} samples, and {ENOUGH:,} are few{way}")
+    progress.note(f"{nothing}{why} {spent}: {out}{more}")
+    if result.stopped == "signal":
+        raise SystemExit(75)
+
+
+def _longer(fit: FitConfig, out: Path, *, anew: bool) -> str:
+    """The command line by which the networks see ENOUGH samples. anew: in another directory"""
+    settings = {"--fit.iterations": [str(math.ceil(ENOUGH / fit.batch_size))]}
+    settings |= {"--out": [f"{out}-longer"]} if anew else {}
+    (_, words), *options = (options_of(sys.argv[1:]) | settings).items()
+    longer = [(name, *values) for name, values in options if name != "--fit.max-seconds"]
+    command = ["dualrate", *words, *chain.from_iterable(longer)]
+    return printable(shlex.join(command))
