@@ -149,7 +149,7 @@ def length_table(rows: Sequence[Row]) -> str:
     """Each network by the seconds of its training, seed 0."""
     lengths, usual = [row for row in rows if row["kind"] == "final" and row["seed"] == 0], seconds_of(rows)
     seconds = sorted({row["seconds"] for row in lengths})
-    plans = {plan_of(row) for row in lengths if row["seconds"] > usual and row["steps"] in (1, *SHOWN)}
+    plans = {plan_of(row) for row in lengths if row["seconds"] > usual and row["steps"] in LISTED}
     known = {(plan_of(row), row["seconds"]): mean(row) for row in lengths}
     lines = [
         [

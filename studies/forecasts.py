@@ -121,7 +121,8 @@ SYSTEMS = {
             ("single", "diffusion"), ("medium", "crps"), ("medium", "diffusion"), ("dual", "corrdiff"),
             ("single", "refiner"), ("single", "regression"),
         ),
-        Forecasting(frames=FRAMES, lead=4, every=4, noise=0.1, periodic=True), 256, 16, (2, 4, 8, 16), "forecasts",
+        Forecasting(frames=FRAMES, lead=4, every=4, noise=0.1, periodic=True, size="tiny"), 256, 16, (2, 4, 8, 16),
+        "forecasts",
         students=(("moments", 2), ("consistency", 2), ("consistency", 1)),
         batch_size=16,
     ),
@@ -131,7 +132,7 @@ SYSTEMS = {
             ("dual", "diffusion"), ("dual", "crps"), ("single", "diffusion"), ("single", "crps"),
             ("light", "diffusion"), ("single", "refiner"),
         ),
-        Forecasting(frames=FRAMES, lead=2, every=4, noise=0.1, periodic=True), 128, 16, (2, 4, 8),
+        Forecasting(frames=FRAMES, lead=2, every=4, noise=0.1, periodic=True, size="tiny"), 128, 16, (2, 4, 8),
         "forecasts-kolmogorov", batch_size=16, patch=2,
     ),
     "moving-fashion-mnist": System(
@@ -140,7 +141,8 @@ SYSTEMS = {
             ("dual", "diffusion"), ("dual", "crps"), ("single", "diffusion"), ("single", "crps"),
             ("light", "diffusion"), ("light", "crps"),
         ),
-        Forecasting(frames=FRAMES, lead=2), 128, 16, (2, 4, 8), "forecasts-garments", batch_size=16, patch=2,
+        Forecasting(frames=FRAMES, lead=2, size="tiny"), 128, 16, (2, 4, 8), "forecasts-garments", batch_size=16,
+        patch=2,
     ),
     "sphere": System(
         SIMULATIONS["barotropic-t21"][0], 128, 160,

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 import dualrate as dr
-from dualrate.forecasts.recipe import Forecasting
+from dualrate.forecasts.recipe import Forecasting, Size
 from dualrate.forecasts.rollout import costs, forecast_of, roll_out
 from dualrate.forecasts.starts import held_out_starts
 from studies.common import RESULTS, Row, add_rows, keep, kept_in, markdown, on_one_thread, place
@@ -35,7 +35,7 @@ from studies.equal_score import resampled
 from studies.forecasts import PAGE, area_of, by_lead, interval
 
 FILE = RESULTS / "roll-outs.json.xz"
-NAMES = "kuramoto-sivashinsky", "kolmogorov"  # of systems
+SIZES: dict[str, Size] = {"kuramoto-sivashinsky": "tiny", "kolmogorov": "mini"}  # of networks, by system
 WAYS: tuple[tuple[Network, str], ...] = (  # networks, what trains them and the frames of a window
     ("single", "diffusion-1"), ("dual", "diffusion-1"), ("dual", "diffusion-4"), ("single", "rolling-4"),
     ("dual", "rolling-4"),
@@ -57,7 +57,8 @@ class RollOuts(Contest):
 
     def untimed(self, network: Network, method: str, seed: int) -> dr.Experiment:
         by, frames = method.split("-")
-        recipe = Forecasting(lead=self.system.windows.lead, noise=0.1, periodic=True, frames=int(frames))
+        size = SIZES[self.name]
+        recipe = Forecasting(lead=self.system.windows.lead, noise=0.1, periodic=True, frames=int(frames), size=size)
         return self.sized(replace(recipe, trained_by=by), network)  # pyright: ignore[reportArgumentType]
 
     def trainings(self, seeds: Sequence[int], seconds: float) -> Iterator[Row]:
@@ -169,7 +170,7 @@ def table(rows: Sequence[Row]) -> str:
 def page() -> None:
     """The tables of the rows that are kept."""
     rows = kept_in(FILE)
-    for name in NAMES:
+    for name in SIZES:
         place(f"roll-outs {name}", table([row for row in rows if row["system"] == name]), PAGE)
 
 
@@ -177,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("verb", choices=("train", "search", "score"), nargs="?")
-    parser.add_argument("--system", choices=NAMES, default=NAMES[0])
+    parser.add_argument("--system", choices=SIZES, default="kuramoto-sivashinsky")
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args()

@@ -15,6 +15,7 @@ from dualrate.networks.uvit import UViTConfig
 from dualrate.sampling.cost import macs_of
 from dualrate.system.device import peak_memory
 from studies import contest, forecasts
+from studies.common import RESULTS, kept_in
 from studies.contest import Contest, Setting
 
 SIMULATION = KuramotoSivashinsky(points=16, burn_in=1.0)
@@ -66,6 +67,25 @@ def test_equal_time_is_updates_of_the_speed_that_was_measured(tiny: Contest) -> 
     one, two = rows["single"]
     assert two["macs"]["16"] == pytest.approx(2 * one["macs"]["16"])
     assert "| final | broad | diffusion | 4 |" in tiny.table()
+
+
+@pytest.mark.parametrize("name", ["kuramoto-sivashinsky", "kolmogorov"])
+def test_networks_are_those_of_the_kept_rows(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are of the networks that the study would train today, whatever the recipe's defaults have become."""
+    system = replace(forecasts.SYSTEMS[name], trajectories=10, frames=16)
+    monkeypatch.setitem(forecasts.SYSTEMS, name, system)
+    forecasts.simulate(system, tmp_path)
+    whole = Contest(name, tmp_path)
+    rows = kept_in(RESULTS / f"contest-{name}.json.xz")
+    for network in ("single", "dual"):
+        dr.train(whole.experiment(network, "diffusion", Setting(1), 1, 0), tmp_path / network)
+        drawer = dr.Choice(steps=4).drawer(dr.load(str(tmp_path / network)), members=1, precision="float32")
+        (cost,) = {
+            row["macs"]["1"]
+            for row in rows
+            if (row["kind"], row["network"], row.get("method"), row.get("steps")) == ("final", network, "diffusion", 4)
+        }
+        assert drawer.expected_cost.macs / 1e6 == pytest.approx(cost, rel=0.01)
 
 
 def test_broad_is_about_half_of_the_large_network() -> None:

@@ -22,6 +22,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RollOuts:
     simulation = KuramotoSivashinsky(points=32, burn_in=1.0)
     system = replace(forecasts.SYSTEMS["kuramoto-sivashinsky"], simulation=simulation, trajectories=20, frames=24)
     monkeypatch.setitem(forecasts.SYSTEMS, "tiny", system)
+    monkeypatch.setitem(roll_outs.SIZES, "tiny", "tiny")
     for name, value in {"UPDATES": 1, "ROUNDS": 2}.items():
         monkeypatch.setattr(contest, name, value)
     small = {
