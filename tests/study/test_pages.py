@@ -27,6 +27,7 @@ from studies import (
     forecasts,
     on_gpu,
     report,
+    roll_outs,
     sudoku,
     where,
 )
@@ -42,6 +43,7 @@ MODULES = (
     forecasts,
     on_gpu,
     report,
+    roll_outs,
     sudoku,
     where,
 )
@@ -72,7 +74,7 @@ def write_peers() -> None:
 WRITERS: tuple[Callable[[], None], ...] = (
     write_settled, write_forecasts, write_peers, contest_page.page, decoders.page, on_gpu.page,
     lambda: conditions.page(NONE), lambda: captions.page(NONE), lambda: sudoku.page(NONE),
-    excess.page,
+    excess.page, roll_outs.page,
     where.page,  # of what others write
 )  # fmt: skip
 
