@@ -8,7 +8,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -131,7 +130,8 @@ def tables_of_studies() -> Iterator[tuple[Callable[[list[common.Row]], object], 
     """List what makes tables, with its kept rows."""
     for system in forecasts.SYSTEMS.values():
         if (file := common.RESULTS / f"{system.page}.json.xz").exists():
-            yield partial(forecasts.tables, system), common.kept_in(file)
+            yield forecasts.scored_table, common.kept_in(file)
+    yield roll_outs.table, common.kept_in(roll_outs.FILE)
     rows = common.kept_in(common.RESULTS / "conditions.json.xz")
     yield conditions.ratio_table, rows
     yield from ((conditions.scored_table, own) for own in conditions.by_task(rows).values())
