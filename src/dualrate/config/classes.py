@@ -19,6 +19,7 @@ OF_MODULES = {
         "ClipPrior",
         "OneClipDecoder",
         "TwoClipDecoders",
+        "TwoClipPriors",
     ),
     "dualrate.forecasts.condition": ("Forecast",),
     "dualrate.forecasts.externals": ("Externals",),
