@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # pipelines (3,200), front (3,200).
 CODE = {
     "engine": 8540,
-    "carriers": 8805,
-    "forecasts": 7475,
+    "carriers": 8810,
+    "forecasts": 7750,
     "pipelines": 3950,
     "texts": 745,
     "services": 1475,

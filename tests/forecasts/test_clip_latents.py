@@ -41,6 +41,7 @@ from dualrate.forecasts.clip_recipe import ClipBase, ClipDecoder, ClipStages, of
 from dualrate.forecasts.clip_set import Cut, prepare_clips
 from dualrate.methods.unified_latents import bound, end
 from dualrate.recipes import fashion_mnist
+from dualrate.recipes.students import StudentRecipe, dual_student
 from dualrate.runs.store import load
 from dualrate.runs.train import in_stages, train
 from dualrate.sampling.trajectory import StepNoise, rollout
@@ -170,7 +171,10 @@ def test_either_network_of_a_pair_is_that_of_one_rate() -> None:
     pair = TwoClipPriors(heavy, light, leads, FRAMES)
     networks, dual = pair.build(PROCESS)
     alive(networks)
-    z, t, tau = torch.randn(3, PIECES * CHANNELS, 8, 8), *torch.tensor([[0.3], [0.6]], dtype=torch.float64).expand(-1, 3)
+    z, t, tau = (
+        torch.randn(3, PIECES * CHANNELS, 8, 8),
+        *torch.tensor([[0.3], [0.6]], dtype=torch.float64).expand(-1, 3),
+    )
     cond = Cond(torch.tensor([0, 1, 2]))
     assert pair.shape == z.shape[1:]
 
@@ -261,12 +265,13 @@ def test_two_stages_and_a_decoder_train_draw_and_go_there_and_back(
     assert ClipStages(DataConfig(str(tmp_path / "clips")), each=2, rate="dual")().base.networks.roles == of_two.roles
     of_two = replace(of_two, encoder=of_latent(CHANNELS, 48, 1), light=of_latent(CHANNELS, 48, 0))
     train(on_codec_of_data(replace(both, networks=of_two, fit=FIT)), tmp_path / "pair")
+    train(dual_student(StudentRecipe(None, None, FIT), str(tmp_path / "run" / "base"), 2, 1), tmp_path / "student")
     base, decoder, pair = (load(tmp_path / name) for name in ("run/base", "decoder", "pair"))
     assert base.image_shape == decoder.image_shape == pair.image_shape == (FRAMES * COLOURS, SIDE, SIDE)
     assert {maker_of(model.experiment).noun for model in (base, decoder, pair)} == {"clip"}
     images = to_float(clips.images[:2])
     assert round_trip(base.codec, images, Draws(0, torch.arange(2))).shape == images.shape
-    for model, name in ((base, "drawn"), (decoder, "again"), (pair, "by two")):
+    for model, name in ((base, "drawn"), (decoder, "again"), (pair, "by two"), (load(tmp_path / "student"), "few")):
         drawer = dr.Choice(2).drawer(model)
         write_samples(drawer, range(2), tmp_path / name)
         written = {file.name for file in (tmp_path / name).iterdir()}

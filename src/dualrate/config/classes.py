@@ -23,6 +23,7 @@ OF_MODULES = {
     ),
     "dualrate.forecasts.condition": ("Forecast",),
     "dualrate.forecasts.externals": ("Externals",),
+    "dualrate.forecasts.latent_forecast": ("LatentForecast",),
     "dualrate.forecasts.refiner": ("AtLevels", "Levels", "RefinerConfig", "Refinement"),
     "dualrate.forecasts.rolling": ("RollingConfig",),
     "dualrate.forecasts.rolling_process": ("Rolling", "SharedNoise"),

@@ -121,14 +121,14 @@ class LatentRows(ByLead):
         count = len(self.leads)
         return self.net.embedding(log_snr, label) + self.lead(self.leads).repeat(len(log_snr) // count, 1)
 
-    def called(self, z: Tensor, log_snr: Tensor, emb: Tensor, added: Features = ()) -> Tensor:
+    def called(self, z: Tensor, log_snr: Tensor, emb: Tensor, added: Sequence[Tensor] = ()) -> Tensor:
         return self.net.called(z, log_snr, emb, added)
 
-    def features(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Features = ()) -> Any:
+    def features(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()) -> Any:
         levels = self.net.trunk(z, self.embedding(log_snr, label), added)
         return levels, None if self.net.head is None else self.net.predict(levels[0])
 
-    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Features = ()) -> Tensor:
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()) -> Tensor:
         return self.called(z, log_snr, self.embedding(log_snr, label), added)
 
 
@@ -147,8 +147,8 @@ class LatentsContext(ContextEncoder):
     def forward(
         self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Features = ()
     ) -> tuple[Features, Tensor | None]:
-        rows = (_each(row, self.pieces) for row in (log_snr, label))
-        features, v = super().forward(parted(z, self.pieces), *rows, added)  # pyright: ignore[reportArgumentType]
+        noise, kind = log_snr.repeat_interleave(self.pieces), _each(label, self.pieces)
+        features, v = super().forward(parted(z, self.pieces), noise, kind, added)
         joined = tuple(rejoined(level, self.pieces) for level in features)
         return joined, None if v is None else rejoined(v, self.pieces)
 
@@ -170,8 +170,9 @@ class LatentsLight(LightBody):
         present: Tensor | None = None,
     ) -> Tensor:
         count, levels = self.pieces, tuple(_rows(level, z, self.pieces) for level in features)
-        noise, kind, tau, there = (_each(row, count) for row in (log_snr, label, log_snr_tau, present))
-        return rejoined(super().forward(parted(z, count), noise, kind, levels, tau, there), count)  # pyright: ignore[reportArgumentType]
+        noise = log_snr.repeat_interleave(count)
+        kind, tau, mask = (_each(row, count) for row in (label, log_snr_tau, present))
+        return rejoined(super().forward(parted(z, count), noise, kind, levels, tau, mask), count)
 
 
 class OfClip:
