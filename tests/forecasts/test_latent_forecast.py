@@ -97,7 +97,7 @@ def test_latents_that_are_the_frames_are_forecast_as_these_are(
 
 
 def test_a_latent_is_of_its_frames_alone_wherever_they_are(place: Path) -> None:
-    """That of two frames, two apart; those of a whole clip at once; and what is kept of them for training."""
+    """Two frames that are two apart have the latent of these in a whole clip, and that which is kept for training."""
     experiment = recipe(place, lead=2, codec=place / "codec")()
     forecast: Any = experiment.condition
     assert (forecast.past, forecast.frames, forecast.lead, forecast.each) == (1, 2, 4, EACH)
@@ -134,7 +134,13 @@ def write(model: Model, out: Path, **more: Any) -> Any:
     return write_forecast(drawer, held_out_starts(model, 9, 2), 9, out, **more)
 
 
-def test_a_forecast_is_of_frames_and_goes_on_after_a_kill_with_the_same_bits(model: Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trained_by", ["diffusion", "rolling"])
+def test_a_forecast_is_of_frames_and_goes_on_after_a_kill_with_the_same_bits(
+    model: Model, place: Path, tmp_path: Path, trained_by: str
+) -> None:
+    if trained_by == "rolling":
+        rolling = recipe(place, codec=place / "codec", window="causal", trained_by=trained_by)()
+        model = load(saved_random(rolling, tmp_path / "rolling"))
     straight = write(model, tmp_path / "straight")
     assert straight.x.shape == (2, 2, 9, 1, SIDE, SIDE)
     assert {"forecast.png", "forecast.webp", "truth.npy"} <= {file.name for file in (tmp_path / "straight").iterdir()}

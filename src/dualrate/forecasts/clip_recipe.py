@@ -114,7 +114,7 @@ class ClipBase(Ranged):
         if not is_encoded(self.data.source):
             raise ValueError(f"{self.data.source} holds no latents: name the folder latents of a run of clip-latents")
         latents = read_latents(self.data.source, "train")
-        encoder = encoder_of(latents.codec)
+        encoder = clip_encoder(latents.codec)
         of_clip = encoder.pieces, encoder.frames
         base = base_model(self.rate, encoder.latent_channels, latents.num_classes, *of_clip)
         return replace(base, data=self.data)
@@ -135,7 +135,7 @@ class ClipDecoder(Ranged):
         """Raises what reading the codec raises, and ValueError for one of images."""
         packed_clips(self.data)
         latents = CodecFolder.at(self.codec)
-        encoder = encoder_of(latents)
+        encoder = clip_encoder(latents)
         of_piece, shape = (encoder.image_size, encoder.image_channels), encoder.latent_shape
         of_clip: Any = {"leads": leads_of(encoder.pieces), "frames": encoder.frames}
         heavy, light = (piece_decoder(*of_piece, size) for size in SIZES)
@@ -148,7 +148,7 @@ class ClipDecoder(Ranged):
         return Experiment(f"clip-decoder-{self.kind}", networks, method, FIT, self.data, condition=Latent(latents))
 
 
-def encoder_of(latents: CodecFolder) -> ClipEncoderConfig:
+def clip_encoder(latents: CodecFolder) -> ClipEncoderConfig:
     """The encoder of a codec of clips. Raises what reading it raises, and ValueError for one of images."""
     codec = latents.read("cpu")
     encoder = codec.networks["encoder"].config if isinstance(codec, DiffusionCodec) else None

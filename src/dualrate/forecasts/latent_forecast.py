@@ -28,7 +28,7 @@ from dualrate.data.cache import cache_dir
 from dualrate.data.source import DataProgress, Split, silent
 from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
-from dualrate.forecasts.clip_recipe import encoder_of
+from dualrate.forecasts.clip_recipe import clip_encoder
 from dualrate.forecasts.condition import Coder, Forecast
 from dualrate.forecasts.fields import Fields
 from dualrate.forecasts.metadata import Metadata
@@ -40,10 +40,10 @@ from dualrate.system.files import whole
 PARTS = 64  # latents that are encoded together for the cache
 
 
-def pieces_of(codec: Path) -> tuple[CodecFolder, int, Shape]:
-    """A codec of clips, the frames of a latent, and (C, H, W) of a frame. Raises as `encoder_of`."""
+def clip_codec(codec: Path) -> tuple[CodecFolder, int, Shape]:
+    """A codec of clips, the frames of a latent, and (C, H, W) of a frame. Raises as `clip_encoder`."""
     folder = CodecFolder.at(codec)
-    encoder = encoder_of(folder)
+    encoder = clip_encoder(folder)
     each = encoder.frames // encoder.pieces
     return folder, each, (encoder.image_channels // each, encoder.image_size, encoder.image_size)
 

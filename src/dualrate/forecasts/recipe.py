@@ -29,7 +29,7 @@ from dualrate.forecasts.clips import CLIPS, ClipReading
 from dualrate.forecasts.condition import Forecast, Frames, Windows
 from dualrate.forecasts.externals import Externals, packed_statics
 from dualrate.forecasts.geometry import Geometry, check_even, hidden_points, ordered
-from dualrate.forecasts.latent_forecast import LatentForecast, pieces_of
+from dualrate.forecasts.latent_forecast import LatentForecast, clip_codec
 from dualrate.forecasts.metadata import Description, level_of
 from dualrate.forecasts.refiner import Refinement, RefinerConfig
 from dualrate.forecasts.rolling import RollingConfig
@@ -245,7 +245,7 @@ class Clips(Forecasting):
         if self.codec is not None:
             if others := [name for name in WITHOUT_CODEC if getattr(self, name) != getattr(Forecasting(), name)]:
                 raise ValueError(f"latents are forecast without --{', --'.join(others)}: drop that, or --codec")
-            each, (channels, side, _) = pieces_of(self.codec)[1:]
+            each, (channels, side, _) = clip_codec(self.codec)[1:]
             past, frames = (-(-count // each) * each for count in (past, frames))
             usual = {"size": side, "channels": channels}
         if data.source.startswith(CLIPS):
@@ -255,7 +255,7 @@ class Clips(Forecasting):
     def of_latents(self, task: Forecast, frame: Shape) -> tuple[LatentForecast, Shape] | None:
         if self.codec is None:
             return None
-        codec, each, expected = pieces_of(self.codec)
+        codec, each, expected = clip_codec(self.codec)
         if frame != expected:
             raise ValueError(
                 f"{self.codec} encodes frames of {expected} (C, H, W), {self.data.source} has frames of {frame}: drop "

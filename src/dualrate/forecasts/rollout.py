@@ -269,7 +269,7 @@ def _windows(
         now = ahead(window * forecast.frames * forecast.ahead)
         new = draw_window(drawer, denoiser, past, keys, members, window, still, now, parts)
         if (window + 1) * length > batch.begun:
-            yield window * length, coder.delivered(new, rows_of(keys, members), window * forecast.frames)
+            yield window * length, coder.delivered(new, member_seeds(keys, members), window * forecast.frames)
         past, window = torch.cat((past, new), 2)[:, :, -forecast.past :], window + 1
 
 
@@ -285,7 +285,7 @@ def _rolled(
     coder, parts = forecast.coder(model.device), partial(forecast.year_parts, batch.dates)
     past = coder.received(torch.tensor(batch.past)).to(model.device)[:, None]
     past = forecast.normalised(past, parts(range(-forecast.past, 0))).flatten(1, 3)
-    rows = rows_of(keys, batch.members)
+    rows = member_seeds(keys, batch.members)
     how: dict[str, Any] = {"observed": observed, "bfloat16": drawer.bfloat16, "ahead": ahead}
     for window in roll(denoiser, process, forecast, past, rows, drawer.plan.t, step=drawer.step, **how):
         if (window.rolls + 1) * coder.each > batch.begun:
@@ -294,7 +294,7 @@ def _rolled(
             yield window.rolls * coder.each, coder.delivered(frame, rows, window.rolls)
 
 
-def rows_of(keys: Tensor, members: range) -> Tensor:
+def member_seeds(keys: Tensor, members: range) -> Tensor:
     """(n m,) seeds of members of starts with these keys, those of a start one after the other."""
     return (keys[:, None] + MEMBER * torch.arange(members.start, members.stop, device=keys.device)).flatten()
 
@@ -323,7 +323,7 @@ def draw_window(
     begun = window * forecast.frames
     past = forecast.normalised(past.to(model.device), parts(range(begun - forecast.past, begun)))
     if window:
-        seeds, rows, shared = rows_of(keys + WINDOW * window, members), past.flatten(0, 1), 1
+        seeds, rows, shared = member_seeds(keys + WINDOW * window, members), past.flatten(0, 1), 1
     else:
         seeds, rows, shared = keys, past[:, 0], count
     y = forecast.observe(beside(rows.flatten(1, 2), forcings), Draws(0, seeds), observed)

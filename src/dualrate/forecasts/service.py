@@ -27,7 +27,7 @@ from dualrate.forecasts.film import pixels_of
 from dualrate.forecasts.forecast import starts_of
 from dualrate.forecasts.pictures import plain_maps
 from dualrate.forecasts.rolling_process import Rolling
-from dualrate.forecasts.rollout import draw_window, drawn_forecast, forecast_of, frame_shape, rows_of
+from dualrate.forecasts.rollout import draw_window, drawn_forecast, forecast_of, frame_shape, member_seeds
 from dualrate.forecasts.starts import Starts, held_out_starts
 from dualrate.metrics.ensembles import fair_crps
 from dualrate.sampling.trajectory import State
@@ -67,7 +67,7 @@ class FirstWindow(Work):
         dates = None if dates is None else dates[np.asarray(self.rows) % len(dates)]
         parts = partial(forecast.year_parts, dates)
         frames = draw_window(drawer, denoiser, past, keys, members, 0, still, self.forcings, parts, watch)
-        return coder.delivered(frames, rows_of(keys, members), 0).numpy()
+        return coder.delivered(frames, member_seeds(keys, members), 0).numpy()
 
     def preview(self, drawer: Drawer, x_hat: Tensor) -> Tensor:
         return drawn_forecast(drawer.model).shown(x_hat)
