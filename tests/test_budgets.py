@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Lines of code. Above the first budget: forecasts (2,900), pipelines (3,200), texts (400), for what later issues added.
 CODE = {
-    "engine": 8531,
-    "carriers": 8501,
-    "forecasts": 7565,
+    "engine": 8530,
+    "carriers": 8510,
+    "forecasts": 7840,
     "pipelines": 4045,
     "texts": 745,
     "services": 1505,

@@ -214,6 +214,7 @@ def test_a_letter_that_the_encoding_lacks_is_escaped():
 
 UNLISTED = (
     "clip-decoder",
+    "clip-latents-base",
     "fashion-mnist-decoder",
     "imagenet-decoder",
     *cli_train.STAGES,

@@ -26,13 +26,22 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.weighting import Elbo
 from dualrate.drawing.samples import write_samples
 from dualrate.experiment.data_config import DataConfig
-from dualrate.experiment.experiment import Stages
+from dualrate.experiment.experiment import Stages, on_codec_of_data
 from dualrate.experiment.modality import maker_of
-from dualrate.forecasts.clip_networks import ClipEncoderConfig, ClipLatents, OneClipDecoder, TwoClipDecoders, leads_of
-from dualrate.forecasts.clip_recipe import ClipDecoder, ClipStages, of_latent, piece_decoder
+from dualrate.forecasts.clip_networks import (
+    ClipEncoderConfig,
+    ClipLatents,
+    ClipPrior,
+    OneClipDecoder,
+    TwoClipDecoders,
+    TwoClipPriors,
+    leads_of,
+)
+from dualrate.forecasts.clip_recipe import ClipBase, ClipDecoder, ClipStages, of_latent, piece_decoder
 from dualrate.forecasts.clip_set import Cut, prepare_clips
 from dualrate.methods.unified_latents import bound, end
 from dualrate.recipes import fashion_mnist
+from dualrate.recipes.students import StudentRecipe, dual_student
 from dualrate.runs.store import load
 from dualrate.runs.train import in_stages, train
 from dualrate.sampling.trajectory import StepNoise, rollout
@@ -155,6 +164,43 @@ def test_latents_see_each_other_in_the_prior_alone() -> None:
     assert not gradient[:, CHANNELS:].any()
 
 
+def test_either_network_of_a_pair_is_that_of_one_rate() -> None:
+    """The heavy one by its head, and the light one without a context, have the bits of single-rate models with their
+    weights; a context is of all latents, and each of them counts for every other."""
+    heavy, light, leads = of_latent(CHANNELS, 96, 1, 3), of_latent(CHANNELS, 48, 1, 3), leads_of(PIECES)
+    pair = TwoClipPriors(heavy, light, leads, FRAMES)
+    networks, dual = pair.build(PROCESS)
+    alive(networks)
+    z, t, tau = (
+        torch.randn(3, PIECES * CHANNELS, 8, 8),
+        *torch.tensor([[0.3], [0.6]], dtype=torch.float64).expand(-1, 3),
+    )
+    cond = Cond(torch.tensor([0, 1, 2]))
+    assert pair.shape == z.shape[1:]
+
+    def alone(role: str, t: Tensor) -> Tensor:
+        single = ClipPrior(getattr(pair, role), leads, FRAMES)
+        model, prior = single.build(PROCESS)
+        model["model"].load_state_dict(pair.backbone(networks, role).state_dict())
+        return prior.denoise(z, t, prior.encode(z, t, cond), cond)
+
+    with torch.no_grad():
+        torch.testing.assert_close(dual.encode(z, tau, cond).x_hat, alone("encoder", tau))
+        torch.testing.assert_close(dual.denoise(z, t, dr.Context(), cond), alone("light", t))
+        context = dual.encode(z, tau, cond)
+        rows = [Cond(torch.tensor([i])) for i in range(3)]
+        one_by_one = [dual.encode(z[i : i + 1], tau[:1], rows[i]) for i in range(3)]
+        together = dual.denoise(z, t, context.aged(), cond)
+        for i, each in enumerate(one_by_one):
+            x_hat = dual.denoise(z[i : i + 1], t[:1], each.aged(), rows[i])
+            torch.testing.assert_close(together[i : i + 1], x_hat, atol=1e-5, rtol=1e-4)
+    seen = z.clone().requires_grad_()
+    x_hat = dual.denoise(z, t, dual.encode(seen, tau, cond).aged(), cond)
+    (gradient,) = torch.autograd.grad(x_hat[:, :CHANNELS].sum(), seen)
+    assert (gradient[:, CHANNELS:] != 0).any()
+    assert isinstance(ClipPrior(heavy, leads, FRAMES).beside(None, "base"), TwoClipPriors)
+
+
 @pytest.mark.parametrize("kind", ["one", "two"])
 def test_members_of_a_clip_are_those_of_its_latents(kind: str) -> None:
     """Two samples of each of two clips, in a call and one by one; the heavy network is called once a latent."""
@@ -214,12 +260,18 @@ def test_two_stages_and_a_decoder_train_draw_and_go_there_and_back(
     assert read_latents(tmp_path / "run" / "latents", "train").frames_each == FRAMES
     recipe = ClipDecoder(DataConfig(str(tmp_path / "clips")), codec=tmp_path / "run" / "first")
     train(replace(recipe(), fit=FIT), tmp_path / "decoder")
-    base, decoder = load(tmp_path / "run" / "base"), load(tmp_path / "decoder")
-    assert base.image_shape == decoder.image_shape == (FRAMES * COLOURS, SIDE, SIDE)
-    assert {maker_of(model.experiment).noun for model in (base, decoder)} == {"clip"}
+    both = ClipBase(DataConfig(str(tmp_path / "run" / "latents")))()
+    of_two: Any = both.networks
+    assert ClipStages(DataConfig(str(tmp_path / "clips")), each=2, rate="dual")().base.networks.roles == of_two.roles
+    of_two = replace(of_two, encoder=of_latent(CHANNELS, 48, 1), light=of_latent(CHANNELS, 48, 0))
+    train(on_codec_of_data(replace(both, networks=of_two, fit=FIT)), tmp_path / "pair")
+    train(dual_student(StudentRecipe(None, None, FIT), str(tmp_path / "run" / "base"), 2, 1), tmp_path / "student")
+    base, decoder, pair = (load(tmp_path / name) for name in ("run/base", "decoder", "pair"))
+    assert base.image_shape == decoder.image_shape == pair.image_shape == (FRAMES * COLOURS, SIDE, SIDE)
+    assert {maker_of(model.experiment).noun for model in (base, decoder, pair)} == {"clip"}
     images = to_float(clips.images[:2])
     assert round_trip(base.codec, images, Draws(0, torch.arange(2))).shape == images.shape
-    for model, name in ((base, "drawn"), (decoder, "again")):
+    for model, name in ((base, "drawn"), (decoder, "again"), (pair, "by two"), (load(tmp_path / "student"), "few")):
         drawer = dr.Choice(2).drawer(model)
         write_samples(drawer, range(2), tmp_path / name)
         written = {file.name for file in (tmp_path / name).iterdir()}
@@ -237,6 +289,8 @@ def test_what_is_no_clip_is_refused_with_the_way(tmp_path: Path) -> None:
     for source in ("", str(tmp_path / "images.npz")):
         with pytest.raises(ValueError, match="data prepare CLIPS FOLDER --frames 16"):
             ClipStages(DataConfig(source))()
+    with pytest.raises(ValueError, match="holds no latents: name the folder latents of a run of clip-latents"):
+        ClipBase(DataConfig(str(tmp_path / "images.npz")))()
     packed(tmp_path)
     of_images = replace(fashion_mnist.single("heavy"), data=DataConfig(str(tmp_path / "clips")))
     with pytest.raises(ValueError, match=r"has 4 frame\(s\) in an image, .* make 1: train clip-latents"):

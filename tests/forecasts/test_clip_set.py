@@ -56,6 +56,24 @@ def test_rows_are_windows_of_frames_to_the_pixel(tmp_path: Path, cut: Cut) -> No
         assert (sets[split].frames_each, sets[split].labels) == (cut.frames, None)
 
 
+def test_few_windows_are_said_with_the_way_to_more(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.gif", drawn(20, 8, 8))
+    for name, cut in (("apart", Cut(4)), ("all", Cut(4, stride=1))):
+        said = dict[str, int]()
+        prepare_clips(
+            str(tmp_path / "in"),
+            tmp_path / name,
+            cut,
+            size=8,
+            progress=lambda i, n, what, said=said: said.update({what: n}),
+        )
+        (rows,) = {
+            len(load_images(tmp_path / name, split="train")),
+            *(n for what, n in said.items() if "--stride" in what),
+        }
+        assert (rows, any("--stride 1" in what for what in said)) == ((4, True) if name == "apart" else (13, False))
+
+
 def test_folders_are_classes_as_those_of_images_are(tmp_path: Path) -> None:
     for kind, count in {"cat": 3, "dog": 2}.items():
         for i in range(count):

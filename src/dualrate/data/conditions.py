@@ -28,7 +28,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualrate.codecs.codec import CodecConfig, NoCodec, noisy_latents
+from dualrate.codecs.codec import CodecConfig, CodecFolder, NoCodec, noisy_latents
 from dualrate.config.ranges import Range, Ranged
 from dualrate.config.serial import to_plain
 from dualrate.data.condition_rows import Given, Make
@@ -69,6 +69,10 @@ class Conditioning(ABC):
     def around(self, denoiser: Any) -> Any:
         """A `Denoiser` that keeps to what the condition knows of all samples: the same, unless overridden."""
         return denoiser
+
+    def with_codec(self, folder: str | None, sampler: str | None, steps: int | None) -> Conditioning | None:
+        """The same condition, whose codec is read from another folder, or decodes otherwise; None: it has no codec."""
+        return None
 
     def weighed(self, x: Tensor, power: float = 0.5) -> Tensor:
         """Samples or errors, times the weights of their numbers in a loss to some power: all 1, unless overridden."""
@@ -243,6 +247,11 @@ class Latent(Condition):
     @property
     def identity(self) -> dict[str, Any]:
         return {"condition": {"type": "Latent", "codec": self.codec.fingerprint}}
+
+    def with_codec(self, folder: str | None, sampler: str | None, steps: int | None) -> Latent:
+        if sampler is not None or steps is not None:
+            raise ValueError("this is a decoder, which draws by --sampler and --steps: drop the codec's")
+        return Latent(CodecFolder(str(folder), self.codec.fingerprint))
 
     def shape(self, image: Shape) -> Shape:
         return self.codec.build(nn.ModuleDict(), "cpu").latent_shape(image)

@@ -23,7 +23,6 @@ from dualrate.data.conditions import (
     Condition,
     Conditioned,
     Conditioning,
-    Latent,
     OfPicture,
     Unconditional,
     read_conditions,
@@ -267,10 +266,9 @@ class Experiment(Ranged):
 
     def with_codec(self, folder: str | Path | None, sampler: str | None = None, steps: int | None = None) -> Experiment:
         """Its codec read from another folder; of a decoder, the codec of its latents. As `Model.with_codec`."""
-        if latents := self.condition.codec.fingerprint:
-            if sampler is not None or steps is not None:
-                raise ValueError(f"{self.name} is a decoder, which draws by --sampler and --steps: drop the codec's")
-            return replace(self, condition=Latent(CodecFolder(str(folder), latents)))
+        condition = self.condition.with_codec(None if folder is None else str(folder), sampler, steps)
+        if condition is not None:
+            return replace(self, condition=condition)
         codec = self.codec
         if folder is not None and not codec.fingerprint:
             raise ValueError(f"{self.name} has no codec in a folder: drop the codec")

@@ -5,7 +5,7 @@ Latents have 8 positions a side. Those of a clip are as many as it has pieces of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from dualrate.codecs.diffusion import DiffusionCodec, DiffusionDecoding
 from dualrate.config.ranges import Channels, ClipFrames, Ranged
 from dualrate.data.conditions import Latent
 from dualrate.data.images import ImageSet
+from dualrate.data.latent_set import is_encoded, read_latents
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.weighting import Sigmoid
@@ -25,10 +26,11 @@ from dualrate.forecasts.clip_networks import (
     ClipPrior,
     OneClipDecoder,
     TwoClipDecoders,
+    TwoClipPriors,
     leads_of,
 )
 from dualrate.methods.denoising import DenoisingConfig
-from dualrate.methods.times import GivenTimes, SingleTime
+from dualrate.methods.times import GivenTimes, SingleTime, TimeSampler
 from dualrate.methods.unified_latents import UnifiedLatentsConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.shared import training
@@ -36,6 +38,7 @@ from dualrate.recipes.shared import training
 LOG_SNR = 5.0  # of z_0
 PROCESS, WEIGHTING = NoisyEnd(Cosine(log_snr_max=LOG_SNR)), Sigmoid(3.0)
 SIDE = 8  # positions of a latent
+Rate = Literal["single", "dual"]
 FIT = training(6000, 16, 1e-3, 200, decay="cosine", ema_halflife=20_000, sample_every=1000)
 SIZES = {"heavy": (96, 2, 192, 4), "light": (48, 1, 96, 1)}  # channels and blocks of both levels
 
@@ -63,6 +66,9 @@ class ClipStages(Ranged):
     """Frames that become one latent."""
     latent_channels: Channels = 8
     """Channels of a latent."""
+    rate: Rate = "single"
+    """Of the model of the latents. single: one network at every step. dual: a heavy one now and then, and a light one
+    at every step."""
 
     def __call__(self) -> Stages:
         clips = packed_clips(self.data)
@@ -80,9 +86,38 @@ class ClipStages(Ranged):
         method = UnifiedLatentsConfig(3.0, decoder_weighting=WEIGHTING, priced_from=400)
         codec = DiffusionDecoding(channels=channels, factor=side // SIDE, log_snr=LOG_SNR)
         first = Experiment("clip-latents-first", networks, method, FIT, self.data, PROCESS, codec)
-        model = ClipPrior(of_latent(self.latent_channels, 144, 4, clips.num_classes), leads_of(pieces), frames)
-        base = Experiment("clip-latents-base", model, DenoisingConfig(), FIT, process=PROCESS)
+        base = base_model(self.rate, self.latent_channels, clips.num_classes, pieces, frames)
         return Stages("clip-latents", first, base)
+
+
+def base_model(rate: Rate, channels: int, num_classes: int, pieces: int, frames: int) -> Experiment:
+    """The model of latents. channels: of a latent"""
+    heavy, of_clip = of_latent(channels, 144, 4, num_classes), (leads_of(pieces), frames)
+    if rate == "single":
+        return Experiment("clip-latents-base", ClipPrior(heavy, *of_clip), DenoisingConfig(), FIT, process=PROCESS)
+    networks = TwoClipPriors(heavy, of_latent(channels, 48, 2, num_classes), *of_clip)
+    method = DenoisingConfig(times=TimeSampler(heavy=(4, 32)))
+    return Experiment("clip-latents-base-dual", networks, method, FIT, process=PROCESS)
+
+
+@dataclass(frozen=True)
+class ClipBase(Ranged):
+    """A model of latents that clip-latents made, in the folder latents of its run. The recipe looks at them first. Give
+    --data.source with --help to see the other options."""
+
+    data: DataConfig = DataConfig(source="runs/clip-latents/latents")
+    rate: Rate = "dual"
+    """single: one network at every step. dual: a heavy one now and then, and a light one at every step."""
+
+    def __call__(self) -> Experiment:
+        """Raises ValueError for what is no such folder, and what reading it, and its codec, raises."""
+        if not is_encoded(self.data.source):
+            raise ValueError(f"{self.data.source} holds no latents: name the folder latents of a run of clip-latents")
+        latents = read_latents(self.data.source, "train")
+        encoder = clip_encoder(latents.codec)
+        of_clip = encoder.pieces, encoder.frames
+        base = base_model(self.rate, encoder.latent_channels, latents.num_classes, *of_clip)
+        return replace(base, data=self.data)
 
 
 @dataclass(frozen=True)
@@ -100,10 +135,7 @@ class ClipDecoder(Ranged):
         """Raises what reading the codec raises, and ValueError for one of images."""
         packed_clips(self.data)
         latents = CodecFolder.at(self.codec)
-        codec = latents.read("cpu")
-        encoder = codec.networks["encoder"].config if isinstance(codec, DiffusionCodec) else None
-        if not isinstance(encoder, ClipEncoderConfig):
-            raise ValueError(f"{self.codec} encodes no clips: name a run of clip-latents, its folder first")
+        encoder = clip_encoder(latents)
         of_piece, shape = (encoder.image_size, encoder.image_channels), encoder.latent_shape
         of_clip: Any = {"leads": leads_of(encoder.pieces), "frames": encoder.frames}
         heavy, light = (piece_decoder(*of_piece, size) for size in SIZES)
@@ -114,6 +146,15 @@ class ClipDecoder(Ranged):
         }[self.kind]
         method = DenoisingConfig(times, WEIGHTING)
         return Experiment(f"clip-decoder-{self.kind}", networks, method, FIT, self.data, condition=Latent(latents))
+
+
+def clip_encoder(latents: CodecFolder) -> ClipEncoderConfig:
+    """The encoder of a codec of clips. Raises what reading it raises, and ValueError for one of images."""
+    codec = latents.read("cpu")
+    encoder = codec.networks["encoder"].config if isinstance(codec, DiffusionCodec) else None
+    if not isinstance(encoder, ClipEncoderConfig):
+        raise ValueError(f"{latents.folder} encodes no clips: name a run of clip-latents, its folder first")
+    return encoder
 
 
 def packed_clips(data: DataConfig) -> ImageSet:
@@ -127,5 +168,8 @@ def packed_clips(data: DataConfig) -> ImageSet:
     return clips
 
 
-RECIPES = {"clip-decoder": ("a decoder of latents of clips, at one rate or two", ClipDecoder())}
+RECIPES = {
+    "clip-decoder": ("a decoder of latents of clips, at one rate or two", ClipDecoder()),
+    "clip-latents-base": ("a model of latents of clips, at two rates or one", ClipBase()),
+}
 STAGES = {"clip-latents": ("latents of your own clips and a model of them: first stage and base model", ClipStages())}

@@ -32,6 +32,8 @@ from dualrate.forecasts.trajectories import Lazy, Trajectory
 from dualrate.system.files import read_json
 from dualrate.system.workers import in_turn
 
+FEW = 100  # windows
+
 
 @dataclass(frozen=True)
 class Cut(Ranged):
@@ -107,6 +109,8 @@ def prepare_clips(
         some = ", ".join(sorted(words - {""})[:5])
         raise ValueError(f"{source} has clips in folders ({some}) and others beside them: put each in one, or none")
     listed = {split: _listed(clips[split], labels[split] if len(words) > 1 else None, cut, how) for split in SPLITS}
+    if (count := listed["train"].count) < FEW and cut.stride is None:
+        progress(count, count, "few windows to train on, of which --stride 1 takes one from each frame on")
     raws: dict[Split, tuple[str, Raw]] = {
         split: (f"{title}/{split}", listed[split].raw(listed["train"], f"{title}/{split}", None)) for split in SPLITS
     }

@@ -182,7 +182,7 @@ def check_same_starts(models: Sequence[Model]) -> None:
     first, *rest = models
     expected = forecast_of(first)
     for other in rest:
-        if differing := [name for name in SAME if getattr(other.experiment.condition, name) != getattr(expected, name)]:
+        if differing := [name for name in SAME if getattr(forecast_of(other), name) != getattr(expected, name)]:
             raise ValueError(
                 f"{other.name} and {first.name} forecast from other starts: they differ in {', '.join(differing)}. "
                 "Compare runs of one --data.source, --past, --frames and --lead"

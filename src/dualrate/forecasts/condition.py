@@ -59,6 +59,32 @@ YEARS = {"360_day": 360, "noleap": 365, "all_leap": 366}  # days of a calendar
 SHOWN_ROWS, SHOWN_RANGE = 8, 3.0  # of a frame of one dimension in a picture; standard deviations from black to white
 
 
+class Coder:
+    """Frames of the data as networks see them, before these are normalised, and back: the same, unless overridden.
+
+    each:  frames of the data that become one
+    exact: whether windows go on from frames as they were written, else from others, which are not on disk
+    reading, writing: multiply-adds of the past of a start, and of a frame that was drawn
+    """
+
+    each, exact = 1, True
+    reading = writing = 0
+
+    def received(self, past: Tensor) -> Tensor:
+        """The past of starts, (N, past, C, H, W) on the host, as networks see it."""
+        return past
+
+    def delivered(self, frames: Tensor, rows: Tensor, number: int) -> Tensor:
+        """Frames (n, m, f, C, H, W) that were drawn, on the host, as the data has them.
+
+        rows: (n m,) seeds of these members, on the networks' device; number: of the first frame in the roll-out
+        """
+        return frames
+
+
+UNCODED = Coder()
+
+
 @dataclass(frozen=True)
 class Forecast(Condition, Ranged):
     """The frames of a field that come next, of those before."""
@@ -139,6 +165,19 @@ class Forecast(Condition, Ranged):
         if not (scale > 0).any():
             raise ValueError(f"{fields.name} never changes from frame to frame: give a larger lead")
         return replace(whole, scale=tuple(torch.where(scale > 0, scale, 1.0).tolist()))
+
+    @property
+    def of_data(self) -> Forecast:
+        """The same, of frames as the data has them: itself, where networks see these."""
+        return self
+
+    def frame(self, sample: Shape) -> Shape:
+        """(C, H, W) of a frame as the data has it. sample: of the networks"""
+        return sample[0] // self.frames, sample[1], sample[2]
+
+    def coder(self, device: torch.device | str) -> Coder:
+        """The way from frames of the data to those of the networks, and back."""
+        return UNCODED
 
     @property
     def span(self) -> int:

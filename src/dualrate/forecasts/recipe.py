@@ -27,6 +27,7 @@ from dualrate.forecasts.clips import CLIPS, ClipReading
 from dualrate.forecasts.condition import Forecast, Frames, Windows
 from dualrate.forecasts.externals import Externals, packed_statics
 from dualrate.forecasts.geometry import Geometry, check_even, hidden_points, ordered
+from dualrate.forecasts.latent_forecast import LatentForecast, clip_codec
 from dualrate.forecasts.metadata import Description, level_of, variable_number
 from dualrate.forecasts.refiner import Refinement, RefinerConfig
 from dualrate.forecasts.rolling import RollingConfig
@@ -47,6 +48,7 @@ from dualrate.training.config import FitConfig, OptimConfig
 OfFrames = Literal["rolling", "refiner"]
 Size = Literal["mini", "tiny", "small", "base"]
 SIDE = 64  # of clips, if nothing else is asked for
+WITHOUT_CODEC = "every", "periodic", "mask", "static", "forcings", "weights", "anomalies"  # options
 CHANNELS = 40  # that are listed
 COARSEST = 32  # positions a side of the last level, unless it is of transformer blocks: then half
 
@@ -178,12 +180,17 @@ class Forecasting(Ranged):
         fields = task.read_fields(self.data, "train")
         task = replace(task.of(fields), weights=_weights(self.weights, fields.variables))
         _ = Windows(task.read_fields(self.data, "test", fields.statistics), task)  # what training needs, seen now
+        of_latents = self.of_latents(task, each)
+        if of_latents is not None:
+            task, each = of_latents
+            shape, tier = task.target(each), replace(tier, patch=1)
+            heavy = heavy_network(each if apart else shape, tier, periodic=False)
         trained_by = {"rolling": RollingConfig, "refiner": RefinerConfig}.get(self.trained_by, self.trained_by)
-        networks, method = conditional_networks(task, shape, heavy, self.rate, trained_by, self.frames if apart else 1)
+        networks, method = conditional_networks(task, shape, heavy, self.rate, trained_by, task.frames if apart else 1)
         if apart:
             among = {"attention": self.window != "leads", "causal": self.window == "causal"}
-            networks = by_lead(networks, range(1, self.frames + 1), **among)
-        parts = [name_of(source)[:40], "forecast", size, self.rate]
+            networks = by_lead(networks, range(1, task.frames + 1), **among)
+        parts = [name_of(source)[:40], "forecast", *["latents"] * (of_latents is not None), size, self.rate]
         parts += [self.trained_by] * (self.trained_by != "diffusion") + [self.window] * apart
         name = "-".join(parts)
         progress = progress or PlainReporter()
@@ -198,20 +205,26 @@ class Forecasting(Ranged):
             + ", or --size mini"
             * (size != "mini" and frame[1] > 1)
         )
+        if (frames := task.of_data) is not task:
+            progress.note(f"a frame here is a latent {each}, of {frames.frames // task.frames} of the clip's frames")
         if content.note:
             progress.note(f"{source}: {content.note}")
         for line in geometry.notes(fields.shape):
             progress.note(line)
-        if task.every == 1 and not task.noise and not task.of_clips:
+        if task.every == 1 and not task.noise and not task.of_data.of_clips:
             progress.note(
                 "the whole field is observed: if its law is deterministic, it has one future: a regression is enough "
                 "(--trained-by regression); several futures are open where starts are uncertain (--noise 0.1 or "
                 "--every 4)"
             )
-        of_frames = {"rolling": Rolling(frames=self.frames), "refiner": Refinement()}
-        usual = SharedNoise(Cosine(), self.frames) if self.window == "leads" else GaussianProcess(Cosine())
+        of_frames = {"rolling": Rolling(frames=task.frames), "refiner": Refinement()}
+        usual = SharedNoise(Cosine(), task.frames) if self.window == "leads" else GaussianProcess(Cosine())
         process = of_frames.get(self.trained_by, usual)
         return Experiment(name, networks, method, tier.fit, self.data, process, condition=task)
+
+    def of_latents(self, task: Forecast, frame: Shape) -> tuple[LatentForecast, Shape] | None:
+        """The same forecast of latents of frames, and (C, H, W) of one; None: networks see the frames themselves."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -219,12 +232,38 @@ class Clips(Forecasting):
     """Frames of your own clips that come next: of a folder of animations, videos and folders of pictures, or of one of
     these. The recipe looks at them first. Give --data.source with --help to see the other options."""
 
+    codec: Path | None = None
+    """Forecast latents by this codec, which decodes them: a run of clip-latents, its folder first. --past and --frames
+    are rounded up to whole latents."""
+
     def __call__(self, progress: Reporter | None = None) -> Experiment:
-        data, named = self.data, is_fields(self.data.source)
-        data = data if named else replace(data, source=f"{CLIPS}{data.source}")
-        if data.source.startswith(CLIPS) and data.size is None:
-            data = replace(data, size=SIDE)
-        return Forecasting.__call__(replace(self, data=data), progress)
+        data, past, frames = self.data, self.past, self.frames
+        data = data if is_fields(data.source) else replace(data, source=f"{CLIPS}{data.source}")
+        usual = {"size": SIDE}
+        if self.codec is not None:
+            if others := [name for name in WITHOUT_CODEC if getattr(self, name) != getattr(Forecasting(), name)]:
+                raise ValueError(f"latents are forecast without --{', --'.join(others)}: drop that, or --codec")
+            each, (channels, side, _) = clip_codec(self.codec)[1:]
+            past, frames = (-(-count // each) * each for count in (past, frames))
+            usual = {"size": side, "channels": channels}
+        if data.source.startswith(CLIPS):
+            data = replace(data, **{name: getattr(data, name) or value for name, value in usual.items()})
+        return Forecasting.__call__(replace(self, data=data, past=past, frames=frames), progress)
+
+    def of_latents(self, task: Forecast, frame: Shape) -> tuple[LatentForecast, Shape] | None:
+        if self.codec is None:
+            return None
+        codec, each, expected = clip_codec(self.codec)
+        if frame != expected:
+            raise ValueError(
+                f"{self.codec} encodes frames of {expected} (C, H, W), {self.data.source} has frames of {frame}: drop "
+                "--data.size and --data.channels, or name other clips"
+            )
+        latents = LatentForecast.at(codec, each, task, frame, self.noise)
+        fields = latents.items(self.data, "train")
+        latents = latents.of(fields)
+        _ = Windows(latents.items(self.data, "test"), latents)
+        return latents, fields.shape
 
 
 def _weights(said: Sequence[str], names: Sequence[str]) -> tuple[float, ...]:

@@ -9,6 +9,8 @@
 
 The first call of the heavy network is shared by all members of a start. After it each has a past of its own.
 
+Where networks make latents (latent_forecast.py), a start is encoded, and frames are decoded as they come.
+
 A model of Rolling Diffusion (rolling.py) makes a frame at a time, by rolls whose clocks are the plan's times. A batch
 that was killed is drawn again from its start, and what is not there is written.
 
@@ -48,7 +50,12 @@ Frame = NDArray[np.float32]
 
 
 def forecast_of(model: Model) -> Forecast:
-    """The condition of a model that forecasts. Raises ValueError for a model that does not."""
+    """The forecast that a model makes, of frames as the data has them. Raises ValueError for one that makes none."""
+    return drawn_forecast(model).of_data
+
+
+def drawn_forecast(model: Model) -> Forecast:
+    """The same, of frames as networks see them: of latents, where they make these."""
     if not isinstance(condition := model.experiment.condition, Forecast):
         raise ValueError(
             f"{model.name} is no forecast: `dualrate sample` draws what it makes, and `dualrate train forecast` trains "
@@ -59,8 +66,7 @@ def forecast_of(model: Model) -> Forecast:
 
 def frame_shape(model: Model) -> Shape:
     """(C, H, W) of a frame."""
-    channels, height, width = model.shape
-    return channels // forecast_of(model).frames, height, width
+    return drawn_forecast(model).frame(model.shape)
 
 
 def with_stride(model: Model, stride: int) -> Model:
@@ -68,12 +74,12 @@ def with_stride(model: Model, stride: int) -> Model:
 
     Raises ValueError for a model whose frames are not made each by themselves, and where none would be left.
     """
-    forecast, experiment = forecast_of(model), model.experiment
+    forecast, experiment = drawn_forecast(model), model.experiment
     networks: Any = experiment.networks
     if stride == 1:
         return model
     leads: tuple[int, ...] = getattr(networks, "leads", ())
-    if not leads or networks.attention:
+    if not leads or networks.attention or forecast.of_data is not forecast:
         raise ValueError(
             f"{model.name} makes the {forecast.frames} frame(s) of a window together: drop --stride, or train with "
             "--window leads, whose frames are made each by themselves"
@@ -104,15 +110,19 @@ def costs(drawer: Drawer) -> dict[str, float]:
     """Cost of a window. frames: of one window; first_window, later_window: multiply-adds of a member for these.
 
     A roll makes one frame by one heavy call, whatever the plan's. Before the first one of them a window goes through as
-    many whole clocks as it has frames, of which each has a heavy call where contexts age.
+    many whole clocks as it has frames, of which each has a heavy call where contexts age. Of latents the past of a
+    start is encoded once, for all members, and each is decoded.
     """
-    frames, model = forecast_of(drawer.model).frames, drawer.model
-    if not isinstance(model.process, Rolling):
-        later = replace(drawer, members=1).cost.macs
-        return {"frames": frames, "first_window": drawer.cost.macs, "later_window": later}
-    calls, steps = model.call_cost, drawer.plan.num_steps
-    first = calls.shared(drawer.members).of(frames * steps, frames if model.reuses_context else 1)
-    return {"frames": 1, "first_window": round(first), "later_window": round(calls.of(steps, 1))}
+    model, forecast = drawer.model, drawn_forecast(drawer.model)
+    frames, coder = forecast.frames, forecast.coder(model.device)
+    if isinstance(model.process, Rolling):
+        calls, steps, made = model.call_cost, drawer.plan.num_steps, 1
+        first = calls.shared(drawer.members).of(frames * steps, frames if model.reuses_context else 1)
+        later = calls.of(steps, 1)
+    else:
+        first, later, made = drawer.cost.macs, replace(drawer, members=1).cost.macs, frames
+    first, later = first + coder.reading / drawer.members + made * coder.writing, later + made * coder.writing
+    return {"frames": made * coder.each, "first_window": round(first), "later_window": round(later)}
 
 
 def begins(model: Model, frames: int) -> range:
@@ -248,17 +258,18 @@ def _windows(
     drawer: Drawer, denoiser: Denoiser, batch: MemberBatch, keys: Tensor, observed: bool, ahead: Ahead
 ) -> Iterator[tuple[int, Tensor]]:
     """Windows after those that are there, without end: the number of the first frame, and frames (n, m, f, C, H, W)."""
-    forecast, members = forecast_of(drawer.model), batch.members
-    parts = partial(forecast.year_parts, batch.dates)
-    past = torch.tensor(batch.past)[:, None].expand(-1, len(members), *[-1] * 4)
-    window = batch.begun // forecast.frames
+    forecast, members = drawn_forecast(drawer.model), batch.members
+    parts, coder = partial(forecast.year_parts, batch.dates), forecast.coder(drawer.model.device)
+    past = coder.received(torch.tensor(batch.past))[:, None].expand(-1, len(members), *[-1] * 4)
+    window, length = batch.begun // forecast.frames if coder.exact else 0, forecast.frames * coder.each
     if batch.latest is not None and window:
         past = torch.cat((past, torch.tensor(batch.latest)), 2)[:, :, -forecast.past :]
     while True:
         still = max(0, forecast.past - window * forecast.frames) if observed else 0
         now = ahead(window * forecast.frames * forecast.ahead)
         new = draw_window(drawer, denoiser, past, keys, members, window, still, now, parts)
-        yield window * forecast.frames, new
+        if (window + 1) * length > batch.begun:
+            yield window * length, coder.delivered(new, member_seeds(keys, members), window * forecast.frames)
         past, window = torch.cat((past, new), 2)[:, :, -forecast.past :], window + 1
 
 
@@ -269,17 +280,23 @@ def _rolled(
 
     Frames before it are drawn again: the window behind them is not on disk.
     """
-    model, forecast, process = drawer.model, forecast_of(drawer.model), drawer.model.process
+    model, forecast, process = drawer.model, drawn_forecast(drawer.model), drawer.model.process
     assert isinstance(process, Rolling)
-    past, parts = torch.tensor(batch.past, device=model.device)[:, None], partial(forecast.year_parts, batch.dates)
+    coder, parts = forecast.coder(model.device), partial(forecast.year_parts, batch.dates)
+    past = coder.received(torch.tensor(batch.past)).to(model.device)[:, None]
     past = forecast.normalised(past, parts(range(-forecast.past, 0))).flatten(1, 3)
-    number = torch.arange(batch.members.start, batch.members.stop, device=model.device)
-    rows = (keys[:, None] + MEMBER * number).flatten()
+    rows = member_seeds(keys, batch.members)
     how: dict[str, Any] = {"observed": observed, "bfloat16": drawer.bfloat16, "ahead": ahead}
     for window in roll(denoiser, process, forecast, past, rows, drawer.plan.t, step=drawer.step, **how):
-        if window.rolls >= batch.begun:
+        if (window.rolls + 1) * coder.each > batch.begun:
             frame = window.frame.unflatten(0, (len(keys), len(batch.members)))[:, :, None]
-            yield window.rolls, forecast.restored(frame, parts(range(window.rolls, window.rolls + 1))).cpu()
+            frame = forecast.restored(frame, parts(range(window.rolls, window.rolls + 1))).cpu()
+            yield window.rolls * coder.each, coder.delivered(frame, rows, window.rolls)
+
+
+def member_seeds(keys: Tensor, members: range) -> Tensor:
+    """(n m,) seeds of members of starts with these keys, those of a start one after the other."""
+    return (keys[:, None] + MEMBER * torch.arange(members.start, members.stop, device=keys.device)).flatten()
 
 
 @own_defaults()
@@ -295,18 +312,18 @@ def draw_window(
     parts: Callable[[range], NDArray[np.float64] | None],
     watch: Callable[[State], None] | None = None,
 ) -> Tensor:
-    """The frames of one window, (n, m, f, C, H, W). past: (n, m, past, C, H, W), in the data's units; keys: (n,)
+    """The frames of one window, (n, m, f, C, H, W). past: (n, m, past, C, H, W), in the data's units, as these; keys:
+    (n,). Of latents both are latents.
 
     observed: frames of the past that are observations; forcings: of the window, (n, K, H, W)
     parts: of the year, of frames after the start
     watch: as of `sample_batches`
     """
-    model, forecast, count = drawer.model, forecast_of(drawer.model), len(members)
+    model, forecast, count = drawer.model, drawn_forecast(drawer.model), len(members)
     begun = window * forecast.frames
     past = forecast.normalised(past.to(model.device), parts(range(begun - forecast.past, begun)))
     if window:
-        number = torch.arange(members.start, members.stop, device=model.device)
-        seeds, rows, shared = (keys[:, None] + WINDOW * window + MEMBER * number).flatten(), past.flatten(0, 1), 1
+        seeds, rows, shared = member_seeds(keys + WINDOW * window, members), past.flatten(0, 1), 1
     else:
         seeds, rows, shared = keys, past[:, 0], count
     y = forecast.observe(beside(rows.flatten(1, 2), forcings), Draws(0, seeds), observed)

@@ -27,7 +27,7 @@ from dualrate.forecasts.film import pixels_of
 from dualrate.forecasts.forecast import starts_of
 from dualrate.forecasts.pictures import plain_maps
 from dualrate.forecasts.rolling_process import Rolling
-from dualrate.forecasts.rollout import draw_window, forecast_of, frame_shape
+from dualrate.forecasts.rollout import draw_window, drawn_forecast, forecast_of, frame_shape, member_seeds
 from dualrate.forecasts.starts import Starts, held_out_starts
 from dualrate.metrics.ensembles import fair_crps
 from dualrate.sampling.trajectory import State
@@ -58,16 +58,19 @@ class FirstWindow(Work):
     def draw(self, drawer: Drawer, denoiser: Denoiser, watch: Callable[[State], None]) -> NDArray[Any]:
         """(n, m, f, C, H, W), in the data's units."""
         members, device = range(drawer.members), drawer.model.device
-        past = torch.from_numpy(self.starts.past[self.rows.start : self.rows.stop])
+        forecast = drawn_forecast(drawer.model)
+        coder = forecast.coder(device)
+        past = coder.received(torch.from_numpy(self.starts.past[self.rows.start : self.rows.stop]))
         past = past[:, None].expand(-1, len(members), *[-1] * 4)
         keys, still = torch.tensor(self.seeds, device=device), past.shape[2] * self.starts.observed
         dates = self.starts.dates
         dates = None if dates is None else dates[np.asarray(self.rows) % len(dates)]
-        parts = partial(forecast_of(drawer.model).year_parts, dates)
-        return draw_window(drawer, denoiser, past, keys, members, 0, still, self.forcings, parts, watch).numpy()
+        parts = partial(forecast.year_parts, dates)
+        frames = draw_window(drawer, denoiser, past, keys, members, 0, still, self.forcings, parts, watch)
+        return coder.delivered(frames, member_seeds(keys, members), 0).numpy()
 
     def preview(self, drawer: Drawer, x_hat: Tensor) -> Tensor:
-        return forecast_of(drawer.model).shown(x_hat)
+        return drawn_forecast(drawer.model).shown(x_hat)
 
     def answer(self, drawer: Drawer, samples: NDArray[Any]) -> Answer:
         forecast, truth = forecast_of(drawer.model), self.truth

@@ -20,7 +20,8 @@ Run = Mapping[str, Any]  # an experiment, as plain values
 OPTIONS = Path(__file__).with_name("options.json")  # of all commands: `python tests/test_dualrate_command.py` writes it
 TOKENS = ("GreyLevels", "ColourLevels", "Characters")  # codecs
 STEPS = re.compile("--(nfe|(n|num|sampling|inference|num[-_]inference|diffusion)[-_]steps)")  # as others call them
-NO_PICTURE = ("", "Unconditional", "Forecast", "Prompts", "Latent")  # conditions
+FORECASTS = ("Forecast", "LatentForecast")  # conditions
+NO_PICTURE = ("", "Unconditional", *FORECASTS, "Prompts", "Latent")
 
 
 class Runs(NamedTuple):
@@ -37,7 +38,7 @@ def _type(run: Run, part: str) -> str:
 
 
 def _of_forecasts(run: Run) -> bool:
-    return _type(run, "condition") == "Forecast"
+    return _type(run, "condition") in FORECASTS
 
 
 def _of_clips(run: Run) -> bool:
@@ -73,12 +74,13 @@ def _of_classes(run: Run) -> bool:
 
 
 def _of_latents(run: Run) -> bool:
-    return _type(run, "codec") not in ("", "NoCodec", *TOKENS) or _type(run, "condition") == "Latent"
+    of_codec = _type(run, "codec") not in ("", "NoCodec", *TOKENS)
+    return of_codec or _type(run, "condition") in ("Latent", "LatentForecast")
 
 
 TRAINING = ("train", "retrofit", "adapt")  # commands that make a run; their options are those of train
-OF_IMAGES = "train --codec", "train --data.label", "train --data.augment"
-OF_PICTURES = "train --data.channels", "train --data.on-bad"
+OF_IMAGES = "train --data.label", "train --data.augment"
+OF_PICTURES = "train --data.channels", "train --data.on-bad", "train --codec"
 SCORING = ("--features", "--reference", "--keep", "--details", "--equal-classes")
 COMPARING = ("--baselines", "--mixed", "--screen")
 KINDS = (
