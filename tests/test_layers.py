@@ -41,7 +41,7 @@ ROOMS = [room for floor in FLOORS for room in floor.split()]
 
 # Third-party packages that only some parts may import
 CONFINED = {
-    "tyro": ("cli", "options", "serving", "forecasts"),
+    "tyro": ("cli", "options", "serving", "forecasts", "pipelines"),
     "matplotlib": ("report", "forecasts"),
     "pyarrow": ("data",),
     "h5py": ("forecasts",),

@@ -41,7 +41,6 @@ from dualrate.cli.data import (
 from dualrate.cli.demo import Demo
 from dualrate.cli.distill import Distill
 from dualrate.cli.evaluate import Evaluate
-from dualrate.cli.export import Export
 from dualrate.cli.plan import Plan
 from dualrate.cli.sample import Cost, Sample
 from dualrate.cli.train import Adapt, Train
@@ -103,7 +102,7 @@ from dualrate.options.acting import acts
 from dualrate.options.sampling import SamplingOptions
 from dualrate.options.training import OfExperiment, Run
 from dualrate.pipelines.clip import Clip
-from dualrate.pipelines.command import Retrofit
+from dualrate.pipelines.command import Export, Retrofit
 from dualrate.pipelines.condition import Prompts
 from dualrate.pipelines.cut import CutNetwork
 from dualrate.pipelines.foreign import ForeignConfig

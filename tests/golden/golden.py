@@ -39,7 +39,6 @@ from replay import GOLDEN, HEAVY, HERE, KILLED, RELEASED, drawn, forecast, image
 
 import dualrate as dr
 from dualrate.cli.distill import Student
-from dualrate.cli.export import Export
 from dualrate.cli.train import RECIPES
 from dualrate.config.serial import to_plain
 from dualrate.data.conditions import SuperResolution
@@ -47,6 +46,7 @@ from dualrate.diffusion.categorical import Masked, Uniform
 from dualrate.diffusion.prediction import Elbo, Sigmoid
 from dualrate.forecasts import recipe as forecasts
 from dualrate.forecasts.recipe import Forecasting, ForecastTier
+from dualrate.pipelines.command import Export
 from dualrate.pipelines.recipe import RetrofitRecipe
 from dualrate.pipelines.retrofitted import Retrofitted
 from dualrate.recipes import fashion_mnist, fashion_mnist_latents, students, tasks

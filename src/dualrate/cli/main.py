@@ -43,7 +43,7 @@ COMMANDS = {  # the module of each and its class, or the function that parses wh
     "data decode": "cli.data:Decode",
     "data codec": "cli.data:CheckCodec",
     "data simulate": "forecasts.command:Simulate",
-    "export": "cli.export:Export",
+    "export": "pipelines.command:Export",
     "serve": "serving.command:Serve",
     "doctor": "cli.doctor:Doctor",
     "demo": "cli.demo:Demo",
