@@ -149,6 +149,8 @@ def test_a_place_among_the_images_is_refused_before_any_work(tmp_path, monkeypat
     assert call(monkeypatch, "train", "tiny", "--data.source", "photos", "--out", "photos/run") == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert error == "dualrate: photos/run is in photos, whose images are read: give a folder elsewhere"
+    with pytest.raises(ValueError, match="photos/run is in photos, whose images are read"):
+        train(replace(TINY, data=DataConfig("photos")), "photos/run")
     assert content(tmp_path) == before
     assert not (tmp_path / "photos" / "run").exists()
 

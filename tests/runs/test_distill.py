@@ -343,7 +343,7 @@ def test_what_cannot_be_distilled_here_is_refused(root, tmp_path):
     wrong = replace(plain(root), networks=OneNetwork(LIGHT))
     with pytest.raises(ValueError, match="must have the network of"):
         train(wrong, tmp_path / "b", progress=Recorder())
-    with pytest.raises(ValueError, match="multiple of sample_every"):
+    with pytest.raises(ValueError, match=r"multiple of --fit.sample-every"):
         train(plain(root), tmp_path / "c", score=lambda model: ("", 0.0), score_every=3, progress=Recorder())
     assert not (tmp_path / "a").exists()
 

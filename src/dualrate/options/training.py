@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, TypeVar
 from tyro.conf import arg
 
 from dualrate.config.ranges import Iterations, Processes, Ranged, Retries
-from dualrate.data.finding import check_outside
 from dualrate.data.source import printable
 from dualrate.experiment.experiment import Experiment, on_codec_of_data
 from dualrate.launchers.start import launch
@@ -55,26 +54,22 @@ class Run(Ranged):
         whole: whether that is all that the command does
         """
         from dualrate.drawing.measure import scorer
-        from dualrate.runs.train import check_out, resume_threads, train
+        from dualrate.runs.train import check_start, resume_threads, train
 
         launch(self.nproc, self.retries, ["-m", "dualrate_command", *sys.argv[1:]])
         experiment = on_codec_of_data(experiment)
         experiment = experiment if self.codec is None else experiment.with_codec(self.codec)
         out, where = self.out or Path("runs") / experiment.name, device_of_process(pick_device(self.device))
-        check_out(experiment.name, out)  # before a feature network is trained
-        check_outside(out, experiment.data.source)
-        every, sample_every = self.eval_every, experiment.fit.sample_every
-        if every is not None and every % sample_every:
-            raise ValueError(f"--eval-every is a multiple of --fit.sample-every ({sample_every}), got {every}")
         resume_threads(out)
         with launched_world(where) as world:
-            progress = reporter() if world.leads else Silent()
+            progress, scores = reporter() if world.leads else Silent(), self.eval_every is not None and world.leads
             try:
+                check_start(experiment, out, self.eval_every)  # before a feature network is trained
                 result = train(
                     experiment,
                     out,
-                    score=scorer(experiment.data, progress) if every is not None and world.leads else None,
-                    score_every=every,
+                    score=scorer(experiment.data, progress) if scores else None,
+                    score_every=self.eval_every,
                     progress=progress,
                     decoding=data_progress(progress),
                     device=where,

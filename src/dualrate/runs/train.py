@@ -32,6 +32,7 @@ from dualrate.codecs.codec import Codec, CodecFolder, decoded
 from dualrate.config.ranges import as_path, is_whole
 from dualrate.config.serial import from_plain, to_plain, type_name
 from dualrate.data.cache import cache_dir
+from dualrate.data.finding import check_outside
 from dualrate.data.images import ImageSet, to_uint8
 from dualrate.data.latent_set import encode
 from dualrate.data.loader import Batches, Prefetched, TrainingSet
@@ -199,6 +200,7 @@ def train(
 def check_start(experiment: Experiment, out: Path, score_every: int | None) -> None:
     """Raises ValueError or OSError, before any data are read, for a training that cannot start, or go on, in `out`."""
     check_out(experiment.name, out)
+    check_outside(out, experiment.data.source)
     plain = to_plain(experiment)
     if from_plain(Experiment, plain) != experiment:
         raise ValueError(f"the parts of {experiment.name} must be frozen dataclasses, to be read back as they are")
@@ -211,7 +213,7 @@ def check_start(experiment: Experiment, out: Path, score_every: int | None) -> N
         check_importable(plain)
     every = experiment.fit.sample_every
     if score_every is not None and score_every % every:
-        raise ValueError(f"score_every is a multiple of sample_every ({every}), got {score_every}")
+        raise ValueError(f"--eval-every is a multiple of --fit.sample-every ({every}), got {score_every}")
 
 
 def _prepared(
