@@ -23,11 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = {
     "engine": 8540,
     "carriers": 8805,
-    "forecasts": 7570,
-    "pipelines": 3960,
+    "forecasts": 7565,
+    "pipelines": 4015,
     "texts": 745,
     "services": 1505,
-    "front": 3280,
+    "front": 3195,
 }
 REFUSALS = 10  # lines in 100 of code
 VAGUE = 3  # in 1,000 identifiers

@@ -9,6 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any
 
+from dualrate.comparison.candidates import RunRequest
 from dualrate.comparison.compare import compare
 from dualrate.comparison.results import COLUMNS, ComparisonResults, verdict
 from dualrate.config.ranges import Minutes, Range, Ranged
@@ -99,16 +100,8 @@ class Demo(Ranged):
         return self.out or Path("demo", *["quick"] * self.quick)
 
     @property
-    def training_minutes(self) -> float:
-        return self.minutes or (1 / 3 if self.quick else 2)
-
-    @property
     def num_images(self) -> int:
         return self.count or (FEWEST if self.quick else 1000)
-
-    @property
-    def num_starts(self) -> int:
-        return min(STARTS, 32) if self.quick else STARTS
 
     def run(self) -> None:
         progress, report, sections = reporter(), self.place / "report.html", {}
@@ -151,8 +144,9 @@ class Demo(Ranged):
             (svg(figure), f"{MEMBERS} members by two rates, and what came, from the first start that was held out.")
         ]
         yield Section(title, MEASURED, drawings=drawings)
+        count = min(STARTS, 32) if self.quick else STARTS
         results = compare(
-            requests, self.place / "forecasts.html", members=MEMBERS, count=self.num_starts, progress=progress,
+            requests, self.place / "forecasts.html", members=MEMBERS, count=count, progress=progress,
             command=command_line(),
         )  # fmt: skip
         first, *rest = verdict(results)
@@ -205,15 +199,14 @@ class Demo(Ranged):
         )
 
     def _first_images(self, request: str) -> Section:
-        name, _, rest = request.partition("=")
-        run, _, plan = rest.rpartition(":")
-        steps, *heavy = map(int, plan.split("/"))
-        images = sample(load(Path(run)), PICTURES, steps=steps, heavy=heavy[0] if heavy else None)
-        return Section("Images", MEASURED, gallery=[(image_grid(images, ROW), f"{name} in {steps} steps")])
+        first = RunRequest.parse(request)
+        images = first.choice.drawer(load(first.run)).draw(range(PICTURES)).images
+        says = f"{first.network} in {first.choice.steps} steps"
+        return Section("Images", MEASURED, gallery=[(image_grid(images, ROW), says)])
 
     def _training(self, progress: Reporter) -> Iterator[Section]:
         """A word on a training of some minutes; then what it draws. Raises KeyboardInterrupt where that is stopped."""
-        seconds = 60 * self.training_minutes
+        seconds = 60 * (self.minutes or (1 / 3 if self.quick else 2))
         long = f"{seconds:.3g} seconds" if seconds < 60 else f"{seconds / 60:g} minute{'s' * (seconds > 60)}"
         title, run = f"Trained here, in {long}", self.place / f"run-{seconds:g}s"  # a run cannot be prolonged
         yield Section(title, "A small network, trained from nothing when all else is measured.")
