@@ -16,6 +16,8 @@ from runs.made import saved_random
 from torch import Tensor
 
 import dualrate as dr
+from dualrate.cli.acting import refusal
+from dualrate.cli.main import parsed
 from dualrate.codecs.codec import CodecFolder
 from dualrate.diffusion.random import Draws
 from dualrate.experiment.data_config import DataConfig
@@ -29,6 +31,7 @@ from dualrate.forecasts.folder import write_forecast
 from dualrate.forecasts.latent_forecast import ClipCoder, LatentForecast
 from dualrate.forecasts.recipe import TIERS, Clips, ForecastTier
 from dualrate.forecasts.rollout import costs, forecast_of
+from dualrate.forecasts.service import ForecastService
 from dualrate.forecasts.starts import held_out_starts, read_starts
 from dualrate.recipes.students import StudentRecipe, consistency_student, plain_student
 from dualrate.runs.store import load
@@ -191,6 +194,24 @@ def test_another_decoder_makes_another_forecast(model: Model, tmp_path: Path) ->
     assert not np.array_equal(other.x, first.x)
     with pytest.raises(ValueError, match="holds no codec"):
         recipe(tmp_path, codec=tmp_path)()
+
+
+def test_commands_take_the_codec_where_it_acts(place: Path, model: Model) -> None:
+    words = f"--codec {place / 'codec'} --data.source {place / 'clips'} --trained-by rolling --no-difference"
+    command: Any = parsed(["train", "clips", *words.split(), "--window", "causal", "--size", "mini"])
+    assert isinstance(command.experiment.condition, LatentForecast)
+    assert command.experiment.data == DataConfig(f"clips:{place / 'clips'}", size=SIDE, channels=1)
+    assert refusal("forecast", [str(model.path), "--codec-steps", "2", "--members", "3"]) is None
+    assert "--region: only for" in (refusal("forecast", [str(model.path), "--region", "tropics"]) or "")
+
+
+def test_a_server_draws_the_same_first_window(model: Model) -> None:
+    drawer = dr.Choice(2).drawer(model, members=2, precision="float32")
+    work = ForecastService(model).work(None, 0, 1, 2, 10)
+    frames = work.draw(drawer, drawer.denoiser, lambda state: None)
+    np.testing.assert_array_equal(frames, rolled(drawer, held_out_starts(model, 4).past[:1], 4))
+    shown = work.answer(drawer, frames).pictures
+    assert shown.shape[1:] == (1, 4 * SIDE, SIDE)
 
 
 @pytest.mark.parametrize("codec", [True, False], ids=["latents", "pixels"])
