@@ -142,7 +142,7 @@ def test_another_number_than_torchrun_started_is_refused(monkeypatch, capsys, co
     assert "--nproc 2, but 4 processes are started: drop --nproc" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["cost", "data decode", "data simulate", "export", "serve"])
+@pytest.mark.parametrize("command", ["cost", "data codec", "data simulate", "export", "serve"])
 def test_what_is_one_process_is_refused_under_torchrun(monkeypatch, capsys, command):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")

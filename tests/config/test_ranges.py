@@ -31,9 +31,7 @@ from dualrate.cli.acting import acts
 from dualrate.cli.compare import Compare
 from dualrate.cli.data import (
     CheckCodec,
-    Decode,
     Encode,
-    EncodeImages,
     Prepare,
     Simulate,
     Verify,
@@ -202,8 +200,6 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.report.image_grid.Pictures",
     "dualrate.texts.pieces.TextFiles",
     "dualrate.drawing.record.SamplingRecord",
-    "dualrate.drawing.record.FolderRecord",
-    "dualrate.drawing.latents.DecodedRecord",
     "dualrate.drawing.samples.SampleRecord",
     "dualrate.drawing.samples.Written",
     "dualrate.runs.store.StoredModel",
@@ -224,7 +220,6 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.diffusion.plan.StepPlan",
     "dualrate.training.config.FitResult",
     "dualrate.sampling.bound.FittedVariance",
-    "dualrate.drawing.latents.Decoded",
     "dualrate.drawing.latents.LatentScores",
     "dualrate.data.images.Everything",
 }
@@ -263,11 +258,11 @@ def examples() -> Iterator[Any]:
         cli_distill.Student(imagenet.distilled()),
     )
     yield from (Prepare(source="photos", out=run, size=64), Encode(source="photos", out=run, codec=run), Verify(run))
-    yield from (EncodeImages(images="photos", run_dir=run), CheckCodec(folder=run, source="photos"))
+    yield CheckCodec(folder=run, source="photos")
     yield from (Simulate(system="kolmogorov", out=run), KuramotoSivashinsky(), Kolmogorov(), MovingGarments())
     yield from (Barotropic(), MovingSprites())
     yield from (_Images(), _ToFolder(source="photos", out=run))
-    yield from (Decode(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
+    yield CodecFolder("vae", "f" * 64, steps=4)
     yield from (Train(cli_train.RECIPES["fashion-mnist-dual-45"]()), AnyPlan((1, 2)))
     yield from (Plan(run, "1x"), Compare(("run",)), Terms(), dr.Guidance())
     yield SamplingOptions()

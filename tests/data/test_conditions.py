@@ -362,7 +362,7 @@ def test_a_picture_is_no_condition_of_noise_or_of_latents(tmp_path: Path) -> Non
         plain.read_given(tmp_path)
     latent = Latent(CodecFolder("a", "b"))
     decoder = dr.Experiment("decoder", OneConditional(NET, (4, 6, 6)), METHOD, FIT, condition=latent)
-    with pytest.raises(ValueError, match="decoder is a decoder, which takes latents, not pictures: decode them by"):
+    with pytest.raises(ValueError, match=r"decoder is a decoder, .* not pictures: pass them as an array"):
         decoder.read_given(tmp_path)
 
 

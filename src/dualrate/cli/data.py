@@ -1,6 +1,4 @@
-"""`dualrate data`: prepare, encode and verify images for training; encode and decode images; check a codec; simulate
-fields.
-"""
+"""`dualrate data`: prepare, encode and verify images for training; check a codec; simulate fields."""
 
 from __future__ import annotations
 
@@ -18,14 +16,12 @@ from tyro.conf import Positional, arg
 from dualrate.cli.console import data_progress, print_report, reporter
 from dualrate.cli.recipe import AsJson, AtATime, Device, Nproc, SharedWork
 from dualrate.codecs.codec import Codec, CodecFolder, read_codec
-from dualrate.config.ranges import Images, Range, Ranged, Seed, Side, Steps
+from dualrate.config.ranges import Images, Range, Ranged, Seed, Side
 from dualrate.data.cache import verify
-from dualrate.data.images import PREPARING, ImageSet, every_image, load_images, prepare, to_float
+from dualrate.data.images import PREPARING, ImageSet, load_images, prepare, to_float
 from dualrate.data.latent_set import ENCODING, encode
-from dualrate.data.source import resolved
 from dualrate.diffusion.random import Draws
-from dualrate.drawing.latents import Latents, decode_latents, encode_images, round_trip_nearness
-from dualrate.drawing.samples import grids_below
+from dualrate.drawing.latents import round_trip_nearness
 from dualrate.forecasts.clip_set import Cut, prepare_clips
 from dualrate.forecasts.netcdf import check_writable, write_fields
 from dualrate.forecasts.simulations import SIMULATIONS
@@ -35,17 +31,12 @@ from dualrate.pipelines.prompt_set import ENCODING as ENCODING_PROMPTS
 from dualrate.pipelines.prompt_set import PROMPTS, encode_prompts, has_prompts, verify_captions
 from dualrate.pipelines.retrofitted import text_folder
 from dualrate.pipelines.text_encoders import TextFolder
-from dualrate.report.image_grid import GRID_PNG
 from dualrate.system.device import pick_device
-from dualrate.system.progress import image_progress
 from dualrate.system.workers import mapper
 
 MIB = 2**20
 LOW, HIGH = 0.8, 1.25  # of the size of latents
 AT_A_TIME = 16  # images that are encoded for it
-CodecRun = Annotated[
-    Path, arg(metavar="RUN", help="A run that trained a codec, the run of a decoder, or the folder of an autoencoder.")
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,67 +203,6 @@ class Verify(Ranged, SharedWork):
                 verify(self.folder / PROMPTS, over, data_progress(progress))
                 verify_captions(self.folder)
         print_report(self.json, {"images": images, "damaged shards": 0})
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodeImages(_Images):
-    """Encode images into a file of latents with the codec of a run."""
-
-    images: Annotated[Positional[str], arg(metavar="IMAGES")]
-    """An image, a folder of images, a .npz or .parquet file, or anything else that --data.source takes."""
-    run_dir: Annotated[CodecRun, arg(name="run")]
-    out: Path = Path("latents.npz")
-    """A new file: latents (N, C, h, w), names, codec (sha256)."""
-    batch_size: AtATime = 64
-    device: Device = None
-    json: AsJson = False
-
-    def run(self) -> None:
-        progress, codec = reporter(), read_codec(self.run_dir, pick_device(self.device))
-        if grids := grids_below(resolved(self.images)):
-            progress.note(f"{len(grids)} {GRID_PNG} left out, which dualrate sample wrote beside its images")
-        images = every_image(self.images, self.size, self.channels, without=grids)
-        with closing(progress):
-            latents = encode_images(
-                images, codec, self.out, batch_size=self.batch_size, progress=image_progress(progress)
-            )
-        shape = "x".join(map(str, latents.x.shape[1:]))
-        report = {"images": len(latents.x), "latents": shape, "codec": latents.codec[:12], "out": str(self.out)}
-        print_report(self.json, report)
-
-
-@dataclass(frozen=True)
-class Decode(Ranged):
-    """Decode a file of latents into images with the codec of a run."""
-
-    latents: Annotated[Positional[Path], arg(metavar="LATENTS")]
-    """File that data encode-images wrote."""
-    run_dir: Annotated[CodecRun, arg(name="run")]
-    out: Path
-    """Folder for the images: new, empty, or with some of the same images, to which it adds."""
-    steps: Steps | None = None
-    """Steps of a diffusion decoder. Default: as in its training, or 16 for the run of a decoder."""
-    npz: bool = False
-    """Also write images.npz: arr_0 (N, H, W, C) uint8."""
-    batch_size: AtATime = 64
-    device: Device = None
-    json: AsJson = False
-
-    def run(self) -> None:
-        latents, progress = Latents.read(self.latents), reporter()
-        codec = read_codec(self.run_dir, pick_device(self.device), steps=self.steps)
-        with closing(progress):
-            done = decode_latents(
-                latents,
-                codec,
-                self.out,
-                batch_size=self.batch_size,
-                npz=self.npz,
-                progress=image_progress(progress),
-            )
-        seconds = done.seconds / done.drawn if done.drawn else None
-        report = {"images": done.images, "drawn": done.drawn, "out": str(self.out), "seconds_per_image": seconds}
-        print_report(self.json, report)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,8 +39,6 @@ COMMANDS = {  # the module of each and its class, or the function that parses wh
     "data prepare": "data:Prepare",
     "data encode": "data:Encode",
     "data verify": "data:Verify",
-    "data encode-images": "data:EncodeImages",
-    "data decode": "data:Decode",
     "data codec": "data:CheckCodec",
     "data simulate": "data:Simulate",
     "export": "export:Export",

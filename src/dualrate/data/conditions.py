@@ -238,7 +238,7 @@ class Latent(Condition):
     codec: CodecConfig = NoCodec()
     """Where they are from; it does not train."""
 
-    no_pictures = "is a decoder, which takes latents, not pictures: decode them by dualrate data decode"
+    no_pictures = "is a decoder, which takes latents, not pictures: pass them as an array"
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -1,14 +1,4 @@
-"""Latents: of somebody's own pictures and back, of a model that draws them, and what a codec keeps of images.
-
-    LATENTS (.npz)      latents (N, C, h, w) float32, as `Codec.encode` gives their means; names (N,); codec: the sha256
-                        by which a codec's latents are known. Written whole or not at all
-    OUT/decoded.json    what the images beside it are of; images of anything else are never put there
-    OUT/000007-cat.png  the image of latent 7, whole or not there: the same call goes on after a kill
-    OUT/images.npz      if asked for: arr_0 (N, H, W, C) uint8
-
-The noise that a decoder takes latents with, and what it draws, are keyed by a latent's number.
-
-What a codec keeps of images, and at what cost in bits:
+"""Scores of a codec's latents: what it keeps of images, and at what cost in bits.
 
     gFD     the Frechet distance of a table, where its images are drawn by a model of latents: from training images
     rFD     of reconstructions of held-out images, from the same images
@@ -21,12 +11,9 @@ Reconstructions are drawn: z_0 has its noise, a diffusion decoder its own. Both 
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,171 +21,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dualrate.codecs.codec import RUN, Codec, CodecFolder, decoded, with_noise
-from dualrate.codecs.diffusion import decoding_of
+from dualrate.codecs.codec import RUN, Codec, CodecFolder
 from dualrate.data.condition_rows import HeldOut
-from dualrate.data.images import Everything, ImageSet, to_float, to_uint8
-from dualrate.data.source import read_arrays
+from dualrate.data.images import ImageSet, to_float
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.context import Cond
 from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
-from dualrate.drawing.drawer import Drawer, Samples
+from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.likelihood import Estimate
-from dualrate.drawing.measure import Measurement, image_batches
-from dualrate.drawing.record import FolderRecord, naming_progress
-from dualrate.drawing.samples import NPZ, Files
+from dualrate.drawing.measure import Measurement
 from dualrate.experiment.model import Model
 from dualrate.methods.unified_latents import bound, end
 from dualrate.metrics.evaluate import ROUND_TRIP, Evaluator, round_trips
-from dualrate.report.image_grid import Pictures, write_npz
 from dualrate.runs.store import load
-from dualrate.system.files import whole
-from dualrate.system.progress import ImageProgress
 
-ARRAYS = ("latents", "names", "codec")
-RECORD = "decoded.json"
 LOOKED_AT = 1000  # images of PSNR and bits, at most, where a score has more
 TIMES = 16  # of the integral of `bits_per_pixel`, for each image: one in each sixteenth
-
-
-@dataclass(frozen=True, eq=False)
-class Latents:
-    """Latents of named images.
-
-    x: (N, C, h, w) float32, normalised, without noise; names: of their images; codec: `Codec.latents` of theirs
-    """
-
-    x: NDArray[np.float32]
-    names: tuple[str, ...]
-    codec: str
-
-    @staticmethod
-    def read(file: Path) -> Latents:
-        """Read a file. Raises ValueError, naming the file, for another content; OSError where it cannot be read."""
-
-        def wanted(arrays: list[str]) -> tuple[str, ...]:
-            if missing := sorted(set(ARRAYS) - set(arrays)):
-                raise ValueError(f"it has no array {missing[0]}, which `dualrate data encode-images` writes")
-            return ARRAYS
-
-        x, names, codec = read_arrays(file, wanted, "latents").values()
-        if x.dtype != np.float32 or x.ndim != 4 or names.shape != x.shape[:1] or not len(x) or not np.isfinite(x).all():
-            raise ValueError(
-                f"{file} has latents {x.dtype} {x.shape} and names {names.shape}; expected finite float32 (N, C, h, w) "
-                "and a name for each"
-            )
-        return Latents(x, tuple(map(str, names)), str(codec))
-
-    @property
-    def digest(self) -> str:
-        """sha256 of all that images of them depend on."""
-        return hashlib.sha256(repr((self.x.shape, self.names, self.codec)).encode() + self.x.tobytes()).hexdigest()
-
-
-@torch.no_grad()
-def encode_images(
-    images: Everything,
-    codec: Codec,
-    out: Path,
-    *,
-    batch_size: int = 64,
-    progress: ImageProgress = lambda done, total: None,
-) -> Latents:
-    """Write the latents of all images to a new file `out`, and return them.
-
-    Raises ValueError for a file that is there, images that are none, of several shapes, or that the codec does not
-    take, and latents that are not finite; OSError for what cannot be read or written.
-    """
-    if out.exists():
-        raise ValueError(f"{out} is there already: name another --out, or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    means, names = [], []
-    progress(0, len(images))
-    for batch_names, batch in image_batches(images, batch_size):
-        try:
-            codec.latent_shape(batch.shape[1:])
-        except ValueError as error:
-            raise ValueError(f"{batch_names[0]}: {error}") from error
-        means.append(codec.encode(to_float(batch).to(codec.device)).mean.float().cpu().numpy())
-        names += batch_names
-        if not np.isfinite(means[-1]).all():
-            raise ValueError(f"the codec gives latents that are not finite, of {batch_names[0]} or one after it")
-        progress(len(names), len(images))
-    latents = Latents(np.concatenate(means), tuple(names), codec.latents)
-    with whole(out) as aside, aside.open("wb") as file:
-        np.savez(file, latents=latents.x, names=np.array(names), codec=np.array(latents.codec))
-    return latents
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodedRecord(FolderRecord):
-    """Content of decoded.json. latents, codec: sha256 of them; sampler, steps: of a decoder that draws"""
-
-    file, content, whole = RECORD, "decoded images", (RECORD, NPZ, ".png")
-    latents: str
-    codec: str
-    seed: int
-    images: int
-    sampler: str | None = None
-    steps: int | None = None
-
-    def identity(self) -> dict[str, tuple[Any, Any]]:
-        return {name: (value, str(value)[:12]) for name, value in asdict(self).items()}
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Outcome of a call of `decode_latents`. drawn: images, in so many seconds of the codec"""
-
-    images: int
-    drawn: int
-    seconds: float
-
-
-def decode_latents(
-    latents: Latents,
-    codec: Codec,
-    out: Path,
-    *,
-    seed: int = 0,
-    batch_size: int = 64,
-    npz: bool = False,
-    progress: ImageProgress = lambda done, total: None,
-) -> Decoded:
-    """Write the images of latents that `out` lacks as PNGs, and images.npz if asked for.
-
-    Raises ValueError, before anything is written, for latents of another codec, and for an `out` that holds anything
-    else; OSError for what cannot be read or written, and for a folder that another process is filling.
-    """
-    if codec.latents != latents.codec:
-        raise ValueError(f"got latents of the codec {latents.codec[:12]} (sha256), this one's are {codec.latents[:12]}")
-    count, channels, height, width = latents.x.shape
-    shape = codec.image_shape((channels, height, width))
-    record = DecodedRecord(latents=latents.digest, codec=codec.fingerprint, seed=seed, images=count)
-    if (decoding := decoding_of(codec)) is not None:
-        record = replace(record, sampler=decoding.sampler, steps=decoding.plan.num_steps)
-
-    def draw(rows: Sequence[int]) -> Samples:
-        start, row = time.perf_counter(), torch.tensor(rows, device=codec.device)
-        draws, x = Draws(seed, row), torch.from_numpy(latents.x[list(rows)]).to(codec.device)
-        with torch.no_grad():
-            images = to_uint8(decoded(codec, with_noise(codec, x, draws), draws)).cpu().numpy()
-        return Samples(images, time.perf_counter() - start)
-
-    with record.filling(out) as record:
-        record.write(out)
-        names = [re.sub(r"[^\w.-]+", "-", Path(name).stem).strip("-.")[:60] or "image" for name in latents.names]
-        files = Files([out / f"{i:06}-{name}.png" for i, name in enumerate(names)], range(count), Pictures(shape))
-        with naming_progress(files):
-            drawn, seconds = files.fill(draw, batch_size, progress)
-            if npz:
-                write_npz(out / NPZ, files.read(), (count, *shape), None)
-    return Decoded(count, drawn, seconds)
-
-
-# What a codec keeps
 
 
 @dataclass(frozen=True)

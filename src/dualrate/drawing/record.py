@@ -1,6 +1,6 @@
 """Records: a file in a folder says what else is there, so that the same call goes on and nothing else is put beside.
 
-sample.json, forecast.json, decoded.json     of samples, of forecasts, of decoded latents: a subclass each
+sample.json, forecast.json     of samples, of forecasts: a subclass each
 """
 
 from __future__ import annotations
@@ -38,19 +38,43 @@ def naming_progress(of: object) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderRecord:
-    """A file that says what else is in its folder: the same call goes on, and nothing else is put beside."""
+class SamplingRecord:
+    """A file that says what was drawn into its folder: the same call goes on, and nothing else is put beside.
+
+    file, content: its name; name of the folder's content, in an error
+    whole:         files that are written whole, so that a process that was killed may have left a part of one; or, of
+                   many such files, how their names end
+    model, path, iteration: where the weights are from; their hash is in `origin`
+    sampler, step, plan:    the update rule in words, with all its settings, and its times and heavy calls
+    origin:                 all that decides what is drawn with a seed
+    first_seed:             of what is drawn first; the next has the seed after it
+    members:                samples of each seed
+    calls:                  what drew it: commands, batch sizes, devices, versions; no two differ in dates alone
+    """
 
     file: ClassVar[str]
     content: ClassVar[str]
-    """Name of the folder's content, in an error."""
     whole: ClassVar[tuple[str, ...]]
-    """Files that are written whole, so that a process that was killed may have left a part of one; or, of many such
-    files, how their names end."""
+    model: str
+    path: str
+    iteration: int
+    sampler: str
+    step: dict
+    plan: dict
+    guidance: Guidance
+    origin: Origin
+    first_seed: int
+    cost: dict
+    members: int = 1
+    calls: tuple[dict, ...] = ()
 
     def identity(self) -> dict[str, tuple[Any, Any]]:
         """Values that are equal in all of a folder, by name: the value, and how an error shows it."""
-        raise NotImplementedError
+        values = {field.name: getattr(self.origin, field.name) for field in fields(Origin)}
+        values |= {"first seed": self.first_seed, "members": self.members}
+        weights = f"{self.model} at iteration {self.iteration}, {self.origin.weights[:12]}"
+        words = {"weights": weights, "experiment": self.origin.experiment[:12], "sampler": self.sampler}
+        return {name: (value, words.get(name, value)) for name, value in values.items()}
 
     @classmethod
     def read(cls, directory: Path) -> Self | None:
@@ -87,7 +111,11 @@ class FolderRecord:
             raise ValueError(
                 f"{directory} holds other {self.content}, they differ in {', '.join(differing)}: choose another --out"
             )
-        return self
+        if earlier is None:
+            return self
+        calls = [call | {"date": None} for call in earlier.calls]
+        new = (call for call in self.calls if call | {"date": None} not in calls)
+        return replace(self, calls=(*earlier.calls, *new))
 
     @contextmanager
     def filling(self, directory: Path) -> Iterator[Self]:
@@ -112,48 +140,6 @@ class FolderRecord:
         target = written_aside(name) or ""
         endings = tuple(end for end in cls.whole if end.startswith("."))
         return target in cls.whole or (target.endswith(endings) and target[0] != ".")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingRecord(FolderRecord):
-    """Record of what was drawn into a folder, whatever that is.
-
-    model, path, iteration: where the weights are from; their hash is in `origin`
-    sampler, step, plan:    the update rule in words, with all its settings, and its times and heavy calls
-    origin:                 all that decides what is drawn with a seed
-    first_seed:             of what is drawn first; the next has the seed after it
-    members:                samples of each seed
-    calls:                  what drew it: commands, batch sizes, devices, versions; no two differ in dates alone
-    """
-
-    model: str
-    path: str
-    iteration: int
-    sampler: str
-    step: dict
-    plan: dict
-    guidance: Guidance
-    origin: Origin
-    first_seed: int
-    cost: dict
-    members: int = 1
-    calls: tuple[dict, ...] = ()
-
-    def joined(self, earlier: Self | None, directory: Path) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
-        record = super().joined(earlier, directory)
-        if earlier is None:
-            return record
-        earlier_calls = [call | {"date": None} for call in earlier.calls]
-        return replace(
-            record, calls=(*earlier.calls, *(call for call in self.calls if call | {"date": None} not in earlier_calls))
-        )
-
-    def identity(self) -> dict[str, tuple[Any, Any]]:
-        values = {field.name: getattr(self.origin, field.name) for field in fields(Origin)}
-        values |= {"first seed": self.first_seed, "members": self.members}
-        weights = f"{self.model} at iteration {self.iteration}, {self.origin.weights[:12]}"
-        words = {"weights": weights, "experiment": self.origin.experiment[:12], "sampler": self.sampler}
-        return {name: (value, words.get(name, value)) for name, value in values.items()}
 
 
 def drawn_by(drawer: Drawer, command: str, labels: str | None = None) -> dict[str, Any]:
