@@ -161,7 +161,6 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.comparison.rows.Saving",
     "dualrate.comparison.compare.Session",
     "dualrate.comparison.rows.MeasuredCandidate",
-    "dualrate.drawing.latents.Nearness",
     "dualrate.sampling.catalogue.Sampler",
     "dualrate.sampling.cost.CallCost",
     "dualrate.sampling.cost.PlanCost",

@@ -225,7 +225,7 @@ class CheckCodec(_Images):
         codec, count = read_codec(self.folder, pick_device(self.device)), min(self.num, len(images))
         shape, size = codec.latent_shape(images.shape), size_of_latents(codec, images, count)
         about = {"images": count, "latents": "x".join(map(str, shape)), "codec": codec.fingerprint[:12]}
-        print_report(self.json, {**about, "size": size, "psnr": round_trip_nearness(codec, images, count).psnr})
+        print_report(self.json, {**about, "size": size, "psnr": round_trip_nearness(codec, images, count).value})
         if not LOW <= size <= HIGH:
             raise ValueError(
                 f"latents have the size {size:.3g} (root of the mean square), expected {LOW} to {HIGH}: compare the "

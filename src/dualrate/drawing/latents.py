@@ -34,6 +34,7 @@ from dualrate.drawing.likelihood import Estimate
 from dualrate.drawing.measure import Measurement
 from dualrate.experiment.model import Model
 from dualrate.methods.unified_latents import bound, end
+from dualrate.metrics.ensembles import psnr
 from dualrate.metrics.evaluate import ROUND_TRIP, Evaluator, round_trips
 from dualrate.runs.store import load
 
@@ -41,28 +42,13 @@ LOOKED_AT = 1000  # images of PSNR and bits, at most, where a score has more
 TIMES = 16  # of the integral of `bits_per_pixel`, for each image: one in each sixteenth
 
 
-@dataclass(frozen=True)
-class Nearness:
-    """A mean over images, and its standard error. psnr: in dB."""
-
-    psnr: float
-    error: float
-    count: int
-
-    def __str__(self) -> str:
-        return f"PSNR {self.psnr:.2f} dB, standard error {self.error:.2f}, of {self.count:,} reconstructions"
+def nearness(images: Iterable[NDArray[np.uint8]], reconstructions: Iterable[NDArray[np.uint8]]) -> Estimate:
+    """Mean PSNR, in dB, of the same images in batches, each (b, C, H, W). Raises ValueError for fewer than 2 images."""
+    pairs = zip(images, reconstructions, strict=True)
+    return Estimate.of(torch.cat([psnr(*(torch.tensor(x).double() / 255 for x in pair)) for pair in pairs]))
 
 
-def nearness(images: Iterable[NDArray[np.uint8]], reconstructions: Iterable[NDArray[np.uint8]]) -> Nearness:
-    """Mean PSNR of the same images in batches, each (b, C, H, W)."""
-    decibels: list[float] = []
-    for x, drawn in zip(images, reconstructions, strict=True):
-        square = (drawn.astype(np.float64) - x) ** 2
-        decibels += [10 * math.log10(255**2 / max(error, 1e-9)) for error in square.mean((1, 2, 3)).tolist()]
-    return Nearness(float(np.mean(decibels)), float(np.std(decibels) / math.sqrt(len(decibels))), len(decibels))
-
-
-def round_trip_nearness(codec: Codec, images: ImageSet, count: int) -> Nearness:
+def round_trip_nearness(codec: Codec, images: ImageSet, count: int) -> Estimate:
     """Mean PSNR of the first `count` images and what the codec makes of them."""
     rows = torch.arange(count)
     return nearness((images.images[part.numpy()] for part in rows.split(ROUND_TRIP)), round_trips(codec, images, rows))
@@ -78,7 +64,7 @@ class LatentScores:
     generated: bool
     rfd: Mapping[str, float]
     count: int
-    nearness: Nearness
+    nearness: Estimate
     bits: Estimate | None
 
     def __str__(self) -> str:
@@ -88,7 +74,7 @@ class LatentScores:
         lines = [
             f"the table's distances are {table}",
             *(f"r{name} {value:.4g}, {of}" for name, value in self.rfd.items()),
-            str(self.nearness),
+            f"PSNR {self.nearness} dB, of up to {LOOKED_AT:,} reconstructions",
         ]
         if self.bits is not None:
             lines.append(f"latents hold {self.bits} bits a pixel at most, by the prior that was trained with them")
