@@ -73,8 +73,8 @@ class Categorical:
 
 
 @cached_for_shared_time
-def _shares(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
-    """a_t and 1 - a_t."""
+def shares(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """a_t, the share of tokens that noise has not replaced, and 1 - a_t. Shape of t, or () where t is a plan's."""
     return _shares_at(schedule, schedule.log_snr(t))
 
 
@@ -88,7 +88,7 @@ def _shares_at(schedule: Schedule, log_snr: Tensor) -> tuple[Tensor, Tensor]:
 @cached_for_shared_time
 def _transition(schedule: Schedule, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """a = a_t / a_s and 1 - a."""
-    (intact_s, lost_s), (intact_t, lost_t) = _shares(schedule, s), _shares(schedule, t)
+    (intact_s, lost_s), (intact_t, lost_t) = shares(schedule, s), shares(schedule, t)
     return intact_t / intact_s, (lost_t - lost_s) / intact_s
 
 
@@ -104,10 +104,6 @@ class CategoricalProcess(Process):
     def pi(self, like: Tensor) -> Tensor:
         """(V, 1, 1): the distribution of noise, for states (..., V, H, W)."""
 
-    def intact_share(self, t: Tensor) -> Tensor:
-        """a_t: the share of tokens that noise has not replaced. Shape of t, or () where t is a plan's."""
-        return _shares(self.schedule, t)[0]
-
     def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
         """(S, B, 1, H, W): uniform in (0, 1), one number a token."""
         return draws.uniforms(streams, 1, *shape[1:])
@@ -118,7 +114,7 @@ class CategoricalProcess(Process):
 
     def marginal(self, x: Tensor, t: Tensor) -> Categorical:
         """q(z_t | x)."""
-        intact, lost = (expand(share, x) for share in _shares(self.schedule, t))
+        intact, lost = (expand(share, x) for share in shares(self.schedule, t))
         return Categorical(intact * x + lost * self.pi(x))
 
     def add_noise(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -130,7 +126,7 @@ class CategoricalProcess(Process):
 
     def posterior(self, z_t: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Categorical:
         """q(z_s | z_t, x) for s <= t, s < 1; of x_hat its mean over x. An x that cannot give z_t counts for nothing."""
-        intact_s, lost_s = (expand(share, z_t) for share in _shares(self.schedule, s))
+        intact_s, lost_s = (expand(share, z_t) for share in shares(self.schedule, s))
         share = self._explaining(x, z_t, t)
         earlier = intact_s * share + lost_s * self.pi(z_t) * share.sum(AXIS, keepdim=True)
         return Categorical(self._evidence(z_t, *_transition(self.schedule, s, t)) * earlier)
@@ -146,7 +142,7 @@ class CategoricalProcess(Process):
 
     def conditional_mean(self, x_hat: Tensor, z_t: Tensor, z_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """x_hat(x) q(z_s | x) / q(z_t | x) over their sum. A token that is masked in z_s has x_hat; another, z_s."""
-        share = self._explaining(x_hat, z_t, t) * self._evidence(z_s, *_shares(self.schedule, s))
+        share = self._explaining(x_hat, z_t, t) * self._evidence(z_s, *shares(self.schedule, s))
         return share / share.sum(AXIS, keepdim=True)
 
     def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
@@ -165,7 +161,7 @@ class CategoricalProcess(Process):
 
     def _explaining(self, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
         """x / q(z | x), 0 where x cannot give z."""
-        evidence = self._evidence(z, *_shares(self.schedule, t))
+        evidence = self._evidence(z, *shares(self.schedule, t))
         return x / evidence.masked_fill(evidence <= 0, math.inf)
 
     def _blurred(self, z: Tensor) -> Tensor:
