@@ -301,10 +301,10 @@ def cores(batch: int, channels: int, length: int, states: int = 16) -> dict[str,
     A, of_heads = -torch.rand(channels, states), -torch.rand(heads)
     q, k, v = (given(batch, heads, length, 64) for _ in range(3))
     by_channel = {
-        f"scan, {backend}": partial(selective_scan, u, delta, A, B, C, delta_softplus=True, backend=backend)
+        f"scan, {backend}": partial(selective_scan, u, delta, A, B, C, backend=backend)
         for backend in ("loop", "chunked")
     }
-    matrix = partial(selective_scan, u, per_head, of_heads, B, C, delta_softplus=True, backend="matrix")
+    matrix = partial(selective_scan, u, per_head, of_heads, B, C, backend="matrix")
     return {**by_channel, "scan, matrix": matrix, "attention": partial(attend, q, k, v)}
 
 

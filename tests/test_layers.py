@@ -292,10 +292,10 @@ def test_what_needs_an_extra_is_imported_by_nothing_else_at_once(trees: dict[str
 
 def test_code_needs_only_declared_dependencies() -> None:
     """The source, and what is run beside it; but for what benchmarks/peers.py compares with, and
-    the scan of mamba_ssm and the coastlines of cartopy, if they are there."""
+    the coastlines of cartopy, if they are there."""
     beside = {name: sorted((ROOT / name).rglob("*.py")) for name in ("studies", "tools", "benchmarks")}
     allowed = declared(*EXTRAS) | set(sys.stdlib_module_names) | {"dualrate", "dualrate_command", *beside}
-    allowed |= {"denoising_diffusion_pytorch", "ema_pytorch", "mamba_ssm", "cartopy"}
+    allowed |= {"denoising_diffusion_pytorch", "ema_pytorch", "cartopy"}
     used = {target.split(".")[0]: module for module in MODULES for target in imports_of(module)}
     for name, paths in beside.items():
         more = {"tools": {"contracts"}, "studies": {"examples"}}.get(name, set())

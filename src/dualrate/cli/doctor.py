@@ -25,7 +25,6 @@ from dualrate.cli.recipe import AsJson, Device
 from dualrate.config.imports import import_module
 from dualrate.data.cache import cache_dir
 from dualrate.experiment.modality import WINGS
-from dualrate.networks.scan import backend_for
 from dualrate.system.device import pays, pick_device
 from dualrate.system.files import write_whole
 from dualrate.system.progress import run_lock
@@ -163,7 +162,7 @@ def check_device(device: torch.device) -> Iterator[Finding]:
         few = f"DUALRATE_THREADS={processors} before the command"
         yield ok(about) if threads <= processors else warning(about, few)
     precision = "bfloat16" if pays(device) else "float32"
-    yield ok(f"{device}: --fit.precision auto is {precision}; state spaces (DiS) are scanned by {backend_for(device)}")
+    yield ok(f"{device}: --fit.precision auto is {precision}")
 
 
 GIB = 2**30

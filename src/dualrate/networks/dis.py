@@ -132,7 +132,7 @@ class ChannelMixer(nn.Module):
         ways = zip(self.scanned(x, ""), self.scanned(x.flip(2), "_b"), strict=True)
         u, delta, B, C = (torch.stack(pair, 1) for pair in ways)
         A, D = -torch.cat((self.A_log, self.A_b_log)).exp(), torch.cat((self.D, self.D_b))
-        y = selective_scan(u.flatten(1, 2), delta.flatten(1, 2), A, B, C, D, delta_softplus=True)
+        y = selective_scan(u.flatten(1, 2), delta.flatten(1, 2), A, B, C, D)
         forward, backward = y.chunk(2, dim=1)
         return self.out_proj(((forward + backward.flip(2)) * F.silu(z)).transpose(1, 2))
 

@@ -3,13 +3,12 @@
     h_l = exp(dt_l A) h_(l-1) + dt_l B_l u_l        of every channel, h of N states, A < 0
     y_l = C_l h_l + D u_l
 
-with dt = softplus(delta). Four backends compute the same:
+with dt = softplus(delta). Three backends compute the same:
 
-    loop       token by token, in operations of torch
-    chunked    the same as one operation. Training keeps the state in front of each chunk of tokens, and computes those
-               within it again: 1 / CHUNK of the memory
-    matrix     y = M u, M_lm = C_l B_m dt_m exp(A (dt_(m+1) + ... + dt_l)), m <= l; of a decay per head alone
-    mamba_ssm  the CUDA kernel of that package, where it is installed; never needed
+    loop     token by token, in operations of torch
+    chunked  the same as one operation. Training keeps the state in front of each chunk of tokens, and computes those
+             within it again: 1 / CHUNK of the memory
+    matrix   y = M u, M_lm = C_l B_m dt_m exp(A (dt_(m+1) + ... + dt_l)), m <= l; of a decay per head alone
 
 No decay is divided by: exponents are sums of dt A <= 0. So nothing overflows, however large dt |A| L is. The shorter
 exp(s_l) sum_m exp(-s_m) dt_m B_m u_m, s the sum of dt A, would in float32 from 88 on.
@@ -25,7 +24,6 @@ those of its products, L^2 (N + D) where all heads share B and C.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -35,15 +33,8 @@ from torch.nn import functional as F
 from dualrate.networks.blocks import no_autocast
 from dualrate.system.device import carries_derivative
 
-Backend = Literal["loop", "chunked", "matrix", "mamba_ssm"]
+Backend = Literal["loop", "chunked", "matrix"]
 CHUNK = 16  # tokens
-
-
-def backend_for(device: torch.device | str, *, per_head: bool = False) -> Backend:
-    """The backend that "auto" runs on a device. per_head: a decay per head, not one per channel and state."""
-    if per_head:
-        return "matrix"
-    return "mamba_ssm" if torch.device(device).type == "cuda" and kernel() else "chunked"
 
 
 def selective_scan(
@@ -53,24 +44,21 @@ def selective_scan(
     B: Tensor,
     C: Tensor,
     D: Tensor | None = None,
-    delta_softplus: bool = False,
-    backend: Backend | Literal["auto"] = "auto",
+    backend: Backend | None = None,
 ) -> Tensor:
     """u: (B, D, L); B, C: (B, N, L), or (B, G, N, L) of G groups of channels in a row -> (B, D, L), in u's dtype.
 
     A: (D, N), with delta (B, D, L) and D (D,). Or (H,), a decay per head of D / H channels in a row; then delta is
-    (B, H, L) and D (H,). Computed in float32 at least. backend: "matrix" is of a decay per head, "mamba_ssm" of that
-    package.
+    (B, H, L) and D (H,). Computed in float32 at least.
+    backend: "matrix" is of a decay per head alone; None: that where it can be, else "chunked"
     """
-    chosen = backend_for(u.device, per_head=A.ndim == 1) if backend == "auto" else backend
+    chosen = backend or ("matrix" if A.ndim == 1 else "chunked")
     if chosen == "chunked" and not torch.compiler.is_compiling() and carries_derivative((u, delta, A, B, C)):
         chosen = "loop"
     wide, size = torch.promote_types(u.dtype, torch.float32), u.shape[1] // len(A)
     with no_autocast(u):
-        x, dt, A, B, C = (part.to(wide) for part in (u, delta, A, B, C))
+        x, dt, A, B, C = u.to(wide), F.softplus(delta.to(wide)), A.to(wide), B.to(wide), C.to(wide)
         B, C = (part[:, None] if part.ndim == 3 else part for part in (B, C))
-        if delta_softplus:
-            dt = F.softplus(dt)
         if chosen != "matrix" and A.ndim == 1:
             dt, A = dt.repeat_interleave(size, 1), A.repeat_interleave(size)[:, None].expand(-1, B.shape[2])
         y = BACKENDS[chosen](x, dt, A, B, C)
@@ -167,38 +155,10 @@ def mixing(dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     return decay * alike * dt[..., None, :]
 
 
-def by_kernel(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """The scan, by mamba_ssm's kernel. Arguments: of `loop`."""
-    call = _run_kernel if torch.is_grad_enabled() else OPERATIONS.scan  # an operation, so that it can be counted
-    return call(u, dt, A.contiguous(), B.contiguous(), C.contiguous())
-
-
-def _run_kernel(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    scan = kernel()
-    assert scan is not None
-    return scan(u, dt, A, B, C)
-
-
-@cache
-def kernel() -> Callable[..., Tensor] | None:
-    """The scan of mamba_ssm; None where it does not import."""
-    try:
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return None
-    return selective_scan_fn
-
-
-BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]] = {
-    "loop": loop,
-    "chunked": chunked,
-    "matrix": matrix,
-    "mamba_ssm": by_kernel,
-}
+BACKENDS = {"loop": loop, "chunked": chunked, "matrix": matrix}
 LIBRARY, OPERATIONS = torch.library.Library("dualrate", "FRAGMENT"), torch.ops.dualrate
-DEFINED: dict[
-    str, tuple[Callable[..., Any], Callable[..., Any]]
-] = {  # what it does, and what it returns but for numbers
+# an operation does the first, and returns what the second does but for its numbers
+DEFINED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "recurrence(Tensor A, Tensor dt, Tensor x, Tensor B, Tensor C) -> (Tensor, Tensor)": (
         _recurrence,
         lambda A, dt, *_: (torch.empty_like(dt), dt.new_empty(-(-len(dt) // CHUNK), len(A), *dt.shape[1:])),
@@ -208,10 +168,6 @@ DEFINED: dict[
         _recurrence_backward,
         lambda y, fronts, A, *rest: (torch.empty_like(fronts[0]), *(torch.empty_like(part) for part in rest)),
     ),
-    "scan(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C) -> Tensor": (
-        _run_kernel,
-        lambda u, *_: torch.empty_like(u),
-    ),
 }
 for schema, (called, shaped) in DEFINED.items():
     name = LIBRARY.define(schema)
@@ -220,5 +176,4 @@ for schema, (called, shaped) in DEFINED.items():
 torch.library.register_autograd("dualrate::recurrence", _gradients, setup_context=_saved, lib=LIBRARY)
 FORMULAS: dict[Any, Callable[..., int]] = {  # FLOPs, as torch counts those of its own operations (sampling/cost.py)
     OPERATIONS.recurrence: lambda A, dt, *_, **more: 4 * len(A) * dt.numel(),
-    OPERATIONS.scan: lambda u, dt, A, *_, **more: 4 * A.shape[1] * u.numel(),
 }

@@ -234,7 +234,7 @@ class ImageNetFlat(Ranged):
         if self.body == "dis":
             optim, batch = replace(optim, decay="cosine"), 128
         fit = replace(FIT, iterations=400_000, batch_size=batch, micro_batch=None, optim=optim, ema_halflife=1_800_000)
-        fit = replace(fit, compile=self.body == "dit")  # a DiS with mamba_ssm's kernel was not tried
+        fit = replace(fit, compile=self.body == "dit")  # of a DiS it was not tried
         light = None if self.rate == "single" else network.lighter()
         return one_or_two(f"{name}{'-dual' * bool(light)}", network, light, fit, DataConfig(augment=Augment(flip=True)))
 
