@@ -319,8 +319,12 @@ def test_a_factor_that_the_networks_do_not_take_is_refused_before_images_are_rea
     look.__dict__["shapes"] = ((3, 48, 48),)
     monkeypatch.setattr(auto, "look_at", lambda *of: look)
     monkeypatch.setattr(auto, "account", lambda *of: "")
-    with pytest.raises(ValueError, match=r"48 x 48 do not take super-resolution:3: .* or a factor of 2, 4, 8"):
+    with pytest.raises(
+        ValueError, match=r"of \(3, 16, 16\) .* no multiples .* the factor of super-resolution"
+    ):
         Auto(dr.DataConfig("photos"), "tiny", task="super-resolution:3")()
+    with pytest.raises(ValueError, match="48 x 48 are not divisible by 5: give another factor"):
+        Auto(dr.DataConfig("photos"), "tiny", task="super-resolution:5")()
     assert Auto(dr.DataConfig("photos"), "tiny", task="super-resolution:8")().networks.given == (3, 6, 6)
 
 

@@ -64,7 +64,8 @@ def ratios(shape: Shape, config: BodyConfig) -> list[tuple[tuple[int, int] | Non
         listed = ", ".join("{} x {}".format(*sides) for sides in levels)
         raise ValueError(
             f"the sides of a condition of {shape} (C, H, W) are no multiples or divisors of those of the network's "
-            f"levels, {listed}: change the network's patch or levels, or --every of a forecast"
+            f"levels, {listed}: change the network's patch or levels, the factor of super-resolution, or a forecast's "
+            "--every"
         )
     return pairs
 

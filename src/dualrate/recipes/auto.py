@@ -28,14 +28,13 @@ from __future__ import annotations
 
 import glob
 import re
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from os import PathLike
 from statistics import median_low
 from typing import Literal
 
 from dualrate.config.ranges import Ranged, as_path
-from dualrate.data.conditions import Condition, SuperResolution
+from dualrate.data.conditions import Condition
 from dualrate.data.images import Look, look_at
 from dualrate.data.latent_set import is_encoded, read_latents
 from dualrate.data.source import resolved
@@ -168,28 +167,13 @@ class Auto(Ranged):
     def _of_task(self, single: Experiment, task: Condition) -> Experiment:
         (model,) = single.networks.configs.values()
         heavy = replace(model, num_classes=0)
-        if isinstance(task, SuperResolution) and task.factor not in (factors := _factors(single.shape, heavy)):
-            _, height, width = single.shape
-            raise ValueError(
-                f"networks of images of {height} x {width} do not take super-resolution:{task.factor}: give another "
-                f"--data.size, or a factor of {', '.join(map(str, factors))}"
-            )
+        ratios(task.shape(single.shape), heavy)  # refuses sides that do not fit
         networks, method = conditional_networks(task, single.shape, heavy, self.chosen_rate, self.trained_by)
         kind, _, of = str(self.task).partition(":")
         what = f"{kind}-{name_of(of)[:20]}" if of else kind
         parts = (name_of(self.data.source)[:30], what, self.size, self.chosen_rate, self.trained_by)
         name = "-".join(parts[: 4 if self.trained_by == "diffusion" else 5])
         return replace(single, name=name, networks=networks, method=method, condition=task)
-
-
-def _factors(image: Shape, heavy: UViTConfig) -> list[int]:
-    """The factors by which such networks can enlarge images (C, H, W)."""
-    factors: list[int] = []
-    for factor in range(2, image[1] + 1):
-        with suppress(ValueError):
-            ratios(SuperResolution(factor).shape(image), heavy)
-            factors.append(factor)
-    return factors
 
 
 def experiment(look: Look, data: DataConfig, size: Size = "small", rate: Rate = "dual") -> Experiment:
