@@ -64,7 +64,8 @@ def test_only_the_adapters_are_trained(root):
 def test_without_phases_it_is_the_model_on_the_grid(root):
     """Draws of the base on these times, by DDIM."""
     times = load(root / "0").serves.grid
-    base = dr.Choice(times=times, sampler="ddim").drawer(load(root / "base"), precision="float32").draw([0, 1]).images
+    plan = dr.StepPlan.at(times, range(len(times) - 1))
+    base = dr.Choice(plan=plan, sampler="ddim").drawer(load(root / "base"), precision="float32").draw([0, 1]).images
     found = dr.Choice().drawer(load(root / "0"), precision="float32").draw([0, 1]).images
     np.testing.assert_array_equal(found, base)
 

@@ -319,9 +319,7 @@ def test_a_factor_that_the_networks_do_not_take_is_refused_before_images_are_rea
     look.__dict__["shapes"] = ((3, 48, 48),)
     monkeypatch.setattr(auto, "look_at", lambda *of: look)
     monkeypatch.setattr(auto, "account", lambda *of: "")
-    with pytest.raises(
-        ValueError, match=r"of \(3, 16, 16\) .* no multiples .* the factor of super-resolution"
-    ):
+    with pytest.raises(ValueError, match=r"of \(3, 16, 16\) .* no multiples .* the factor of super-resolution"):
         Auto(dr.DataConfig("photos"), "tiny", task="super-resolution:3")()
     with pytest.raises(ValueError, match="48 x 48 are not divisible by 5: give another factor"):
         Auto(dr.DataConfig("photos"), "tiny", task="super-resolution:5")()

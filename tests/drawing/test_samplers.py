@@ -269,39 +269,13 @@ def test_heavy_calls_are_spread_over_any_grid(dual):
     assert plan.refresh == StepPlan.uniform(8, 3).refresh
 
 
-@pytest.mark.parametrize("changes", [{"steps": 4}, {"heavy": 2}, {"grid": "log-snr"}, {"times": (1.0, 0.0)}])
+@pytest.mark.parametrize("changes", [{"steps": 4}, {"heavy": 2}, {"grid": "log-snr"}])
 def test_a_plan_says_all(changes, heavy, tmp_path):
     path = tmp_path / "plan.json"
     path.write_text(StepPlan.uniform(3).to_json())
     assert sampler_of(heavy, SamplingOptions(plan=path, sampler="heun")) == (Heun(heavy.process), StepPlan.uniform(3))
     with pytest.raises(ValueError, match=f"a plan has its own steps and heavy calls: drop {next(iter(changes))}"):
         sampler_of(heavy, SamplingOptions(plan=path, **changes))
-
-
-def test_times_may_be_listed(heavy, dual):
-    times = (1.0, 0.8, 0.7, 0.2, 0.0)
-    assert sampler_of(heavy, SamplingOptions(times=times))[1] == StepPlan.at(times, range(4))
-    assert sampler_of(dual, SamplingOptions(times=times, heavy=2))[1] == StepPlan.at(times, [1, 2])
-    assert sampler_of(dual, SamplingOptions(times=times))[1].num_heavy == dual.serves.default_heavy(4)
-
-
-@pytest.mark.parametrize(
-    ("times", "changes", "message"),
-    [
-        ((1.0, 0.5, 0.0), {"steps": 2}, "drop steps and grid"),
-        ((1.0, 0.5, 0.0), {"grid": "karras"}, "drop steps and grid"),
-        ((1.0, 0.5), {}, "from 1 .noise. to 0 .data., got 1.0 0.5"),
-        ((0.5, 0.0), {}, "from 1 .noise. to 0"),
-        ((1.0,), {}, "from 1 .noise. to 0"),
-        ((), {}, "got none"),
-        ((1.0, 0.2, 0.6, 0.0), {}, "decrease strictly"),
-        ((1.0, float("nan"), 0.0), {}, "each a number from 0 to 1"),
-        ((1.0, 0.5, 0.0), {"heavy": 3}, "called at every step: drop heavy .3."),
-    ],
-)
-def test_a_list_of_times_that_is_no_plan_is_refused(times, changes, message, heavy):
-    with pytest.raises(ValueError, match=message):
-        sampler_of(heavy, SamplingOptions(times=times, **changes))
 
 
 @pytest.mark.parametrize("name", WITHOUT_GAMMA)
@@ -347,7 +321,7 @@ def test_a_comparison_takes_them_with_a_plan(name, heavy):
     assert candidate.plan.num_steps == 8
 
 
-def test_the_command_line_takes_eta_and_a_list_of_times(monkeypatch, capsys):
+def test_the_command_line_takes_eta_and_the_times_of_a_plan(monkeypatch, capsys, tmp_path):
     from dualrate.cli.main import main
 
     def calls(*options):
@@ -355,7 +329,8 @@ def test_the_command_line_takes_eta_and_a_list_of_times(monkeypatch, capsys):
         main()
         return json.loads(capsys.readouterr().out)["light_calls_per_image"]
 
-    assert calls("--eta", "0.5", "--times", "1", "0.5", "0.2", "0") == 3
+    (tmp_path / "plan.json").write_text(StepPlan.at([1, 0.5, 0.2, 0], range(3)).to_json())
+    assert calls("--eta", "0.5", "--plan", str(tmp_path / "plan.json")) == 3
     assert calls("--sampler", "addim", "--steps", "2") == 2
 
 

@@ -148,8 +148,6 @@ def test_html_shows_names_as_they_are(pair: dr.Model) -> None:
 def test_a_choice_prints_what_was_chosen(pair: dr.Model) -> None:
     assert repr(dr.Choice()) == "Choice()"
     assert repr(dr.Choice(16, 4, sampler="ddim")) == "Choice(steps=16, heavy=4, sampler='ddim')"
-    (line,) = lines(dr.Choice(times=tuple(1 - i / 64 for i in range(65))))
-    assert line.endswith(", ..., 0.0])")
     (line,) = lines(dr.Choice(16, 4).settled(pair))
     assert "StepPlan(16 steps, 4 heavy calls" in line
 

@@ -58,13 +58,11 @@ class SamplingOptions(Ranged):
     """Time (1 is noise, 0 is data) until which a lighter network makes the steps (DuoDiff, T-Stitch): the network of
     --denoiser RUN, or a dual-rate model's own light network without a context."""
     plan: Path | None = None
-    """A StepPlan as JSON, instead of --steps, --heavy, --places, --switch-at, --grid and --times."""
+    """A StepPlan as JSON, instead of --steps, --heavy, --places, --switch-at and --grid."""
     sampler: Annotated[str | None, arg(help=SAMPLER)] = None
     grid: str | None = None
     """Times of the steps: t (equal in t), log-snr (equal in log-SNR), blend:0.3 (between them) or karras. Default: the
     sampler's usual grid, in Rolling Diffusion t. There they are those of a roll, whose first frame's noise counts."""
-    times: tuple[Probability, ...] | None = None
-    """The N + 1 times themselves, from 1 (noise) to 0 (data), instead of --steps and --grid: 1 0.7 0.3 0."""
     gamma: Annotated[Probability | None, arg(help=GAMMA)] = None
     eta: Annotated[Probability | None, arg(help=ETA)] = None
     denoiser: Annotated[str | None, arg(help=DENOISER)] = None

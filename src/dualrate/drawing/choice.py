@@ -50,8 +50,7 @@ class Choice(Brief, Ranged):
     sampler: a name of sampling/catalogue.py, or package.module:Class
     gamma, eta: settings of the sampler
     grid:    a name of sampling/grids.py, or blend:0.3
-    times:   the N + 1 times themselves, instead of steps and grid
-    plan:    times and heavy calls together, instead of steps, heavy, grid, times and places
+    plan:    times and heavy calls together, instead of steps, heavy, grid and places
     places:  of the heavy calls: spread evenly over all steps, or over those after the first quarter
     switch_at: a time: steps that start before it, noisier, have no context, so are another run's or the light network's
     """
@@ -62,7 +61,6 @@ class Choice(Brief, Ranged):
     gamma: Probability | None = None
     eta: Probability | None = None
     grid: str | None = None
-    times: tuple[Probability, ...] | None = None
     places: Places | None = None
     plan: StepPlan | None = None
     switch_at: Probability | None = None
@@ -73,17 +71,12 @@ class Choice(Brief, Ranged):
             sampler_named(self.sampler)
         if self.grid is not None:
             check_grid(self.grid)
-        names = ("steps", "grid", "times", "heavy", "places", "switch_at")
+        names = ("steps", "grid", "heavy", "places", "switch_at")
         where = [name for name in names if getattr(self, name) is not None]
         if self.switch_at is not None and self.places is not None:
             raise ValueError("switch_at says which steps have no context: drop places")
         if self.plan is not None and where:
             raise ValueError(f"a plan has its own steps and heavy calls: drop {' and '.join(where)}")
-        if self.times is not None and {"steps", "grid"} & set(where):
-            raise ValueError("the times say where the steps are: drop steps and grid")
-        if self.times is not None and (len(self.times) < 2 or (self.times[0], self.times[-1]) != (1, 0)):
-            listed = " ".join(map(str, self.times)) or "none"
-            raise ValueError(f"the times of a sampler go from 1 (noise) to 0 (data), got {listed}")
 
     def _repr_html_(self) -> str | None:
         return None if self.plan is None else self.plan.html(repr(self))
@@ -126,7 +119,7 @@ class Choice(Brief, Ranged):
         return plan
 
     def _plan(self, model: Model) -> StepPlan:
-        steps = self.steps or (model.serves.steps if self.times is None else len(self.times) - 1)
+        steps = self.steps or model.serves.steps
         if self.switch_at is not None and not switches(model):
             raise ValueError(
                 f"{model.name} has no other network for the steps before switch_at: name one (denoiser LIGHT, a run's "
@@ -139,9 +132,7 @@ class Choice(Brief, Ranged):
         sampler = sampler_named(self._sampler(model)[0])
         usual = (sampler.step.reusing if reuse else sampler.step.grid) if model.process.one_time else "t"
         grid = self.grid or (usual if model.serves.any_plan else None)
-        times = self.times or model.serves.own_times(steps)
-        if grid is not None and self.times is None:
-            times = grid_times(grid, model.process.pace, steps)
+        times = model.serves.own_times(steps) if grid is None else grid_times(grid, model.process.pace, steps)
         starts_alone, alone = reuse and switches(model), 0
         if self.places == "late" and not starts_alone:
             raise ValueError(

@@ -189,7 +189,7 @@ class OnePlan(Serves, Ranged):
         if plan.refresh != served.refresh or any(abs(a - b) > ROUNDING for a, b in zip(plan.t, served.t, strict=True)):
             raise ValueError(
                 f"this {self.learned}; got {plan.num_steps} steps with {plan.num_heavy} "
-                "heavy calls: drop --steps, --heavy, --places, --grid, --times and --plan, or train another"
+                "heavy calls: drop --steps, --heavy, --places, --grid and --plan, or train another"
             )
 
 
