@@ -54,6 +54,7 @@ from dualrate.comparison.yardstick import Terms
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.conditions import Inpainting, SuperResolution
+from dualrate.data.decode import Options
 from dualrate.data.pairs import Pairs
 from dualrate.denoisers.early_exit import EarlyExit, ExitUViT
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
@@ -164,7 +165,6 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.sampling.catalogue.Sampler",
     "dualrate.sampling.cost.CallCost",
     "dualrate.sampling.cost.PlanCost",
-    "dualrate.data.decode.Options",
     "dualrate.data.source.Member",
     "dualrate.data.tars.TarImage",
     "dualrate.data.cache.Shard",
@@ -261,7 +261,7 @@ def examples() -> Iterator[Any]:
     yield from (Simulate(system="kolmogorov", out=run), KuramotoSivashinsky(), Kolmogorov(), MovingGarments())
     yield from (Barotropic(), MovingSprites())
     yield from (_Images(), _ToFolder(source="photos", out=run))
-    yield CodecFolder("vae", "f" * 64, steps=4)
+    yield from (CodecFolder("vae", "f" * 64, steps=4), Options(8, 3, "fail"))
     yield from (Train(cli_train.RECIPES["fashion-mnist-dual-45"]()), AnyPlan((1, 2)))
     yield from (Plan(run, "1x"), Compare(("run",)), Terms(), dr.Guidance())
     yield SamplingOptions()

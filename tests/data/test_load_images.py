@@ -224,7 +224,8 @@ def test_images_that_nobody_knows_are_not_looked_for() -> None:
 
 @pytest.mark.parametrize("options", [{"split": "val"}, {"on_bad": "ignore"}, {"size": 0}, {"channels": 2}])
 def test_bad_options(options: dict[str, Any], tmp_path: Path, load: Load) -> None:
-    with pytest.raises(ValueError, match="expected"):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"^{name} (is .*, got )?{value!r}"):
         load(tmp_path, **options)
 
 

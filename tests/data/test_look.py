@@ -31,7 +31,7 @@ def test_a_folder_is_looked_at_without_its_held_out_tenth(tmp_path: Path) -> Non
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(encoded((10 + i, 8)))
     look = look_at(tmp_path / "pets")
-    assert (look.count, look.num_classes, len(look.shapes)) == (18, 2, 18)
+    assert (look.raw.count, look.num_classes, len(look.shapes)) == (18, 2, 18)
     assert {shape[:2] for shape in look.shapes} == {(3, 8)}
     assert not (tmp_path / "cache" / "images").exists()  # nothing is decoded
 
@@ -39,7 +39,7 @@ def test_a_folder_is_looked_at_without_its_held_out_tenth(tmp_path: Path) -> Non
 def test_arrays_are_looked_at_too(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", images=np.zeros((20, 6, 7), np.uint8))
     look = look_at(tmp_path / "x.npz")
-    assert (look.count, look.num_classes, set(look.shapes)) == (18, 0, {(1, 6, 7)})
+    assert (look.raw.count, look.num_classes, set(look.shapes)) == (18, 0, {(1, 6, 7)})
 
 
 def test_of_many_images_some_are_looked_at_spread_over_all(monkeypatch) -> None:

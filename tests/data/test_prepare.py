@@ -425,7 +425,7 @@ def test_what_reads_a_source_reads_shards(photos: Path, tmp_path: Path) -> None:
         assert torch.equal(one.x, other.x)
         assert torch.equal(one.label, other.label)
     look = look_at(tmp_path / "out")
-    assert (look.count, look.num_classes, set(look.shapes)) == (12, 3, {(3, 8, 8)})
+    assert (look.raw.count, look.num_classes, set(look.shapes)) == (12, 3, {(3, 8, 8)})
 
 
 def test_shards_are_indexed_as_an_array_is(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from runs.made import saved
 
 import dualrate as dr
 from dualrate.codecs.codec import CodecFolder
-from dualrate.diffusion.context import Batch, Refresh
+from dualrate.diffusion.context import Batch, Context, Refresh
 from dualrate.experiment import model as model_module
 from dualrate.experiment.experiment import Stages
 from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
@@ -148,6 +148,8 @@ def test_html_shows_names_as_they_are(pair: dr.Model) -> None:
 def test_a_choice_prints_what_was_chosen(pair: dr.Model) -> None:
     assert repr(dr.Choice()) == "Choice()"
     assert repr(dr.Choice(16, 4, sampler="ddim")) == "Choice(steps=16, heavy=4, sampler='ddim')"
+    (line,) = lines(Context(tuple(torch.zeros(1, i) for i in range(9))))
+    assert "float32 (1, 3), ..., float32 (1, 8)]" in line
     (line,) = lines(dr.Choice(16, 4).settled(pair))
     assert "StepPlan(16 steps, 4 heavy calls" in line
 

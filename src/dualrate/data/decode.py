@@ -26,6 +26,7 @@ from typing import IO, Literal
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
+from dualrate.config.ranges import Ranged, Side
 from dualrate.data.source import Content, Member
 from dualrate.system.files import ABSENT, check_regular, naming, read_bytes, shown
 
@@ -44,17 +45,12 @@ OnBad = Literal["fail", "skip"]
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Ranged):
     """Options of decoding images, as in `load_images`. Its repr, name and all, is part of every key."""
 
-    size: int | None
-    channels: int | None
+    size: Side | None
+    channels: Literal[1, 3] | None
     on_bad: OnBad
-
-    def __post_init__(self) -> None:
-        small = self.size is not None and self.size < 1
-        if small or self.channels not in (None, 1, 3) or self.on_bad not in ("fail", "skip"):
-            raise ValueError(f"{self}; expected a positive size or None, 1 or 3 channels or None, and fail or skip")
 
 
 def decode(data: bytes, name: str, *, size: int | None = None, channels: int | None = None) -> np.ndarray:

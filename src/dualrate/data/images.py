@@ -366,16 +366,11 @@ MOST = 500  # images that are looked at
 class Look:
     """The training images of a source, looked at before they are decoded.
 
-    raw: before decoding
+    raw: all of them, before decoding
     """
 
     name: str
     raw: Raw
-
-    @property
-    def count(self) -> int:
-        """The number of training images."""
-        return self.raw.count
 
     @property
     def num_classes(self) -> int:
@@ -390,7 +385,7 @@ class Look:
         """
         shapes: list[Shape] = []
         problem = ""
-        for name, item in islice(self.raw.items, 0, None, -(-self.count // MOST)):
+        for name, item in islice(self.raw.items, 0, None, -(-self.raw.count // MOST)):
             image = image_or_fault(name, item, Options(None, None, "skip"))
             if isinstance(image, str):
                 problem = problem or image
@@ -435,7 +430,8 @@ def every_image(
     size, channels: as in `load_images`, but images may have several shapes; without: pictures that are left out
     Raises ValueError for a source without images, FileNotFoundError for none, and what `find_source` raises.
     """
-    options, path = Options(size, channels, "fail"), sources.resolved(source)
+    options = Options(size, channels, "fail")  # pyright: ignore[reportArgumentType]  # refuses others than 1 and 3
+    path = sources.resolved(source)
     if path.is_file() and path.name.lower().endswith(sources.SUFFIXES):
         return Everything(named(path.parent, [path]), options)
     if path.is_dir() and (files := [file for file in images_below(path) if file not in without]):

@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,7 @@ class ClipReading:
     """
 
     size: int | None = None
-    channels: int = 3
+    channels: Literal[1, 3] = 3
     on_bad: OnBad = "fail"
     rate: float | None = None
     least: int = 2

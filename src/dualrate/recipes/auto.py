@@ -250,7 +250,7 @@ def account(look: Look, requested: DataConfig, chosen: Experiment) -> str:
     condition = chosen.networks.given
     of = "" if condition is None else f"\neach is made of a condition of {' x '.join(map(str, condition))} (C, H, W)"
     return (
-        f"{look.name}: {look.count} images, {classes}{shorts}\n"
+        f"{look.name}: {look.raw.count} images, {classes}{shorts}\n"
         f"each becomes {made_of.size} x {made_of.size}, {colour}: the square in its middle, resized (data.size)\n"
         f"mirrored in training: {mirrored} (data.augment.flip){of}"
     )

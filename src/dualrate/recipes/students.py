@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -176,8 +175,6 @@ def _student(
     recipe: StudentRecipe, source: Experiment, ending: str, networks: NetworksConfig, method: MethodConfig, shift: float
 ) -> Experiment:
     process = source.process
-    if not math.isfinite(shift):
-        raise ValueError(f"the shift of a schedule is a number of log-SNR, got {shift}")
     if shift:
         schedule = process.schedule
         if not isinstance(schedule, (Cosine, Interpolated)):

@@ -96,9 +96,6 @@ class PlainReporter:
 class Silent(PlainReporter):
     """A reporter that prints nothing, for a process beside one that reports."""
 
-    def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
-        pass
-
     def note(self, text: str) -> None:
         pass
 
