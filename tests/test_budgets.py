@@ -18,11 +18,10 @@ from tools.house import first_words, lines, modules, survey
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Lines of code. Above the first budget, and to come down to it: engine (8,500), carriers (8,500), forecasts (2,900),
-# pipelines (3,200), front (3,200).
+# Lines of code. Above the first budget, and to come down to it: forecasts (2,900), pipelines (3,200), front (3,200).
 CODE = {
-    "engine": 8540,
-    "carriers": 8805,
+    "engine": 8500,
+    "carriers": 8500,
     "forecasts": 7475,
     "pipelines": 3950,
     "texts": 745,
