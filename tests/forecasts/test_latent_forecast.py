@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dualrate.cli.acting import refusal
 from forecasts.made_forecasts import rolled
 from PIL import Image
 from runs.made import saved_random
 from torch import Tensor
 
 import dualrate as dr
-from dualrate.cli.acting import refusal
 from dualrate.cli.main import parsed
 from dualrate.codecs.codec import CodecFolder
 from dualrate.diffusion.random import Draws
