@@ -57,6 +57,11 @@ class Denoiser(ABC):
     alone_differs: Any = False
     varies: Any = False
 
+    def __repr__(self) -> str:
+        """The denoiser with its fields, but of a network the class alone."""
+        named = {name: type(v).__name__ if isinstance(v, nn.Module) else repr(v) for name, v in vars(self).items()}
+        return f"{type(self).__name__}({', '.join(f'{name}={said}' for name, said in named.items())})"
+
     @abstractmethod
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         """A heavy call. z: (B, C, H, W); t: (B,) or ()."""
@@ -162,12 +167,6 @@ def posterior_mean(denoiser: Denoiser, z: Tensor, t: Tensor, cond: Cond) -> Tens
     return denoiser.denoise(z, t, denoiser.encode(z, t, cond), cond)
 
 
-def short(denoiser: Denoiser) -> str:
-    """A denoiser with its fields, but of a network the class alone."""
-    named = {name: type(v).__name__ if isinstance(v, nn.Module) else repr(v) for name, v in vars(denoiser).items()}
-    return f"{type(denoiser).__name__}({', '.join(f'{name}={said}' for name, said in named.items())})"
-
-
 @dataclass(frozen=True, repr=False)
 class Plain(Denoiser):
     """One network at every step. network: (z, log_snr, label) -> output, or (z, log_snr, y, label) where y is given."""
@@ -175,9 +174,6 @@ class Plain(Denoiser):
     network: nn.Module
     process: Process
     reuse: Reuse = Reuse.FREE
-
-    def __repr__(self) -> str:
-        return short(self)
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         return Context()
@@ -200,9 +196,6 @@ class DualRate(Denoiser):
     light: nn.Module
     process: Process
     reuse: Reuse = Reuse.MARKOV
-
-    def __repr__(self) -> str:
-        return short(self)
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         log_snr = self.process.log_snr(t).to(z.dtype)

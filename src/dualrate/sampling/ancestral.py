@@ -35,9 +35,7 @@ class Reverse(MarkovStep):
     process: Process
     of = Process
     markovian = True
-
-    def __str__(self) -> str:
-        return "reverse"
+    title = "reverse"
 
     def kernel(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor) -> Distribution:
         return self.process.posterior(z, denoise(z, t), t, s)

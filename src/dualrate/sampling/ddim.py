@@ -47,9 +47,7 @@ class DDIM(Step):
 
     process: GaussianProcess
     draws_noise = False
-
-    def __str__(self) -> str:
-        return "DDIM"
+    title = "DDIM"
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         x_hat = denoise(z, t)
@@ -71,9 +69,7 @@ class AdjustedDDIM(Step):
     process: GaussianProcess
     variance: XVariance = analytic_variance
     draws_noise = False
-
-    def __str__(self) -> str:
-        return "aDDIM"
+    title = "aDDIM"
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         x_hat = denoise(z, t)

@@ -50,9 +50,7 @@ class Heun(Step):
     single_call_steps = 2
     draws_noise = False
     grid = "log-snr"
-
-    def __str__(self) -> str:
-        return "Heun"
+    title = "Heun"
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         x_t = denoise(z, t)
@@ -77,9 +75,7 @@ class DPMSolver2M(Step):
     order = 2
     draws_noise = False
     grid = "karras"
-
-    def __str__(self) -> str:
-        return "DPM-Solver++ 2M"
+    title = "DPM-Solver++ 2M"
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         x_t = denoise(z, t)
@@ -101,9 +97,7 @@ class DPMSolver3M(Step):
     order = 3
     draws_noise = False
     grid = "log-snr"
-
-    def __str__(self) -> str:
-        return "DPM-Solver++ 3M"
+    title = "DPM-Solver++ 3M"
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         x_t = denoise(z, t)

@@ -51,9 +51,12 @@ class Step(ABC):
     draws_noise: Any = True
     grid: str = "t"
     reusing: str = "t"
+    title: str = ""
 
     def __str__(self) -> str:
-        """The name in tables: the class and its settings, unless overridden."""
+        """The name in tables: the title, or the class and its settings."""
+        if self.title:
+            return self.title
         settings = [field.name for field in fields(self) if field.name != "process"] if is_dataclass(self) else []
         return ", ".join((type(self).__name__, *(f"{name} {getattr(self, name)}" for name in settings)))
 
