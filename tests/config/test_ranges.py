@@ -59,12 +59,19 @@ from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
 from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiment.network_configs import OneConditional, OneNetwork, ThreeConditional, TwoConditional
 from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, OwnSteps, steps_at, steps_of_ddim
-from dualrate.forecasts.clip_networks import ClipEncoderConfig, ClipPrior, OneClipDecoder, TwoClipDecoders
+from dualrate.forecasts.clip_networks import (
+    ClipEncoderConfig,
+    ClipPrior,
+    OneClipDecoder,
+    TwoClipDecoders,
+    TwoClipPriors,
+)
 from dualrate.forecasts.clip_recipe import ClipStages
 from dualrate.forecasts.clip_set import Cut
 from dualrate.forecasts.command import Forecast as ForecastCommand
 from dualrate.forecasts.command import Simulate
 from dualrate.forecasts.condition import Forecast
+from dualrate.forecasts.latent_forecast import LatentForecast
 from dualrate.forecasts.refiner import Levels, RefinerConfig, Refining
 from dualrate.forecasts.rolling import RollingConfig, RollingDenoising
 from dualrate.forecasts.rolling_process import Rolling, SharedNoise
@@ -216,6 +223,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.drawing.planning.BestPlan",
     "dualrate.experiment.model.Model",
     "dualrate.forecasts.rolling.Window",
+    "dualrate.forecasts.latent_forecast.ClipCoder",
     "dualrate.methods.watch.LogWatch",
     "dualrate.sampling.trajectory.State",
     "dualrate.diffusion.plan.StepPlan",
@@ -319,6 +327,7 @@ def examples() -> Iterator[Any]:
     yield ThreeConditional(config, config, config, (4, 2, 2))
     of_clip: Any = {"leads": (1, 2), "frames": 4}
     yield from (OneClipDecoder(config, (8, 2, 2), **of_clip), TwoClipDecoders(config, config, (8, 2, 2), **of_clip))
+    yield from (TwoClipPriors(config, config, **of_clip), LatentForecast())
     yield from (ClipPrior(config, **of_clip), ClipEncoderConfig(8, 3, 4, (8,)), ClipStages(), Cut(2))
     yield from (SuperResolution(), Inpainting(), Pairs("photos"), OneCallConfig(), ResidualConfig(), RollingConfig())
     yield from (Levels(), RefinerConfig(), OwnSteps(4))

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dualrate.codecs.codec import AT_ONCE, Codec, CodecFolder, with_noise
 from dualrate.codecs.diffusion import decoding_of
+from dualrate.config.ranges import Side
 from dualrate.data.cache import cache_dir
 from dualrate.data.source import DataProgress, Split, silent
 from dualrate.diffusion.context import Shape
@@ -106,7 +107,7 @@ class LatentForecast(Forecast):
     """The same forecast, of the frames themselves."""
     latents: CodecFolder = CodecFolder("", "")
     """The codec of clips."""
-    image: tuple[int, int, int] = (3, 1, 1)
+    image: tuple[Side, Side, Side] = (3, 1, 1)
     """(C, H, W) of a frame."""
     decoder: str = ""
     """sha256 of a decoder in place of the one that was trained with the latents; empty: it is that one."""
