@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -15,10 +15,12 @@ from torch import nn
 
 import dualrate as dr
 from dualrate.diffusion.context import Batch, shared_time
+from dualrate.diffusion.random import Draws
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.model import Model
 from dualrate.methods.denoising import DenoisingConfig
-from dualrate.system.device import settle_products
+from dualrate.methods.times import BatchTimes, TimeSource, to_device
+from dualrate.system.device import Record, settle_products
 from dualrate.training.config import FitResult
 from dualrate.training.loop import compile_blocks
 
@@ -104,24 +106,56 @@ def noise_batch(experiment: dr.Experiment, device: torch.device) -> Batch:
     return Batch(torch.rand(len(sample), *experiment.shape) * 2 - 1, label, sample).to(device)
 
 
-def training(experiment: dr.Experiment, device: torch.device, bfloat16: bool, *, compiled: bool = False) -> Work:
-    """One iteration of an experiment on a batch of its size, on noise for images. compiled: block by block, as `fit`"""
+@dataclass(frozen=True)
+class Fixed(TimeSource):
+    """The same times at every call, on the device: nothing then waits for the host."""
+
+    times: BatchTimes
+
+    def __call__(self, draws: Draws) -> BatchTimes:
+        return self.times
+
+
+def training(
+    experiment: dr.Experiment,
+    device: torch.device,
+    bfloat16: bool,
+    *,
+    compiled: bool = False,
+    record: Record | None = None,
+) -> Work:
+    """One iteration of an experiment on a batch of its size, on noise for images.
+
+    compiled: block by block, as `fit`
+    record: makes one launch of the iteration, whose times are then always the same
+    """
     assert isinstance(experiment.method, dr.DenoisingConfig)
     method = experiment.method.build(experiment)
     method.networks.to(device)
     if compiled:
         compile_blocks(method.networks.values())
     batch = noise_batch(experiment, device)
-    optimizer = torch.optim.AdamW(method.networks.parameters(), lr=1e-4, fused=True)
+    draws = batch.draws(0)
+    if record is not None:
+        times = method.times(draws.host.repeated(method.draws))
+        method = replace(method, times=Fixed(BatchTimes(*to_device(device, *times))))
+    optimizer = torch.optim.AdamW(method.networks.parameters(), lr=1e-4, fused=True, capturable=record is not None)
 
-    def work() -> None:
-        settle_products(
-            device, bfloat16=bfloat16, trains=True
-        )  # at every turn: samplings between them settle otherwise
+    def iteration() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            loss = method.loss(batch, 0, batch.draws(0)).total
+            loss = method.loss(batch, 0, draws).total
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+
+    def settle() -> None:  # at every turn: samplings between them settle otherwise
+        settle_products(device, bfloat16=bfloat16, trains=True)
+
+    settle()
+    launch = iteration if record is None else record(iteration, device)[0]
+
+    def work() -> None:
+        settle()
+        launch()
 
     return work

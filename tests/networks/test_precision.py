@@ -114,7 +114,7 @@ def test_a_drawer_draws_the_same_images():
 
 def test_a_compiled_model_is_called_by_way_of_the_compiler_and_says_so(monkeypatch):
     compiled = []
-    monkeypatch.setattr("dualrate.experiment.model.compile_calls", lambda net, cache: compiled.append(net))
+    monkeypatch.setattr("dualrate.experiment.model.package_calls", lambda net, cache: compiled.append(net))
     found = replace(model(DUAL), compiled=True)
     drawer = dr.Drawer(found, dr.Ancestral(found.process), dr.StepPlan.uniform(2, 1), precision="float32")
     drawer.draw(range(2))
@@ -131,7 +131,7 @@ def test_so_is_one_whose_calls_are_recorded(monkeypatch):
     done: list[tuple[str, nn.Module]] = []
     place = "dualrate.experiment.model"
     monkeypatch.setattr(f"{place}.graph_calls", lambda net: done.append(("recorded", net)))
-    monkeypatch.setattr(f"{place}.compile_calls", lambda net, cache: done.append(("compiled", net)))
+    monkeypatch.setattr(f"{place}.package_calls", lambda net, cache: done.append(("compiled", net)))
     found = replace(model(DUAL), graphs=True)
     assert done == [("recorded", net) for net in found.ready(bfloat16=False).networks.values()]
     assert found.arithmetic(bfloat16=True) == "bfloat16, CUDA graphs"

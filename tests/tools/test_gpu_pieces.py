@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import dualrate as dr
+from benchmarks import workloads
 from dualrate.data.condition_rows import Given
 from dualrate.recipes.tasks import task_named
 from tools.gpu import __main__ as runner
@@ -213,7 +214,24 @@ def test_agreement_runs_on_a_cpu_which_agrees_with_itself(job: Job) -> None:
     rows = read(job.out, "right_and_fast")["rows"]
     assert rows["what disagrees"]["rows"] == []
     assert {name.split()[0] for name in rows} >= {"sampler", "cache", "method", "calls", "training"}
+    assert {"training of tiny, eager", "training of tiny, graphs"} <= set(rows)
     assert all(row["error"] < 1e-6 for name, row in rows.items() if "float32" in name and "error" in row)
+
+
+def test_a_recorded_iteration_learns_as_one_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, optimizer = [], torch.optim.AdamW
+
+    def noted(parameters, **how) -> torch.optim.Optimizer:
+        weights.append(list(parameters))
+        return optimizer(weights[-1], **how)
+
+    monkeypatch.setattr(torch.optim, "AdamW", noted)
+    for record in (None, right_and_fast.called_again):
+        torch.manual_seed(0)
+        work = workloads.training(right_and_fast.PAIR, CPU, False, record=record)
+        for _ in range(2 if record is None else 1):  # a recording is a call, too
+            work()
+    assert all(map(torch.equal, *weights))
 
 
 def test_agreement_finds_a_device_that_computes_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

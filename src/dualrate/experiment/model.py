@@ -30,6 +30,7 @@ from dualrate.networks.blocks import copied
 from dualrate.sampling.cost import CallCost, call_cost
 from dualrate.system.device import compile_calls, graph_calls, settle_products
 from dualrate.system.folders import some_of
+from dualrate.system.packages import package_calls
 
 COMPILED = "compiled"  # in the cache, networks that were compiled
 QUICK = 20_000_000  # parameters of networks of which a call takes no time worth mentioning
@@ -238,7 +239,8 @@ class Model:
             networks, denoiser = copied((self.networks, self.denoiser), self.networks, bfloat16=cast)
             for network in networks.values():
                 if self.compiled:
-                    compile_calls(network, cache_dir() / COMPILED)
+                    how = package_calls if self.device.type == "cpu" else compile_calls
+                    how(network, cache_dir() / COMPILED)
                 if self.graphs:
                     graph_calls(network)
             self._ready[cast] = replace(self, networks=networks, denoiser=denoiser, compiled=False, graphs=False)

@@ -316,9 +316,9 @@ def layer_norm(h: Tensor, scale: Tensor | None = None, eps: float = 1e-5) -> Ten
 
 def add_shared(h: Tensor, shared: Tensor) -> Tensor:
     """h (B M, ...) with shared (B, ...) added to M rows each, as of `context.for_rows`, without a copy."""
-    if len(h) == len(shared):
+    if h.shape[0] == shared.shape[0]:  # len() would fix the rows of what is compiled
         return h + shared
-    return (h.unflatten(0, (len(shared), -1)) + shared[:, None]).flatten(0, 1)
+    return (h.unflatten(0, (shared.shape[0], -1)) + shared[:, None]).flatten(0, 1)
 
 
 def unpatchified(h: Tensor, patch: tuple[int, int]) -> Tensor:

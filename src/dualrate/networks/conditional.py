@@ -141,7 +141,9 @@ class ByLead(nn.Module):
     def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()) -> Tensor:
         count = len(self.leads)
         frames = z.unflatten(1, (count, -1)).flatten(0, 1)
-        emb = self.net.embedding(log_snr, label).repeat_interleave(count, 0) + self.lead(self.leads).repeat(len(z), 1)
+        emb = self.net.embedding(log_snr, label).repeat_interleave(count, 0) + self.lead(self.leads).repeat(
+            z.shape[0], 1
+        )
         v = self.net.called(frames, log_snr.repeat_interleave(count), emb, added)
         return v.unflatten(0, (-1, count)).flatten(1, 2)
 
@@ -166,7 +168,7 @@ class ConditionalBody(nn.Module):
 
     def features(self, log_snr: Tensor, y: Tensor, label: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """The last activation of every level, (B, C_i, H_i, W_i), finest first, and v; with 0 for z_t."""
-        z_t = y.new_zeros(len(y), *self.config.shape)
+        z_t = y.new_zeros(y.shape[0], *self.config.shape)
         return self.net.features(z_t, log_snr, label, self.latent(y))
 
 

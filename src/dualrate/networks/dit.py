@@ -262,7 +262,7 @@ class Flat(nn.Module, ABC):
             output = linear(modulated(h, (1 + scale, shift), EPS))
         else:
             output = linear(layer_norm(h, eps=EPS))
-        output = output.view(len(z), *sides, patch, patch, output.shape[-1] // patch**2)
+        output = output.view(z.shape[0], *sides, patch, patch, output.shape[-1] // patch**2)
         output = output.permute(0, 5, 1, 3, 2, 4)[:, : z.shape[1]].reshape(z.shape)
         return self.convention.v(z, output, log_snr)
 

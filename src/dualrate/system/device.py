@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -266,14 +266,42 @@ def refusing() -> Iterator[None]:
 
 
 def graph_calls(network: nn.Module, record: Record = record_graph) -> None:
-    """Has a network's calls recorded, but for those of training and those that ask for a derivative.
+    """Has a network's calls recorded, as `prepare_calls`: on a GPU, with inputs that are there.
 
-    The network is on a GPU, as are its inputs; its weights stay where they are; its course depends on nothing but what
-    kind its inputs are of: all but their numbers. Inputs of another kind are recorded anew.
     Raises ValueError from a call that cannot be recorded, as `record_graph` says.
     """
+
+    def prepare(call: Callable[..., Any], tensors: Sequence[Tensor]) -> Launch:
+        buffers = [tensor.clone() for tensor in tensors]
+        launch, output = record(lambda: call(*buffers), tensors[0].device)
+
+        def launched(tensors: Sequence[Tensor]) -> Any:
+            for buffer, tensor in zip(buffers, tensors, strict=True):
+                buffer.copy_(tensor)
+            launch()
+            return tree_map_only(Tensor, torch.clone, output)
+
+        return launched
+
+    prepare_calls(network, prepare, lambda tensors: tuple((x.shape, x.stride(), x.dtype, x.device) for x in tensors))
+
+
+Launch = Callable[[Sequence[Tensor]], Any]  # tensors of a call's inputs -> what the call returns
+
+
+def prepare_calls(
+    network: nn.Module,
+    prepare: Callable[[Callable[..., Any], Sequence[Tensor]], Launch],
+    kinds: Callable[[Sequence[Tensor]], Hashable],
+) -> None:
+    """Has a network's calls prepared, but for those of training and those that ask for a derivative.
+
+    prepare: a call, of the tensors of its inputs, and those of the first -> what makes it from then on
+    kinds: of tensors, all that the call's course depends on; inputs of other kinds are prepared anew
+    The weights stay where they are.
+    """
     eager = network.forward
-    recordings: OrderedDict[Hashable, tuple[list[Tensor], Callable[[], Any], Any]] = OrderedDict()
+    prepared: OrderedDict[Hashable, Launch] = OrderedDict()
 
     def forward(*inputs: Any) -> Any:
         leaves, structure = tree_flatten(inputs)
@@ -282,25 +310,21 @@ def graph_calls(network: nn.Module, record: Record = record_graph) -> None:
             return eager(*inputs)
         device = tensors[0].device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        kinds = [(x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else x for x in leaves]
-        kind = (torch.is_inference_mode_enabled(), precision, structure, *kinds)
-        if kind not in recordings:
-            fixed = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        rest = tuple(Tensor if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        kind = (torch.is_inference_mode_enabled(), precision, structure, rest, kinds(tensors))
+        if kind not in prepared:
 
-            def call() -> Any:
+            def call(*tensors: Tensor) -> Any:
+                in_turn = iter(tensors)
+                filled = [next(in_turn) if leaf is Tensor else leaf for leaf in rest]
                 with torch.autocast(device, precision, enabled=precision is not None, cache_enabled=False):
-                    return eager(*tree_unflatten(fixed, structure))  # casts that were kept would be gone at a launch
+                    return eager(*tree_unflatten(filled, structure))  # casts that were kept would be gone at a launch
 
-            buffers = [leaf for leaf in fixed if isinstance(leaf, Tensor)]
-            recordings[kind] = (buffers, *record(call, tensors[0].device))
-        recordings.move_to_end(kind)
-        while len(recordings) > KEPT:
-            recordings.popitem(last=False)
-        buffers, launch, output = recordings[kind]
-        for buffer, tensor in zip(buffers, tensors, strict=True):
-            buffer.copy_(tensor)
-        launch()
-        return tree_map_only(Tensor, torch.clone, output)
+            prepared[kind] = prepare(call, tensors)
+        prepared.move_to_end(kind)
+        while len(prepared) > KEPT:
+            prepared.popitem(last=False)
+        return prepared[kind](tensors)
 
     network.forward = forward
 
@@ -334,7 +358,7 @@ def environment(device: torch.device | str | None = None) -> dict[str, str]:
     except PackageNotFoundError:
         release = ""
     facts = {
-        "processor": _processor(),
+        "processor": processor(),
         "GPU": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
         "threads": str(torch.get_num_threads()),
         "dualrate": release,
@@ -347,7 +371,7 @@ def environment(device: torch.device | str | None = None) -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 
-def _processor() -> str:
+def processor() -> str:
     file = Path("/proc/cpuinfo")
     model_name = re.search(r"^model name\s*: (.+)$", file.read_text(), re.MULTILINE) if file.exists() else None
     return model_name[1] if model_name else platform.processor() or platform.machine()
