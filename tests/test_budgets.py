@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Lines of code. Above the first budget: forecasts (2,900), pipelines (3,200), texts (400), for what later issues added.
 CODE = {
     "engine": 8530,
-    "carriers": 8510,
+    "carriers": 8595,
     "forecasts": 7840,
     "pipelines": 4045,
     "texts": 745,
