@@ -49,7 +49,7 @@ def changed(path: list, value) -> dict:
             "os.system",
             "there is no NetworksConfig 'os.system', it is one of .*LatentNetworks, OneClipDecoder, "
             "OneConditional, OneForeign, OneNetwork, OneTransformer, OwnBlocks, ResidualNetworks, Retrofitted, "
-            "ThreeConditional, TwoClipDecoders, TwoConditional, TwoNetworks, TwoTransformers",
+            "ThreeConditional, TwoClipDecoders, TwoClipPriors, TwoConditional, TwoNetworks, TwoTransformers",
         ),
         (["fit", "precision"], "float8", "expected one of"),
         (["networks", "light", "levels"], 3, "expected a list"),

@@ -290,7 +290,7 @@ def test_networks_fit_any_field(shape: tuple[int, int, int], sides: list[tuple[i
 
 def test_a_misfit_of_every_is_refused_before_frames_are_read(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dualrate.forecasts.fields.survey", None)
-    with pytest.raises(ValueError, match=r"condition of \(2, 1, 6\).*1 x 16, 1 x 8: .*--every of a forecast"):
+    with pytest.raises(ValueError, match=r"condition of \(2, 1, 6\).*1 x 16, 1 x 8: .*a forecast's --every"):
         made(source, every=3)
 
 

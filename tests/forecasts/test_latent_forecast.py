@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dualrate.cli.acting import refusal
 from forecasts.made_forecasts import rolled
 from PIL import Image
 from runs.made import saved_random
@@ -33,6 +32,7 @@ from dualrate.forecasts.recipe import TIERS, Clips, ForecastTier
 from dualrate.forecasts.rollout import costs, forecast_of
 from dualrate.forecasts.service import ForecastService
 from dualrate.forecasts.starts import held_out_starts, read_starts
+from dualrate.options.acting import refusal
 from dualrate.recipes.students import StudentRecipe, consistency_student, plain_student
 from dualrate.runs.store import load
 from dualrate.runs.train import train
