@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # pipelines (3,200), front (3,200).
 CODE = {
     "engine": 8540,
-    "carriers": 8805,
+    "carriers": 8884,
     "forecasts": 7475,
     "pipelines": 3950,
     "texts": 745,
