@@ -99,8 +99,12 @@ def test_heights_that_do_not_divide_are_refused() -> None:
 
 @pytest.mark.parametrize(("line", "shape"), [(False, (2, 3, 5, 6)), (False, (1, 3, 1, 4)), (True, (2, 3, 1, 6))])
 @pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
-def test_a_convolution_on_a_torus_is_that_of_torch_in_the_memory_of_its_input(line, shape, form) -> None:
-    """Outputs, gradients, and a derivative carried forward: bit for bit, in float64."""
+@pytest.mark.parametrize("compiling", [False, True])
+def test_a_convolution_on_a_torus_is_that_of_torch_in_the_memory_of_its_input(
+    line, shape, form, compiling, monkeypatch
+) -> None:
+    """Outputs, gradients, and a derivative carried forward: bit for bit, in float64. Compiled, too, it pads right."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     torch.manual_seed(0)
     periodic = conv3(3, 4, line=line, periodic=(True, True)).double()
     plain = torch.nn.Conv2d(3, 4, periodic.kernel_size, padding=periodic.padding, padding_mode="circular").double()
@@ -114,6 +118,8 @@ def test_a_convolution_on_a_torus_is_that_of_torch_in_the_memory_of_its_input(li
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
     assert wrapped(z, (1, 1)).is_contiguous(memory_format=form)
+    assert torch.equal(wrapped(z, (1, 0)), wrapped(z, (1, 2))[..., 2:-2])
+    assert torch.equal(wrapped(z, (0, 1)), wrapped(z, (1, 1))[..., 1:-1, :])
 
 
 def sphere(rows: int, columns: int, *, beyond: int = 0) -> torch.Tensor:

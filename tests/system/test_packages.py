@@ -167,6 +167,7 @@ def test_what_cannot_be_exported_is_left_to_torch_compile(exported, tmp_path, mo
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_a_compiler_makes_the_same_images(tmp_path, monkeypatch, bfloat16):
     if problem := compiles(CPU):

@@ -125,17 +125,17 @@ def wrapped(h: Tensor, edges: tuple[int, int]) -> Tensor:
     The result is in the memory format of h.
     """
     (a, b), (*many, height, width) = edges, h.shape
-    if b and not a:  # of one row, with one operation in place of three, half the time of padding
-        return torch.cat((h[..., -b:], h, h[..., :b]), -1)
-    last = h.is_contiguous(memory_format=torch.channels_last)
-    form = torch.channels_last if last else torch.contiguous_format
+    # of one row half the time of three operations; compiled, what is written in place takes 1.7 times as long
+    if torch.compiler.is_compiling() or not a:
+        wide = torch.cat((h[..., -b:], h, h[..., :b]), -1) if b else h
+        return torch.cat((wide[..., -a:, :], wide, wide[..., :a, :]), -2) if a else wide
+    form = torch.channels_last if h.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     wide = torch.empty((*many, height + 2 * a, width + 2 * b), dtype=h.dtype, device=h.device, memory_format=form)
     rows = wide[..., a : a + height, :]
     rows[..., b : b + width] = h
     if b:
         rows[..., :b], rows[..., -b:] = h[..., -b:], h[..., :b]
-    if a:
-        wide[..., :a, :], wide[..., -a:, :] = rows[..., -a:, :], rows[..., :a, :]
+    wide[..., :a, :], wide[..., -a:, :] = rows[..., -a:, :], rows[..., :a, :]
     return wide
 
 
