@@ -131,7 +131,8 @@ def tables_of_studies() -> Iterator[tuple[Callable[[list[common.Row]], object], 
     for system in forecasts.SYSTEMS.values():
         if (file := common.RESULTS / f"{system.page}.json.xz").exists():
             yield forecasts.scored_table, common.kept_in(file)
-    yield roll_outs.table, common.kept_in(roll_outs.FILE)
+    rows = common.kept_in(roll_outs.FILE)
+    yield from ((roll_outs.table, [row for row in rows if row["system"] == name]) for name in roll_outs.SIZES)
     rows = common.kept_in(common.RESULTS / "conditions.json.xz")
     yield conditions.ratio_table, rows
     yield from ((conditions.scored_table, own) for own in conditions.by_task(rows).values())

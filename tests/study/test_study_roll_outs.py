@@ -56,5 +56,5 @@ def test_every_way_is_scored_by_the_cell_that_other_starts_prefer(tiny: RollOuts
     assert by_steps[2] == pytest.approx(2 * by_steps[1], rel=1e-6)
     table = roll_outs.table(rows).splitlines()[2:]
     assert [line.split("|")[2].strip() for line in table] == [
-        "frame after frame", "windows of 2", "Rolling Diffusion", "Rolling Diffusion",
+        "frame after frame", "windows of 2", "Rolling Diffusion",
     ]  # fmt: skip
