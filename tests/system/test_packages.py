@@ -83,7 +83,7 @@ PAIR = TwoNetworks(NET, NET)
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_images_are_those_of_calls_that_are_not_packaged(exported, tmp_path, bfloat16):
-    """Of three rows and of two by one package."""
+    """One package serves three rows and two."""
     expected = images(built(PAIR)[1], bfloat16=bfloat16)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
