@@ -24,6 +24,7 @@ from studies.common import Row, add_rows, command, markdown, on_one_thread
 from studies.contest import Contest, Setting
 from studies.equal_score import resampled
 from studies.forecasts import SYSTEMS, crps, interval
+from studies.roll_outs import SIZES
 from studies.where import losses
 
 SHAPES: tuple[Any, ...] = ("dual", "coarse")
@@ -45,8 +46,8 @@ def coarse(networks: TwoConditional) -> TwoConditional:
 class Shapes(Contest):
     """The contest, of pairs by diffusion alone."""
 
-    def from_scratch(self, network: Any, method: Any) -> dr.Experiment:
-        experiment = super().from_scratch("dual", method)
+    def untimed(self, network: str, method: str, seed: int) -> dr.Experiment:
+        experiment = self.sized(replace(self.system.windows, size=SIZES[self.name]), "dual")
         assert isinstance(experiment.networks, TwoConditional)
         return experiment if network == "dual" else replace(experiment, networks=coarse(experiment.networks))
 
@@ -81,8 +82,8 @@ class Shapes(Contest):
                 taken[way].append(1000 * (time.process_time() - begun) / way[2])
         return {way: each[1:] for way, each in taken.items()}
 
-    def table(self) -> str:
-        finals, lost = self.known(kind="final"), self.known(kind="loss")
+    def table(self, seconds: float) -> str:
+        finals, lost = (self.known(kind=kind, seconds=seconds) for kind in ("final", "loss"))
         errors = {shape: [sum(row["losses"]) for row in lost if row["network"] == shape] for shape in SHAPES}
         ratios = [b / a for a, b in zip(*errors.values(), strict=True)]
         scores = resampled(finals, lambda row: (row["network"], row["steps"]), crps)
@@ -112,7 +113,7 @@ def main() -> None:
     assert options.system in SYSTEMS
     shapes = Shapes(options.system, options.out)
     shapes.train_all(options.seconds, options.seeds)
-    print(shapes.table())
+    print(shapes.table(options.seconds))
 
 
 if __name__ == "__main__":

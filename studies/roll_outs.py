@@ -6,7 +6,8 @@
     python -m studies.roll_outs OUT score           of each training, in the best way of every number of steps
     python -m studies.roll_outs                     the tables of docs/results/forecasts.md
 
-Add --system kolmogorov to the first four. Each goes on where it was; rows are kept in docs/results/roll-outs.json.xz.
+Add --system kolmogorov to the first four. Each goes on where it was. Rows of OUT, which has all
+trainings of its system, are kept in docs/results/roll-outs.json.xz.
 
 The past is one frame, observed in full with noise. All networks train for equal seconds, by `studies.contest`'s rule,
 in the same batches and at the same rate; none was searched. The search's starts are not those of the scores.

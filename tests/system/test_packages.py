@@ -26,7 +26,7 @@ class Unpacked:
     made: ClassVar[dict[str, torch.export.ExportedProgram]] = {}
 
     def __init__(self, path: str) -> None:
-        self.program = self.made[path]
+        self.program = self.made[packages.Path(path).read_text()]
         self.module = self.program.module(check_guards=False)
         self.weights: dict[str, Tensor] = {}
 
@@ -47,8 +47,9 @@ def exported(monkeypatch) -> dict[str, torch.export.ExportedProgram]:
     made = Unpacked.made = {}
 
     def keep(program, package_path, inductor_configs):
-        (final := packages.Path(package_path)).write_bytes(b"")
-        made[str(final.with_name(final.name.split("-")[0] + ".pt2"))] = program
+        name = str(len(made))
+        packages.Path(package_path).write_text(name)
+        made[name] = program
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", keep)
     monkeypatch.setattr(torch._inductor, "aoti_load_package", Unpacked)
@@ -125,6 +126,40 @@ def test_networks_of_one_kind_share_what_is_kept(exported, tmp_path):
     assert len(exported) == 3
 
 
+class Scaled(nn.Linear):
+    """Equal weights, other code, and a number among the inputs."""
+
+    factor: float
+
+    def forward(self, input: Tensor, added: float = 0.0) -> Tensor:
+        return super().forward(input) * self.factor + added
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_other_code_and_other_numbers_have_packages_of_their_own(exported, tmp_path, autocast):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        for count, (factor, added) in enumerate(((2.0, 0.0), (3.0, 0.0), (3.0, 1.0), (3.0, 1.0))):
+            network = Scaled(4, 4).eval()
+            network.factor = factor
+            eager = network(torch.ones(3, 4), added)
+            package_calls(network, tmp_path)
+            assert torch.equal(network(torch.ones(3, 4), added), eager)
+            assert len(exported) == min(count + 1, 3)
+
+
+def test_a_damaged_package_is_made_anew(exported, tmp_path):
+    network = nn.Linear(4, 4).eval()
+    for _ in range(2):
+        other = nn.Linear(4, 4).eval()
+        other.load_state_dict(network.state_dict())
+        package_calls(other, tmp_path)
+        with torch.no_grad():
+            assert torch.equal(other(torch.ones(3, 4)), network(torch.ones(3, 4)))
+        (file,) = tmp_path.iterdir()
+        file.write_text("damaged")
+    assert len(exported) == 2
+
+
 def test_one_row_has_a_package_of_its_own(exported, tmp_path):
     network = nn.Linear(4, 4).eval()
     package_calls(network, tmp_path)
@@ -152,8 +187,8 @@ def test_without_a_compiler_calls_run_as_they_are_with_one_warning(monkeypatch, 
 
 def test_what_cannot_be_exported_is_left_to_torch_compile(exported, tmp_path, monkeypatch):
     class Choosing(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) if x.sum() > 0 else x
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) if input.sum() > 0 else input
 
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda call, dynamic: compiled.append(call) or call)
@@ -164,6 +199,15 @@ def test_what_cannot_be_exported_is_left_to_torch_compile(exported, tmp_path, mo
             assert torch.equal(network(x), Choosing.forward(network, x))
     assert len(compiled) == 1
     assert not exported
+
+    def fail(*inputs: Tensor) -> None:
+        raise FileExistsError("the cache is a file")
+
+    monkeypatch.setattr(torch, "compile", lambda call, dynamic: fail)
+    network = Choosing(4, 4).eval()
+    package_calls(network, tmp_path)
+    with torch.no_grad(), pytest.warns(UserWarning, match="calls run uncompiled: FileExistsError: the cache is a file"):
+        assert torch.equal(network(torch.ones(3, 4)), Choosing.forward(network, torch.ones(3, 4)))
 
 
 @pytest.mark.slow

@@ -8,10 +8,10 @@ networks of one kind, and is compiled once on a machine.
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dualrate.system.device import Launch, keep_compiled, prepare_calls, processor
+
+FORMAT = 2  # of what `digest` names
 
 
 def package_calls(network: nn.Module, cache: Path) -> None:
@@ -31,16 +33,10 @@ def package_calls(network: nn.Module, cache: Path) -> None:
     """
 
     def prepare(call: Callable[..., Any], tensors: Sequence[Tensor]) -> Launch:
-        called = Called(network, call)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about itself
             try:
-                program = exported(called, [laid_out(x) for x in tensors])
-            except Exception:  # whatever torch raises
-                compiled = torch.compile(call, dynamic=False)
-                return lambda tensors: compiled(*tensors)
-            try:
-                return packaged(called, program, cache / f"{digest(program, kinds(tensors))}.pt2")
+                return compiled(Called(network, call), tensors, cache)
             except Exception as error:  # whatever the toolchain raises
                 why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         warnings.warn(f"calls run uncompiled: {why}", stacklevel=2)
@@ -82,20 +78,34 @@ class Called(nn.Module):
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
+def compiled(called: Called, tensors: Sequence[Tensor], cache: Path) -> Launch:
+    """A call from its package, or by `torch.compile`, if it cannot be exported. Raises what the toolchain raises."""
+    try:
+        program = exported(called, [laid_out(x) for x in tensors])
+    except Exception:  # whatever torch raises
+        call = torch.compile(called.call, dynamic=False)
+        call(*tensors)  # compiles now, so that what fails does so here
+        return lambda tensors: call(*tensors)
+    return packaged(called, program, cache / f"{digest(program, kinds(tensors))}.pt2")
+
+
 def exported(called: Called, tensors: Sequence[Tensor]) -> torch.export.ExportedProgram:
     rows = {0: torch.export.Dim("rows", min=2)} if of_any_rows(tensors) else None
     return torch.export.export(called, tuple(tensors), dynamic_shapes={"tensors": (rows,) * len(tensors)})
 
 
 def packaged(called: Called, program: torch.export.ExportedProgram, file: Path) -> Launch:
-    """The call that was exported, from a package in this file; it is made there where it is missing."""
-    if not file.exists():
+    """The call that was exported, from a package in this file; it is made there where none can be read."""
+    model = loaded(file)
+    if model is None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_name(f"{file.stem}-{os.getpid()}.pt2")
         settings = {"aot_inductor.package_constants_in_so": False}
-        torch._inductor.aoti_compile_and_package(program, package_path=str(aside), inductor_configs=settings)
-        aside.replace(file)
-    model, constants = torch._inductor.aoti_load_package(str(file)), {**program.state_dict, **program.constants}
+        with TemporaryDirectory(prefix=".tmp-", dir=file.parent) as folder:
+            aside = Path(folder, file.name)
+            torch._inductor.aoti_compile_and_package(program, package_path=str(aside), inductor_configs=settings)
+            aside.replace(file)
+        model = torch._inductor.aoti_load_package(str(file))
+    constants = {**program.state_dict, **program.constants}
     weights = {name: constants[name] for name in model.get_constant_fqns()}
     model.load_constants(weights, check_full_update=True, user_managed=True)
 
@@ -107,9 +117,21 @@ def packaged(called: Called, program: torch.export.ExportedProgram, file: Path) 
     return launch
 
 
+def loaded(file: Path) -> Any:
+    """A package; None where there is none, or a damaged one."""
+    try:
+        return torch._inductor.aoti_load_package(str(file)) if file.exists() else None
+    except Exception:  # whatever torch raises
+        return None
+
+
 def digest(program: torch.export.ExportedProgram, kind: Hashable) -> str:
-    """Name of a program and all that its package depends on: inputs, constants, threads, torch and the processor."""
-    parts = [program.graph_module.code, kind, torch.get_num_threads(), torch.__version__, processor()]
+    """Name of a program and all that its package depends on: inputs, constants, threads, torch and the processor.
+
+    Under autocast the code is that of a module within.
+    """
+    code = [part.code for part in program.graph_module.modules() if isinstance(part, torch.fx.GraphModule)]
+    parts = [FORMAT, code, kind, torch.get_num_threads(), torch.__version__, processor()]
     parts += [(name, x.shape, x.stride(), x.dtype) for name, x in program.state_dict.items()]
     parts += [(name, x.dtype, x.tolist()) for name, x in program.constants.items() if isinstance(x, Tensor)]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
