@@ -82,7 +82,7 @@ class Shapes(Contest):
                 taken[way].append(1000 * (time.process_time() - begun) / way[2])
         return {way: each[1:] for way, each in taken.items()}
 
-    def table(self, seconds: float) -> str:
+    def comparison(self, seconds: float) -> str:
         finals, lost = (self.known(kind=kind, seconds=seconds) for kind in ("final", "loss"))
         errors = {shape: [sum(row["losses"]) for row in lost if row["network"] == shape] for shape in SHAPES}
         ratios = [b / a for a, b in zip(*errors.values(), strict=True)]
@@ -113,7 +113,7 @@ def main() -> None:
     assert options.system in SYSTEMS
     shapes = Shapes(options.system, options.out)
     shapes.train_all(options.seconds, options.seeds)
-    print(shapes.table(options.seconds))
+    print(shapes.comparison(options.seconds))
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ from tools.house import first_words, lines, modules, survey
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Lines of code. Above the first budget: forecasts (2,900), pipelines (3,200), texts (400), for what later issues added.
+# Lines of code. Above the first budget, for what later issues added: forecasts (2,900), pipelines (3,200), texts (400),
+# carriers (8,500: calls that are compiled on a CPU).
 CODE = {
     "engine": 8530,
-    "carriers": 8595,
+    "carriers": 8605,
     "forecasts": 7840,
     "pipelines": 4045,
     "texts": 745,
