@@ -36,16 +36,14 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from dualrate.diffusion.context import Batch
 from dualrate.networks.blocks import Block, blocks_of, frozen
 from dualrate.system.device import compile_calls, compiles, default_generator, pays, settle_products
-from dualrate.system.files import blaming
 from dualrate.system.launch import is_launched, timeout
 from dualrate.system.progress import Interrupts, PlainReporter, Reporter, Silent, run_lock
-from dualrate.training import checkpoint
 from dualrate.training.checkpoint import Saver
 from dualrate.training.config import FitConfig, FitResult, lr_at
 from dualrate.training.distributed import Share, World, sum_gradients
 from dualrate.training.log import MetricsFile
 from dualrate.training.method import Method, Phase
-from dualrate.training.resume import check_same_run
+from dualrate.training.resume import resume
 from dualrate.training.state import PhaseState, RunState, finite
 
 PATIENCE = 10  # updates of a phase skipped in a row before giving up
@@ -161,14 +159,8 @@ class _Trainer:
         """Continue from the newest intact checkpoint, if any; returns the number of iterations done."""
         self.identity = json.loads(json.dumps({**identity, "fit": asdict(self.config)}))
         directory, note, world = self.run_dir / "checkpoints", self.progress.note, self.world
-        saved = checkpoint.recover(directory, note) if world.leads else None
-        iteration = world.of_leader(-1 if saved is None else saved.state["iteration"])
-        if iteration >= 0:
-            saved = saved or checkpoint.load_when_seen(checkpoint.path_of(directory, iteration), timeout())
-            with blaming(saved.path):
-                check_same_run(saved, self.identity, self.config, self.surroundings(), places, upgrade, note)
-                self.state.restore(saved)
-            note(f"resuming at iteration {iteration}")
+        surroundings = self.surroundings()
+        iteration = resume(self.state, directory, self.identity, surroundings, places, upgrade, world, note)
         self.saver = Saver(directory, self.config.keep, note, iteration)
         if self.state.precision == "auto":
             self.state.precision = "bfloat16" if world.of_leader(pays(self.device)) else "float32"

@@ -6,16 +6,22 @@ iterations, a crash, and the rest: bit for bit on a CPU with the same number of 
 which its libraries add. Micro-batches are weighted by their rows, so accumulation changes a result only by rounding
 (and dropout masks).
 
-A run whose configuration differs is refused. Other versions, devices or threads only change the rounding: a note.
+What a checkpoint holds is in state.py, how it is written and found in checkpoint.py. A run whose configuration differs
+is refused. Other versions, devices or threads only change the rounding: a note.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from dualrate.training.checkpoint import Checkpoint
-from dualrate.training.config import ROUNDING, FitConfig
+from dualrate.system.files import blaming
+from dualrate.system.launch import timeout
+from dualrate.training import checkpoint
+from dualrate.training.config import ROUNDING
+from dualrate.training.distributed import World
+from dualrate.training.state import RunState
 
 
 class OtherRun(ValueError):
@@ -45,26 +51,38 @@ def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {key: leaf for name, part in tree.items() for key, leaf in _leaves(part, f"{prefix}{name}.").items()}
 
 
-def check_same_run(
-    saved: Checkpoint,
+def resume(
+    state: RunState,
+    directory: Path,
     identity: Mapping[str, Any],
-    config: FitConfig,
     surroundings: Mapping[str, Any],
     places: Mapping[str, str],
     upgrade: Callable[[dict[str, Any]], dict[str, Any]],
+    world: World,
     note: Callable[[str], None],
-) -> None:
-    """Raise OtherRun for a checkpoint of another configuration; note what else prevents equal bits.
+) -> int:
+    """Restore the newest intact checkpoint of a folder. Returns the iterations done, -1 where there is none.
 
-    identity: with `config` as its "fit"; places, upgrade: as of `fit`
+    identity: what is trained, with the state's configuration as its "fit"; places, upgrade: as of `fit`
+    surroundings: what equal bits depend on, noted where it differs
+    Raises OtherRun for a checkpoint of another configuration, and what reading raises.
     """
-    written, free = saved.state["config"], {f"fit.{name}" for name in config.free()}
-    before = upgrade(written)
-    if changes := differences(before, identity, free, places):
-        lines = "\n  ".join(("use a new run, or undo:", *changes)) + config.on_seconds(before["fit"])
-        place = f"{saved.path} was trained with another configuration"
-        raise OtherRun(place, (line.partition(": ")[0] for line in changes), f"; {lines}")
-    then = {"processes": 1, **saved.state["surroundings"], **written["fit"]}
-    now = {**surroundings, **{name: getattr(config, name) for name in ROUNDING}}
-    if other := [f"{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key]]:
-        note(f"resuming, but not bit for bit: {'; '.join(other)}")
+    saved = checkpoint.recover(directory, note) if world.leads else None
+    iteration = world.of_leader(-1 if saved is None else saved.state["iteration"])
+    if iteration < 0:
+        return iteration
+    saved = saved or checkpoint.load_when_seen(checkpoint.path_of(directory, iteration), timeout())
+    written, config = saved.state["config"], state.config
+    with blaming(saved.path):
+        before, free = upgrade(written), {f"fit.{name}" for name in config.free()}
+        if changes := differences(before, identity, free, places):
+            lines = "\n  ".join(("use a new run, or undo:", *changes)) + config.on_seconds(before["fit"])
+            place = f"{saved.path} was trained with another configuration"
+            raise OtherRun(place, (line.partition(": ")[0] for line in changes), f"; {lines}")
+        then = {"processes": 1, **saved.state["surroundings"], **written["fit"]}
+        now = {**surroundings, **{name: getattr(config, name) for name in ROUNDING}}
+        if other := [f"{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key]]:
+            note(f"resuming, but not bit for bit: {'; '.join(other)}")
+        state.restore(saved)
+    note(f"resuming at iteration {iteration}")
+    return iteration
