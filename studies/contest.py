@@ -184,7 +184,7 @@ class Contest:
         )
 
     def which(self, kind: str, network: Network, method: str, setting: Setting, seconds: float, seed: int) -> Row:
-        """What tells a training from all others."""
+        """Values that tell a training from all others."""
         row: Row = {"kind": kind, "network": network, "method": method, **vars(setting)}
         row |= {"seconds": seconds, "seed": seed}
         assert tuple(row) == WHICH

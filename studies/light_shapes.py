@@ -64,7 +64,7 @@ class Shapes(Contest):
                 add_rows(self.out, [which | {"losses": losses(dr.load(str(self.folder(row))), COUNT)}])
 
     def milliseconds(self) -> dict[tuple[str, int, int], list[float]]:
-        """Of a member, by shape, steps and members of a start, in rounds where all take turns."""
+        """Milliseconds of a member, by shape, steps and members of a start, in rounds where all take turns."""
         models = {shape: dr.load(str(self.folder(self.known(kind="final", network=shape)[0]))) for shape in SHAPES}
         drawers = {
             (shape, steps, count): dr.Choice(steps=steps).drawer(

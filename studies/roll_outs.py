@@ -66,7 +66,7 @@ class RollOuts(Contest):
         return self.sized(replace(recipe, trained_by=by), network)  # pyright: ignore[reportArgumentType]
 
     def trainings(self, seeds: Sequence[int], seconds: float) -> Iterator[Row]:
-        """What tells each training."""
+        """Values that tell each training from the others."""
         for seed, (network, method) in product(seeds, WAYS):
             yield self.which("roll-out", network, method, SETTING, seconds, seed)
 

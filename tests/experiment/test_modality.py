@@ -6,7 +6,6 @@ import math
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -69,8 +68,7 @@ class Loudness(Yardstick):
     def __init__(self, models: Sequence[dr.Model], terms: Terms, progress: Reporter) -> None:
         self.noun, self.screen, self.count = "tone", 0, terms.count or 4
 
-    def working(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def prepare(self) -> None: ...
 
     def see_real(self) -> None: ...
 

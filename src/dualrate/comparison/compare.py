@@ -129,7 +129,8 @@ def compare(
         parsed += baselines_of(parsed, models, progress=progress)
     models = given_alike(models, prompt)
     candidates = candidates_of(parsed, models)
-    with yardstick.working(), TemporaryDirectory() if out is None else nullcontext() as folder:
+    yardstick.prepare()
+    with TemporaryDirectory() if out is None else nullcontext() as folder:
         page = Path(folder, "report.html") if folder else as_path(out or "")
         session = Session(yardstick, models, page, terms, progress, command)
         with run_lock(session.directory, "filled by a comparison"):

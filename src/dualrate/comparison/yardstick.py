@@ -6,8 +6,7 @@ the minutes, and continues after a kill, is comparison.py's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,9 +85,8 @@ class Yardstick:
             )
         check_alike([model.experiment for model in models], mixed=terms.mixed)
 
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """Hold what scores, which may be trained first, and the processes that draw.
+    def prepare(self) -> None:
+        """Find what scores, which may be trained first, and the processes that draw.
 
         Raises ValueError for samples that could not be scored.
         """
@@ -99,7 +97,6 @@ class Yardstick:
         check(self.evaluators[:1], self.screen, details=False)
         check(self.evaluators, self.count, details=True)
         self.mapper = mapper(self.device)
-        yield
 
     def see_real(self) -> None:
         """Take the real images' features by every metric, once."""

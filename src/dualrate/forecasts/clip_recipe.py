@@ -67,8 +67,8 @@ class ClipStages(Ranged):
     latent_channels: Channels = 8
     """Channels of a latent."""
     rate: Rate = "single"
-    """Of the model of the latents. single: one network at every step. dual: a heavy one now and then, and a light one
-    at every step."""
+    """Rate of the model of the latents. single: one network at every step. dual: a heavy one now and then, and a light
+    one at every step."""
 
     def __call__(self) -> Stages:
         clips = packed_clips(self.data)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -66,10 +65,8 @@ class ForecastYardstick(Yardstick):
             digest.update(self.starts.truth(start).tobytes())
         self.reference = f"{self.starts.source}:{digest.hexdigest()[:12]}"
 
-    @contextmanager
-    def working(self) -> Iterator[None]:
+    def prepare(self) -> None:
         self.mapper = mapper(self.device)
-        yield
 
     def see_real(self) -> None: ...
 

@@ -125,8 +125,8 @@ class LatentForecast(Forecast):
     @property
     def identity(self) -> dict[str, Any]:
         """Without the place of the codec, as of a `Forecast` without its data."""
-        others = {"clips": self.clips.identity["condition"], "latents": self.latents.fingerprint}
-        return {"condition": super().identity["condition"] | others}
+        of_latents = {"clips": self.clips.identity["condition"], "latents": self.latents.fingerprint}
+        return {"condition": super().identity["condition"] | of_latents}
 
     @property
     def of_data(self) -> Forecast:

@@ -241,8 +241,8 @@ class Clips(Forecasting):
         data = data if is_fields(data.source) else replace(data, source=f"{CLIPS}{data.source}")
         usual = {"size": SIDE}
         if self.codec is not None:
-            if others := [name for name in WITHOUT_CODEC if getattr(self, name) != getattr(Forecasting(), name)]:
-                raise ValueError(f"latents are forecast without --{', --'.join(others)}: drop that, or --codec")
+            if options := [name for name in WITHOUT_CODEC if getattr(self, name) != getattr(Forecasting(), name)]:
+                raise ValueError(f"latents are forecast without --{', --'.join(options)}: drop that, or --codec")
             each, (channels, side, _) = clip_codec(self.codec)[1:]
             past, frames = (-(-count // each) * each for count in (past, frames))
             usual = {"size": side, "channels": channels}

@@ -116,13 +116,14 @@ def costs(drawer: Drawer) -> dict[str, float]:
     model, forecast = drawer.model, drawn_forecast(drawer.model)
     frames, coder = forecast.frames, forecast.coder(model.device)
     if isinstance(model.process, Rolling):
-        calls, steps, made = model.call_cost, drawer.plan.num_steps, 1
+        calls, steps, count = model.call_cost, drawer.plan.num_steps, 1
         first = calls.shared(drawer.members).of(frames * steps, frames if model.reuses_context else 1)
         later = calls.of(steps, 1)
     else:
-        first, later, made = drawer.cost.macs, replace(drawer, members=1).cost.macs, frames
-    first, later = first + coder.reading / drawer.members + made * coder.writing, later + made * coder.writing
-    return {"frames": made * coder.each, "first_window": round(first), "later_window": round(later)}
+        first, later, count = drawer.cost.macs, replace(drawer, members=1).cost.macs, frames
+    writing = count * coder.writing
+    first, later = first + coder.reading / drawer.members + writing, later + writing
+    return {"frames": count * coder.each, "first_window": round(first), "later_window": round(later)}
 
 
 def begins(model: Model, frames: int) -> range:

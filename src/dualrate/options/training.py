@@ -1,4 +1,4 @@
-"""Where a training runs, and how: the options of every command that trains, how it ended, and what goes on with it."""
+"""Options of every command that trains: where it runs, and how; what is said of its end, and how to go on."""
 
 from __future__ import annotations
 
