@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import dualrate as dr
 from dualrate.forecasts import recipe as forecast
 from dualrate.forecasts.simulations import KuramotoSivashinsky
 from studies import contest, forecasts, roll_outs
@@ -54,6 +55,9 @@ def test_every_way_is_scored_by_the_cell_that_other_starts_prefer(tiny: RollOuts
         assert np.shape(same[0]["crps"]) == (2, 3)
     by_steps = {row["steps"]: row["macs"] for row in scores if row["method"] == "rolling-2"}
     assert by_steps[2] == pytest.approx(2 * by_steps[1], rel=1e-6)
+    row = next(row for row in scores if row["method"] == "diffusion-1")
+    drawer = dr.Choice(steps=2).drawer(dr.load(str(tiny.folder(row))), precision="float32")
+    assert row["macs"] == pytest.approx(drawer.cost.macs / 1e6, rel=1e-6)  # of a frame
     table = roll_outs.table(rows).splitlines()[2:]
     assert [line.split("|")[2].strip() for line in table] == [
         "frame after frame", "windows of 2", "Rolling Diffusion",
