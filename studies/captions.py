@@ -92,18 +92,18 @@ class Words(ModelMixin, ConfigMixin):
 
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Raises ValueError for a word that it does not know, and for more words than there are tokens."""
-        known, number = [word.replace(" ", "_") for word in self.config["words"]], []
+        vocabulary, number = [word.replace(" ", "_") for word in self.config["words"]], []
         for text in texts:
             words = text.replace(" of", "_of").split()
-            if strange := [word for word in words if word not in known]:
-                raise ValueError(f"the words are {', '.join(known)}, got {strange[0]!r}")
+            if strange := [word for word in words if word not in vocabulary]:
+                raise ValueError(f"the words are {', '.join(vocabulary)}, got {strange[0]!r}")
             if len(words) >= TOKENS:
                 raise ValueError(f"a caption has at most {TOKENS - 1} words, got {text!r}")
-            number.append([*map(known.index, words), len(known)] + [-1] * (TOKENS - 1 - len(words)))
+            number.append([*map(vocabulary.index, words), len(vocabulary)] + [-1] * (TOKENS - 1 - len(words)))
         number = torch.tensor(number)
-        there = number >= 0
-        made = self.table[number.clamp(min=0)] + self.table[-TOKENS:]
-        return made * there[..., None], there.float()
+        present = number >= 0
+        embedded = self.table[number.clamp(min=0)] + self.table[-TOKENS:]
+        return embedded * present[..., None], present.float()
 
 
 class CaptionPipeline(DiffusionPipeline):
@@ -126,11 +126,11 @@ class CaptionPipeline(DiffusionPipeline):
         guided = guidance != 1
         if guided:
             text, mask = torch.cat((empty, text)), torch.cat((none, mask))
-        given = {"encoder_hidden_states": text, "encoder_attention_mask": mask, "return_dict": False}
+        inputs = {"encoder_hidden_states": text, "encoder_attention_mask": mask, "return_dict": False}
         scheduler.set_timesteps(steps)
         z = torch.randn(count, 3, SIDE, SIDE, generator=generator)
         for t in scheduler.timesteps:
-            x_hat = net(torch.cat((z, z)) if guided else z, timestep=t.expand(len(text)), **given)[0]
+            x_hat = net(torch.cat((z, z)) if guided else z, timestep=t.expand(len(text)), **inputs)[0]
             if guided:
                 without, x_hat = x_hat.chunk(2)
                 x_hat = without + guidance * (x_hat - without)
@@ -140,10 +140,11 @@ class CaptionPipeline(DiffusionPipeline):
 
 def identity() -> Any:
     """An autoencoder whose scaled latents are three times a pixel's distance from the background, to 1e-3."""
-    one: Any = {"in_channels": 3, "out_channels": 3, "latent_channels": 3, "num_encoder_blocks": (0,)}
-    one |= {"num_decoder_blocks": (0,), "encoder_block_out_channels": (3,), "decoder_block_out_channels": (3,)}
-    made, page = AutoencoderTiny(**one, scaling_factor=1 / SCALE), torch.tensor(BACKGROUND) / 255  # in [0, 1]
-    coders: Any = ((made.encoder.layers, 2 * GAIN * SCALE, -page), (made.decoder.layers, 1.0, 0 * page))
+    config: Any = {"in_channels": 3, "out_channels": 3, "latent_channels": 3, "num_encoder_blocks": (0,)}
+    config |= {"num_decoder_blocks": (0,), "encoder_block_out_channels": (3,), "decoder_block_out_channels": (3,)}
+    coder = AutoencoderTiny(**config, scaling_factor=1 / SCALE)
+    background = torch.tensor(BACKGROUND) / 255  # in [0, 1]
+    coders: Any = ((coder.encoder.layers, 2 * GAIN * SCALE, -background), (coder.decoder.layers, 1.0, 0 * background))
     for layers, factor, shift in coders:
         convolutions: list[Any] = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
         first, last = convolutions
@@ -153,16 +154,16 @@ def identity() -> Any:
         with torch.no_grad():
             last.weight *= factor
             last.bias += shift * factor
-    first: Any = made.decoder.layers[0]
+    first: Any = coder.decoder.layers[0]
     with torch.no_grad():  # what follows it keeps what is above 0
         first.weight /= 2 * GAIN * SCALE
-        first.bias += page
-    return made.requires_grad_(False)
+        first.bias += background
+    return coder.requires_grad_(False)
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of a PixArt transformer; patch: side, in pixels."""
+    """Dimensions of a PixArt transformer; patch: its side, in pixels."""
 
     layers: int
     heads: int
@@ -170,7 +171,7 @@ class Size:
     patch: int = CELL
 
     def network(self) -> Any:
-        """With weights as the paper's training starts from: attention to a text adds nothing, nor does the whole."""
+        """A network as the paper's training starts: attention to a text adds nothing, nor does the whole."""
         inner = self.heads * self.head
         net: Any = PixArtTransformer2DModel(
             num_attention_heads=self.heads, attention_head_dim=self.head, num_layers=self.layers, in_channels=3,
@@ -196,9 +197,9 @@ BATCH, DROPPED = 32, 0.1
 
 def batches(rng: np.random.Generator) -> Iterator[tuple[list[str], Tensor]]:
     """Captions of training, and pictures of them, (B, 3, 28, 28) in [-1, 1]."""
-    known, _ = captions()
+    training, _ = captions()
     while True:
-        texts = [known[i] for i in rng.integers(0, len(known), BATCH)]
+        texts = [training[i] for i in rng.integers(0, len(training), BATCH)]
         pictures = np.stack([drawn(text, rng) for text in texts])
         yield [str(text) for text in texts], torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
 
@@ -225,8 +226,8 @@ def train(size: Size, seconds: float, seed: int, rate: float) -> tuple[CaptionPi
         t, eps = torch.randint(0, 1000, (BATCH,)), torch.randn_like(x)
         x = pipe.vae.encode(x).latents * pipe.vae.config.scaling_factor
         z = noise.add_noise(x, eps, t)
-        given = {"encoder_hidden_states": text, "encoder_attention_mask": mask, "return_dict": False}
-        loss = (weight[t] * (x - net(z, timestep=t, **given)[0]).square()).mean()
+        inputs = {"encoder_hidden_states": text, "encoder_attention_mask": mask, "return_dict": False}
+        loss = (weight[t] * (x - net(z, timestep=t, **inputs)[0]).square()).mean()
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -263,7 +264,7 @@ class Run:
     share: float = SHARE
 
     def train(self) -> None:
-        """All networks that are not there yet."""
+        """Trains all networks that are not there yet."""
         read_by_table()
         pair, student = self.seconds / 4, self.seconds / 6
         self.network("model", self.model, self.seconds, RATE)
@@ -282,7 +283,7 @@ class Run:
         self.network("small", self.small, self.seconds + pair, SMALL_RATE)
 
     def network(self, name: str, size: Size, seconds: float, rate: float) -> None:
-        """A pipeline in OUT/NAME, unless it is there."""
+        """Trains a pipeline in OUT/NAME, unless it is there."""
         if (self.out / name / "trained.json").is_file():
             return
         pipe, row = train(size, seconds, self.seed, rate)
@@ -290,21 +291,21 @@ class Run:
         write_whole(self.out / name / "trained.json", json.dumps(row | asdict(size) | {"seconds": seconds}))
 
     def data(self) -> None:
-        """Pictures with captions of training, and their latents and prompts; and the captions to draw."""
-        known, _ = captions()
+        """Writes pictures with captions of training, and their latents and prompts."""
+        training, _ = captions()
         rng, pictures, texts = (
             np.random.default_rng(self.seed + 1),
             self.out / "pictures.npz",
             self.out / "captions.txt",
         )
         if not texts.is_file():
-            chosen = [known[i] for i in rng.integers(0, len(known), self.count)]
+            chosen = [training[i] for i in rng.integers(0, len(training), self.count)]
             np.savez(pictures, images=np.stack([drawn(caption, rng) for caption in chosen]))
             write_whole(texts, "\n".join(map(str, chosen)) + "\n")
         how = ("--prompts", texts, self.out / "model", "--no-mirrored", "--batch-size", 256, "--device", "cpu")
         dualrate("data", "encode", pictures, self.out / "latents", *how)
 
-    def asked(self) -> list[Caption]:
+    def prompts(self) -> list[Caption]:
         """The captions of a row: half with words that training has together, then as many that it has not."""
         half = self.drawn // 2
         return [part[i % len(part)] for part in captions() for i in range(half)]
@@ -312,16 +313,16 @@ class Run:
     def score(self) -> None:
         """Appends the rows that OUT/rows.jsonl lacks."""
         read_by_table()
-        asked, done = self.asked(), {row["way"] for row in rows_of(self.out)}
+        prompts, done = self.prompts(), {row["way"] for row in rows_of(self.out)}
         texts = self.out / "asked.txt"
-        write_whole(texts, "\n".join(map(str, asked)) + "\n")
+        write_whole(texts, "\n".join(map(str, prompts)) + "\n")
         for way in WAYS:
             if str(way) in done:
                 continue
             pictures, cost = way.by_pipeline(self, texts) if way.cache else way.by_dualrate(self, texts)
-            right = [judged(caption, read(picture)) for caption, picture in zip(asked, pictures, strict=True)]
-            flags = {aspect: "".join(str(int(one[aspect])) for one in right) for aspect in ASPECTS}
-            shown = [*range(SHOWN // 2), *range(len(asked) - SHOWN // 2, len(asked))]
+            right = [judged(caption, read(picture)) for caption, picture in zip(prompts, pictures, strict=True)]
+            flags = {aspect: "".join(str(int(verdict[aspect])) for verdict in right) for aspect in ASPECTS}
+            shown = [*range(SHOWN // 2), *range(len(prompts) - SHOWN // 2, len(prompts))]
             (self.out / "shown").mkdir(exist_ok=True)
             np.save(self.out / "shown" / f"{way.slug}.npy", pictures[shown])
             add_rows(self.out, [{"way": str(way), **cost, **flags}])
@@ -337,9 +338,9 @@ def dualrate(*words: object) -> None:
 
 
 def read_by_table() -> None:
-    """From now on commands read prompts by a pipeline's table: what diffusers loads would want transformers.
+    """Let commands read prompts by a pipeline's table: what diffusers loads would want transformers.
 
-    They refuse pipelines with code of their own; this module's is known.
+    They refuse pipelines with code of their own, but for this module's.
     """
     from dualrate.pipelines import folder as diffusers_folder
     from dualrate.pipelines import text_encoders as text_folder
@@ -442,11 +443,11 @@ WAYS = (
 
 def _right(row: Row) -> NDArray[np.bool_]:
     """(N,): of each caption, whether count, colour and place are right."""
-    return np.all([[flag == "1" for flag in row[one]] for one in ASPECTS[:3]], axis=0)
+    return np.all([[flag == "1" for flag in row[aspect]] for aspect in ASPECTS[:3]], axis=0)
 
 
 def _share(row: Row) -> tuple[float, float, float]:
-    """Of captions of which all three are right; with Wilson's interval of 95%."""
+    """Share of the captions of which all three are right, with Wilson's interval of 95%."""
     right = _right(row)
     return wilson(int(right.sum()), len(right))
 
@@ -470,14 +471,14 @@ HEADER = (
 
 
 def listed(rows: Sequence[Row]) -> list[Row]:
-    """Those that the table has, the cheapest way first."""
+    """Rows that the table has, the cheapest way first."""
     shown = [row for row in rows if row["way"] != "model, 16" and not any(part in row["way"] for part in UNLISTED)]
     return sorted(shown, key=lambda row: (row["macs"], row["way"]))
 
 
 def table(rows: Sequence[Row]) -> str:
-    """In Markdown, the cheapest way first: shares, and of each way but the model and the smaller one what these cost,
-    in as few steps as they take to draw as many captions right, over what the way costs.
+    """A table in Markdown, the cheapest way first: shares, and of each way but the model and the smaller one what these
+    cost, in as few steps as they take to draw as many captions right, over what the way costs.
 
     Intervals of ratios are over captions, the same for all.
     """
@@ -496,7 +497,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def wrong(rows: Sequence[Row]) -> dict[str, NDArray[np.float64]]:
-    """Of each way the share of captions that are not all right; then of captions drawn anew, in pairs."""
+    """Share of captions that are not all right, of each way; then of captions drawn anew, in pairs."""
     return resampled(rows, itemgetter("way"), lambda row: 1.0 - _right(row).astype(np.float64), curve_of)
 
 
@@ -520,7 +521,7 @@ def rivals(ways: Iterable[str], network: str) -> list[str]:
 
 
 def page(out: Path) -> None:
-    """The table and figures of docs/results/captions.md, of OUT or of the kept rows."""
+    """Writes the table and figures of docs/results/captions.md, of OUT or of the kept rows."""
     rows = kept(RESULTS / "captions.json.xz", out)
     place("captions", table(rows), RESULTS / "captions.md")
     print(table(rows), end="")
@@ -534,8 +535,8 @@ KINDS = {"model": "C0", "small": "C7", "retrofit": "C3", "consistency": "C2", "m
 
 def front(rows: Sequence[Row]) -> Figure:
     """The share of captions of which all three are right, against multiply-adds."""
-    made = Figure((6.4, 4), layout="constrained")
-    axes = made.subplots()
+    figure = Figure((6.4, 4), layout="constrained")
+    axes = figure.subplots()
     for kind, colour in KINDS.items():
         of = [row for row in rows if kind == ("its pipeline" if "pipeline" in row["way"] else row["way"].split(",")[0])]
         if not of:
@@ -549,7 +550,7 @@ def front(rows: Sequence[Row]) -> Figure:
     axes.set(xlabel="million multiply-adds a picture", ylabel="captions with all three right, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    return made
+    return figure
 
 
 def gallery(out: Path, rows: Sequence[Row]) -> Figure:
@@ -557,11 +558,11 @@ def gallery(out: Path, rows: Sequence[Row]) -> Figure:
     total = len(rows[0]["count"])
     chosen = [*range(SHOWN // 2), *range(total - SHOWN // 2, total)]
     texts = (out / "asked.txt").read_text().splitlines()
-    kept = [way for way in SHOWN_WAYS if (out / "shown" / f"{way.slug}.npy").is_file()]
+    ways = [way for way in SHOWN_WAYS if (out / "shown" / f"{way.slug}.npy").is_file()]
     by_way = {row["way"]: row for row in rows}
-    made = Figure((1.15 * len(kept) + 1.9, 1.15 * SHOWN + 0.6), layout="constrained", facecolor="white")
-    grid = made.subplots(SHOWN, len(kept), squeeze=False)
-    for column, way in enumerate(kept):
+    figure = Figure((1.15 * len(ways) + 1.9, 1.15 * SHOWN + 0.6), layout="constrained", facecolor="white")
+    grid = figure.subplots(SHOWN, len(ways), squeeze=False)
+    for column, way in enumerate(ways):
         pictures, row = np.load(out / "shown" / f"{way.slug}.npy"), by_way[str(way)]
         for line, number in enumerate(chosen):
             axes = grid[line, column]
@@ -574,7 +575,7 @@ def gallery(out: Path, rows: Sequence[Row]) -> Figure:
                 axes.set_ylabel(textwrap.fill(texts[number], 16), rotation=0, ha="right", va="center", fontsize=8)
             if line == 0:
                 axes.set_title(textwrap.fill(str(way), 16), fontsize=8)
-    return made
+    return figure
 
 
 SHOWN_WAYS = (
@@ -604,6 +605,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from studies import captions as own  # under its name, by which diffusers finds its classes again
+    from studies import captions as module  # under its name, by which diffusers finds its classes again
 
-    own.main()
+    module.main()

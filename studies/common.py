@@ -1,4 +1,4 @@
-"""What the studies share: the repository's folders, released models, kept rows, and places for tables on pages."""
+"""Folders, released models, kept rows, and places for tables on pages, for all studies."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def command(doc: str | None) -> argparse.ArgumentParser:
 
 
 def on_one_thread() -> None:
-    """As all that is timed here was."""
+    """Compute on one thread, as all that is timed here did."""
     keep_freed_memory()
     torch.set_num_threads(1)
 
@@ -65,7 +65,7 @@ Row = dict[str, Any]  # a measurement
 
 
 def rows_of(out: Path) -> list[Row]:
-    """Those in OUT/rows.jsonl; none where it is not there."""
+    """Rows in OUT/rows.jsonl; none where it is not there."""
     file = out / "rows.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
@@ -102,11 +102,11 @@ def kept_in(file: Path) -> list[Row]:
 
 
 def pages_with(name: str, pages: Iterable[Path]) -> list[Path]:
-    """Those with a place for the table of this name. Raises ValueError if none has."""
-    found = [page for page in pages if f"<!-- {name} -->\n" in page.read_text()]
-    if not found:
+    """Pages with a place for the table of this name. Raises ValueError if none has."""
+    matches = [page for page in pages if f"<!-- {name} -->\n" in page.read_text()]
+    if not matches:
         raise ValueError(f"no page has a place for the table {name!r}: <!-- {name} --> ... <!-- end of {name} -->")
-    return found
+    return matches
 
 
 def place(name: str, table: str, page: Path) -> None:
@@ -122,10 +122,10 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[object]], texts: int
     return "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], rule, *lines[1:]))
 
 
-def as_markdown(made: Table) -> str:
+def as_markdown(table: Table) -> str:
     """A Markdown table, the notes as a list below, no line of it longer than `LINE`."""
     notes = [
         textwrap.fill(note, LINE, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
-        for note in made.notes
+        for note in table.notes
     ]
-    return "\n".join([markdown(made.header, made.cells, made.texts), *notes])
+    return "\n".join([markdown(table.header, table.cells, table.texts), *notes])

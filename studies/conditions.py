@@ -49,9 +49,9 @@ DRAWN = 4  # conditions of a picture
 
 
 def experiment(source: str, task: str, rate: Rate, trained_by: TrainedBy, seconds: float, seed: int) -> dr.Experiment:
-    made = Auto(dr.DataConfig(source), "tiny", rate, task, trained_by)(Silent())
-    fit = replace(made.fit, iterations=None, max_seconds=seconds, seed=seed, sample_every=10**9, precision="float32")
-    return replace(made, fit=fit)
+    base = Auto(dr.DataConfig(source), "tiny", rate, task, trained_by)(Silent())
+    fit = replace(base.fit, iterations=None, max_seconds=seconds, seed=seed, sample_every=10**9, precision="float32")
+    return replace(base, fit=fit)
 
 
 def folder_of(out: Path, task: str, rate: str, trained_by: str, seed: int) -> Path:
@@ -59,9 +59,9 @@ def folder_of(out: Path, task: str, rate: str, trained_by: str, seed: int) -> Pa
 
 
 def scored(model: dr.Model, steps: int | None, judge: Judge) -> Row:
-    """What a plan's samples cost, of one and of 16 members, and their scores, of each condition."""
-    held, members = model.given, SHARED[-1]
-    assert isinstance(held, HeldOut)
+    """Costs of a plan's samples, of one and of 16 members, and their scores, of each condition."""
+    conditions, members = model.given, SHARED[-1]
+    assert isinstance(conditions, HeldOut)
     choice, ms, images = dr.Choice(steps=steps), {}, np.empty(0, np.uint8)
     drawers = {count: choice.drawer(model, batch_size=256, members=count, precision="float32") for count in SHARED}
     for count, drawer in drawers.items():
@@ -69,7 +69,9 @@ def scored(model: dr.Model, steps: int | None, judge: Judge) -> Row:
         images = drawer.draw(range(CONDITIONS)).images
         ms[count] = 1000 * (time.process_time() - begun) / len(images)
     images = images.reshape(CONDITIONS, members, *model.image_shape)
-    x, truth = (torch.from_numpy(part).double() / 255 for part in (images, held.originals(torch.arange(CONDITIONS))))
+    x, truth = (
+        torch.from_numpy(part).double() / 255 for part in (images, conditions.originals(torch.arange(CONDITIONS)))
+    )
     error = (x.mean(1) - truth).square().mean()
     each = {"crps": fair_crps(x, truth), "energy": energy_score(x, truth), "psnr": psnr(x.mean(1), truth)}
     return {
@@ -83,7 +85,7 @@ def scored(model: dr.Model, steps: int | None, judge: Judge) -> Row:
 
 
 def train(out: Path, source: str, seconds: float, seeds: Sequence[int], tasks: Sequence[str]) -> None:
-    """Every training that has no row yet."""
+    """Runs every training that has no row yet."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     done, judge = {(row["task"], row["rate"], row["trained_by"], row["seed"]) for row in rows_of(out)}, None
@@ -95,13 +97,14 @@ def train(out: Path, source: str, seconds: float, seeds: Sequence[int], tasks: S
             judge = Judge(out, REFERENCE, real[: SHOWN * CONDITIONS], test)
         folder = folder_of(out, task, rate, trained_by, seed)
         with in_cpu_seconds():
-            made = experiment(source, task, rate, trained_by, seconds, seed)
-            result = whole(dr.train(made, folder, progress=Silent()))
+            result = whole(
+                dr.train(experiment(source, task, rate, trained_by, seconds, seed), folder, progress=Silent())
+            )
         model = dr.load(str(folder))
         plans = STEPS if model.serves.any_plan else (None,)
-        known = {"task": task, "rate": rate, "trained_by": trained_by, "seed": seed}
-        known |= {"seconds": result.seconds, "seen": result.iteration * model.experiment.fit.batch_size}
-        rows = [known | scored(model, steps, judge) | {"floor": judge.floor} for steps in plans]
+        training = {"task": task, "rate": rate, "trained_by": trained_by, "seed": seed}
+        training |= {"seconds": result.seconds, "seen": result.iteration * model.experiment.fit.batch_size}
+        rows = [training | scored(model, steps, judge) | {"floor": judge.floor} for steps in plans]
         add_rows(out, rows)
         print(*(f"{folder.name}, {row['steps']} steps: CRPS {np.mean(row['crps']):.5f}" for row in rows), sep="\n")
 
@@ -112,22 +115,22 @@ def named(rate: str, trained_by: str) -> tuple[str, str]:
 
 
 def scored_table(rows: Sequence[Row]) -> str:
-    """Of one task: scores of each network in its most steps, the best first, means over trainings.
+    """Scores of each network of one task in its most steps, the best first, means over trainings.
 
-    Medium, large and CorrDiff stand there once, by what gives the lower CRPS; distances are by the first network.
+    Medium, large and CorrDiff have one line each, that of the lower CRPS; distances are by the first network.
     """
-    own, scores = most_steps(rows), resampled(rows, plan_of, score_of)
+    groups, scores = most_steps(rows), resampled(rows, plan_of, score_of)
     head = ["network", "million multiply-adds a sample, of 1", "of 16", "CRPS", f"FD-EfficientNet-{NETS[0]}"]
     lines: list[list[object]] = []
     listed: set[str] = set()
-    for key in sorted(own, key=lambda key: scores[key][0]):
+    for key in sorted(groups, key=lambda key: scores[key][0]):
         kind = "CorrDiff" if key[1] in ("corrdiff", "residual") else key[0]
         if kind in listed - {"dual", "light"}:
             continue
         listed.add(kind)
         crps = with_interval(scores[key][0], *np.quantile(scores[key][1:], (0.025, 0.975)), places=4)
-        cells = [", ".join(named(*key[:2])), *(f"{mean(own[key], 'macs', count):.1f}" for count in SHARED), crps]
-        distances = np.array([row["distances"][0] for row in own[key]])  # (seeds, 3)
+        cells = [", ".join(named(*key[:2])), *(f"{mean(groups[key], 'macs', count):.1f}" for count in SHARED), crps]
+        distances = np.array([row["distances"][0] for row in groups[key]])  # (seeds, 3)
         lines.append(
             [*cells, with_interval(distances[:, 0].mean(), distances[:, 1].min(), distances[:, 2].max(), places=0)]
         )
@@ -136,12 +139,12 @@ def scored_table(rows: Sequence[Row]) -> str:
 
 
 def ratio_table(rows: Sequence[Row]) -> str:
-    """What the light network by diffusion costs where it scores as well as the pair, over what the pair costs."""
+    """Costs of the light network by diffusion where it scores as well as the pair, over the pair's."""
     lines: list[list[object]] = []
     for task, of_task in by_task(rows).items():
-        own, scores = by_plan(of_task), resampled(of_task, plan_of, score_of)
-        costs = {count: {key: mean(own[key], "macs", count) for key in own} for count in SHARED}
-        light = [key for key in own if key[:2] == ("light", "diffusion")]
+        groups, scores = by_plan(of_task), resampled(of_task, plan_of, score_of)
+        costs = {count: {key: mean(groups[key], "macs", count) for key in groups} for count in SHARED}
+        light = [key for key in groups if key[:2] == ("light", "diffusion")]
         pairs = [key for key in most_steps(of_task) if key[:2] in PAIRS]
         ratios = (at_equal_score(scores, costs[count], pair, light) for pair, count in product(pairs, SHARED))
         lines.append([task, *ratios])
@@ -156,14 +159,14 @@ def score_of(row: Row) -> NDArray[np.float64]:
 
 def most_steps(rows: Sequence[Row]) -> dict[Plan, list[Row]]:
     """The rows by plan, of each network the plan of the most steps alone."""
-    return {key: own for key, own in by_plan(rows).items() if key[2] in (1, STEPS[-1])}
+    return {key: group for key, group in by_plan(rows).items() if key[2] in (1, STEPS[-1])}
 
 
 def by_plan(rows: Sequence[Row]) -> dict[Plan, list[Row]]:
-    found: dict[Plan, list[Row]] = {}
+    groups: dict[Plan, list[Row]] = {}
     for row in sorted(rows, key=plan_of):
-        found.setdefault(plan_of(row), []).append(row)
-    return found
+        groups.setdefault(plan_of(row), []).append(row)
+    return groups
 
 
 def mean(rows: Sequence[Row], of: str, count: int) -> float:
@@ -182,9 +185,9 @@ def picture(out: Path, task: str) -> None:
         seeds = range(DRAWN)
         images, count = strips(drawer, seeds, drawer.draw(seeds).images)
         assert count is not None
-        made = images.reshape(DRAWN, count, *model.image_shape)
-        columns = columns or [made[:, :1], made[:, 1:2]]
-        columns.insert(-1, made[:, 2:])
+        tiles = images.reshape(DRAWN, count, *model.image_shape)
+        columns = columns or [tiles[:, :1], tiles[:, 1:2]]
+        columns.insert(-1, tiles[:, 2:])
     grid = np.concatenate(columns, 1)
     dr.save_grid(
         grid.reshape(-1, *grid.shape[2:]), RESULTS / f"conditions-{task.partition(':')[0]}.png", grid.shape[1], 2
@@ -192,16 +195,16 @@ def picture(out: Path, task: str) -> None:
 
 
 def by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """In the order of TASKS, by their names."""
+    """Rows of each task by its name, in the order of TASKS."""
     names = {task.partition(":")[0]: [row for row in rows if row["task"] == task] for task in TASKS}
-    return {name: own for name, own in names.items() if own}
+    return {name: group for name, group in names.items() if group}
 
 
 def page(out: Path) -> None:
     rows, wanted = kept(RESULTS / "conditions.json.xz", out), RESULTS / "conditions.md"
     place("ratios", ratio_table(rows), wanted)
-    for name, own in by_task(rows).items():
-        place(f"{name} scores", scored_table(own), wanted)
+    for name, of_task in by_task(rows).items():
+        place(f"{name} scores", scored_table(of_task), wanted)
         if folder_of(out, name, "single", "diffusion", 0).is_dir():
             picture(out, name)
 

@@ -23,21 +23,21 @@ COSTS = "FLOPs", "time alone"
 Record = Mapping[str, Any]  # a plan's numbers
 
 
-def row_of(one: Record) -> Row:
-    """By all metrics, of which the first one's fingerprint is known."""
+def row_of(record: Record) -> Row:
+    """A record with its scores by all metrics, which share the fingerprint of the first."""
 
     def score(metric: str, prefix: str) -> QualityScore:
-        value, low, high, floor = (one[f"{prefix}{name}"] for name in ("value", "low", "high", "floor"))
-        seen = Fingerprint(**one["fingerprint"])
-        return QualityScore(metric, value, low, high, one["level"], floor, one["floor_count"], seen)
+        value, low, high, floor = (record[f"{prefix}{name}"] for name in ("value", "low", "high", "floor"))
+        seen = Fingerprint(**record["fingerprint"])
+        return QualityScore(metric, value, low, high, record["level"], floor, record["floor_count"], seen)
 
     return Row(
-        **{name: one[name] for name in ("network", "sampler", "num_steps", "num_heavy", "macs")},
-        **{name: one[name] for name in ("seconds_per_image", "batch_size")},
+        **{name: record[name] for name in ("network", "sampler", "num_steps", "num_heavy", "macs")},
+        **{name: record[name] for name in ("seconds_per_image", "batch_size")},
         precision="bfloat16",
-        score=score(one["metric"], ""),
+        score=score(record["metric"], ""),
         beside=tuple(
-            score(name.removesuffix(" value"), name.removesuffix("value")) for name in one if " value" in name
+            score(name.removesuffix(" value"), name.removesuffix("value")) for name in record if " value" in name
         ),
     )
 
@@ -49,7 +49,7 @@ def scored_table(records: Sequence[Record]) -> str:
     lines = []
     for row in rows:
         on_front = [
-            not any(one.macs <= row.macs and one.scores[metric].value < score.value for one in single)
+            not any(rival.macs <= row.macs and rival.scores[metric].value < score.value for rival in single)
             for metric, score in row.scores.items()
         ]
         if (row in single and sum(on_front) > len(on_front) / 2) or (row not in single and row.num_steps in (4, 6)):
@@ -61,23 +61,23 @@ def scored_table(records: Sequence[Record]) -> str:
 def savings_table(savings: Sequence[Record]) -> str:
     """Two lines for each plan whose score a single decoder reaches by some metric, and a column a metric."""
     lines = []
-    for one in savings:
-        judged = {of: [ratio(by[of]) for by in one["judges"].values()] for of in COSTS}
-        if any(math.isfinite(found.ratio) for found in judged["FLOPs"]):
-            lines += [[f"{one['network']} {one['plan']}", of, *ratios] for of, ratios in judged.items()]
+    for record in savings:
+        judged = {of: [ratio(by[of]) for by in record["judges"].values()] for of in COSTS}
+        if any(math.isfinite(saving.ratio) for saving in judged["FLOPs"]):
+            lines += [[f"{record['network']} {record['plan']}", of, *ratios] for of, ratios in judged.items()]
     return markdown(["plan", "ratio of", *savings[0]["judges"]], lines)
 
 
-def ratio(one: Record) -> Saving:
-    value, low, high = (math.inf if one[part] == "never" else one[part] for part in ("ratio", "low", "high"))
-    return Saving(value, low, high, one["at_most"])
+def ratio(record: Record) -> Saving:
+    value, low, high = (math.inf if record[part] == "never" else record[part] for part in ("ratio", "low", "high"))
+    return Saving(value, low, high, record["at_most"])
 
 
 def page() -> None:
-    known = json.loads((RESULTS / "decoders.json").read_text())
-    place("decoders savings", savings_table(known["savings"]), RESULTS / "decoders.md")
-    place("decoders scores", scored_table(known["front"]), RESULTS / "decoders.md")
-    rows = sorted(map(row_of, known["front"]), key=lambda row: row.macs)
+    numbers = json.loads((RESULTS / "decoders.json").read_text())
+    place("decoders savings", savings_table(numbers["savings"]), RESULTS / "decoders.md")
+    place("decoders scores", scored_table(numbers["front"]), RESULTS / "decoders.md")
+    rows = sorted(map(row_of, numbers["front"]), key=lambda row: row.macs)
     write_whole(RESULTS / "decoders-flops.png", png(pareto_figure(rows, "flops")))
 
 

@@ -87,7 +87,7 @@ SHOWN = 16  # members beside 1 in a table
 
 @dataclass(frozen=True)
 class System:
-    """What is simulated, observed, trained and scored.
+    """A simulation, and how it is observed, forecast and scored.
 
     models, windows: what is made at once; starts, members, steps: of its scores
     students: of two rates by diffusion, what trains them and their steps
@@ -172,21 +172,25 @@ SYSTEMS["kuramoto-sivashinsky-leads"] = replace(
 def experiment(
     recipe: Forecasting, system: System, source: Path, name: str, seconds: float, seed: int
 ) -> dr.Experiment:
-    made = replace(recipe, data=DataConfig(str(source)))(Silent())
-    networks = {one.name: getattr(made.networks, one.name) for one in fields(made.networks)}  # pyright: ignore[reportArgumentType]
-    patched = {key: replace(one, patch=system.patch) for key, one in networks.items() if isinstance(one, UViTConfig)}
-    fit = replace(made.fit, optim=replace(made.fit.optim, lr=2e-3, warmup=100))
-    made = replace(made, fit=fit, networks=replace(made.networks, **patched))  # pyright: ignore[reportArgumentType]
-    return timed(made, system, name, seconds, seed)
+    base = replace(recipe, data=DataConfig(str(source)))(Silent())
+    networks = {field.name: getattr(base.networks, field.name) for field in fields(base.networks)}  # pyright: ignore[reportArgumentType]
+    patched = {
+        key: replace(network, patch=system.patch)
+        for key, network in networks.items()
+        if isinstance(network, UViTConfig)
+    }
+    fit = replace(base.fit, optim=replace(base.fit.optim, lr=2e-3, warmup=100))
+    base = replace(base, fit=fit, networks=replace(base.networks, **patched))  # pyright: ignore[reportArgumentType]
+    return timed(base, system, name, seconds, seed)
 
 
-def timed(made: dr.Experiment, system: System, name: str, seconds: float, seed: int) -> dr.Experiment:
+def timed(base: dr.Experiment, system: System, name: str, seconds: float, seed: int) -> dr.Experiment:
     """The same for so many seconds of a core."""
     fit = replace(
-        made.fit, iterations=None, max_seconds=seconds, batch_size=system.batch_size, sample_every=10**8,
+        base.fit, iterations=None, max_seconds=seconds, batch_size=system.batch_size, sample_every=10**8,
         checkpoint_every=500, seed=seed, precision="float32", ema_halflife=10_000 * system.batch_size // 64,
     )  # fmt: skip
-    return replace(made, name=name, fit=fit)
+    return replace(base, name=name, fit=fit)
 
 
 def scored(model: dr.Model, system: System, steps: int | None, *, between: int = 0) -> Row:
@@ -211,12 +215,12 @@ def by_start(batches: Iterable[torch.Tensor], members: int) -> torch.Tensor:
 
 def starts_of(model: dr.Model, system: System, between: int) -> tuple[list[int], torch.Tensor]:
     """Numbers of starts, as `scored` takes them, and their truth (N, F, C, H, W) float64."""
-    held = model.given
-    assert isinstance(held, HeldOut)
-    starts = spread(system.starts, len(held.images))
+    conditions = model.given
+    assert isinstance(conditions, HeldOut)
+    starts = spread(system.starts, len(conditions.images))
     if between:
-        starts = spread(2 * system.starts, len(held.images))[1::2][:: max(1, system.starts // between)]
-    truth = torch.from_numpy(held.originals(torch.from_numpy(starts))).double()
+        starts = spread(2 * system.starts, len(conditions.images))[1::2][:: max(1, system.starts // between)]
+    truth = torch.from_numpy(conditions.originals(torch.from_numpy(starts))).double()
     return starts.tolist(), truth.unflatten(-3, (FRAMES, -1))
 
 
@@ -244,60 +248,60 @@ def by_lead(x: torch.Tensor, truth: torch.Tensor, area: torch.Tensor) -> Row:
 
 
 def simulate(system: System, out: Path) -> None:
-    made = system.simulation.simulate(system.trajectories, system.frames, 0)
+    trajectories = system.simulation.simulate(system.trajectories, system.frames, 0)
     about: Simulated = system.simulation
-    write_fields(system.source(out), made, about.variables, about.every, about.axes, about.metadata)
+    write_fields(system.source(out), trajectories, about.variables, about.every, about.axes, about.metadata)
 
 
 def train(system: System, out: Path, seconds: float, seeds: Sequence[int], parts: Sequence[str] = PARTS) -> None:
     windows = [replace(system.windows, rate=rate, trained_by=trained_by) for rate, trained_by in system.models]
     for seed in seeds:
         for recipe in windows * ("windows" in parts):
-            known = {"rate": recipe.rate, "trained_by": recipe.trained_by, "frames": recipe.frames, "seed": seed}
+            training = {"rate": recipe.rate, "trained_by": recipe.trained_by, "frames": recipe.frames, "seed": seed}
             name = f"{recipe.rate}-{recipe.trained_by}-{recipe.frames}-{seed}"
             make = partial(experiment, recipe, system, system.source(out), name, seconds, seed)
-            trained(system, out, known, make, system.steps if recipe.trained_by in BY_STEPS else [None])
+            trained(system, out, training, make, system.steps if recipe.trained_by in BY_STEPS else [None])
         for by, steps in system.students * ("students" in parts):
-            known = {"rate": "dual", "trained_by": by, "frames": FRAMES, "seed": seed, "steps": steps}
+            training = {"rate": "dual", "trained_by": by, "frames": FRAMES, "seed": seed, "steps": steps}
             make = partial(student, by, steps, system, out, seconds, seed)
-            trained(system, out, known, make, [None])
+            trained(system, out, training, make, [None])
 
 
 def student(by: StudentsOf, steps: int, system: System, out: Path, seconds: float, seed: int) -> dr.Experiment:
-    """Of two rates by diffusion. Where seconds are the limit, a teacher's steps cannot grow: they are as at first."""
+    """A student of two rates by diffusion. Where seconds are the limit, a teacher's steps stay as at first."""
     how: Any = {"annealing": 0.0, "teacher_steps": (64, 64)} if by == "consistency" else {}
-    made = Student(distilled(), by=by, steps=steps, **how).of(out / f"dual-diffusion-{FRAMES}-{seed}")
-    return timed(made, system, f"dual-{by}-{steps}-{seed}", seconds, seed)
+    base = Student(distilled(), by=by, steps=steps, **how).of(out / f"dual-diffusion-{FRAMES}-{seed}")
+    return timed(base, system, f"dual-{by}-{steps}-{seed}", seconds, seed)
 
 
 def trained(
     system: System,
     out: Path,
-    known: Row,
+    training: Row,
     make: Callable[[], dr.Experiment],
     plans: Sequence[int | None],
 ) -> None:
     """Trains what `make` makes and adds its rows, one for each plan, unless they are there.
 
-    known: what tells the rows from those of other trainings
+    training: what tells the rows from those of other trainings
     """
-    if any(known.items() <= ({"frames": FRAMES} | row).items() for row in rows_of(out)):
+    if any(training.items() <= ({"frames": FRAMES} | row).items() for row in rows_of(out)):
         return
-    made = make()
+    trial = make()
     with in_cpu_seconds():
-        result = whole(dr.train(made, out / made.name))
-    model = dr.load(str(out / made.name))
-    rows = [known | {"iterations": result.iteration} | scored(model, system, steps) for steps in plans]
+        result = whole(dr.train(trial, out / trial.name))
+    model = dr.load(str(out / trial.name))
+    rows = [training | {"iterations": result.iteration} | scored(model, system, steps) for steps in plans]
     add_rows(out, rows)
 
 
 def times(system: System, out: Path) -> None:
-    """The median over rounds, in which all plans take turns, a member of a batch of TIMED: into the rows kept."""
+    """Writes milliseconds a member, of a batch of TIMED, into the kept rows: medians of rounds, all plans in turn."""
     file = RESULTS / f"{system.page}.json.xz"
     rows = kept(file, out)
     plans = {plan_of(row) for row in rows}
-    found: dict[tuple[Plan, int], list[float]] = {}
-    models = {made: _untrained(system, out, *made) for made in {_made_by(plan) for plan in plans}}
+    milliseconds: dict[tuple[Plan, int], list[float]] = {}
+    models = {network: _untrained(system, out, *network) for network in {_made_by(plan) for plan in plans}}
     for _ in range(ROUNDS):
         for plan in sorted(plans):
             for count in system.shared:
@@ -306,26 +310,28 @@ def times(system: System, out: Path) -> None:
                 )
                 begun = time.process_time()
                 _ = list(drawer.states(list(range(TIMED // count))))
-                found.setdefault((plan, count), []).append(1000 * (time.process_time() - begun) / TIMED)
+                milliseconds.setdefault((plan, count), []).append(1000 * (time.process_time() - begun) / TIMED)
     for row in rows:
-        row["ms"] = {str(count): round(float(np.median(found[plan_of(row), count])), 4) for count in system.shared}
+        row["ms"] = {
+            str(count): round(float(np.median(milliseconds[plan_of(row), count])), 4) for count in system.shared
+        }
     keep(file, rows)
     if rows_of(out):
         write_rows(out, rows)
 
 
 def _made_by(plan: Plan) -> tuple[Rate, Method]:
-    """Whose networks draw by this plan: a student's are its teacher's."""
+    """The networks that draw by this plan: a student's are its teacher's."""
     rate, by, _ = plan
-    found: Any = rate, "diffusion" if by in get_args(StudentsOf) else by
-    return found
+    network: Any = rate, "diffusion" if by in get_args(StudentsOf) else by
+    return network
 
 
 def _untrained(system: System, out: Path, rate: Rate, by: Method) -> dr.Model:
     recipe, name = replace(system.windows, rate=rate, trained_by=by), f"untrained-{rate}-{by}"
-    made = experiment(recipe, system, system.source(out), name, 1.0, 0)
-    made = replace(made, fit=replace(made.fit, iterations=1, max_seconds=None))
-    _ = dr.train(made, out / name)
+    base = experiment(recipe, system, system.source(out), name, 1.0, 0)
+    base = replace(base, fit=replace(base.fit, iterations=1, max_seconds=None))
+    _ = dr.train(base, out / name)
     return dr.load(str(out / name))
 
 
@@ -351,7 +357,7 @@ def page(system: System, out: Path) -> None:
 
 
 def has_contest(system: System) -> bool:
-    """Whether networks of the system were searched: studies/contest.py, whose table has them."""
+    """Whether networks of the system were searched by studies/contest.py, whose table has them."""
     name = next((name for name, each in SYSTEMS.items() if each is system), "")
     return (RESULTS / f"contest-{name}.json.xz").exists()
 
@@ -365,14 +371,14 @@ def scored_table(rows: Sequence[Row]) -> str:
     cost = {plan_of(row): row["macs"][str(SHOWN)] for row in rows}
     for key in sorted(scores, key=lambda key: scores[key][0]):
         rate, trained_by, steps = key
-        rivals = [other for other in scores if other[:2] == key[:2] and scores[other][0] < scores[key][0]]
-        if any(rate != "dual" or cost[other] < cost[key] for other in rivals):
+        rivals = [rival for rival in scores if rival[:2] == key[:2] and scores[rival][0] < scores[key][0]]
+        if any(rate != "dual" or cost[rival] < cost[key] for rival in rivals):
             continue
-        own = [row for row in rows if plan_of(row) == key]
-        ms = next((row["ms"] for row in own if "ms" in row), {})
-        cells = [word(rate), word(trained_by), steps, *(f"{own[0]['macs'][str(count)]:.2f}" for count in (1, SHOWN))]
+        group = [row for row in rows if plan_of(row) == key]
+        ms = next((row["ms"] for row in group if "ms" in row), {})
+        cells = [word(rate), word(trained_by), steps, *(f"{group[0]['macs'][str(count)]:.2f}" for count in (1, SHOWN))]
         cells += [*(f"{ms[str(count)]:.2f}" if ms else "" for count in (1, SHOWN))]
-        lines.append([*cells, interval(scores[key], 4), f"{np.mean([row['spread_skill'] for row in own]):.2f}"])
+        lines.append([*cells, interval(scores[key], 4), f"{np.mean([row['spread_skill'] for row in group]):.2f}"])
     return markdown(SCORED, lines)
 
 
@@ -382,27 +388,27 @@ def interval(score: NDArray[np.float64], digits: int) -> str:
 
 
 def word(name: str) -> str:
-    """As the page calls it."""
+    """Name on the page."""
     return WORDS.get(name, name)
 
 
 def figure(rows: Sequence[Row], scores: Scores) -> Figure:
     """CRPS against multiply-adds a member, of 1 and of 16 members, a line a network."""
-    made = Figure((9, 3.6), layout="constrained")
-    panels = made.subplots(1, 2, sharey=True)
+    canvas = Figure((9, 3.6), layout="constrained")
+    panels = canvas.subplots(1, 2, sharey=True)
     for axes, members in zip(panels, (1, 16), strict=True):
         for rate in get_args(Rate):
             for trained_by, (marker, line, says) in DRAWN.items():
-                its = [row for row in rows if (row["rate"], row["trained_by"]) == (rate, trained_by)]
-                cost = {row["steps"]: row["macs"][str(members)] for row in its}
-                own = sorted(cost)
-                if not own:
+                of_network = [row for row in rows if (row["rate"], row["trained_by"]) == (rate, trained_by)]
+                cost = {row["steps"]: row["macs"][str(members)] for row in of_network}
+                counts = sorted(cost)
+                if not counts:
                     continue
-                values = np.stack([scores[rate, trained_by, steps] for steps in own], 1)
+                values = np.stack([scores[rate, trained_by, steps] for steps in counts], 1)
                 low, high = np.quantile(values[1:], (0.025, 0.975), axis=0)
                 colour = {"dual": "C3", "single": "C0", "medium": "C2", "light": "C1"}[rate]
                 axes.errorbar(
-                    [cost[steps] for steps in own], values[0], [values[0] - low, high - values[0]], color=colour,
+                    [cost[steps] for steps in counts], values[0], [values[0] - low, high - values[0]], color=colour,
                     linestyle=line, marker=marker, markersize=10 if marker == "*" else 4,
                     label=f"{word(rate)}, {says}",
                 )  # fmt: skip
@@ -411,7 +417,7 @@ def figure(rows: Sequence[Row], scores: Scores) -> Figure:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("fair CRPS")
     panels[1].legend(fontsize=7)
-    return made
+    return canvas
 
 
 def main() -> None:

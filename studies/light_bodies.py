@@ -140,7 +140,7 @@ def tokens(h: Tensor) -> Tensor:
 
 
 def as_map(x: Tensor, like: Tensor) -> Tensor:
-    """The reverse."""
+    """(B, H W, C) -> (B, C, H, W), of a map's size."""
     return x.transpose(1, 2).unflatten(2, like.shape[2:])
 
 
@@ -161,18 +161,21 @@ class Other(UViTConfig):
 
     def network(self) -> UViT:
         net, level = super().network(), self.levels[-1]
-        made = (OTHERS[self.kind](level.channels, self.embedding) for _ in range(level.blocks))
-        net.middle.blocks = nn.ModuleList(made)
+        net.middle.blocks = nn.ModuleList(
+            OTHERS[self.kind](level.channels, self.embedding) for _ in range(level.blocks)
+        )
         return net
 
 
 def model(encoder: UViTConfig, light: UViTConfig, device: torch.device) -> dr.Model:
     """A pair with random weights."""
-    made = dr.Experiment("pair", dr.TwoNetworks(encoder, light), dr.DenoisingConfig(dr.TimeSampler()), dr.FitConfig(1))
-    networks, denoiser = made.build()
+    experiment = dr.Experiment(
+        "pair", dr.TwoNetworks(encoder, light), dr.DenoisingConfig(dr.TimeSampler()), dr.FitConfig(1)
+    )
+    networks, denoiser = experiment.build()
     for i, weight in enumerate(networks.parameters()):
         torch.nn.init.normal_(weight, std=0.02, generator=torch.Generator().manual_seed(i))
-    return dr.Model("pair", made, networks.eval().requires_grad_(False).to(device), denoiser, 0, "")
+    return dr.Model("pair", experiment, networks.eval().requires_grad_(False).to(device), denoiser, 0, "")
 
 
 @cache
@@ -189,17 +192,17 @@ def candidates(
     yield f"{middle.kind} x {middle.blocks}", first
     same: Any = {item.name: getattr(first, item.name) for item in fields(first)} | {"head_dim": 32}
     for kind in kinds:
-        made = partial(Other, kind=kind) if kind in OTHERS else UViTConfig
+        build = partial(Other, kind=kind) if kind in OTHERS else UViTConfig
         level: Any = POSITIONS.get(kind, kind)
         for blocks in counts:
             widths = range(64, 385, 32 if level == "transformer" else 16)
-            sized = [made(**same | {"levels": (*finer, Level(level, width, blocks))}) for width in widths]
+            sized = [build(**same | {"levels": (*finer, Level(level, width, blocks))}) for width in widths]
             at = bisect(sized, budget, 1, len(sized) - 1, key=macs)
             yield f"{kind} x {blocks}", nearest(sized[at - 1 : at + 1], budget)
 
 
 def table(
-    found: Mapping[str, UViTConfig],
+    networks: Mapping[str, UViTConfig],
     encoder: UViTConfig,
     batch: int,
     device: torch.device,
@@ -210,12 +213,12 @@ def table(
     """A row for each candidate. Times are of the process on a CPU, of the clock elsewhere."""
 
     def spent(name: str) -> list[float]:
-        return [one.cpu if device.type == "cpu" else one.wall for one in rounds[name]]
+        return [timing.cpu if device.type == "cpu" else timing.wall for timing in rounds[name]]
 
     calls: dict[str, Callable[[], object]] = {}
     costs: dict[str, CallCost] = {}
-    first = next(iter(found))
-    for name, light in found.items():
+    first = next(iter(networks))
+    for name, light in networks.items():
         pair = model(encoder, light, device)
         costs[name] = call_cost(pair.denoiser, pair.shape, 0 if pair.num_classes else None, device)
         both = a_call_each(pair, batch, pays(device))
@@ -225,7 +228,7 @@ def table(
         calls |= {called: both["heavy" if role == "encoder" else role] for role, called in timed.items()}
     rounds = interleaved(calls, device, seconds=seconds, least=5)
     heavy = costs[first].heavy
-    for name, light in found.items():
+    for name, light in networks.items():
         counted = costs[name].light
         promised, taken = speed_up(heavy, counted), list(zip(spent("heavy"), spent(name), strict=True))
         yield {
@@ -271,14 +274,16 @@ def scans(arguments: Sequence[str]) -> None:
     options.add_argument("--channels", type=int, default=192, help="a multiple of 64")
     options.add_argument("--batch", type=int, default=8)
     options.add_argument("--seconds", type=float, default=5, help="at least, for each length")
-    found = options.parse_args(arguments)
+    settings = options.parse_args(arguments)
     print("| tokens | what | forward, ms | training, ms |\n| ---: | --- | ---: | ---: |")
-    for length in found.lengths:
-        calls = cores(found.batch, found.channels, length) | blocks(found.batch, found.channels // 2, length)
+    for length in settings.lengths:
+        calls = cores(settings.batch, settings.channels, length) | blocks(
+            settings.batch, settings.channels // 2, length
+        )
         both = {f"{name} {i}": partial(called, call, i) for name, call in calls.items() for i in (0, 1)}
-        rounds = interleaved(both, torch.device("cpu"), seconds=found.seconds)
+        rounds = interleaved(both, torch.device("cpu"), seconds=settings.seconds)
         for name in calls:
-            each = ([one.cpu for one in rounds[f"{name} {i}"]] for i in (0, 1))
+            each = ([timing.cpu for timing in rounds[f"{name} {i}"]] for i in (0, 1))
             forward, training = (1e3 * Spread.of(seconds).median for seconds in each)
             print(f"| {length} | {name} | {forward:.1f} | {training:.1f} |", flush=True)
 
@@ -293,13 +298,13 @@ def called(call: Callable[[], torch.Tensor], trained: int) -> None:
 def cores(batch: int, channels: int, length: int, states: int = 16) -> dict[str, Callable[[], torch.Tensor]]:
     heads = channels // 64
 
-    def given(*shape: int) -> torch.Tensor:
+    def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape).requires_grad_()
 
-    B, C, u = given(batch, states, length), given(batch, states, length), given(batch, channels, length)
-    delta, per_head = given(batch, channels, length), given(batch, heads, length)
+    B, C, u = normal(batch, states, length), normal(batch, states, length), normal(batch, channels, length)
+    delta, per_head = normal(batch, channels, length), normal(batch, heads, length)
     A, of_heads = -torch.rand(channels, states), -torch.rand(heads)
-    q, k, v = (given(batch, heads, length, 64) for _ in range(3))
+    q, k, v = (normal(batch, heads, length, 64) for _ in range(3))
     by_channel = {
         f"scan, {backend}": partial(selective_scan, u, delta, A, B, C, backend=backend)
         for backend in ("loop", "chunked")
@@ -311,12 +316,12 @@ def cores(batch: int, channels: int, length: int, states: int = 16) -> dict[str,
 def blocks(batch: int, channels: int, length: int) -> dict[str, Callable[[], torch.Tensor]]:
     h, emb = torch.randn(batch, length, channels).requires_grad_(), torch.randn(batch, channels)
     config = dr.DiSConfig(8, 1, channels, 1)
-    made = {
+    layers = {
         "DiS block": DiSBlock(config, skip=False),
         "DiS block, a decay per head": DiSBlock(replace(config, decay="head"), skip=False),
         "DiT block": DiTBlock(dr.DiTConfig(8, 1, channels, 1, head_dim=32)),
     }
-    return {name: partial(block, h, emb) for name, block in made.items()}
+    return {name: partial(block, h, emb) for name, block in layers.items()}
 
 
 # Quality
@@ -338,7 +343,7 @@ def bodies_of(data: dr.DataConfig) -> dict[str, BodyConfig]:
         "U-ViT": uvit,
         "DiT": nearest(dit, budget),
         "DiS": nearest(dis, budget),
-        "DiS, a decay per head": nearest((replace(one, decay="head") for one in dis), budget),
+        "DiS, a decay per head": nearest((replace(config, decay="head") for config in dis), budget),
     }
 
 
@@ -352,14 +357,14 @@ def quality(arguments: Sequence[str]) -> None:
     options = trained_options(quality.__doc__, seconds=360)
     options.add_argument("--natural", help="colour images of ten classes with a test split, such as CIFAR-10's parquet")
     options.add_argument("--side", type=int, default=16, help="that these are brought to")
-    found = options.parse_args(arguments)
-    data = dr.DataConfig(found.natural, found.side, 3) if found.natural else dr.DataConfig()
+    settings = options.parse_args(arguments)
+    data = dr.DataConfig(settings.natural, settings.side, 3) if settings.natural else dr.DataConfig()
     changes = {body: partial(with_body, config=config, data=data) for body, config in bodies_of(data).items()}
-    of_set(found, found.out, data, changes)
+    of_set(settings, settings.out, data, changes)
 
 
 def trained_options(doc: str | None, seconds: float) -> argparse.ArgumentParser:
-    """Of what trains, and of `of_set`."""
+    """A parser of the options of trainings, and of `of_set`."""
     options = command(doc)
     options.add_argument("out", type=Path)
     options.add_argument("--seconds", type=float, default=seconds, help="CPU seconds of a training")
@@ -377,8 +382,8 @@ def of_set(
     changes: Mapping[str, Callable[[dr.Experiment], dr.Experiment]],
     rates: Sequence[float] = peers.RATES,
 ) -> None:
-    """Every row that is not there yet, by its name and the change that makes its experiment of a recipe's; beside it
-    the errors of x_hat of held-out images, (times, images).
+    """Adds every row that OUT lacks, by its name and the change that makes its experiment of a recipe's; beside it the
+    errors of x_hat of held-out images, (times, images).
     """
     out.mkdir(parents=True, exist_ok=True)
     judge = None
@@ -386,7 +391,7 @@ def of_set(
     assert train.labels is not None
     assert test.labels is not None
     pixels = np.asarray(train.images)
-    held = to_float(test.images[: peers.HELD]), torch.from_numpy(test.labels[: peers.HELD])
+    held_out = to_float(test.images[: peers.HELD]), torch.from_numpy(test.labels[: peers.HELD])
     for seed, name in itertools.product(options.seeds, options.only or changes):
         of_name: peers.Row = {"name": name, "seconds": options.seconds}
         of_row = of_name | {"seed": seed, "images": options.images}
@@ -398,19 +403,19 @@ def of_set(
         of_search = of_name | {"what": "search"}
         searched: peers.Row = peers.kept(out, of_search)
         if not searched:
-            searched = of_search | peers.search(contender, run, held, rates)
+            searched = of_search | peers.search(contender, run, held_out, rates)
             peers.add(out, searched)
         run = replace(run, **searched["found"])
         trained = contender.on(run)
         row = {"lines": 0, **searched, **of_row, "what": "row", "floor": judge.floor}
         row |= peers.measured(trained, run, options.images, judge)
         assert trained.model is not None
-        np.save(errors_of(out, row), errors(trained.model, *held))
+        np.save(errors_of(out, row), errors(trained.model, *held_out))
         peers.add(out, row)
 
 
-def with_body(made: dr.Experiment, config: BodyConfig, data: dr.DataConfig) -> dr.Experiment:
-    return replace(made, networks=dr.OneNetwork(config), data=data)
+def with_body(base: dr.Experiment, config: BodyConfig, data: dr.DataConfig) -> dr.Experiment:
+    return replace(base, networks=dr.OneNetwork(config), data=data)
 
 
 # Light networks under one encoder
@@ -423,51 +428,53 @@ def lights(arguments: Sequence[str]) -> None:
     options.add_argument("--encoder", default=NETWORK, help="a run of a heavy network that PAIRS has")
     options.add_argument("--rates", type=float, nargs="+", default=peers.RATES[2:], help="that are searched")
     options.add_argument("--timed", type=float, default=10, help="seconds of each size of batch, at least")
-    found = options.parse_args(arguments)
-    begun = dr.load(found.encoder).experiment
+    settings = options.parse_args(arguments)
+    begun = dr.load(settings.encoder).experiment
     (encoder, light), data = of_run(begun), begun.data
-    made = dict(candidates(light))
-    found.out.mkdir(parents=True, exist_ok=True)
-    times(found.out, made, encoder, found.timed, compiled=False)
-    pairs = {name: dr.TwoNetworks(encoder, light) for name, light in made.items()}
-    changes = {name: partial(with_pair, run=found.encoder, data=data, pair=pair) for name, pair in pairs.items()}
-    of_set(found, found.out, data, changes, found.rates)
-    times(found.out, made, encoder, found.timed, compiled=True)  # minutes of compilation
+    networks = dict(candidates(light))
+    settings.out.mkdir(parents=True, exist_ok=True)
+    times(settings.out, networks, encoder, settings.timed, compiled=False)
+    pairs = {name: dr.TwoNetworks(encoder, light) for name, light in networks.items()}
+    changes = {name: partial(with_pair, run=settings.encoder, data=data, pair=pair) for name, pair in pairs.items()}
+    of_set(settings, settings.out, data, changes, settings.rates)
+    times(settings.out, networks, encoder, settings.timed, compiled=True)  # minutes of compilation
 
 
-def times(out: Path, made: Mapping[str, UViTConfig], encoder: UViTConfig, seconds: float, *, compiled: bool) -> None:
-    """Rows of milliseconds that are not there yet."""
+def times(
+    out: Path, networks: Mapping[str, UViTConfig], encoder: UViTConfig, seconds: float, *, compiled: bool
+) -> None:
+    """Adds the rows of milliseconds that are not there yet."""
     for batch in (1, 8, 64):
         of_times = {"what": "times", "batch": batch, "compiled": compiled}
         if not peers.kept(out, of_times):
-            for row in list(table(made, encoder, batch, torch.device("cpu"), seconds, compiled=compiled)):
+            for row in list(table(networks, encoder, batch, torch.device("cpu"), seconds, compiled=compiled)):
                 peers.add(out, of_times | row)
 
 
 def of_run(begun: dr.Experiment) -> tuple[UViTConfig, UViTConfig]:
-    """Its network, and the light one beside it."""
-    found = [pair for pair in PAIRS.values() if begun.networks == dr.OneNetwork(pair[0])]
-    if not found:
+    """The network of a run, and the light one beside it."""
+    pairs = [pair for pair in PAIRS.values() if begun.networks == dr.OneNetwork(pair[0])]
+    if not pairs:
         raise ValueError(f"--encoder is a run of a network that PAIRS of {__file__} has, with its light one beside it")
-    return found[0]
+    return pairs[0]
 
 
-def with_pair(made: dr.Experiment, run: str, data: dr.DataConfig, pair: dr.TwoNetworks) -> dr.Experiment:
-    """run: of the encoder, which is frozen."""
+def with_pair(base: dr.Experiment, run: str, data: dr.DataConfig, pair: dr.TwoNetworks) -> dr.Experiment:
+    """The experiment of a pair whose encoder is that of a run, and frozen."""
     method = dr.DenoisingConfig(dr.TimeSampler(heavy=(4, 32)), encoder_from=run, freeze_encoder=True)
-    return replace(made, networks=pair, method=method, data=data)
+    return replace(base, networks=pair, method=method, data=data)
 
 
 def errors(model: dr.Model, x: Tensor, labels: Tensor) -> NDArray[np.float32]:
     """(times, images): squared errors of x_hat, of contexts that are as old as they are on average."""
     age = peers.AGE if model.experiment.networks.ages else 0.0
     images = Images(to_uint8(x), labels)
-    found = image_errors(model.denoiser, model.experiment.gaussian, images, age=age, bins=TIMES)
-    return torch.stack([one for _, one in found]).numpy()
+    curve = image_errors(model.denoiser, model.experiment.gaussian, images, age=age, bins=TIMES)
+    return torch.stack([values for _, values in curve]).numpy()
 
 
 def errors_of(out: Path, row: peers.Row) -> Path:
-    """Their file."""
+    """The file of a row's errors."""
     return out / f"errors-{row['name'].replace(' ', '-')}-{row['seconds']:g}-{row['seed']}.npy"
 
 
@@ -479,26 +486,26 @@ def page(out: Path) -> str:
     seeds, timed = ([row for row in rows if row["what"] == what] for what in ("row", "times"))
     t = (torch.arange(TIMES, dtype=torch.float64) + 0.5) / TIMES
     weight = x_loss_weight(Sigmoid(), Cosine(), t) / TIMES
-    found: dict[str, NDArray[np.float64]] = {}  # (times, then the loss; images)
+    curves: dict[str, NDArray[np.float64]] = {}  # (times, then the loss; images)
     for name in dict.fromkeys(row["name"] for row in seeds):
         mean = np.mean([np.load(errors_of(out, row)) for row in seeds if row["name"] == name], axis=0)
-        found[name] = np.vstack((mean, weight.numpy() @ mean))
-    (name, first), *others = found.items()
+        curves[name] = np.vstack((mean, weight.numpy() @ mean))
+    (name, first), *rivals = curves.items()
     chosen = np.random.default_rng(0).integers(first.shape[1], size=(1000, first.shape[1]))
     scales = [*(f"{value:.1f}" for value in Cosine().log_snr(t).tolist()), "loss"]
-    lines = [["log-SNR", f"{name}, itself", *(other for other, _ in others)]]
+    lines = [["log-SNR", f"{name}, itself", *(rival for rival, _ in rivals)]]
     for k, scale in enumerate(scales):
         lines.append([scale, f"{first[k].mean():.4f}"])
-        for _, values in others:
+        for _, values in rivals:
             drawn = values[k][chosen].mean(1) / first[k][chosen].mean(1)
             low, high = np.quantile(drawn, (0.025, 0.975))
             lines[-1].append(f"{values[k].mean() / first[k].mean():.3f} [{low:.3f}, {high:.3f}]")
     ways = dict.fromkeys((row["compiled"], row["batch"]) for row in timed)
     speeds = [["light", "width", "MMACs", *(f"{'compiled' if way else 'eager'}, {batch}" for way, batch in ways)]]
     for name in dict.fromkeys(row["light"] for row in timed):
-        own = [row for row in timed if row["light"] == name]
-        cells = [f"{row['milliseconds']:.2f}, {row['efficiency']}" for row in own]
-        speeds.append([name, str(own[0]["width"]), f"{own[0]['million multiply-adds']:.1f}", *cells])
+        light_rows = [row for row in timed if row["light"] == name]
+        cells = [f"{row['milliseconds']:.2f}, {row['efficiency']}" for row in light_rows]
+        speeds.append([name, str(light_rows[0]["width"]), f"{light_rows[0]['million multiply-adds']:.1f}", *cells])
     return "\n\n".join((peers.page(out), markdown(lines), markdown(speeds)))
 
 
@@ -512,8 +519,8 @@ def adapters(arguments: Sequence[str]) -> None:
     options.add_argument("out", type=Path)
     options.add_argument("--network", default=NETWORK, help="a run of a single network, of ten classes")
     options.add_argument("--images", type=int, default=1000, help="that are drawn and scored")
-    found = options.parse_args(arguments)
-    network, out = found.network, found.out
+    settings = options.parse_args(arguments)
+    network, out = settings.network, settings.out
     data = dr.load(network).experiment.data
     train, test = (data.images(split) for split in ("train", "test"))
     assert train.labels is not None
@@ -541,10 +548,10 @@ def adapters(arguments: Sequence[str]) -> None:
     for name, (run, how) in ways.items():
         if peers.kept(out, {"way": name}):
             continue
-        judge = judge or peers.Judge(out, 10_000, pixels[: found.images], test.images)
+        judge = judge or peers.Judge(out, 10_000, pixels[: settings.images], test.images)
         drawer = dr.Choice(**how).drawer(dr.load(run), batch_size=125, precision="float32")
-        images = drawer.draw(range(found.images)).images
-        scores = judge.scores(images, torch.arange(found.images) % 10)
+        images = drawer.draw(range(settings.images)).images
+        scores = judge.scores(images, torch.arange(settings.images) % 10)
         peers.add(out, {"way": name, "macs": drawer.cost.macs / 1e6, "scores": scores})
     lines = [["what", "million multiply-adds an image", *(f"FD-{net}" for net in peers.NETS)]]
     for row in map(json.loads, (out / peers.ROWS).read_text().splitlines()):
@@ -554,8 +561,8 @@ def adapters(arguments: Sequence[str]) -> None:
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    head, *others = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---:"] * len(head), *others))
+    head, *body = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---:"] * len(head), *body))
 
 
 def main() -> None:
@@ -570,15 +577,15 @@ def main() -> None:
     options = parser().parse_args()
     for size in options.sizes:
         encoder, light = PAIRS[size]
-        found = dict(candidates(light, options.kinds, options.blocks))
+        networks = dict(candidates(light, options.kinds, options.blocks))
         for batch in options.batches:
             for row in table(
-                found, encoder, batch, torch.device(options.device), options.seconds, compiled=options.compile
+                networks, encoder, batch, torch.device(options.device), options.seconds, compiled=options.compile
             ):
                 print(json.dumps({"size": size, **row}), flush=True)
 
 
 if __name__ == "__main__":
-    from studies import light_bodies as own  # under its name, by which runs name its networks
+    from studies import light_bodies as module  # under its name, by which runs name its networks
 
-    own.main()
+    module.main()

@@ -29,7 +29,7 @@ def agreement(rows: Rows) -> str:
             [row["error"] for name, row in rows.items() if name.startswith(f"{kind} ") and name.endswith(precision)]
             for precision in ("float32", "bfloat16")
         ]
-        lines.append([words, len(errors[0]), *(f"{max(one):.1g}".replace("e-0", "e-") for one in errors)])
+        lines.append([words, len(errors[0]), *(f"{max(values):.1g}".replace("e-0", "e-") for values in errors)])
     head = ("what is compared", "comparisons, in each precision", "largest in float32", "largest in bfloat16")
     return markdown(head, lines, texts=1)
 
@@ -40,10 +40,12 @@ def calls(rows: Rows) -> str:
     for network, words in NETWORKS.items():
         for batch in (1, 64):
             eager, graph = (rows[f"calls of {network}, {way}, batch {batch}"] for way in ("eager", "graphs"))
-            ms = [f"{significant(eager[f'{one} ms'])}, {significant(graph[f'{one} ms'])}" for one in ("heavy", "light")]
-            heavy, light = (eager[f"{one} MFU"] * eager[f"{one} ms"] for one in ("heavy", "light"))
+            ms = [
+                f"{significant(eager[f'{role} ms'])}, {significant(graph[f'{role} ms'])}" for role in ("heavy", "light")
+            ]
+            heavy, light = (eager[f"{role} MFU"] * eager[f"{role} ms"] for role in ("heavy", "light"))
             lines.append([words, batch, *ms, f"{graph['light ms'] / graph['heavy ms']:.2f}, {light / heavy:.2f}"])
-    head = ["networks", "batch", *(f"{one} call, ms: eager, graph" for one in ("heavy", "light"))]
+    head = ["networks", "batch", *(f"{role} call, ms: eager, graph" for role in ("heavy", "light"))]
     return markdown([*head, "light over heavy: time, multiply-adds"], lines, texts=1)
 
 

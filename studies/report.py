@@ -136,7 +136,7 @@ TABLES: Mapping[str, Callable[[ComparisonResults], Table]] = {  # by the kind be
 
 
 def figure(results: ComparisonResults) -> bytes:
-    return png(pareto_figure([one.row for one in pooled_results(results).finished], "flops"))
+    return png(pareto_figure([entry.row for entry in pooled_results(results).finished], "flops"))
 
 
 def numbers(results: ComparisonResults) -> str:
@@ -146,42 +146,42 @@ def numbers(results: ComparisonResults) -> str:
 
 
 def kept_results(name: str) -> ComparisonResults:
-    """Of the rows that are kept: their files have the names of the candidates. Times are those of NAME.json, too.
+    """Results of the rows that are kept: their files have the names of the candidates. Times are those of NAME.json.
 
     Raises ValueError for a candidate whose times it lacks.
     """
-    report, known = REPORTS[name], json.loads((RESULTS / f"{name}.json").read_text())
+    report, summary = REPORTS[name], json.loads((RESULTS / f"{name}.json").read_text())
     requests = [RunRequest.parse(text) for text in report.requests]
     candidates = candidates_of(requests, {request.run: load(request.run) for request in requests})
     with kept_rows(name) as folder:
-        measured = [read_row(folder / kept_file(one), one) for one in candidates]
-    times = {tuple(one[part] for part in PLAN): one for one in known["front"]}
-    first = [one for one in measured if training(one.candidate)[1] == 0]
-    finished = [with_times(one, times.get(tuple(getattr(one.row, part) for part in PLAN))) for one in first]
-    duals = frozenset(one.network for one in candidates if one.reuses)
-    return ComparisonResults([], measured, finished, duals, (), report.command, known["environment"])
+        measured = [read_row(folder / kept_file(candidate), candidate) for candidate in candidates]
+    times = {tuple(record[part] for part in PLAN): record for record in summary["front"]}
+    first = [entry for entry in measured if training(entry.candidate)[1] == 0]
+    finished = [with_times(entry, times.get(tuple(getattr(entry.row, part) for part in PLAN))) for entry in first]
+    duals = frozenset(candidate.network for candidate in candidates if candidate.reuses)
+    return ComparisonResults([], measured, finished, duals, (), report.command, summary["environment"])
 
 
 PLAN = ("network", "sampler", "num_steps", "num_heavy")  # what tells rows of one report apart
 
 
-def with_times(one: MeasuredCandidate, known: Mapping[str, Any] | None) -> MeasuredCandidate:
-    """known: its record in NAME.json."""
-    if known is None:
-        raise ValueError(f"{one.row} has a row that is kept and no times: measure it, without --kept")
-    row = replace(one.row, seconds_per_image=known["seconds_per_image"], batch_size=known["batch_size"])
-    return replace(one, row=row, seconds_alone=known["seconds_alone"])
+def with_times(entry: MeasuredCandidate, record: Mapping[str, Any] | None) -> MeasuredCandidate:
+    """The entry with its times, of its record in NAME.json."""
+    if record is None:
+        raise ValueError(f"{entry.row} has a row that is kept and no times: measure it, without --kept")
+    row = replace(entry.row, seconds_per_image=record["seconds_per_image"], batch_size=record["batch_size"])
+    return replace(entry, row=row, seconds_alone=record["seconds_alone"])
 
 
 def write(name: str, results: ComparisonResults) -> None:
-    """The numbers, the figure, and the tables of the page."""
+    """Writes the numbers, the figure, and the tables of the page."""
     page = RESULTS / REPORTS[name].page
     save(RESULTS / f"{name}.json", numbers(results))
     write_whole(RESULTS / f"{name}-flops.png", figure(results))
     for kind, table in TABLES.items():
-        made = as_markdown(table(results)) + "\n"
+        text = as_markdown(table(results)) + "\n"
         for where in pages_with(f"{name} {kind}", [page, FIRST]):
-            place(f"{name} {kind}", made, where)
+            place(f"{name} {kind}", text, where)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What a point of quality against cost saves against baselines, and the interval of that ratio.
+"""Saving of a point of quality and cost against baselines: a ratio of costs, and its interval.
 
 The baselines' front at a cost is the least score that they have for at most this cost. Between two plans of one curve
 the score is a straight line in (log cost, log score); between curves, before the first point and beyond the last one
@@ -125,7 +125,7 @@ def _ends(contest: _Contest, costs: Sequence[float], z: float) -> tuple[float, f
 
 
 def _border(holds: Callable[[float], bool], inside: float, outside: float) -> float:
-    """How far it holds, from a cost where it does to one where it does not; all the way to an infinite one."""
+    """The cost up to which it holds, between one where it does and one where it does not; an infinite one itself."""
     if outside == math.inf:
         return outside
     while abs(math.log(outside / inside)) > PRECISION:
@@ -150,7 +150,7 @@ def side(point: Point, baselines: Sequence[Point], ratio: float, *, level: float
 
 
 def cost_at(baselines: Sequence[Point], score: float) -> float:
-    """What the cheapest baseline pays for a score, at least as good.
+    """The cheapest baseline's cost for a score at least as good.
 
     The cheapest point's cost for a score that even that one surpasses (so the answer is an upper bound); infinite for a
     score that none reaches.
@@ -201,14 +201,14 @@ class _Gap:
 
 @dataclass(frozen=True, eq=False)
 class _Contest:
-    """Log scores: own () and its replicates (R,), baselines (n,) and theirs (n, R).
+    """Log scores: own_score () and its replicates (R,), baselines (n,) and theirs (n, R).
 
     baselines: curve by curve; lines: places among them of two neighbours on a curve
     """
 
     baselines: Sequence[Point]
     lines: Sequence[tuple[int, int]]
-    own: float
+    own_score: float
     own_replicates: NDArray[np.float64]
     scores: NDArray[np.float64]
     replicates: NDArray[np.float64]
@@ -220,10 +220,10 @@ class _Contest:
             raise ValueError(
                 f"a saving needs baselines with {count} replicates each, as many as its own, got {len(baselines)}"
             )
-        if count < 2 or not all(np.isfinite(one.replicates).all() for one in (point, *baselines)):
+        if count < 2 or not all(np.isfinite(entry.replicates).all() for entry in (point, *baselines)):
             raise ValueError(f"a saving needs at least two replicates of every score, all numbers, got {count}")
         ordered = [(number, baseline) for number, curve in enumerate(_curves(baselines)) for baseline in curve]
-        lines = [(i, i + 1) for i, (one, next_) in enumerate(pairwise(ordered)) if one[0] == next_[0]]
+        lines = [(i, i + 1) for i, (first, second) in enumerate(pairwise(ordered)) if first[0] == second[0]]
         baselines = [baseline for _, baseline in ordered]
         scores = np.log([baseline.score for baseline in baselines])
         replicates = np.stack([baseline.log_replicates for baseline in baselines])
@@ -236,7 +236,7 @@ class _Contest:
 
     def gap(self, cost: float) -> _Gap:
         choices = self._choices(cost)
-        value = float((choices @ self.scores).min() - self.own)
+        value = float((choices @ self.scores).min() - self.own_score)
         gaps = (choices @ self.replicates).min(0) - self.own_replicates
         return _Gap(value, float(gaps.mean() - value), float(gaps.std(ddof=1)))
 

@@ -93,7 +93,7 @@ def read(picture: Pixels) -> list[Seen]:
     sizes = np.linalg.norm(inks, axis=1)
     along = away @ (inks / sizes[:, None]).T
     nearest, cover = along.argmax(-1), (along / sizes).clip(0, 1)
-    found = []
+    shapes = []
     for number, colour in enumerate(COLOURS):
         labels, _ = ndimage.label((nearest == number) & (cover[..., number] > 0.5))  # pyright: ignore[reportGeneralTypeIssues]
         for label, box in enumerate(ndimage.find_objects(labels), 1):
@@ -101,10 +101,10 @@ def read(picture: Pixels) -> list[Seen]:
             if inside.sum() < LEAST:
                 continue
             filled = inside.mean()
-            shape = min(SHAPES, key=lambda one: abs(filled - _filled(one)))
+            shape = min(SHAPES, key=lambda name: abs(filled - _filled(name)))
             y, x = np.nonzero(labels == label)
-            found.append(Seen(colour, shape, (float(y.mean()), float(x.mean()))))
-    return found
+            shapes.append(Seen(colour, shape, (float(y.mean()), float(x.mean()))))
+    return shapes
 
 
 @cache
@@ -124,11 +124,11 @@ def judged(caption: Caption, seen: Sequence[Seen]) -> dict[str, bool]:
     shape:  there are some of its colour, and all are its shapes
     """
     axis, side = PLACES[caption.place]
-    own = [one for one in seen if one.colour == caption.colour]
+    matches = [item for item in seen if item.colour == caption.colour]
     edge = MIDDLE.start if side < 0 else MIDDLE.stop - 1
     return {
-        "count": len(own) == caption.many,
-        "colour": bool(own) and len(seen) == len(own),
-        "place": bool(own) and all(side * (one.centre[axis] - edge) > 0 for one in own),
-        "shape": bool(own) and all(one.shape == caption.shape for one in own),
+        "count": len(matches) == caption.many,
+        "colour": bool(matches) and len(seen) == len(matches),
+        "place": bool(matches) and all(side * (item.centre[axis] - edge) > 0 for item in matches),
+        "shape": bool(matches) and all(item.shape == caption.shape for item in matches),
     }

@@ -61,9 +61,9 @@ KEPT, PAGE = RESULTS / "sudoku.json.xz", RESULTS / "sudoku.md"
 def boards() -> Tensor:
     """(288, 4, 4) int64: every filled board, in digits 0 to 3, in an order that a fixed seed shuffles."""
     lines = list(itertools.permutations(range(SIDE)))
-    found = torch.tensor(list(itertools.product(lines, repeat=SIDE)))
-    found = found[is_solved(found)]
-    return found[torch.randperm(len(found), generator=torch.Generator().manual_seed(1))]
+    filled = torch.tensor(list(itertools.product(lines, repeat=SIDE)))
+    filled = filled[is_solved(filled)]
+    return filled[torch.randperm(len(filled), generator=torch.Generator().manual_seed(1))]
 
 
 def is_solved(board: Tensor) -> Tensor:
@@ -110,8 +110,8 @@ def clues(x: Tensor, draws: Draws) -> Tensor:
     """(N, 2, 32, 32) of images (N, 1, 32, 32)."""
     chance, (least, most) = draws.uniform("clues", 1 + SIDE**2), CLUES
     count = least + (chance[:, :1] * (most - least + 1)).long()
-    given = chance[:, 1:].argsort(1).argsort(1) < count
-    mask = given.view(-1, 1, SIDE, SIDE).to(x.dtype)
+    cells = chance[:, 1:].argsort(1).argsort(1) < count
+    mask = cells.view(-1, 1, SIDE, SIDE).to(x.dtype)
     return masked(x, mask.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3))
 
 
@@ -141,14 +141,14 @@ MODELS = (
 
 def experiment(size: str, trained_by: str, seconds: float, seed: int, lr: float) -> dr.Experiment:
     net = {name: DiTConfig(IMAGE[1], 1, *wide, patch=CELL, head_dim=16) for name, wide in SIZES.items()}
-    given = Clues().shape(IMAGE)
+    shape = Clues().shape(IMAGE)
     if size in PAIRS:
-        networks: NetworksConfig = TwoConditional(net["large"], net[PAIRS[size]], given)
+        networks: NetworksConfig = TwoConditional(net["large"], net[PAIRS[size]], shape)
     else:
-        networks = OneConditional(net[size], given)
+        networks = OneConditional(net[size], shape)
     times = GivenTimes(draws=4) if size in PAIRS else SingleTime()
     method = dr.DenoisingConfig(times, Sigmoid(-8), label_dropout=0.0)
-    made = dr.FitConfig(
+    config = dr.FitConfig(
         None,
         batch_size=64,
         max_seconds=seconds,
@@ -160,61 +160,62 @@ def experiment(size: str, trained_by: str, seconds: float, seed: int, lr: float)
     )
     name = f"sudoku-{size.replace(',', '').replace(' ', '-')}-{trained_by}-{lr:g}-{seed}"
     by = method if trained_by == "diffusion" else OneCallConfig(score="energy")
-    return dr.Experiment(name, networks, by, made, process=GaussianProcess(Cosine(shift=-4.2)), condition=Clues())
+    return dr.Experiment(name, networks, by, config, process=GaussianProcess(Cosine(shift=-4.2)), condition=Clues())
 
 
-def trained(made: dr.Experiment, out: Path) -> tuple[dr.Model, float]:
-    """With its averaged weights, and the seconds that it trained for."""
-    batches = Puzzles(boards()[HELD_OUT:], made.fit.batch_size, made.fit.seed)
+def trained(experiment: dr.Experiment, out: Path) -> tuple[dr.Model, float]:
+    """A model with its averaged weights, and the seconds that it trained for."""
+    batches = Puzzles(boards()[HELD_OUT:], experiment.fit.batch_size, experiment.fit.seed)
     start = Start(True, torch.device("cpu"), False, dr.load, batches.batch, print)
-    method = made.method.prepare(made, start).method
+    method = experiment.method.prepare(experiment, start).method
+    folder, identity = out / experiment.name, {"name": experiment.name}
     with in_cpu_seconds():
-        result = whole(fit(method, batches, made.fit, out / made.name, identity={"name": made.name}, progress=Silent()))
-    networks, denoiser = made.build()
-    networks.load_state_dict(checkpoint.load(checkpoint.saved_paths(out / made.name / "checkpoints")[-1]).weights())
+        result = whole(fit(method, batches, experiment.fit, folder, identity=identity, progress=Silent()))
+    networks, denoiser = experiment.build()
+    networks.load_state_dict(checkpoint.load(checkpoint.saved_paths(folder / "checkpoints")[-1]).weights())
     networks.eval().requires_grad_(False)
-    return dr.Model(made.name, made, networks, denoiser, result.iteration, ""), result.seconds
+    return dr.Model(experiment.name, experiment, networks, denoiser, result.iteration, ""), result.seconds
 
 
 def scored(model: dr.Model, steps: int | None) -> Row:
-    """Of one sample of each held-out condition: how many are right; what one costs, alone and of 16."""
+    """A row of one sample of each of SCORED conditions: how many are right; what one costs, alone and of 16."""
     board = boards()[:HELD_OUT][torch.arange(SCORED) % HELD_OUT]
     y = clues(drawn(board), Draws(1, torch.arange(SCORED)))
-    held = replace(model, conditions=Given(y))
-    ways = {count: dr.Choice(steps=steps).drawer(held, members=count, precision="float32") for count in (1, MEMBERS)}
+    model = replace(model, conditions=Given(y))
+    ways = {count: dr.Choice(steps=steps).drawer(model, members=count, precision="float32") for count in (1, MEMBERS)}
     begun = time.process_time()
     images = ways[1].draw(range(SCORED)).images
     ms = 1000 * (time.process_time() - begun) / SCORED
-    found, open_cells = read_off(torch.from_numpy(images) / 127.5 - 1), y[:, 1, ::CELL, ::CELL] == 0
-    right = is_solved(found) & ((found == board) | open_cells).flatten(1).all(1)
+    answer, open_cells = read_off(torch.from_numpy(images) / 127.5 - 1), y[:, 1, ::CELL, ::CELL] == 0
+    right = is_solved(answer) & ((answer == board) | open_cells).flatten(1).all(1)
     return {
         "steps": ways[1].plan.num_steps,
         "macs": {count: drawer.cost.macs / 1e6 for count, drawer in ways.items()},
         "ms": ms,
         "right": int(right.sum()),
-        "cells": float((found == board)[open_cells].float().mean()),
+        "cells": float((answer == board)[open_cells].float().mean()),
     }
 
 
 def train(out: Path, seconds: float, seeds: Sequence[int], rates: Sequence[float]) -> None:
-    """Every training that has no row yet."""
+    """Runs every training that has no row yet."""
     on_one_thread()
     out.mkdir(parents=True, exist_ok=True)
     done = {row["name"] for row in rows_of(out)}
     for seed, lr, (size, trained_by) in itertools.product(seeds, rates, MODELS):
-        made = experiment(size, trained_by, seconds, seed, lr)
-        if made.name in done:
+        trial = experiment(size, trained_by, seconds, seed, lr)
+        if trial.name in done:
             continue
-        model, spent = trained(made, out)
-        known = {"name": made.name, "size": size, "trained_by": trained_by, "lr": lr, "seed": seed}
-        known |= {"seconds": spent, "seen": model.iteration * made.fit.batch_size}
-        rows = [known | scored(model, steps) for steps in (STEPS if model.serves.any_plan else (None,))]
+        model, spent = trained(trial, out)
+        training = {"name": trial.name, "size": size, "trained_by": trained_by, "lr": lr, "seed": seed}
+        training |= {"seconds": spent, "seen": model.iteration * trial.fit.batch_size}
+        rows = [training | scored(model, steps) for steps in (STEPS if model.serves.any_plan else (None,))]
         add_rows(out, rows)
         print(*rows, sep="\n", flush=True)
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Of each network and time, at its best learning rate, the steps that solve more boards than all fewer do.
+    """A line for the steps of a network and time, at its best learning rate, that solve more boards than all fewer do.
 
     The best row first, none that solves at most one board in a hundred. Intervals are Wilson's.
     """
@@ -224,7 +225,9 @@ def table(rows: Sequence[Row]) -> str:
         row
         for key, row in best.items()
         if row["right"] > SCORED / 100
-        and all(row["right"] > other["right"] for fewer, other in best.items() if fewer[:3] == key[:3] and fewer < key)
+        and all(
+            row["right"] > cheaper["right"] for fewer, cheaper in best.items() if fewer[:3] == key[:3] and fewer < key
+        )
     ]
     head = ("network", "trained by", "seconds", "steps", "boards right", "cells right")
     head += ("million multiply-adds a sample, of 1", "of 16")
@@ -237,7 +240,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def page(out: Path) -> None:
-    """The table of docs/results/sudoku.md, of OUT or of the kept rows."""
+    """Places the table of docs/results/sudoku.md, of OUT or of the kept rows."""
     place("scores", table(kept(KEPT, out)), PAGE)
 
 

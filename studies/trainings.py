@@ -34,7 +34,7 @@ Trainings = Sequence[Sequence[Point]]  # of one network: a row a training, a col
 
 
 def pooled(networks: Mapping[str, Trainings], *, level: float = LEVEL, seed: int = 0) -> dict[str, list[Point]]:
-    """Of every network one point per plan, whose replicates, twice as many, hold the noise of images and of training.
+    """One point per plan of every network, whose replicates, twice as many, hold the noise of images and of training.
 
     Plans of a network are in the same order in each of its trainings; a point's name, cost and curve are those of the
     first. level: of the intervals that the replicates are for. Raises ValueError for trainings of different plans, and
@@ -64,7 +64,7 @@ def antithetic_normals(rows: int, pairs: int, seed: int) -> NDArray[np.float64]:
 
 
 def training_deviation(networks: Mapping[str, Trainings], level: float = LEVEL) -> float:
-    """Of what training adds to a log score, as wide as what is known of it asks; 0 where images explain it all.
+    """Deviation that training adds to a log score, as wide as so few trainings ask; 0 where images explain it all.
 
     level: of the intervals that it is for. Raises ValueError for fewer than LEAST_FREEDOM degrees of freedom.
     """
@@ -102,34 +102,37 @@ def pooled_rows(measured: Sequence[MeasuredCandidate], level: float = LEVEL) -> 
     level: of the intervals that are made of them
 
     A plan that some training of its network lacks is left out. Where too few are there to tell the noise of training,
-    the first trainings stand alone. A network is one whoever calls it; that of another run which makes some of its
-    steps adds no noise of its own.
+    the first trainings stand alone. A network is the same whoever calls it: one of another run that makes some
+    of its steps adds no noise of its own.
     """
     complete = plans_of(measured)
     if not complete:
-        return [one for one in measured if training(one.candidate)[1] == 0]
-    made = [plan[0] for plan in complete]
-    for metric in made[0].row.scores:
+        return [entry for entry in measured if training(entry.candidate)[1] == 0]
+    entries = [plan[0] for plan in complete]
+    for metric in entries[0].row.scores:
         scores = _pooled(complete, metric, level)
-        made = [_scored(one, metric, point, len(plan)) for one, point, plan in zip(made, scores, complete, strict=True)]
-    return made
+        entries = [
+            _scored(entry, metric, point, len(plan))
+            for entry, point, plan in zip(entries, scores, complete, strict=True)
+        ]
+    return entries
 
 
-def training(one: Candidate) -> tuple[str, int]:
+def training(candidate: Candidate) -> tuple[str, int]:
     """Name and seed of a candidate's network: NAME-seed1 is trained as NAME is, from another seed."""
-    name, _, seed = one.network.partition("-seed")
+    name, _, seed = candidate.network.partition("-seed")
     return name, int(seed or 0)
 
 
-def _first_key(one: Candidate) -> str:
+def _first_key(candidate: Candidate) -> str:
     """The key of the same plan of the first training."""
-    return replace(one, network=training(one)[0]).key
+    return replace(candidate, network=training(candidate)[0]).key
 
 
-def kept_file(one: Candidate) -> str:
-    """In docs/results/rows: the key of the first training's candidate, and the seed of others."""
-    seed = training(one)[1]
-    return f"{_first_key(one)}{f'-{seed}' if seed else ''}.json"
+def kept_file(candidate: Candidate) -> str:
+    """Name of a file in docs/results/rows: the key of the first training's candidate, and the seed of others."""
+    seed = training(candidate)[1]
+    return f"{_first_key(candidate)}{f'-{seed}' if seed else ''}.json"
 
 
 def plans_of(measured: Sequence[MeasuredCandidate]) -> list[list[MeasuredCandidate]]:
@@ -138,8 +141,8 @@ def plans_of(measured: Sequence[MeasuredCandidate]) -> list[list[MeasuredCandida
     None where there are too few to tell the noise of training.
     """
     by_key: dict[str, list[MeasuredCandidate]] = {}
-    for one in sorted(measured, key=lambda one: training(one.candidate)[1]):
-        by_key.setdefault(_first_key(one.candidate), []).append(one)
+    for entry in sorted(measured, key=lambda entry: training(entry.candidate)[1]):
+        by_key.setdefault(_first_key(entry.candidate), []).append(entry)
     plans = [plan for _, plan in sorted(by_key.items()) if training(plan[0].candidate)[1] == 0]
     trainings: dict[Path, int] = {}
     for plan in plans:
@@ -150,7 +153,7 @@ def plans_of(measured: Sequence[MeasuredCandidate]) -> list[list[MeasuredCandida
 
 
 def _network(plan: Sequence[MeasuredCandidate]) -> Path:
-    """Of a plan's trainings: the first run."""
+    """The first run of a plan's trainings."""
     return plan[0].candidate.run
 
 
@@ -159,29 +162,32 @@ def _pooled(plans: Sequence[Sequence[MeasuredCandidate]], metric: str, level: fl
     by_network: dict[str, list[int]] = {}
     for i, plan in enumerate(plans):
         by_network.setdefault(str(_network(plan)), []).append(i)
-    points = [[point_of(one, metric, COST) for one in plan] for plan in plans]
+    points = [[point_of(entry, metric, COST) for entry in plan] for plan in plans]
     trainings = {
         network: list(zip(*(points[i] for i in indices), strict=True)) for network, indices in by_network.items()
     }
-    found = pooled(trainings, level=level)
+    merged = pooled(trainings, level=level)
     place = {
-        i: point for network, indices in by_network.items() for i, point in zip(indices, found[network], strict=True)
+        i: point for network, indices in by_network.items() for i, point in zip(indices, merged[network], strict=True)
     }
     return [place[i] for i in range(len(plans))]
 
 
-def _scored(one: MeasuredCandidate, metric: str, point: Point, trainings: int) -> MeasuredCandidate:
-    """With the pooled score of a metric, and its replicates."""
-    first, *others = (
-        _pooled_score(score, point, trainings) if score.metric == metric else score for score in one.row.scores.values()
+def _scored(entry: MeasuredCandidate, metric: str, point: Point, trainings: int) -> MeasuredCandidate:
+    """The entry with the pooled score of a metric, and its replicates."""
+    first, *rest = (
+        _pooled_score(score, point, trainings) if score.metric == metric else score
+        for score in entry.row.scores.values()
     )
-    row = replace(one.row, score=first, beside=tuple(others))
-    return replace(one, row=row, replicates={**one.replicates, metric: point.replicates})
+    row = replace(entry.row, score=first, beside=tuple(rest))
+    return replace(entry, row=row, replicates={**entry.replicates, metric: point.replicates})
 
 
-def point_of(one: MeasuredCandidate, metric: str, cost: float) -> Point:
-    """By one metric, at a cost."""
-    return Point(one.candidate.key, cost, one.row.scores[metric].value, one.replicates[metric], one.candidate.curve)
+def point_of(entry: MeasuredCandidate, metric: str, cost: float) -> Point:
+    """The entry as a point, by one metric, at a cost."""
+    return Point(
+        entry.candidate.key, cost, entry.row.scores[metric].value, entry.replicates[metric], entry.candidate.curve
+    )
 
 
 def _pooled_score(score: QualityScore, point: Point, trainings: int) -> QualityScore:

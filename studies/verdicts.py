@@ -1,4 +1,4 @@
-"""What the dual-rate plans of a comparison save at equal quality, by every metric, and tables of it.
+"""Savings of the dual-rate plans of a comparison at equal quality, by every metric, and tables of them.
 
 Scores are pooled over trainings (studies/trainings.py), intervals those of studies/saving.py.
 """
@@ -33,9 +33,9 @@ class Costs:
 
 
 COSTS = (
-    Costs("FLOPs", lambda one: float(one.row.flops)),
-    Costs("time in batches", lambda one: one.row.seconds_per_image, measured=True),
-    Costs("time alone", lambda one: one.seconds_alone, measured=True),
+    Costs("FLOPs", lambda entry: float(entry.row.flops)),
+    Costs("time in batches", lambda entry: entry.row.seconds_per_image, measured=True),
+    Costs("time alone", lambda entry: entry.seconds_alone, measured=True),
 )
 SHOWN = "FLOPs", "time alone"  # those of the table
 
@@ -56,32 +56,32 @@ class Verdict:
         costs by TIMING, OPEN where all of them hold it, else SPLIT.
         """
         words = []
-        for costs, *found in zip(COSTS, *self.by_metric.values(), strict=True):
-            sides = {beyond(one, TIMING if costs.measured else 1.0) for one in found}
+        for costs, *savings in zip(COSTS, *self.by_metric.values(), strict=True):
+            sides = {beyond(saving, TIMING if costs.measured else 1.0) for saving in savings}
             words.append({1: CHEAPER, -1: COSTLIER, 0: OPEN}[sides.pop()] if len(sides) == 1 else SPLIT)
         return tuple(words)
 
 
 def pooled_results(results: ComparisonResults, level: float = LEVEL) -> ComparisonResults:
-    """With scores pooled over trainings, whose intervals are of this level and hold the noise of training; by cost.
+    """Results by cost, scores pooled over trainings: intervals are of this level and hold the noise of training.
 
-    Without the saving of the first training, which is another than `verdicts` find.
+    They lack the saving of the first training, which is another than `verdicts` find.
     """
-    pooled = {one.candidate.key: one for one in pooled_rows(results.measured, level)}
+    pooled = {entry.candidate.key: entry for entry in pooled_rows(results.measured, level)}
     finished = []
     for timed in results.finished:
-        if one := pooled.get(timed.candidate.key):
-            row = replace(one.row, seconds_per_image=timed.row.seconds_per_image, batch_size=timed.row.batch_size)
-            finished.append(replace(timed, row=row, replicates=one.replicates, saving=None))
-    return replace(results, finished=sorted(finished, key=lambda one: (one.row.macs, one.candidate.key)))
+        if entry := pooled.get(timed.candidate.key):
+            row = replace(entry.row, seconds_per_image=timed.row.seconds_per_image, batch_size=timed.row.batch_size)
+            finished.append(replace(timed, row=row, replicates=entry.replicates, saving=None))
+    return replace(results, finished=sorted(finished, key=lambda entry: (entry.row.macs, entry.candidate.key)))
 
 
 def metrics_of(results: ComparisonResults) -> list[str]:
-    return shared_metrics([one.row for one in results.finished])
+    return shared_metrics([entry.row for entry in results.finished])
 
 
 def verdicts(results: ComparisonResults) -> list[Verdict]:
-    """Of every dual-rate candidate that some metric has on the front of its kind, by one of COSTS, in order of FLOPs.
+    """Verdicts of all dual-rate candidates that some metric has on the front of their kind by one of COSTS, by FLOPs.
 
     results: see `pooled_results`
     """
@@ -90,31 +90,31 @@ def verdicts(results: ComparisonResults) -> list[Verdict]:
     metrics, on_front = metrics_of(results), set()
     for metric in metrics:
         for costs in COSTS:
-            points = [point_of(one, metric, costs.of(one)) for one in results.dual_rate]
+            points = [point_of(entry, metric, costs.of(entry)) for entry in results.dual_rate]
             on_front |= {point.name for point in front(points)}
     return [
-        Verdict(one, {metric: savings_of(one, results.baselines, metric) for metric in metrics})
-        for one in results.dual_rate
-        if one.candidate.key in on_front
+        Verdict(entry, {metric: savings_of(entry, results.baselines, metric) for metric in metrics})
+        for entry in results.dual_rate
+        if entry.candidate.key in on_front
     ]
 
 
-def savings_of(one: MeasuredCandidate, baselines: Sequence[MeasuredCandidate], metric: str) -> Savings:
-    """Against these baselines, by one metric."""
-    return tuple(saving(point_of(one, metric, costs.of(one)), _points(baselines, metric, costs)) for costs in COSTS)
+def savings_of(entry: MeasuredCandidate, baselines: Sequence[MeasuredCandidate], metric: str) -> Savings:
+    """Savings of an entry against these baselines, by one metric."""
+    return tuple(saving(point_of(entry, metric, costs.of(entry)), _points(baselines, metric, costs)) for costs in COSTS)
 
 
 def _points(baselines: Sequence[MeasuredCandidate], metric: str, costs: Costs) -> list[Point]:
-    """Measured costs along a curve rise with its FLOPs: by noise a plan of fewer calls may have taken longer than one
-    of more, and the line between its neighbours would leave it out.
+    """Points of the baselines, whose measured costs along a curve rise with its FLOPs: by noise a plan of fewer calls
+    may have taken longer than one of more, and the line between its neighbours would leave it out.
     """
     points = []
-    ordered = sorted(baselines, key=lambda one: (one.candidate.curve, one.row.flops))
-    for _, group in groupby(ordered, lambda one: one.candidate.curve):
+    ordered = sorted(baselines, key=lambda entry: (entry.candidate.curve, entry.row.flops))
+    for _, group in groupby(ordered, lambda entry: entry.candidate.curve):
         curve = list(group)
-        values = [costs.of(one) for one in curve]
+        values = [costs.of(entry) for entry in curve]
         values = rising(values) if costs.measured else values
-        points += [point_of(one, metric, cost) for one, cost in zip(curve, values, strict=True)]
+        points += [point_of(entry, metric, cost) for entry, cost in zip(curve, values, strict=True)]
     return points
 
 
@@ -128,19 +128,19 @@ def rising(values: Sequence[float]) -> list[float]:
     return [math.exp(max(least(first, place) for first in range(place + 1))) for place in places]
 
 
-def beyond(found: Saving, slack: float = 1.0) -> int:
-    """Of 1, on which the interval, as it is printed, is: 1 above by this factor, -1 below by it, else 0."""
-    return int(round(found.low, 2) > slack) - int(round(found.high, 2) < 1 / slack)
+def beyond(saving: Saving, slack: float = 1.0) -> int:
+    """Side of 1 that the interval, as it is printed, lies on: 1 above by this factor, -1 below by it, else 0."""
+    return int(round(saving.low, 2) > slack) - int(round(saving.high, 2) < 1 / slack)
 
 
-def significant_together(results: ComparisonResults, found: Sequence[Verdict]) -> int:
-    """How many ratios of FLOPs differ from 1 if all of them are to be right at once, with a probability of LEVEL.
+def significant_together(results: ComparisonResults, verdicts: Sequence[Verdict]) -> int:
+    """Number of ratios of FLOPs that differ from 1 if all are to be right at once, with a probability of LEVEL.
 
     Holm (1979): while k of n are significant, the next is if its interval at the level 1 - (1 - LEVEL) / (n - k) leaves
-    out 1. results: not pooled; found: the verdicts of these, pooled
+    out 1. results: not pooled; verdicts: of these, pooled
     """
-    plans = {one.finished.candidate.key for one in found}
-    metrics = list(found[0].by_metric) if found else []
+    plans = {verdict.finished.candidate.key for verdict in verdicts}
+    metrics = list(verdicts[0].by_metric) if verdicts else []
     together, ratios = 0, len(plans) * len(metrics)
     while together < ratios:
         sides = _sides(results, plans, metrics, 1 - (1 - LEVEL) / (ratios - together))
@@ -151,30 +151,30 @@ def significant_together(results: ComparisonResults, found: Sequence[Verdict]) -
 
 
 def _sides(results: ComparisonResults, plans: Collection[str], metrics: Sequence[str], level: float) -> list[int]:
-    """Of 1, on which the interval of each plan's ratio of FLOPs is by each metric, at this level."""
+    """Sides of 1 that the interval of each plan's ratio of FLOPs lies on, by each metric, at this level."""
     at_level, sides = pooled_results(results, level), []
     for metric in metrics:
-        own, baselines = (
-            [point_of(one, metric, COSTS[0].of(one)) for one in those]
-            for those in (at_level.dual_rate, at_level.baselines)
+        duals, baselines = (
+            [point_of(entry, metric, COSTS[0].of(entry)) for entry in entries]
+            for entries in (at_level.dual_rate, at_level.baselines)
         )
-        sides += [side(one, baselines, 1.0, level=level) for one in own if one.name in plans]
+        sides += [side(point, baselines, 1.0, level=level) for point in duals if point.name in plans]
     return sides
 
 
 def verdict_table(results: ComparisonResults) -> Table:
     """A line for each of the costs SHOWN of a plan: what it saves by every metric. results: not pooled."""
-    found = verdicts(pooled_results(results))
-    metrics = tuple(found[0].by_metric) if found else ()
+    all_verdicts = verdicts(pooled_results(results))
+    metrics = tuple(all_verdicts[0].by_metric) if all_verdicts else ()
     cells: list[tuple[str, ...]] = []
-    for verdict in found:
+    for verdict in all_verdicts:
         row, ratios = verdict.finished.row, zip(*verdict.by_metric.values(), strict=True)
         named = (f"{row.network} {row.plan}", row.sampler)
         for costs, by_metric, word in zip(COSTS, ratios, verdict.words, strict=True):
             if costs.name in SHOWN:
                 cells.append((*named, costs.name, *map(str, by_metric), word))
                 named = ("", "")
-    sides = [beyond(one[0]) for verdict in found for one in verdict.by_metric.values()]
+    sides = [beyond(savings[0]) for verdict in all_verdicts for savings in verdict.by_metric.values()]
     notes = (
         "the cost at which a single network reaches the plan's score, over the plan's; above 1 the plan is cheaper. "
         "at most: the cheapest single network is better",
@@ -182,18 +182,18 @@ def verdict_table(results: ComparisonResults) -> Table:
         f"{CHEAPER}, {COSTLIER}: every metric's interval lies on that side of 1, of times by a factor of {TIMING}; "
         f"{OPEN}: every interval holds 1; {SPLIT}: anything else, and nothing is claimed",
         f"on {COSTS[0].name} {sides.count(1)} ratios of {len(sides)} are significantly above 1, {sides.count(-1)} "
-        f"below; {significant_together(results, found)} remain so after Holm's correction at {100 * LEVEL:.0f}%",
+        f"below; {significant_together(results, all_verdicts)} remain so after Holm's correction at {100 * LEVEL:.0f}%",
     )
     return Table(("plan", "sampler", "what", *metrics, "together"), tuple(cells), notes, texts=3)
 
 
-def as_savings(found: Sequence[Verdict]) -> list[dict[str, object]]:
+def as_savings(verdicts: Sequence[Verdict]) -> list[dict[str, object]]:
     """A flat dict for each plan and metric, unrounded; "never": none reaches the score; None: none is as cheap."""
     lines = []
-    for verdict in found:
+    for verdict in verdicts:
         row = verdict.finished.row
-        for metric, one in verdict.by_metric.items():
-            ratios = {costs.name: asdict(ratio) for costs, ratio in zip(COSTS, one, strict=True)}
+        for metric, savings in verdict.by_metric.items():
+            ratios = {costs.name: asdict(ratio) for costs, ratio in zip(COSTS, savings, strict=True)}
             values = {
                 f"{name} {part}": None if math.isnan(value) else "never" if math.isinf(value) else value
                 for name, ratio in ratios.items()
@@ -204,13 +204,13 @@ def as_savings(found: Sequence[Verdict]) -> list[dict[str, object]]:
 
 
 def headline_table(results: ComparisonResults) -> Table:
-    """What each plan saves in FLOPs, a column a metric."""
-    found = verdicts(pooled_results(results))
-    prefix, unit = compute_unit([one.finished.row.flops for one in found])
+    """A line for each plan: what it saves in FLOPs, a column a metric."""
+    all_verdicts = verdicts(pooled_results(results))
+    prefix, unit = compute_unit([verdict.finished.row.flops for verdict in all_verdicts])
     cells = []
-    for one in found:
-        row = one.finished.row
-        savings = (str(by[0]) for by in one.by_metric.values())
+    for verdict in all_verdicts:
+        row = verdict.finished.row
+        savings = (str(by[0]) for by in verdict.by_metric.values())
         cells.append((f"{row.network} {row.plan}", row.sampler, significant(row.flops / unit), *savings))
-    metrics = found[0].by_metric if found else ()
+    metrics = all_verdicts[0].by_metric if all_verdicts else ()
     return Table(("plan", "sampler", f"{prefix}FLOPs", *metrics), tuple(cells), ())

@@ -47,17 +47,17 @@ Ratios = Mapping[int, Sequence[Ratio]]  # by the samples of a condition: of mult
 
 
 def of_rows(page: str, plan: Plan, task: str = "") -> Ratios:
-    """Against all single networks of a page's rows, of one task where it has several."""
+    """Ratios against all single networks of a page's rows, of one task where it has several."""
     rows = kept_in(RESULTS / f"{page}.json.xz")
     rows = [row for row in rows if row.get("task", "").startswith(task)]
-    own, scores = by_plan(rows), resampled(rows, plan_of, crps)
-    others = [key for key in own if key[0] != "dual"]
-    costs = {(of, count): {key: mean(own[key], of, count) for key in own} for of in COSTS for count in (1, 16)}
-    return {count: [at_equal_score(scores, costs[of, count], plan, others) for of in COSTS] for count in (1, 16)}
+    groups, scores = by_plan(rows), resampled(rows, plan_of, crps)
+    rivals = [key for key in groups if key[0] != "dual"]
+    costs = {(of, count): {key: mean(groups[key], of, count) for key in groups} for of in COSTS for count in (1, 16)}
+    return {count: [at_equal_score(scores, costs[of, count], plan, rivals) for of in COSTS] for count in (1, 16)}
 
 
 def of_contest(system: str, plan: Plan) -> Ratios:
-    """Against all single networks of the contest, each at its own best."""
+    """Ratios against all single networks of the contest, each at its own best."""
     rows = kept_in(RESULTS / f"contest-{system}.json.xz")
     cost, finals = contest_page.costs(rows), contest_page.finals(rows)
     scores = resampled(finals, contest_page.plan_of, crps)
@@ -69,35 +69,35 @@ def of_contest(system: str, plan: Plan) -> Ratios:
 
 
 def of_captions(rival: str) -> Ratios:
-    """Of the retrofit at 16/4 against the model or the smaller one."""
+    """Ratios of the retrofit at 16/4 against the model or the smaller one."""
     rows = kept_in(RESULTS / "captions.json.xz")
     wrong = captions.wrong(rows)
-    others = captions.rivals(wrong, rival)
+    rivals = captions.rivals(wrong, rival)
     costs = [{row["way"]: row[of] for row in rows} for of in COSTS]
-    return {1: [at_equal_score(wrong, cost, "retrofit, 16/4", others, captions.curve_of) for cost in costs]}
+    return {1: [at_equal_score(wrong, cost, "retrofit, 16/4", rivals, captions.curve_of) for cost in costs]}
 
 
 def of_sudoku() -> Ratios:
-    """Of two rates in one step, after 600 seconds. Milliseconds of 16 samples were not taken."""
+    """Ratios of two rates in one step, after 600 seconds. Milliseconds of 16 samples were not taken."""
     rows = [row for row in kept_in(sudoku.KEPT) if int(row["seconds"]) == 600]
     (pair,) = (row for row in rows if (row["size"], row["steps"]) == ("two rates", 1))
     enough = [row for row in rows if row["size"] not in sudoku.PAIRS and row["right"] >= pair["right"]]
-    found = {count: min(row["macs"][str(count)] for row in enough) / pair["macs"][str(count)] for count in (1, 16)}
+    ratios = {count: min(row["macs"][str(count)] for row in enough) / pair["macs"][str(count)] for count in (1, 16)}
     alone = min(row["ms"] for row in enough) / pair["ms"]
-    return {1: [Ratio(*[found[1]] * 3), Ratio(*[alone] * 3)], 16: [Ratio(*[found[16]] * 3)]}
+    return {1: [Ratio(*[ratios[1]] * 3), Ratio(*[alone] * 3)], 16: [Ratio(*[ratios[16]] * 3)]}
 
 
 def of_settled() -> Ratios:
     """Middle and range of all plans and metrics."""
     savings = json.loads((RESULTS / "settled-25.json").read_text())["savings"]
-    return {1: [over([one[f"{of} ratio"] for one in savings]) for of in ("FLOPs", "time in batches")]}
+    return {1: [over([saving[f"{of} ratio"] for saving in savings]) for of in ("FLOPs", "time in batches")]}
 
 
 def of_decoder() -> Ratios:
     """Middle and range of the metrics, in 4 steps."""
     savings = json.loads((RESULTS / "decoders.json").read_text())["savings"]
-    (four,) = (one["judges"] for one in savings if (one["network"], one["plan"]) == ("dual-medium", "4/1"))
-    return {1: [over([one[of]["ratio"] for one in four.values()]) for of in ("FLOPs", "time in batches")]}
+    (four,) = (saving["judges"] for saving in savings if (saving["network"], saving["plan"]) == ("dual-medium", "4/1"))
+    return {1: [over([saving[of]["ratio"] for saving in four.values()]) for of in ("FLOPs", "time in batches")]}
 
 
 def over(values: Sequence[float]) -> Ratio:
@@ -173,14 +173,15 @@ HEADER = (
 )  # fmt: skip
 
 
-def table(found: Sequence[tuple[Setting, Ratios]], losses: Mapping[str, Losses]) -> str:
+def table(settings: Sequence[tuple[Setting, Ratios]], losses: Mapping[str, Losses]) -> str:
     lines = []
-    for one, ratios in found:
-        known = {
+    for setting, ratios in settings:
+        texts = {
             (of, count): str(ratio) for count, both in ratios.items() for of, ratio in zip(COSTS, both, strict=False)
         }
-        cells = [known.get((of, count), "") for of in COSTS for count in (1, 16)]
-        lines.append([one.name, one.evidence, excesses(losses[one.losses]) if one.losses else one.excess, *cells])
+        cells = [texts.get((of, count), "") for of in COSTS for count in (1, 16)]
+        excess = excesses(losses[setting.losses]) if setting.losses else setting.excess
+        lines.append([setting.name, setting.evidence, excess, *cells])
     return markdown(HEADER, lines, texts=2)
 
 
@@ -188,16 +189,16 @@ def excesses(losses: Losses) -> str:
     return "; ".join(f"{100 * excess(losses, part):+.1f}%" for part in (slice(None), HIGH))
 
 
-def as_json(found: Sequence[tuple[Setting, Ratios]], losses: Mapping[str, Losses]) -> str:
-    """null: never."""
+def as_json(settings: Sequence[tuple[Setting, Ratios]], losses: Mapping[str, Losses]) -> str:
+    """The text of where.json; null: never."""
     lines = []
-    for one, ratios in found:
+    for setting, ratios in settings:
         for count, (ratio, *_) in ratios.items():
             values = {name: None if math.isinf(value) else value for name, value in ratio._asdict().items()}
-            lines.append({"name": one.name, "samples": count, **values, "losses": one.losses or None})
+            lines.append({"name": setting.name, "samples": count, **values, "losses": setting.losses or None})
     rows = ",\n".join(f"  {json.dumps(line)}" for line in lines)
-    known = ",\n".join(f"  {json.dumps(name)}: {json.dumps(values)}" for name, values in losses.items())
-    return f'{{\n "settings": [\n{rows}\n ],\n "losses": {{\n{known}\n }}\n}}\n'
+    entries = ",\n".join(f"  {json.dumps(name)}: {json.dumps(values)}" for name, values in losses.items())
+    return f'{{\n "settings": [\n{rows}\n ],\n "losses": {{\n{entries}\n }}\n}}\n'
 
 
 @torch.no_grad()
@@ -207,7 +208,7 @@ def losses(model: Model, count: int) -> list[float]:
     count: held-out images, spread evenly. All models of a process see the same noise.
     """
     images = model.experiment.data.load("test") if model.given is None else measured_on(model)
-    t, found = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS, torch.zeros(LEVELS, dtype=torch.float64)
+    t, errors = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS, torch.zeros(LEVELS, dtype=torch.float64)
     for rows in real_batches(model, images, count, 128):
         batch = rows.to(model.device)
         cond = read(model.denoiser, Cond(batch.label, model.given and model.given(batch.sample)))
@@ -215,27 +216,27 @@ def losses(model: Model, count: int) -> list[float]:
             noise = Draws(level, batch.sample).normal("noise", *batch.x.shape[1:])
             z = model.process.add_noise(batch.x, time, noise)
             error = (posterior_mean(model.denoiser, z, time, cond) - batch.x).square().flatten(1).mean(1)
-            found[level] += error.double().sum() / count
+            errors[level] += error.double().sum() / count
     weight = x_loss_weight(model.experiment.method.weighting, model.process.schedule, t)
-    return (weight * found).tolist()
+    return (weight * errors).tolist()
 
 
 def excess(losses: Losses, levels: slice = slice(None)) -> float:
-    """Of the light network over the large one, at some of the noise levels."""
+    """Excess of the light network's losses over the large one's, at some of the noise levels."""
     return sum(losses["light"][levels]) / sum(losses["large"][levels]) - 1
 
 
-def figure(found: Sequence[tuple[Setting, Ratios]], losses: Mapping[str, Losses]) -> Figure:
+def figure(settings: Sequence[tuple[Setting, Ratios]], losses: Mapping[str, Losses]) -> Figure:
     """An arrow stands where an interval has no end; a ratio that is never reached is at its lower end."""
-    made = Figure((9.5, 4.4), layout="constrained")
-    bars, scatter = made.subplots(1, 2, width_ratios=(3, 2))
+    canvas = Figure((9.5, 4.4), layout="constrained")
+    bars, scatter = canvas.subplots(1, 2, width_ratios=(3, 2))
     lines = [
-        (one, ratios, count, ratios[count][0])
-        for one, ratios in found
+        (setting, ratios, count, ratios[count][0])
+        for setting, ratios in settings
         for count in ratios
         if 0 < ratios[count][0].low < math.inf or ratios[count][0].at_most
     ]
-    for i, (one, _, count, ratio) in enumerate(reversed(lines)):
+    for i, (setting, _, count, ratio) in enumerate(reversed(lines)):
         colour = "C2" if ratio.low > 1 else "C3" if ratio.high < 1 else "C7"
         filled = colour if count > 1 else "white"
         point = ratio.value if math.isfinite(ratio.value) else ratio.low
@@ -243,8 +244,8 @@ def figure(found: Sequence[tuple[Setting, Ratios]], losses: Mapping[str, Losses]
         high = ratio.high if math.isfinite(ratio.high) else FAR * point
         ends = [(low, "<v")] * (not ratio.low) + [(high, ">^")] * math.isinf(ratio.high)
         panels = [(bars, float(i))]
-        if one.losses:
-            panels.append((scatter, 100 * excess(losses[one.losses])))
+        if setting.losses:
+            panels.append((scatter, 100 * excess(losses[setting.losses])))
         for axes, line in panels:
             vertical = axes is scatter
             shapes = [([low, high], "-", colour), ([point], "o", filled)]
@@ -253,7 +254,8 @@ def figure(found: Sequence[tuple[Setting, Ratios]], losses: Mapping[str, Losses]
                 points = [line] * len(values), values
                 axes.plot(*(points if vertical else points[::-1]), shape, color=colour, lw=2, markerfacecolor=face)
     names = [
-        f"{one.name.partition(' (')[0]}{f', M = {count}' if len(ratios) > 1 else ''}" for one, ratios, count, _ in lines
+        f"{setting.name.partition(' (')[0]}{f', M = {count}' if len(ratios) > 1 else ''}"
+        for setting, ratios, count, _ in lines
     ]
     bars.set_yticks(range(len(lines)), names[::-1], fontsize=7)
     for axes, at, scale in ((bars, bars.axvline, bars.set_xscale), (scatter, scatter.axhline, scatter.set_yscale)):
@@ -266,16 +268,16 @@ def figure(found: Sequence[tuple[Setting, Ratios]], losses: Mapping[str, Losses]
     scatter.set(xlabel="light network's excess, %", ylabel="the same ratio")
     scatter.minorticks_off()
     scatter.set_xlim(-11, 110)
-    return made
+    return canvas
 
 
 def page() -> None:
-    """Table, figure and where.json, whose losses stay."""
+    """Writes the table, the figure and where.json, whose losses stay."""
     losses = json.loads((RESULTS / "where.json").read_text())["losses"]
-    found = [(one, one.ratios()) for one in SETTINGS]
-    place("where", table(found, losses), RESULTS / "where.md")
-    write_whole(RESULTS / "where.png", png(figure(found, losses)))
-    save(RESULTS / "where.json", as_json(found, losses))
+    settings = [(setting, setting.ratios()) for setting in SETTINGS]
+    place("where", table(settings, losses), RESULTS / "where.md")
+    write_whole(RESULTS / "where.png", png(figure(settings, losses)))
+    save(RESULTS / "where.json", as_json(settings, losses))
 
 
 if __name__ == "__main__":
