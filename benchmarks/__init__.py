@@ -1,1 +1,1 @@
-"""What the networks and the sampler cost, as ratios of measurements taken in turn on one machine."""
+"""Costs of the networks and the sampler, as ratios of measurements taken in turn on one machine."""

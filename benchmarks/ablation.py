@@ -48,25 +48,25 @@ class EpsNetwork(dr.OneNetwork):
         return torch.nn.ModuleDict({"model": network}), Plain(network, process)
 
 
-def with_patch(made: Any) -> dr.Experiment:
-    return replace(made, networks=dr.OneNetwork(replace(made.networks.model, patch=1)))
+def with_patch(experiment: Any) -> dr.Experiment:
+    return replace(experiment, networks=dr.OneNetwork(replace(experiment.networks.model, patch=1)))
 
 
-def with_eps(made: Any) -> dr.Experiment:
-    method = replace(made.method, weighting=EpsLoss())
-    return replace(made, networks=EpsNetwork(made.networks.model), method=method)
+def with_eps(experiment: Any) -> dr.Experiment:
+    method = replace(experiment.method, weighting=EpsLoss())
+    return replace(experiment, networks=EpsNetwork(experiment.networks.model), method=method)
 
 
-def with_betas(made: Any) -> dr.Experiment:
-    return replace(made, process=replace(made.process, schedule=Betas()))
+def with_betas(experiment: Any) -> dr.Experiment:
+    return replace(experiment, process=replace(experiment.process, schedule=Betas()))
 
 
-def with_constant_rate(made: Any) -> dr.Experiment:
-    return replace(made, fit=replace(made.fit, optim=replace(made.fit.optim, decay="none")))
+def with_constant_rate(experiment: Any) -> dr.Experiment:
+    return replace(experiment, fit=replace(experiment.fit, optim=replace(experiment.fit.optim, decay="none")))
 
 
-def without_averages(made: Any) -> dr.Experiment:
-    return replace(made, fit=replace(made.fit, ema_halflife=1))
+def without_averages(experiment: Any) -> dr.Experiment:
+    return replace(experiment, fit=replace(experiment.fit, ema_halflife=1))
 
 
 ABLATED = {

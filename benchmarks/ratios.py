@@ -87,31 +87,29 @@ def members(
     conditions: int = 8,
     of: str = "super-resolution",
 ) -> Figures:
-    """As `efficiency`, of a pair of CONDITIONAL with random weights: `count` samples of each condition.
+    """Figures as of `efficiency`, of a pair of CONDITIONAL with random weights: `count` samples of each condition.
 
     The single network is the encoder's own.
     """
     (heavy, of_condition, steps), process = CONDITIONAL[of], dr.GaussianProcess(Cosine())
     task: Any = SimpleNamespace(shape=lambda image: of_condition)
-    shape, given = heavy.shape, torch.randn(conditions, *of_condition, device=device)
+    shape, y = heavy.shape, torch.randn(conditions, *of_condition, device=device)
     rates: dict[str, Rate] = {"heavy": "single", "dual": "dual"}
-    made = {
+    models = {
         name: tasks.conditional_networks(task, shape, heavy, rate, "diffusion")[0].build(process)
         for name, rate in rates.items()
     }
     plan = dr.StepPlan.uniform(steps, 1)
 
     def sampling(name: str) -> Callable[[], object]:
-        networks, denoiser = made[name]
+        networks, denoiser = models[name]
         networks.to(device)
         how = {"batch_size": conditions * count, "members": count, "device": device, "bfloat16": bfloat16}
         seeds, step = range(conditions), dr.DDIM(process)
-        return lambda: list(
-            dr.sample_batches(denoiser, step, plan, shape, seeds, given=lambda rows: given[rows], **how)
-        )
+        return lambda: list(dr.sample_batches(denoiser, step, plan, shape, seeds, given=lambda rows: y[rows], **how))
 
-    rounds = interleaved({name: sampling(name) for name in made}, device, seconds=seconds)
-    calls = {name: call_cost(made[name][1], shape, None, device, given=of_condition) for name in made}
+    rounds = interleaved({name: sampling(name) for name in models}, device, seconds=seconds)
+    calls = {name: call_cost(models[name][1], shape, None, device, given=of_condition) for name in models}
     macs = {name: cost.heavy / count + steps * cost.light for name, cost in calls.items()}
     promised = macs["heavy"] / macs["dual"]
     return {
@@ -134,21 +132,21 @@ def training(
 def processes(weights: dict[str, Path], device: str, threads: int) -> Figures:
     """Peak memory of sampling 64 images (64 steps, 8 heavy calls) and of training; CPU time of an iteration."""
     common = ("--device", device, "--threads", str(threads))
-    found: Figures = {}
+    figures: Figures = {}
     for name in ("heavy", "dual"):
         plan = ("--heavy", "8") if name == "dual" else ()
-        found[f"sample {name}"] = child.run(str(weights[name]), "sample", "--repeats", "1", *plan, *common)
+        figures[f"sample {name}"] = child.run(str(weights[name]), "sample", "--repeats", "1", *plan, *common)
     trained = (("heavy", "heavy"), ("joint", "dual"), ("retrofit", "dual", "--freeze-encoder"), ("light", "light"))
     for name, of, *how in trained:
         work = (str(weights[of]), "train", *how, *common)
-        found[f"train {name}"] = child.run(*work)
-        found[f"train {name}, freed memory returned"] = child.run(*work, "--return-freed")
+        figures[f"train {name}"] = child.run(*work)
+        figures[f"train {name}, freed memory returned"] = child.run(*work, "--return-freed")
     for work, name in (("sample", "dual"), ("train", "joint"), ("train", "retrofit")):
-        own, heavy = found[f"{work} {name}"], found[f"{work} heavy"]
-        found[f"{work}, {name} over heavy"] = own["peak"] / heavy["peak"]
-        above = [figures["peak"] - figures["start"] for figures in (own, heavy)]
-        found[f"{work}, {name} over heavy, above the libraries' own"] = above[0] / above[1]
-    return found
+        pair, heavy = figures[f"{work} {name}"], figures[f"{work} heavy"]
+        figures[f"{work}, {name} over heavy"] = pair["peak"] / heavy["peak"]
+        above = [part["peak"] - part["start"] for part in (pair, heavy)]
+        figures[f"{work}, {name} over heavy, above the libraries' own"] = above[0] / above[1]
+    return figures
 
 
 def plain(value: Any) -> Any:
@@ -169,36 +167,41 @@ def measure(weights: dict[str, Path], options: argparse.Namespace) -> Figures:
     device, seconds = torch.device(options.device), options.seconds
     bfloat16 = pays(device)
     heavy, dual = (dr.load(weights[name], device=device) for name in ("heavy", "dual"))
-    found: Figures = {"environment": environment(device), "device": str(device), "bfloat16": bfloat16, "efficiency": []}
+    figures: Figures = {
+        "environment": environment(device),
+        "device": str(device),
+        "bfloat16": bfloat16,
+        "efficiency": [],
+    }
     steps, calls = options.plans[0]
     plan = dr.StepPlan.uniform(steps, calls)
-    found["sampler"] = {
+    figures["sampler"] = {
         f"batch {batch}": sampler_over_networks(dual, plan, batch, device, bfloat16, seconds)
         for batch in options.batches
     }
-    for name, ratio in found["sampler"].items():
+    for name, ratio in figures["sampler"].items():
         show(f"sampling over its network calls, {steps}/{calls}, {name}", ratio)
     for steps, calls in options.plans:
         for batch in options.batches:
             cell = efficiency(heavy, dual, steps, calls, batch, device, bfloat16, seconds)
-            found["efficiency"].append(cell)
+            figures["efficiency"].append(cell)
             show(f"speed-up {steps}/{calls}, batch {batch} (MACs {cell['macs_ratio']:.2f})", cell["speedup"])
             show("    over the ratio of multiply-adds", cell["efficiency"])
-    found["members"] = [members(count, device, bfloat16, seconds) for count in (1, 16)]
-    for cell in found["members"]:
+    figures["members"] = [members(count, device, bfloat16, seconds) for count in (1, 16)]
+    for cell in figures["members"]:
         show(f"speed-up of {cell['members']} members (MACs {cell['macs_ratio']:.2f})", cell["speedup"])
         show("    over the ratio of multiply-adds", cell["efficiency"])
     beside = workloads.beside_frozen_encoder(dual.experiment)
     trained = {"heavy": heavy.experiment, "joint": dual.experiment, "retrofit": beside}
-    found["training"] = {
+    figures["training"] = {
         name: training(trained["heavy"], trained[name], device, bfloat16, seconds) for name in ("joint", "retrofit")
     }
-    for name, ratio in found["training"].items():
+    for name, ratio in figures["training"].items():
         show(f"training images/s, {name} over heavy", ratio)
-    found["processes"] = processes(weights, options.device, options.threads)
-    for name, value in found["processes"].items():
+    figures["processes"] = processes(weights, options.device, options.threads)
+    for name, value in figures["processes"].items():
         print(name, f"{value:.3f}" if isinstance(value, float) else value)
-    return found
+    return figures
 
 
 def parser() -> argparse.ArgumentParser:
@@ -218,8 +221,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     weights = {name: options.weights / f"fashion-mnist-{released}" for name, released in RELEASED.items()}
-    found = measure(weights, options)
-    write_whole(options.out, json.dumps(plain(found), indent=1) + "\n")
+    figures = measure(weights, options)
+    write_whole(options.out, json.dumps(plain(figures), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ PEAKS = {"h100": 989e12, "h200": 989e12, "b200": 2250e12, "a100": 312e12, "l40s"
 
 
 def flops_of(work: Callable[[], object]) -> int:
-    """Of whatever `work` runs, its backward pass included."""
+    """FLOPs of whatever `work` runs, its backward pass included."""
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
@@ -26,5 +26,5 @@ def known_peak(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device).replace(" ", "").lower()
-    found = (peak for key, peak in PEAKS.items() if key in name and "pcie" not in name)
-    return next(found, None)
+    peaks = (peak for key, peak in PEAKS.items() if key in name and "pcie" not in name)
+    return next(peaks, None)

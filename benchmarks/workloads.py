@@ -1,4 +1,4 @@
-"""What is timed: images under a plan, the network calls in them, and training iterations."""
+"""Work that is timed: images under a plan, the network calls in them, and training iterations."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def macs(model: Model, plan: dr.StepPlan) -> int:
 
 
 def noise_batch(experiment: dr.Experiment, device: torch.device) -> Batch:
-    """Of an experiment's size, of noise for images."""
+    """A batch of an experiment's size, of noise for images."""
     sample = torch.arange(experiment.fit.batch_size)
     label = sample % experiment.num_classes if experiment.num_classes else None
     return Batch(torch.rand(len(sample), *experiment.shape) * 2 - 1, label, sample).to(device)

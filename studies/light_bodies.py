@@ -395,13 +395,13 @@ def of_set(
     for seed, name in itertools.product(options.seeds, options.only or changes):
         of_name: peers.Row = {"name": name, "seconds": options.seconds}
         of_row = of_name | {"seed": seed, "images": options.images}
-        if peers.kept(out, of_row):
+        if peers.row_with(out, of_row):
             continue
         judge = judge or peers.Judge(out, options.reference, pixels[: options.images], test.images)
         contender = peers.Contender(peers.ours, {"recipe": "fashion-mnist-light", "change": changes[name]}, ())
         run = peers.Run(pixels, train.labels, options.seconds, seed)
         of_search = of_name | {"what": "search"}
-        searched: peers.Row = peers.kept(out, of_search)
+        searched: peers.Row = peers.row_with(out, of_search)
         if not searched:
             searched = of_search | peers.search(contender, run, held_out, rates)
             peers.add(out, searched)
@@ -446,7 +446,7 @@ def times(
     """Adds the rows of milliseconds that are not there yet."""
     for batch in (1, 8, 64):
         of_times = {"what": "times", "batch": batch, "compiled": compiled}
-        if not peers.kept(out, of_times):
+        if not peers.row_with(out, of_times):
             for row in list(table(networks, encoder, batch, torch.device("cpu"), seconds, compiled=compiled)):
                 peers.add(out, of_times | row)
 
@@ -546,7 +546,7 @@ def adapters(arguments: Sequence[str]) -> None:
         ways[f"{phases} phases, {count}"] = (str(run), {})
     judge = None
     for name, (run, how) in ways.items():
-        if peers.kept(out, {"way": name}):
+        if peers.row_with(out, {"way": name}):
             continue
         judge = judge or peers.Judge(out, 10_000, pixels[: settings.images], test.images)
         drawer = dr.Choice(**how).drawer(dr.load(run), batch_size=125, precision="float32")

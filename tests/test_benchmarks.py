@@ -183,8 +183,8 @@ def test_a_table_of_peers_has_a_line_for_each_with_means_over_seeds_and_the_wide
     assert b == "| b | 6 | 1 | 50 [40, 60] | 70 [60, 80] | 3.0 | 2.0 |"
     assert other.startswith("| a | 6 | 1 | 90 ")  # another network by the same name
     assert floor == "Distances of 20 training images: 1.0, 2.0."
-    assert peers.kept(tmp_path, {"name": "a", "seed": 1})["scores"][0] == [14, 12, 15]
-    assert not peers.kept(tmp_path, {"name": "a", "seed": 2})
+    assert peers.row_with(tmp_path, {"name": "a", "seed": 1})["scores"][0] == [14, 12, 15]
+    assert not peers.row_with(tmp_path, {"name": "a", "seed": 2})
 
 
 def test_lines_of_a_script_are_those_with_code() -> None:

@@ -69,30 +69,31 @@ def room(module: str) -> str:
     return rest[0] if rest[1:] or rest[0].startswith("__") else "(root)"
 
 
-def imports(source: str | ast.Module, module: str, known: Iterable[str]) -> set[str]:
+def imports(source: str | ast.Module, module: str, module_names: Iterable[str]) -> set[str]:
     """Full names of the modules that `module` imports anywhere in its code, as far as they can be read off.
 
     source: its text, or the tree of it.
 
-    Of what is among the known modules it is the module itself: `__init__` for a package, and not a name in it. Also
-    seen are importlib's `import_module` and `__import__` of a constant name, and modules reached as attributes.
+    A name in one of `module_names` counts as that module, `__init__` for a package. Also seen are importlib's
+    `import_module` and `__import__` of a constant name, and modules reached as attributes.
     """
-    known, found = set(known), set()
+    module_names, targets = set(module_names), set()
     package = module.split(".")[:-1]
     for node in ast.walk(ast.parse(source) if isinstance(source, str) else source):
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            targets.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
-            found.update(
-                f"{base}.{alias.name}" if _known(f"{base}.{alias.name}", known) else base for alias in node.names
+            targets.update(
+                f"{base}.{alias.name}" if _module_of(f"{base}.{alias.name}", module_names) else base
+                for alias in node.names
             )
         elif isinstance(node, ast.Call) and _last(node.func) in ("import_module", "__import__"):
-            found.update(_named(node, package))
+            targets.update(_named(node, package))
         elif isinstance(node, ast.Attribute) and _first(node) == PACKAGE:
-            found.update(_inner(ast.unparse(node).split("."), known))
-    return {_known(name, known) or name for name in found}
+            targets.update(_inner(ast.unparse(node).split("."), module_names))
+    return {_module_of(name, module_names) or name for name in targets}
 
 
 def _last(name: ast.expr) -> str | None:
@@ -107,13 +108,13 @@ def _first(name: ast.expr) -> str | None:
     return name.id if isinstance(name, ast.Name) else None
 
 
-def _known(name: str, known: set[str]) -> str | None:
-    """The module of this name, if it is known; `__init__` for a package."""
-    return name if name in known else f"{name}.__init__" if f"{name}.__init__" in known else None
+def _module_of(name: str, module_names: set[str]) -> str | None:
+    """The module of this name, if there is one; `__init__` for a package."""
+    return name if name in module_names else f"{name}.__init__" if f"{name}.__init__" in module_names else None
 
 
 def _named(call: ast.Call, package: list[str]) -> list[str]:
-    """What a call imports, if its first argument is a constant; dots in front lead from `package`."""
+    """Modules that a call imports, if its first argument is a constant; dots in front lead from `package`."""
     first = call.args[0] if call.args else next((word.value for word in call.keywords if word.arg == "name"), None)
     if not isinstance(first, ast.Constant) or not isinstance(first.value, str):
         return []
@@ -122,10 +123,10 @@ def _named(call: ast.Call, package: list[str]) -> list[str]:
     return [".".join([*package[: len(package) - level + 1], name]) if level else name]
 
 
-def _inner(parts: list[str], known: set[str]) -> list[str]:
+def _inner(parts: list[str], module_names: set[str]) -> list[str]:
     """The module that an attribute of the package lies in: the longest beginning that is one; or none."""
-    found = (_known(".".join(parts[:end]), known) for end in range(len(parts), 1, -1))
-    return [name for name in found if name][:1]
+    beginnings = (_module_of(".".join(parts[:end]), module_names) for end in range(len(parts), 1, -1))
+    return [name for name in beginnings if name][:1]
 
 
 def lines(paths: Iterable[Path]) -> int:
@@ -139,7 +140,7 @@ def code(source: str) -> tuple[int, int]:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             skipped.update(range(node.lineno, (node.end_lineno or 0) + 1))
     marks = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
-    held = {
+    code_lines = {
         line
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type not in marks
@@ -151,7 +152,7 @@ def code(source: str) -> tuple[int, int]:
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for line in range(node.lineno, (node.end_lineno or 0) + 1)
     }
-    return len(held - skipped), len(imported)
+    return len(code_lines - skipped), len(imported)
 
 
 def group(room: str) -> str:
@@ -162,7 +163,7 @@ def group(room: str) -> str:
 
 
 def names(source: str) -> Counter[str]:
-    """How often each identifier stands in it."""
+    """Counts of the identifiers in it."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     return Counter(
         token.string for token in tokens if token.type == tokenize.NAME and not keyword.iskeyword(token.string)
@@ -243,29 +244,29 @@ def rings(between: Mapping[str, Iterable[str]]) -> list[list[str]]:
         return seen
 
     far = {name: reached(name) for name in between}
-    groups = {tuple(sorted(other for other in far[name] if name in far.get(other, ()))) for name in far}
+    groups = {tuple(sorted(peer for peer in far[name] if name in far.get(peer, ()))) for name in far}
     return sorted(list(group) for group in groups if len(group) > 1)
 
 
 def survey(root: Path) -> dict[str, object]:
     """Counts of a checkout."""
-    found = modules(root / "src")
+    files = modules(root / "src")
     rooms: dict[str, list[Path]] = {}
-    for name, path in found.items():
+    for name, path in files.items():
         rooms.setdefault(room(name), []).append(path)
     beside = {name: sorted((root / name).rglob("*.py")) for name in BESIDE}
     pairs: Counter[tuple[str, str]] = Counter()
     importers: Counter[str] = Counter()
-    texts = {name: path.read_text(encoding="utf-8") for name, path in found.items()}
-    targets = {name: imports(text, name, found) for name, text in texts.items()}
-    for name in found:
+    texts = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+    targets = {name: imports(text, name, files) for name, text in texts.items()}
+    for name in files:
         for target in targets[name]:
             importers[target] += target != name
-            if target in found and room(target) != room(name):
+            if target in files and room(target) != room(name):
                 pairs[room(name), room(target)] += 1
     between = {name: {to: pairs[name, to] for to in sorted(rooms) if pairs[name, to]} for name in sorted(rooms)}
-    sizes = {str(path.relative_to(root)): lines([path]) for path in chain(found.values(), *beside.values())}
-    packages = [path for path in found.values() if path.name == "__init__.py"]
+    sizes = {str(path.relative_to(root)): lines([path]) for path in chain(files.values(), *beside.values())}
+    packages = [path for path in files.values() if path.name == "__init__.py"]
     counts = [code(text) for text in texts.values()]
     module_lines = {name: count for name, (count, _) in zip(texts, counts, strict=True)}
     groups: Counter[str] = Counter()
@@ -273,10 +274,10 @@ def survey(root: Path) -> dict[str, object]:
         groups[group(room(name))] += count
     arrows = sum(count for (start, end), count in pairs.items() if end in WINGS and group(start) != "front")
     return {
-        "src": lines(found.values()),
-        "code": sum(one for one, _ in counts),
-        "import_lines": sum(one for _, one in counts),
-        "one_importer": sum(importers[name] == 1 for name in found),
+        "src": lines(files.values()),
+        "code": sum(count for count, _ in counts),
+        "import_lines": sum(count for _, count in counts),
+        "one_importer": sum(importers[name] == 1 for name in files),
         "rooms": {name: {"files": len(paths), "lines": lines(paths)} for name, paths in sorted(rooms.items())},
         "beside": {name: {"files": len(paths), "lines": lines(paths)} for name, paths in beside.items() if paths},
         "tests": {path.name: lines(path.rglob("*.py")) for path in sorted((root / "tests").glob("*")) if path.is_dir()},
@@ -291,28 +292,32 @@ def survey(root: Path) -> dict[str, object]:
     }
 
 
-def page(found: dict) -> str:
+def page(counts: dict) -> str:
     """The survey as text."""
-    text = [f"src: {found['src']} lines in {sum(one['files'] for one in found['rooms'].values())} files"]
-    text += [f"{found['code']} lines of code, {found['import_lines']} of them imports; no docstrings, comments, blanks"]
-    text += [f"{found['one_importer']} modules that one other imports"]
-    text += [f"  {name:<14}{one['lines']:>7} lines{one['files']:>5} files" for name, one in found["rooms"].items()]
-    text += [f"{name}: {one['lines']} lines in {one['files']} files" for name, one in found["beside"].items()]
-    text += ["largest files:", *(f"  {count:>5} {name}" for name, count in found["largest"].items())]
-    text += ["lines of code by group:", *(f"  {name:<14}{count:>7}" for name, count in found["groups"].items())]
-    text += [f"{found['arrows_into_wings']} imports of a wing by engine, carriers or another wing"]
-    for wing, by_room in found["newcomer_reads"].items():
+    text = [f"src: {counts['src']} lines in {sum(part['files'] for part in counts['rooms'].values())} files"]
+    text += [
+        f"{counts['code']} lines of code, {counts['import_lines']} of them imports; no docstrings, comments, blanks"
+    ]
+    text += [f"{counts['one_importer']} modules that one other imports"]
+    text += [f"  {name:<14}{part['lines']:>7} lines{part['files']:>5} files" for name, part in counts["rooms"].items()]
+    text += [f"{name}: {part['lines']} lines in {part['files']} files" for name, part in counts["beside"].items()]
+    text += ["largest files:", *(f"  {count:>5} {name}" for name, count in counts["largest"].items())]
+    text += ["lines of code by group:", *(f"  {name:<14}{count:>7}" for name, count in counts["groups"].items())]
+    text += [f"{counts['arrows_into_wings']} imports of a wing by engine, carriers or another wing"]
+    for wing, by_room in counts["newcomer_reads"].items():
         files = {place: len(names) for place, names in by_room.items()}
         text += [f"a newcomer to {wing} reads {sum(files.values())} files in {len(files)} rooms: {_counted(files)}"]
-    text += [f"{found['refusal_lines']} lines of refusals, {100 * found['refusal_lines'] / max(1, found['code']):.1f}%"]
-    text += [f"{found['vague_in_1000']} of 1,000 identifiers are vague: {_counted(found['vague'])}"]
-    text += [f"docstrings that begin with {_counted(found['evasive_docstrings'])}"]
-    text += [f"{len(found['defined_twice'])} public names in several modules: {_counted(found['defined_twice'])}"]
-    pairs = sum(map(len, found["imports"].values()))
-    text += [f"{found['packages']} packages; {pairs} pairs of rooms with imports (room -> room, how many):"]
-    for name, targets in found["imports"].items():
+    text += [
+        f"{counts['refusal_lines']} lines of refusals, {100 * counts['refusal_lines'] / max(1, counts['code']):.1f}%"
+    ]
+    text += [f"{counts['vague_in_1000']} of 1,000 identifiers are vague: {_counted(counts['vague'])}"]
+    text += [f"docstrings that begin with {_counted(counts['evasive_docstrings'])}"]
+    text += [f"{len(counts['defined_twice'])} public names in several modules: {_counted(counts['defined_twice'])}"]
+    pairs = sum(map(len, counts["imports"].values()))
+    text += [f"{counts['packages']} packages; {pairs} pairs of rooms with imports (room -> room, how many):"]
+    for name, targets in counts["imports"].items():
         text += [f"  {name} -> " + (", ".join(f"{to} {count}" for to, count in targets.items()) or "nothing")]
-    text += [f"a ring: {', '.join(ring)}" for ring in found["rings"]] or ["no rings: imports can all point one way"]
+    text += [f"a ring: {', '.join(ring)}" for ring in counts["rings"]] or ["no rings: imports can all point one way"]
     return "\n".join(text)
 
 
@@ -327,8 +332,8 @@ def main() -> None:
     options = parser.parse_args()
     if not (options.root / "src" / PACKAGE).is_dir():
         sys.exit(f"{options.root} has no src/{PACKAGE}: give the root of a checkout")
-    found = survey(options.root)
-    print(json.dumps(found, indent=1) if options.json else page(found))
+    counts = survey(options.root)
+    print(json.dumps(counts, indent=1) if options.json else page(counts))
 
 
 if __name__ == "__main__":

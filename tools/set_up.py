@@ -48,21 +48,21 @@ class Torch(NamedTuple):
 
 PROBE = """
 import importlib.util, json, sys, sysconfig
-found = {"version": None, "cuda": None, "inherit": []}
+answer = {"version": None, "cuda": None, "inherit": []}
 if sys.version_info >= (3, 11) and importlib.util.find_spec("torch"):
     try:
         import torch
-        found.update(version=torch.__version__, cuda=torch.version.cuda)
+        answer.update(version=torch.__version__, cuda=torch.version.cuda)
     except Exception:
         pass
 if sys.prefix != sys.base_prefix:
-    found["inherit"] = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
-print(json.dumps(found))
+    answer["inherit"] = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+print(json.dumps(answer))
 """
 
 
 class Problem(Exception):
-    """What the user has to mend, in words for the user."""
+    """A fault that the user has to mend, in words for the user."""
 
 
 # Decisions: no side effects
@@ -80,22 +80,23 @@ def usable(version: str) -> bool:
     return TORCH_RANGE[0] <= release < TORCH_RANGE[1]
 
 
-def torch_source(asked: str, kept: Torch | None, own: Torch | None, driver: bool) -> str:
+def torch_source(choice: str, venv_torch: Torch | None, host_torch: Torch | None, driver: bool) -> str:
     """One of "kept", "own", "cuda", "cpu".
 
-    asked: DUALRATE_TORCH or ""; kept, own: Torch or None; driver: whether an NVIDIA driver answers.
+    choice: DUALRATE_TORCH or ""; venv_torch: of .venv; host_torch: of the running Python or the activated environment;
+    driver: whether an NVIDIA driver answers.
     """
-    if asked not in ("", "cpu", "cuda"):
-        raise Problem(f"DUALRATE_TORCH is {asked!r}; expected cpu or cuda, or leave it unset")
-    if kept and asked and (kept.cuda is not None) != (asked == "cuda"):
+    if choice not in ("", "cpu", "cuda"):
+        raise Problem(f"DUALRATE_TORCH is {choice!r}; expected cpu or cuda, or leave it unset")
+    if venv_torch and choice and (venv_torch.cuda is not None) != (choice == "cuda"):
         raise Problem(
-            f"DUALRATE_TORCH={asked} but .venv holds torch {kept.version}; to replace it, `rm -rf .venv` first"
+            f"DUALRATE_TORCH={choice} but .venv holds torch {venv_torch.version}; to replace it, `rm -rf .venv` first"
         )
-    if kept:
+    if venv_torch:
         return "kept"
-    if asked:
-        return asked
-    if own:
+    if choice:
+        return choice
+    if host_torch:
         return "own"
     return "cuda" if driver else "cpu"
 
@@ -137,12 +138,12 @@ def refuse_torch(names: list[str], torch: Torch) -> None:
         )
 
 
-def done(stamp: dict, key: str, extras: set[str], asked: str) -> bool:
+def done(stamp: dict, key: str, extras: set[str], choice: str) -> bool:
     """Whether a stamp says that there is nothing to do."""
     return (
         stamp.get("key") == key
         and extras <= set(stamp["extras"])
-        and (not asked or (asked == "cuda") == (stamp["cuda"] is not None))
+        and (not choice or (choice == "cuda") == (stamp["cuda"] is not None))
     )
 
 
@@ -168,21 +169,21 @@ def driver_answers() -> bool:
 def find_torch(python: str | Path) -> Torch | None:
     """The usable Torch that this interpreter imports, or None."""
     try:
-        said = subprocess.run([str(python), "-c", PROBE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        found = json.loads(said.stdout.decode().splitlines()[-1])
+        probe = subprocess.run([str(python), "-c", PROBE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        answer = json.loads(probe.stdout.decode().splitlines()[-1])
     except (OSError, ValueError, IndexError):
         return None
-    if not found["version"] or not usable(found["version"]):
+    if not answer["version"] or not usable(answer["version"]):
         return None
-    return Torch(found["version"], found["cuda"], str(python), found["inherit"])
+    return Torch(answer["version"], answer["cuda"], str(python), answer["inherit"])
 
 
 def find_own_torch() -> Torch | None:
     """The usable Torch of the running Python, or of the activated virtual or conda environment, or None."""
     roots = [os.environ.get(name) for name in ("VIRTUAL_ENV", "CONDA_PREFIX")]
     pythons = [Path(sys.executable)] + [Path(root) / "bin" / "python" for root in roots if root]
-    found = (find_torch(python) for python in dict.fromkeys(pythons) if VENV not in python.parents)
-    return next((torch for torch in found if torch), None)
+    torches = (find_torch(python) for python in dict.fromkeys(pythons) if VENV not in python.parents)
+    return next((torch for torch in torches if torch), None)
 
 
 def read_stamp() -> dict:
@@ -193,7 +194,7 @@ def read_stamp() -> dict:
 
 
 def stamp_key() -> str:
-    """Changes with what the environment was made from: dependencies, constraints, Python, place."""
+    """A hash of what the environment is made from: dependencies, constraints, Python, place."""
     parts = [ROOT / "pyproject.toml", CONSTRAINTS, VENV / "pyvenv.cfg"]
     return hashlib.sha256(b"\0".join([str(ROOT).encode(), *(part.read_bytes() for part in parts)])).hexdigest()
 
@@ -219,18 +220,18 @@ PIP_ADVICE = (
 VENV_ADVICE = "On Debian: `apt-get install python3-venv`; then run this again"
 
 
-def make_venv(own: Torch | None, need: int) -> None:
-    """Make .venv without pip; own: a torch it shall see, or None; need: GB of free disk."""
+def make_venv(host_torch: Torch | None, need: int) -> None:
+    """Make .venv without pip; host_torch: one that it shall see, or None; need: GB of free disk."""
     free = shutil.disk_usage(str(ROOT)).free / 1e9
     if free < need:
         raise Problem(f"{free:.1f} GB free in {ROOT}, but .venv needs {need}; make room and run this again")
-    python = own.python if own else sys.executable
-    seen = ["--system-site-packages"] if own else []
+    python = host_torch.python if host_torch else sys.executable
+    seen = ["--system-site-packages"] if host_torch else []
     # Without pip, because Debian's Python may lack ensurepip while it has pip: add_pip finds either.
     run([python, "-m", "venv", "--without-pip", *seen, VENV], VENV_ADVICE)
-    if own and own.inherit:
+    if host_torch and host_torch.inherit:
         packages = next((VENV / "lib").glob("python*/site-packages"))
-        (packages / "inherited.pth").write_text("\n".join(own.inherit) + "\n")
+        (packages / "inherited.pth").write_text("\n".join(host_torch.inherit) + "\n")
 
 
 def add_pip() -> None:
@@ -287,7 +288,7 @@ def install(source: str, torch: Torch | None, extras: set[str]) -> None:
 
 
 def compile_packages() -> None:
-    """Bytecode of what is new in .venv, on all cores: pip takes one, for minutes. A file that is none is left out."""
+    """Write the bytecode of what is new in .venv, on all cores: pip takes one, for minutes. It skips bad files."""
     command = [str(PYTHON), "-m", "compileall", "-q", "-j", "0", str(VENV / "lib")]
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -309,29 +310,35 @@ def set_up(extras: set[str]) -> None:
                 *sys.version_info[:2], *OLDEST_PYTHON
             )
         )
-    asked, stamp = os.environ.get("DUALRATE_TORCH", ""), read_stamp()
+    choice, stamp = os.environ.get("DUALRATE_TORCH", ""), read_stamp()
     if VENV.exists() and not PYTHON.exists():
         raise Problem(f"{VENV} has no working Python any more; `rm -rf .venv` and run this again")
-    if PYTHON.exists() and done(stamp, stamp_key(), extras, asked):
+    if PYTHON.exists() and done(stamp, stamp_key(), extras, choice):
         return
     start, extras = time.monotonic(), extras | set(stamp.get("extras", []))
-    kept = find_torch(PYTHON) if PYTHON.exists() else None
-    own = None if asked or PYTHON.exists() else find_own_torch()
-    source = torch_source(asked, kept, own, driver=not (kept or own or asked) and driver_answers())
-    if kept and kept.cuda is None and kept.version.split("+")[0] == tested_torch(CONSTRAINTS.read_text()):
-        source, kept = "cpu", None  # an environment of ours: the tested versions hold for the rest too
-    torch = kept or own
+    venv_torch = find_torch(PYTHON) if PYTHON.exists() else None
+    host_torch = None if choice or PYTHON.exists() else find_own_torch()
+    source = torch_source(
+        choice, venv_torch, host_torch, driver=not (venv_torch or host_torch or choice) and driver_answers()
+    )
+    if (
+        venv_torch
+        and venv_torch.cuda is None
+        and venv_torch.version.split("+")[0] == tested_torch(CONSTRAINTS.read_text())
+    ):
+        source, venv_torch = "cpu", None  # an environment of ours: the tested versions hold for the rest too
+    torch = venv_torch or host_torch
     say("torch", explain(source, torch))
     if not PYTHON.exists():
         say("environment", "making .venv with Python {}.{}.{}".format(*sys.version_info[:3]))
-        make_venv(own, need=10 if source == "cuda" else 3)
+        make_venv(host_torch, need=10 if source == "cuda" else 3)
     add_pip()
     install(source, torch, extras)
-    found = find_torch(PYTHON)
-    if not found:
+    torch = find_torch(PYTHON)
+    if not torch:
         raise Problem("torch in .venv cannot be imported; `.venv/bin/python -c 'import torch'` says why")
-    STAMP.write_text(json.dumps({"key": stamp_key(), "extras": sorted(extras), "cuda": found.cuda}))
-    say("ready", f"torch {found.version} in .venv, {time.monotonic() - start:.0f} s")
+    STAMP.write_text(json.dumps({"key": stamp_key(), "extras": sorted(extras), "cuda": torch.cuda}))
+    say("ready", f"torch {torch.version} in .venv, {time.monotonic() - start:.0f} s")
 
 
 def main() -> int:

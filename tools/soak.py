@@ -75,17 +75,17 @@ CLOCK = (
 
 @dataclass(frozen=True)
 class Job:
-    """arguments: of `dualrate`, with OUT for the place; made: what of that place must have the same bits; several: how
+    """arguments: of `dualrate`, with OUT for the place; bits: of that place, which must be the same; several: how
     many processes are launched, one of these numbers at each start."""
 
     arguments: Sequence[str]
-    made: Callable[[Path], object]
+    bits: Callable[[Path], object]
     several: tuple[int, ...] = (0,)
 
 
 @dataclass
 class Tally:
-    """What happened to a job. starts: of the command; ends: how often it came to its end; wrong: what was not right."""
+    """Counts of a job. starts: of the command; ends: how often it came to its end; wrong: what was not right."""
 
     killed: int = 0
     terminated: int = 0
@@ -112,13 +112,13 @@ HEAD = (
 
 
 def files(pattern: str) -> Callable[[Path], object]:
-    """Names and hashes of files."""
+    """A function that gives the names and hashes of the files of a place."""
 
-    def made(place: Path) -> object:
-        found = sorted(file for file in place.glob(pattern) if file.is_file() and file.name != ".lock")
-        return {str(file.relative_to(place)): hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
+    def hashes(place: Path) -> object:
+        paths = sorted(file for file in place.glob(pattern) if file.is_file() and file.name != ".lock")
+        return {str(file.relative_to(place)): hashlib.sha256(file.read_bytes()).hexdigest() for file in paths}
 
-    return made
+    return hashes
 
 
 def trained(place: Path) -> object:
@@ -130,8 +130,10 @@ def trained(place: Path) -> object:
 
 def features(place: Path) -> object:
     """Every bit of the kept features; beside them stands how long drawing took."""
-    found = {file.name: load_file(file) for file in sorted(place.glob("*.safetensors"))}
-    return {name: {key: one.numpy().tobytes() for key, one in tensors.items()} for name, tensors in found.items()}
+    by_file = {file.name: load_file(file) for file in sorted(place.glob("*.safetensors"))}
+    return {
+        name: {key: tensor.numpy().tobytes() for key, tensor in tensors.items()} for name, tensors in by_file.items()
+    }
 
 
 def results(place: Path) -> object:
@@ -143,7 +145,7 @@ def timeless(value: object) -> object:
     """The value without what a clock says."""
     if isinstance(value, dict):
         return {k: timeless(v) for k, v in value.items() if not any(word in k.lower() for word in CLOCK)}
-    return [timeless(one) for one in value] if isinstance(value, list) else value
+    return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
 def jobs(folder: Path, images: int = 384) -> dict[str, Job]:
@@ -215,7 +217,7 @@ def command(arguments: Sequence[str], folder: Path, log: Path, settings: dict[st
 
 
 def processes(mark: str) -> Iterator[int]:
-    """The numbers of those that carry a mark: they were started by a command that did."""
+    """The numbers of the processes that carry a mark, which they have of the command that started them."""
     for place in Path("/proc").glob("[0-9]*"):
         try:
             if f"{MARK}={mark}\0".encode() in (place / "environ").read_bytes():
@@ -251,7 +253,7 @@ class Soak:
         """Processes of the job by rank; of size 0 a command that no launcher started."""
         self.count += 1
         mark = f"{os.getpid()}-{self.count}"
-        arguments, settings = [one.replace("OUT", str(place)) for one in job.arguments], {MARK: mark}
+        arguments, settings = [argument.replace("OUT", str(place)) for argument in job.arguments], {MARK: mark}
         if size:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
@@ -266,7 +268,7 @@ class Soak:
         return children, mark
 
     def undisturbed(self, name: str, job: Job, size: int) -> tuple[object, float, float]:
-        """What the job makes, in how many seconds, and those of the CPU of all its processes."""
+        """The bits that the job makes, its seconds, and those of the CPU of all its processes."""
         place, start = self.folder / f"{name}-straight-{size}", time.monotonic()
         shutil.rmtree(place, ignore_errors=True)
         children, _ = self.start(job, place, size)
@@ -276,7 +278,7 @@ class Soak:
             time.sleep(0.02)
         if codes := [child.exitcode for child in children if child.exitcode]:
             raise RuntimeError(f"{name} ends with {codes}: {place.with_suffix('.log').read_text()[-2000:]}")
-        return job.made(place), time.monotonic() - start, sum(busy)
+        return job.bits(place), time.monotonic() - start, sum(busy)
 
     def times(self, name: str, images: int, rounds: int, expected: object) -> Iterator[tuple[bool, str]]:
         """Whether each number of processes makes what is expected, and its seconds of the CPU in words."""
@@ -284,12 +286,12 @@ class Soak:
         seconds: dict[int, list[tuple[float, float]]] = {size: [] for size in whole.several}
         same = dict.fromkeys(whole.several, True)
         for size in [*whole.several] * rounds:
-            made, _, busy = self.undisturbed(name, whole, size)
-            same[size] &= made == expected
+            bits, _, busy = self.undisturbed(name, whole, size)
+            same[size] &= bits == expected
             seconds[size].append((busy, self.undisturbed(f"{name}-few", few, size)[2]))
         alone = [busy - start for busy, start in seconds[whole.several[0]]]
         for size, pairs in seconds.items():
-            over = median((busy - start) / one for (busy, start), one in zip(pairs, alone, strict=True))
+            over = median((busy - start) / ideal for (busy, start), ideal in zip(pairs, alone, strict=True))
             busy, start = (median(column) for column in zip(*pairs, strict=True))
             of = f"{busy:.2f} s of the CPU by {size}, {start:.2f} s of {FEW} images"
             yield same[size], f"{of}: {over:.3f} of the ideal"
@@ -298,9 +300,9 @@ class Soak:
         """End the command, or one of its processes."""
         child = children[0]
         assert child.pid is not None
-        others = [number for number in processes(mark) if number != child.pid]
-        others += [one.pid for one in children[1:] if one.pid and one.exitcode is None]  # forks, which carry no mark
-        victim = self.rng.choice(others) if others and self.rng.random() < 0.5 else child.pid
+        victims = [number for number in processes(mark) if number != child.pid]
+        victims += [fork.pid for fork in children[1:] if fork.pid and fork.exitcode is None]  # these carry no mark
+        victim = self.rng.choice(victims) if victims and self.rng.random() < 0.5 else child.pid
         number = self.rng.choice(STOPS) if self.rng.random() < self.stops else signal.SIGKILL
         try:
             os.kill(victim, number)
@@ -311,7 +313,7 @@ class Soak:
         tally.of_children += victim != child.pid
 
     def storm(self, name: str, job: Job, expected: object, seconds: float, kills: int, tally: Tally) -> None:
-        """From the start to the end, with `kills` at most on the way."""
+        """Run a job from the start to the end, with `kills` at most on the way."""
         place, before = self.folder / f"{name}-{tally.ends}", tally.kills
         while True:
             started = time.time()
@@ -334,28 +336,28 @@ class Soak:
                 break
             if 2 in codes and job.several == (0,) and tally.of_children > of_children:
                 continue  # what cannot go on without its process ends with an error, and the same command goes on
-            if not codes <= {0, -signal.SIGKILL, 75, 76, *(-one for one in STOPS), *(128 + one for one in STOPS)}:
-                said = place.with_suffix(".log").read_text()[-1500:]
-                print(f"{name} ended with {codes}:\n{said}", file=sys.stderr, flush=True)
+            if not codes <= {0, -signal.SIGKILL, 75, 76, *(-stop for stop in STOPS), *(128 + stop for stop in STOPS)}:
+                tail = place.with_suffix(".log").read_text()[-1500:]
+                print(f"{name} ended with {codes}:\n{tail}", file=sys.stderr, flush=True)
                 tally.wrong.append(f"exit codes {codes}")
                 return
         tally.ends += 1
-        if job.made(place) != expected:
+        if job.bits(place) != expected:
             tally.wrong.append(f"other bits in {place}")
-        elif left := [str(one) for one in self.unfinished(place)]:
+        elif left := [str(path) for path in self.unfinished(place)]:
             tally.wrong.append(f"left over: {', '.join(left[:3])}")
         else:
             shutil.rmtree(place, ignore_errors=True)
 
     def wait_for_writing(self, child: BaseProcess, place: Path, started: float, seconds: float) -> None:
-        """Until something is half written, the command has ended or the time is over."""
+        """Wait until something is half written, the command has ended or the time is over."""
         end = time.monotonic() + seconds
         while child.exitcode is None and time.monotonic() < end and not any(self.unfinished(place, started)):
             time.sleep(0.001)
 
     @staticmethod
     def unfinished(place: Path, since: float = 0.0) -> Iterator[Path]:
-        """What is written aside, there and beside it; by whoever began at a time, and not what was left before."""
+        """Files that are half written in a place and beside it, since a time: not those that were left before."""
         for root, pattern in ((place, "**/*"), (place.parent, f".tmp-{place.name}*"), (place.parent, f"{place.name}*")):
             for file in root.glob(pattern):
                 if file.name.startswith(".tmp-") or file.suffix == ".partial":
@@ -364,7 +366,7 @@ class Soak:
                             yield file
 
     def wait_for_the_last(self, name: str, mark: str, tally: Tally) -> None:
-        """No process of a command outlives it for long."""
+        """Wait for the processes of a command that has ended, and tally those that outlive it for long."""
         end = time.monotonic() + 120
         while left := list(processes(mark)):
             if time.monotonic() > end:

@@ -47,7 +47,7 @@ def say(stage: str, text: object) -> None:
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """What a command prints; if it fails, all of that, and SystemExit."""
+    """The output of a command; if it fails, SystemExit with all of it."""
     alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run([str(part) for part in command], cwd=cwd, env=alone, capture_output=True, text=True)
     if done.returncode:
@@ -76,15 +76,17 @@ def build(out: Path, work: Path) -> Path:
 
 
 def check_content(wheel: Path) -> int:
-    """How many files of src/ it has: all of them, and no other. Raises SystemExit."""
+    """The number of files of a wheel, which are those of src/. Raises SystemExit if it lacks any or has others."""
     with zipfile.ZipFile(wheel) as archive:
-        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
     src = ROOT / "src"
     files = {path.relative_to(src) for path in src.rglob("*") if path.is_file()}
     wanted = {str(path) for path in files if not {"__pycache__"} & set(path.parts) and ".egg-info" not in str(path)}
-    if held != wanted:
-        raise SystemExit(f"{wheel.name} lacks {sorted(wanted - held)} of src/ and has {sorted(held - wanted)} besides")
-    return len(held)
+    if names != wanted:
+        raise SystemExit(
+            f"{wheel.name} lacks {sorted(wanted - names)} of src/ and has {sorted(names - wanted)} besides"
+        )
+    return len(names)
 
 
 def fresh_environment(folder: Path, wheel: Path) -> Path:

@@ -199,7 +199,7 @@ def test_models_of_conditions_fit_what_travels(job: Job, name: str) -> None:
 
 def test_known_pixels_are_put_back(job: Job) -> None:
     held_out = cifar10.images(job, "test").first(3)
-    asked = conditions.Asked.of(task_named("inpainting:16"), held_out)
+    asked = conditions.Cases.of(task_named("inpainting:16"), held_out)
     made = conditions.experiment(job, "inpainting", "one call, large")
     model = dr.Model(made.name, made, *made.build(), 0, "", conditions=Given(asked.y))
     drawn = conditions.scores(dr.Choice().drawer(model, batch_size=4), asked, conditions.Sizes(3, 2, 4))[1]

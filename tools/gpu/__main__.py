@@ -28,7 +28,7 @@ SOURCES = "/src/ /tools/ /benchmarks/ /tests/contracts/ '!/src/dualrate/metrics/
 
 
 def table(out: Path) -> str:
-    """In Markdown: state, calls of ten minutes, and question of each piece."""
+    """A table in Markdown: state, calls of ten minutes, and question of each piece."""
     lines = ["| piece | state | calls | answers |", "|---|---|---:|---|"]
     for piece in PIECES.values():
         lines.append(f"| `{piece.name}` | {piece.state(out)} | {piece.calls} | {piece.answers} |")
@@ -41,7 +41,7 @@ def following(out: Path) -> Piece | None:
 
 
 def commands(piece: Piece, out: Path) -> str:
-    """What to run here, what to carry, and what to run on the machine."""
+    """Commands to run here, files to carry, and commands to run on the machine."""
     making = {
         CIFAR10: f"python -m tools.gpu pack FOLDER {LOAD / CIFAR10}  # of train.parquet and test.parquet",
         judges.FILE: f"python -m tools.gpu judges FOLDER {LOAD / judges.FILE}  # needs {LITE2}",
@@ -50,20 +50,20 @@ def commands(piece: Piece, out: Path) -> str:
     here = [f"git sparse-checkout set --no-cone {SOURCES}", f"rm -rf {came} && mkdir -p {came}"]
     here += [making[name] for name in loads]
     here += [f"cp -r {' '.join(map(str, needed))} {came}"] if needed else []
-    there = [f"cp -r {came}/* $OUT 2>/dev/null"]
+    remote = [f"cp -r {came}/* $OUT 2>/dev/null"]
     carried = [*(LOAD / name for name in loads), came]
     if piece.package:
         here.append(f"python -m pip install --no-deps --target {LOAD / 'site'} {piece.package}")
         carried.append(LOAD / "site")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     options = f"--out $OUT --commit {commit}" + (f" --data {LOAD / CIFAR10}" if loads else "")
-    there.append(f"PYTHONPATH=src:{LOAD / 'site'} python3 -u -m tools.gpu run {piece.name} {options}")
+    remote.append(f"PYTHONPATH=src:{LOAD / 'site'} python3 -u -m tools.gpu run {piece.name} {options}")
     return "\n".join(
         [
             "here (`git sparse-checkout disable` brings the other files back):",
             *(f"    {line}" for line in here),
             f"on the machine, with a limit of 600 seconds and {' '.join(map(str, carried))} carried:",
-            f"    {'; '.join(there)}",
+            f"    {'; '.join(remote)}",
             f"then copy what came back from $OUT to {out}, folders in place of those of the same name",
         ]
     )

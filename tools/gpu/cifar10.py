@@ -65,7 +65,7 @@ class Images:
 
     @property
     def x(self) -> Tensor:
-        """In [-1, 1]."""
+        """Pixels in [-1, 1]."""
         return self.pixels / 127.5 - 1
 
 
@@ -76,9 +76,9 @@ def images(job: Job, split: str) -> Images:
         job.work.mkdir(parents=True, exist_ok=True)
         pixels, labels = _made_up(split) if job.smoke else _unpacked(job.data, split)
         np.savez(file, images=pixels, labels=labels)
-    with np.load(file) as held:
-        pixels = torch.from_numpy(held["images"]).permute(0, 3, 1, 2).contiguous()
-        return Images(pixels.to(job.device), torch.from_numpy(held["labels"]).long().to(job.device))
+    with np.load(file) as archive:
+        pixels = torch.from_numpy(archive["images"]).permute(0, 3, 1, 2).contiguous()
+        return Images(pixels.to(job.device), torch.from_numpy(archive["labels"]).long().to(job.device))
 
 
 def _unpacked(data: Path | None, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +88,7 @@ def _unpacked(data: Path | None, split: str) -> tuple[np.ndarray, np.ndarray]:
         ends = np.cumsum(packed[f"{split}_sizes"])
         content, labels = packed[f"{split}_bytes"].tobytes(), packed[f"{split}_labels"]
     pictures = (content[start:end] for start, end in zip([0, *ends], ends, strict=False))
-    return np.stack([np.asarray(Image.open(io.BytesIO(one)).convert("RGB")) for one in pictures]), labels
+    return np.stack([np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")) for picture in pictures]), labels
 
 
 def _made_up(split: str, count: int = 32) -> tuple[np.ndarray, np.ndarray]:
@@ -121,8 +121,8 @@ class Batches:
         pixels = self.images.pixels[rows]
         x = torch.where(mirrored, pixels.flip(3), pixels) / 127.5 - 1
         label = self.images.labels[rows] if self.labelled else None
-        given = None if self.make is None else self.make(x, Draws(0, sample, here))
-        return Batch(x, label, sample, here=here, given=given)
+        condition = None if self.make is None else self.make(x, Draws(0, sample, here))
+        return Batch(x, label, sample, here=here, given=condition)
 
 
 def validation(
@@ -140,13 +140,13 @@ def validation(
     age: of the context, in time, on the forward path of the images
     Returns for each time its log-SNR, the mean squared error of a pixel, and the training loss that it stands for.
     """
-    found = []
+    rows = []
     for now, errors in image_errors(denoiser, process, held_out, age, bins, batch):
         at, error = torch.tensor(now, dtype=torch.float64), float(errors.mean())
         weight = float(x_loss_weight(weighting, process.schedule, at))
         log_snr = float(process.schedule.log_snr(at))
-        found.append({"log_snr": round(log_snr, 3), "error": error, "loss": weight * error})
-    return found
+        rows.append({"log_snr": round(log_snr, 3), "error": error, "loss": weight * error})
+    return rows
 
 
 @torch.no_grad()
@@ -178,6 +178,6 @@ def image_errors(
         yield now, torch.cat(errors)
 
 
-def mean_loss(found: Sequence[Row]) -> float:
-    """Of a validation: the mean over uniform times, which is the training loss."""
-    return sum(row["loss"] for row in found) / len(found)
+def mean_loss(rows: Sequence[Row]) -> float:
+    """The mean of a validation over uniform times, which is the training loss."""
+    return sum(row["loss"] for row in rows) / len(rows)

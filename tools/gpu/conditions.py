@@ -68,7 +68,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Cases:
     """Held-out conditions y (N, c, h, w), and the images (N, C, H, W) uint8 that they were made of."""
 
     condition: Condition
@@ -76,15 +76,15 @@ class Asked:
     truth: NDArray[np.uint8]
 
     @staticmethod
-    def of(condition: Condition, held_out: Images) -> Asked:
+    def of(condition: Condition, held_out: Images) -> Cases:
         x = held_out.x.cpu()
-        return Asked(
+        return Cases(
             condition, condition.build("cpu")(x, Draws(0, torch.arange(len(x)))), held_out.pixels.cpu().numpy()
         )
 
 
 def experiment(job: Job, task: str, name: str) -> dr.Experiment:
-    """On batches of 512, for SHARE seconds in which the learning rate falls to 0."""
+    """A training on batches of 512, for SHARE seconds in which the learning rate falls to 0."""
     condition = task_named(TASKS[task])
     networks, method = conditional_networks(condition, SHAPE, SMOKE if job.smoke else HEAVY, *MODELS[name])
     optim = OptimConfig(lr=1e-3, warmup=1 if job.smoke else 100, decay="linear", decay_seconds=SHARE)
@@ -102,67 +102,67 @@ def experiment(job: Job, task: str, name: str) -> dr.Experiment:
     return dr.Experiment(label, networks, method, fit, condition=condition)
 
 
-def trained(job: Job, made: dr.Experiment, asked: Asked) -> dr.Model:
-    """With its averaged weights, ready to draw members of the held-out conditions."""
-    networks, denoiser = training.averaged(job, made)
+def trained(job: Job, experiment: dr.Experiment, cases: Cases) -> dr.Model:
+    """A model with its averaged weights, ready to draw members of the held-out conditions."""
+    networks, denoiser = training.averaged(job, experiment)
     graphs = job.device.type == "cuda"
-    return dr.Model(made.name, made, networks, denoiser, 0, "", graphs=graphs, conditions=Given(asked.y))
+    return dr.Model(experiment.name, experiment, networks, denoiser, 0, "", graphs=graphs, conditions=Given(cases.y))
 
 
 def timed(drawer: Drawer, seeds: range, members: int) -> tuple[NDArray[np.uint8], float]:
     """Members of these seeds, and milliseconds a sample. The first batch, which records, is drawn before."""
     drawer.draw(seeds[: max(1, drawer.batch_size // members)], members=members)
-    found = drawer.draw(seeds, members=members)
-    return found.images, 1000 * found.seconds / len(found.images)
+    drawing = drawer.draw(seeds, members=members)
+    return drawing.images, 1000 * drawing.seconds / len(drawing.images)
 
 
-def scores(drawer: Drawer, asked: Asked, sizes: Sizes) -> tuple[Row, NDArray[np.uint8]]:
-    """Of a plan: scores, what a sample alone and one of M cost; and the members, (N, M, C, H, W)."""
+def scores(drawer: Drawer, cases: Cases, sizes: Sizes) -> tuple[Row, NDArray[np.uint8]]:
+    """A plan's scores and costs, of a sample alone and of one of M; and the members, (N, M, C, H, W)."""
     alone = timed(drawer, range(sizes.batch), 1)[1]
-    drawn, shared = timed(drawer, range(len(asked.y)), sizes.members)
-    members = drawn.reshape(len(asked.y), sizes.members, *SHAPE)
+    drawn, shared = timed(drawer, range(len(cases.y)), sizes.members)
+    members = drawn.reshape(len(cases.y), sizes.members, *SHAPE)
     condition = drawer.model.experiment.condition
-    unknown = condition.unknown(asked.y) if isinstance(condition, OfPicture) else None
+    unknown = condition.unknown(cases.y) if isinstance(condition, OfPicture) else None
     parts = (
-        (members[rows], asked.truth[rows], None if unknown is None else unknown[rows].cpu())
-        for rows in np.array_split(np.arange(len(asked.y)), max(1, len(asked.y) // 50))
+        (members[rows], cases.truth[rows], None if unknown is None else unknown[rows].cpu())
+        for rows in np.array_split(np.arange(len(cases.y)), max(1, len(cases.y) // 50))
     )
     macs = {count: replace(drawer, members=count).cost.macs for count in (1, sizes.members)}
     row = {"steps": drawer.plan.num_steps, "heavy": drawer.plan.num_heavy, "macs": macs}
     return row | {"ms": {1: alone, sizes.members: shared}} | asdict(EnsembleScores.of(parts)), members
 
 
-def strip(asked: Asked, members: NDArray[np.uint8], file: Path) -> None:
+def strip(cases: Cases, members: NDArray[np.uint8], file: Path) -> None:
     """Write a row for each of a few conditions: the condition, members, their mean, the image that it was made of."""
-    seen = picture_of(asked.y[:SHOWN], SHAPE)
+    seen = picture_of(cases.y[:SHOWN], SHAPE)
     assert seen is not None  # these tasks' conditions are pictures
     columns = [seen, *members[:SHOWN, :MEMBERS_SHOWN].swapaxes(0, 1)]
-    columns += [members[:SHOWN].mean(1).round().astype(np.uint8), asked.truth[:SHOWN]]
+    columns += [members[:SHOWN].mean(1).round().astype(np.uint8), cases.truth[:SHOWN]]
     dr.save_grid(np.stack(columns, 1).reshape(-1, *SHAPE), file, len(columns), 2)
 
 
 def save(model: dr.Model, file: Path) -> None:
-    """Averaged weights in bfloat16, with the experiment as metadata."""
+    """Write averaged weights in bfloat16, with the experiment as metadata."""
     weights = {key: training.half(value).cpu().contiguous() for key, value in model.networks.state_dict().items()}
     save_file(weights, file, {"experiment": json.dumps(to_plain(model.experiment))})
 
 
-def contender(job: Job, task: str, name: str, train: Images, asked: Asked, sizes: Sizes) -> Row:
+def contender(job: Job, task: str, name: str, train: Images, cases: Cases, sizes: Sizes) -> Row:
     """Train a model and score it under every plan; keep the weights of a dual one, and show what it draws."""
-    made = experiment(job, task, name)
-    result = training.train(job, made, train)
-    model = trained(job, made, asked)
-    print(f"{made.name}: trained, {result.iteration} iterations; {job.left:.0f} s are left", flush=True)
+    trial = experiment(job, task, name)
+    result = training.train(job, trial, train)
+    model = trained(job, trial, cases)
+    print(f"{trial.name}: trained, {result.iteration} iterations; {job.left:.0f} s are left", flush=True)
     rows: list[Row] = []
     members = np.empty(0, np.uint8)
     for steps in plans(model, job.smoke):
         drawer = dr.Choice(steps=steps).drawer(model, batch_size=sizes.batch)
-        row, members = scores(drawer, asked, sizes)
+        row, members = scores(drawer, cases, sizes)
         rows.append(row)
     if name == "dual":
-        strip(asked, members, job.out / f"{NAME}-{task}.png")
-        save(model, job.out / f"{made.name}.safetensors")
-    seen = result.iteration * made.fit.batch_size
+        strip(cases, members, job.out / f"{NAME}-{task}.png")
+        save(model, job.out / f"{trial.name}.safetensors")
+    seen = result.iteration * trial.fit.batch_size
     return {"parameters": model.parameters, "seen": seen, "seconds": result.seconds, "plans": rows}
 
 
@@ -178,10 +178,10 @@ def run(job: Job) -> bool:
     train, held_out = images(job, "train"), images(job, "test").first(sizes.conditions)
     job.out.mkdir(parents=True, exist_ok=True)
     parts = {task: job.named(task) for task in TASKS}
-    asked = {task: Asked.of(task_named(TASKS[task]), held_out) for task in TASKS}
+    cases = {task: Cases.of(task_named(TASKS[task]), held_out) for task in TASKS}
     for name in MODELS:
         for task, part in parts.items():
-            part.row(name, partial(contender, part, task, name, train, asked[task], sizes))
+            part.row(name, partial(contender, part, task, name, train, cases[task], sizes))
     for part in parts.values():
         part.write(done=complete(part))
     return all(map(complete, parts.values()))

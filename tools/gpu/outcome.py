@@ -95,13 +95,13 @@ Comparisons = Mapping[tuple[str, str], list[Ratio]]  # of two plans, one in each
 def comparisons(rows: Rows, judge: str) -> Comparisons:
     """All that the rule reads."""
     trainings = {PAIR: (0, 1)} if distances(rows, judge, PAIR, 1) else {}
-    pairs = [EVERY_STEP, *EQUAL_STEPS.items(), *((PAIR, other) for other in (WHOLE, *BASELINES))]
+    pairs = [EVERY_STEP, *EQUAL_STEPS.items(), *((PAIR, rival) for rival in (WHOLE, *BASELINES))]
     each = {both: [compare(rows, judge, both, of) for of in trainings.get(both[0], (0,))] for both in pairs}
     return {both: [ratio for ratio in ratios if ratio] if all(ratios) else [] for both, ratios in each.items()}
 
 
 def curve(ratios: Comparisons) -> str:
-    """The key in MEANING of what holds of the paper's curve."""
+    """The key in MEANING of the paper's curve."""
     even, whole = ratios[EVERY_STEP], ratios[PAIR, WHOLE]
     if even and even[0].mean > FAR:
         return "bug"
@@ -115,8 +115,8 @@ def curve(ratios: Comparisons) -> str:
 
 
 def pays(ratios: Comparisons) -> str:
-    """The key in MEANING of what holds against the baselines that the paper lacks."""
-    against = [ratios[PAIR, other] for other in BASELINES]
+    """The key in MEANING of the pair against the baselines that the paper lacks."""
+    against = [ratios[PAIR, rival] for rival in BASELINES]
     if not all(against) or any(math.isinf(ratio.high) for each in against for ratio in each):
         return "open"
     if any(all(ratio.inverse.as_good for ratio in each) for each in against):
@@ -132,7 +132,7 @@ def by_judge(rows: Rows) -> dict[str, Comparisons]:
 
 
 def decided(rows: Rows) -> dict[str, str]:
-    """What holds of the curve and against its baselines: a key, or what each judge says where they disagree."""
+    """Keys in MEANING of the curve and of the baselines, or those of each judge where they disagree."""
     parts: dict[str, Callable[[Comparisons], str]] = {"curve": curve, "pays": pays}
     says = {part: {name: rule(ratios) for name, ratios in by_judge(rows).items()} for part, rule in parts.items()}
     return {

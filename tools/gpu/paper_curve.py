@@ -63,7 +63,7 @@ PLANS = {
 
 
 def networks(name: str, *, smoke: bool = False) -> dr.OneNetwork | dr.TwoNetworks:
-    """Those of the piece `conditions`, with classes; the pair's before it takes the paper's form."""
+    """Networks of the piece `conditions`, with classes; the pair's before it takes the paper's form."""
     heavy = network(8, (32, 32), 1, 1, CLASSES) if smoke else network(64, (128, 256), 1, 4, CLASSES)
     light = reduced(heavy, "light")
     if name == "pair":
@@ -72,7 +72,7 @@ def networks(name: str, *, smoke: bool = False) -> dr.OneNetwork | dr.TwoNetwork
 
 
 def experiment(job: Job, name: str, rate: float, seed: int = 0, seconds: float | None = None) -> dr.Experiment:
-    """Of ITERATIONS, over which the rate falls by a cosine; or a trial of so many seconds."""
+    """A training of ITERATIONS, over which the rate falls by a cosine; or a trial of so many seconds."""
     times = dr.TimeSampler(heavy=(4, 32)) if name == "pair" else dr.DenoisingConfig().times
     few = 1 if seconds else 4
     fit = dr.FitConfig(
@@ -105,7 +105,7 @@ def averages(name: str, seed: int) -> str:
 
 
 def losses(job: Job, experiment: dr.Experiment, denoiser: dr.Denoiser, ages: Sequence[float]) -> dict[str, Row]:
-    """By the context's age the loss of held-out images: its mean, and that of twelve noise levels."""
+    """Losses of held-out images by the context's age: the mean, and that of twelve noise levels."""
     held_out = images(job, "test").first(2 if job.smoke else 2048)
     levels = {age: validation(denoiser, experiment.gaussian, held_out, age=age) for age in ages}
     return {f"{age:g}": {"loss": mean_loss(rows), "levels": rows} for age, rows in levels.items()}
@@ -163,7 +163,7 @@ def learned(job: Job, name: str, seed: int) -> bool:
 
 
 def prediction(rows: Mapping[str, Row]) -> Row:
-    """What light alone loses more than heavy alone, by thirds of t, and what that says of the pair."""
+    """Excess of light alone over heavy alone, by thirds of t, and what that says of the pair."""
     light, heavy = (rows[f"{name}, training 0"]["losses"]["0"]["levels"] for name in ("light", "heavy"))
     thirds = {"all": slice(None), "low": slice(4), "middle": slice(4, 8), "high": slice(8, None)}
     excess = {part: mean_loss(light[third]) / mean_loss(heavy[third]) - 1 for part, third in thirds.items()}
@@ -255,7 +255,7 @@ def scored(job: Job, seed: int) -> bool:
 
 
 def advance(job: Job) -> bool:
-    """What fits into a call. Returns whether nothing is left."""
+    """Do what fits into a call. Returns whether nothing is left."""
     announced = PREDICTION in job.rows  # before this call
     trials = [(f"rate {rate:g}, {name}", name, rate) for name, rate in product(SEARCHED, RATES)]
     if has_images(job) and not job.has(RATE):
@@ -313,7 +313,7 @@ def picture(rows: Mapping[str, Row], file: Path) -> None:
 
 
 def following(out: Path) -> tuple[list[str], list[str]]:
-    """What the next call reads: files that are made here, and patterns of files in the folder of findings."""
+    """Inputs of the next call: files that are made here, and patterns of files in the folder of findings."""
     rows = read(out, NAME).get("rows", {})
     for seed, names in TRAINED.items():
         for name in names:

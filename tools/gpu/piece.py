@@ -48,10 +48,10 @@ class Job:
     rows: dict[str, Row] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        found = read(self.out, self.name)
-        if found and found["smoke"] != self.smoke:
-            raise ValueError(f"{self.out} holds {self.name} with smoke {found['smoke']}: give another --out")
-        self.rows = {name: row for name, row in found.get("rows", {}).items() if FAILED not in row}
+        record = read(self.out, self.name)
+        if record and record["smoke"] != self.smoke:
+            raise ValueError(f"{self.out} holds {self.name} with smoke {record['smoke']}: give another --out")
+        self.rows = {name: row for name, row in record.get("rows", {}).items() if FAILED not in row}
 
     def named(self, name: str) -> Job:
         """The same call with a file of its own for a part of the work, such as another process."""
@@ -72,11 +72,11 @@ class Job:
             return
         start = time.perf_counter()
         try:
-            made = dict(make())
+            row = dict(make())
         except Exception as error:  # one failure shall not hide what the other rows find
             traceback.print_exc()
-            made = {FAILED: f"{type(error).__name__}: {error}"[:500]}
-        self.put(name, made | {"took": round(time.perf_counter() - start, 2)})
+            row = {FAILED: f"{type(error).__name__}: {error}"[:500]}
+        self.put(name, row | {"took": round(time.perf_counter() - start, 2)})
 
     def has(self, name: str) -> bool:
         """Whether the row is there and did not fail."""
@@ -90,9 +90,9 @@ class Job:
 
     def write(self, *, done: bool) -> None:
         where = environment(self.device) | ({"commit": self.commit} if self.commit else {})
-        found = {"done": done, "smoke": self.smoke, "environment": where, "rows": self.rows}
+        record = {"done": done, "smoke": self.smoke, "environment": where, "rows": self.rows}
         self.out.mkdir(parents=True, exist_ok=True)
-        write_whole(self.out / f"{self.name}.json", json.dumps(found, indent=1) + "\n")
+        write_whole(self.out / f"{self.name}.json", json.dumps(record, indent=1) + "\n")
 
 
 CIFAR10 = "cifar10.npz"
@@ -100,7 +100,7 @@ CIFAR10 = "cifar10.npz"
 
 @dataclass(frozen=True)
 class Piece:
-    """What the runner knows of a piece.
+    """A piece, as the runner sees it.
 
     answers: its question
     run:     does what fits into a call; returns whether the piece is done
@@ -120,8 +120,8 @@ class Piece:
 
     def state(self, out: Path) -> str:
         """done, part or never."""
-        found = read(out, self.name)
-        return ("done" if found["done"] else "part") if found else "never"
+        record = read(out, self.name)
+        return ("done" if record["done"] else "part") if record else "never"
 
     def needed(self, out: Path) -> list[Path]:
         """The files that its next call reads, its own rows among them."""
@@ -130,6 +130,6 @@ class Piece:
 
 
 def read(out: Path, name: str) -> dict[str, Any]:
-    """What a piece found so far; empty if it never ran."""
+    """The record of a piece so far; empty if it never ran."""
     file = out / f"{name}.json"
     return json.loads(file.read_text()) if file.is_file() else {}

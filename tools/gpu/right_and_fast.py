@@ -59,10 +59,11 @@ def size(tensors: Iterable[Tensor]) -> float:
     return sum(float(tensor.detach().double().cpu().square().sum()) for tensor in tensors) ** 0.5
 
 
-def difference(found: list[Tensor], expected: list[Tensor]) -> float:
-    """Relative, over all elements of all tensors."""
+def difference(results: list[Tensor], expected: list[Tensor]) -> float:
+    """Relative difference, over all elements of all tensors."""
     apart = [
-        one.detach().double().cpu() - two.detach().double().cpu() for one, two in zip(found, expected, strict=True)
+        result.detach().double().cpu() - wanted.detach().double().cpu()
+        for result, wanted in zip(results, expected, strict=True)
     ]
     return size(apart) / size(expected)
 
@@ -74,7 +75,7 @@ def verdict(kind: str, precision: str, error: float) -> Row:
 
 
 def random_model(networks: dr.OneNetwork | dr.TwoNetworks, device: torch.device, *, graphs: bool) -> dr.Model:
-    """As built, but for weights that leave nothing zero."""
+    """A model as built, but for weights that leave nothing zero."""
     torch.manual_seed(0)
     experiment = dr.Experiment("random", networks, BOTH if networks is TWO else ONLY, FIT)
     built, denoiser = networks.build(PROCESS)
@@ -95,10 +96,10 @@ def drawn(kind: str, name: str, where: torch.device, precision: str, *, graphs: 
         denoiser = denoiser_named(name)(denoiser, PROCESS)
         plan = plan.renewing(abilities(denoiser).between)
     step, labels = make_step(sampler, PROCESS), [seed % CLASSES for seed in range(ROWS)]
-    found = dr.sample_batches(
+    images = dr.sample_batches(
         denoiser, step, plan, (1, SIDE, SIDE), range(ROWS), labels, device=where, bfloat16=HALF[precision]
     )
-    return list(found)
+    return list(images)
 
 
 def contracts() -> Any:
@@ -120,9 +121,9 @@ def gradients(case: str, where: torch.device, precision: str) -> list[Tensor]:
         return model
 
     def batch(iteration: int) -> Any:
-        made = cases.batch_of(experiment, 8 * iteration)
-        given = None if made.given is None else made.given.float()
-        return replace(made, x=made.x.float() if made.x.is_floating_point() else made.x, given=given).to(where)
+        example = cases.batch_of(experiment, 8 * iteration)
+        x, condition = example.x, None if example.given is None else example.given.float()
+        return replace(example, x=x.float() if x.is_floating_point() else x, given=condition).to(where)
 
     settle_products(where, bfloat16=HALF[precision], trains=True)
     torch.manual_seed(0)
@@ -131,15 +132,15 @@ def gradients(case: str, where: torch.device, precision: str) -> list[Tensor]:
     for seed, part in ((7, method.networks), (8, method.auxiliaries)):
         cases.randomised(part, seed)
         part.to(where)
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for iteration, phase in cases.phases_of(method).values():
         data = batch(0)
         with torch.autocast(where.type, torch.bfloat16, enabled=HALF[precision]):
             loss = phase.loss(data, iteration, data.draws(0)).total
         parameters = [parameter for parameter in phase.parameters if parameter.requires_grad]
-        held = torch.autograd.grad(loss, parameters, allow_unused=True)
-        found += [loss, *(torch.zeros(()) if one is None else one for one in held)]
-    return found
+        slopes = torch.autograd.grad(loss, parameters, allow_unused=True)
+        tensors += [loss, *(torch.zeros(()) if slope is None else slope for slope in slopes)]
+    return tensors
 
 
 PAIR = dr.Experiment("x", TWO, BOTH, FIT)
@@ -178,7 +179,7 @@ def timed(job: Job, experiment: dr.Experiment, batch: int, mode: str) -> Row:
     row: dict[str, Any] = {}
     peak = utilisation.known_peak(job.device)
     for name, macs in (("heavy", cost.heavy), ("light", cost.light)):
-        seconds = Spread.of([one.wall for one in rounds[name]]).median
+        seconds = Spread.of([timing.wall for timing in rounds[name]]).median
         row[f"{name} ms"] = round(1e3 * seconds, 4)
         row[f"{name} MFU"] = peak and 2 * macs * batch / (peak * seconds)
     return row
@@ -191,7 +192,7 @@ def training_speed(job: Job, experiment: dr.Experiment, batch: int, mode: str) -
     record = (record_graph if half else called_again) if mode == "graphs" else None
     work = workloads.training(sized, job.device, half, compiled=mode == "compiled", record=record)
     rounds = interleaved({"": work}, job.device, seconds=0 if job.smoke else 4)[""]
-    seconds = Spread.of([one.wall for one in rounds]).median
+    seconds = Spread.of([timing.wall for timing in rounds]).median
     peak = utilisation.known_peak(job.device)
     share = peak and utilisation.flops_of(work) / (peak * seconds) if mode == "eager" else None
     return {"images a second": batch / seconds, "MFU": share}
@@ -216,8 +217,8 @@ def speed(job: Job) -> Iterator[tuple[str, Callable[[], Row]]]:
         for name, pair in pairs.items():
             for batch in batches if gpu or mode == "eager" else ():
                 yield f"calls of {name}, {mode}, batch {batch}", lambda p=pair, b=batch, m=mode: timed(job, p, b, m)
-        for name, (made, batch) in trainings.items():
-            yield f"training of {name}, {mode}", lambda m=made, b=batch, c=mode: training_speed(job, m, b, c)
+        for name, (experiment, batch) in trainings.items():
+            yield f"training of {name}, {mode}", lambda m=experiment, b=batch, c=mode: training_speed(job, m, b, c)
 
 
 def run(job: Job) -> bool:

@@ -103,5 +103,5 @@ def write(folder: Path, tensors: dict[str, dict[str, Tensor]], saved: checkpoint
 
 
 def half(value: Tensor) -> Tensor:
-    """In bfloat16, but for numbers that count steps."""
+    """A value in bfloat16, but for numbers that count steps."""
     return value.to(torch.bfloat16) if value.ndim and value.is_floating_point() else value
