@@ -41,14 +41,14 @@ def settings(environment: Mapping[str, str], idle: int) -> dict[str, str]:
     Raises ValueError for a number of threads that is none.
     """
     waiting = {"OMP_WAIT_POLICY": environment.get("OMP_WAIT_POLICY", "PASSIVE")}
-    asked = environment.get("DUALRATE_THREADS")
-    if asked == "auto" or (asked is None and "OMP_NUM_THREADS" not in environment):
+    threads = environment.get("DUALRATE_THREADS")
+    if threads == "auto" or (threads is None and "OMP_NUM_THREADS" not in environment):
         return {**waiting, "DUALRATE_THREADS": "auto", "OMP_NUM_THREADS": str(idle)}
-    if asked is None:
+    if threads is None:
         return waiting
-    if not (asked.isascii() and asked.isdecimal()) or int(asked) < 1:
-        raise ValueError(f"DUALRATE_THREADS is a whole number of at least 1, or auto, got {asked!r}")
-    return {**waiting, "OMP_NUM_THREADS": asked, "MKL_DYNAMIC": "FALSE"}  # MKL would cut it down to the cores
+    if not (threads.isascii() and threads.isdecimal()) or int(threads) < 1:
+        raise ValueError(f"DUALRATE_THREADS is a whole number of at least 1, or auto, got {threads!r}")
+    return {**waiting, "OMP_NUM_THREADS": threads, "MKL_DYNAMIC": "FALSE"}  # MKL would cut it down to the cores
 
 
 def idle_processors(seconds: float = 0.2) -> int:
@@ -225,8 +225,8 @@ def _listed(options: Mapping[str, str], name: str) -> str:
 def main() -> None:
     """Entry point of the `dualrate` command."""
     settle_streams()
-    if (found := answer(sys.argv[1:])) is not None:
-        code, text = found
+    if (reply := answer(sys.argv[1:])) is not None:
+        code, text = reply
         print(text, end="", file=sys.stderr if code else sys.stdout)
         if code:
             raise SystemExit(code)

@@ -159,8 +159,8 @@ class Student(Ranged):
         options = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if wrong := sorted(options.keys() - set(allowed)):
             listed = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
-            other = ", or pass --student dual" if set(wrong) <= set(of_two_rates) else ""
-            raise ValueError(f"a {kind} student by --method {self.by} does not take {listed}: drop {listed}{other}")
+            hint = ", or pass --student dual" if set(wrong) <= set(of_two_rates) else ""
+            raise ValueError(f"a {kind} student by --method {self.by} does not take {listed}: drop {listed}{hint}")
         return options
 
 

@@ -236,9 +236,7 @@ def baselines_of(
     if not single:
         raise ValueError("--baselines call a single network in other ways: name its run without a plan")
     request, model = max(single.items(), key=lambda pair: pair[1].call_cost.light)
-    cheaper = [
-        str(single_request.run) for single_request, its in single.items() if its.call_cost.light < model.call_cost.light
-    ]
+    cheaper = [str(each.run) for each, network in single.items() if network.call_cost.light < model.call_cost.light]
     ways = []
     for name in (*DENOISERS, *cheaper):
         try:

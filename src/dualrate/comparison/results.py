@@ -240,12 +240,12 @@ def verdict(results: ComparisonResults) -> list[str]:
     words = f"{name(row)}: {better} at {_costs(row)} {with_article(noun)}"
     if not 0 < len(baselines) < len(results.scored):
         return [f"{start}The best is {words}."]
-    other = min(baselines, key=lambda baseline: baseline.score.value)
+    rival = min(baselines, key=lambda baseline: baseline.score.value)
     sentences = [
         f"{start}{_pays(saving(best, results.baselines), row, baselines, noun)}",
         f"The best plan of two rates is {words}.",
-        f"The best baseline is {name(other)}: {scored(other.score)} at {_costs(other)}.",
-        f"{_told_apart(score, other.score, noun)}.",
+        f"The best baseline is {name(rival)}: {scored(rival.score)} at {_costs(rival)}.",
+        f"{_told_apart(score, rival.score, noun)}.",
     ]
     as_good = [baseline for baseline in baselines if baseline.score.low <= score.high]
     if fastest := min(as_good, key=lambda baseline: baseline.seconds_per_image, default=None):
@@ -300,8 +300,8 @@ def _pays(flops_saving: Saving | None, row: Row, baselines: Sequence[Row], noun:
         costs = f"they need {least}{significant(1 / ratio)} times the FLOPs of the cheapest baseline for the same score"
         return f"Two rates do not pay here: {costs}{_in_brackets(1 / high, 1 / low if low else math.inf)}."
     bounds = _bounds(low, high)
-    known = f": for the same score baselines need {bounds} times their FLOPs (95%)" if bounds else ""
-    return f"Whether two rates pay cannot be told with {measured}{known}."
+    remark = f": for the same score baselines need {bounds} times their FLOPs (95%)" if bounds else ""
+    return f"Whether two rates pay cannot be told with {measured}{remark}."
 
 
 def _bounds(low: float, high: float) -> str:

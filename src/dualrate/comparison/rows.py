@@ -117,11 +117,11 @@ def saving(measured: MeasuredCandidate, baselines: Sequence[MeasuredCandidate]) 
     """
     metric, score = measured.row.score.metric, measured.row.score.value
     curves: dict[str, list[MeasuredCandidate]] = {}
-    for other in sorted(baselines, key=lambda other: other.row.macs):
-        curves.setdefault(other.candidate.curve, []).append(other)
-    costs = [np.array([other.row.macs for other in curve]) / measured.row.macs for curve in curves.values()]
-    values = [np.array([other.row.scores[metric].value for other in curve]) for curve in curves.values()]
-    replicates = [np.stack([other.replicates[metric] for other in curve], axis=1) for curve in curves.values()]
+    for baseline in sorted(baselines, key=lambda baseline: baseline.row.macs):
+        curves.setdefault(baseline.candidate.curve, []).append(baseline)
+    costs = [np.array([baseline.row.macs for baseline in curve]) / measured.row.macs for curve in curves.values()]
+    values = [np.array([baseline.row.scores[metric].value for baseline in curve]) for curve in curves.values()]
+    replicates = [np.stack([baseline.replicates[metric] for baseline in curve], axis=1) for curve in curves.values()]
     ratio, at_most = least_cost(costs, values, score)
     if at_most and (min(cost[0] for cost in costs) > 1 or all((curve < score).all() for curve in values)):
         return None

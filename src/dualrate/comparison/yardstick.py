@@ -210,13 +210,13 @@ class Yardstick:
 def check_alike(experiments: Sequence[Experiment], *, mixed: bool) -> None:
     """Raises ValueError for models of other images than the first one's. mixed: allow other training data."""
     first, *rest = experiments
-    for other in rest:
+    for experiment in rest:
         for what, value in _compared(first).items():
-            if _compared(other)[what] != value and not (mixed and what == DATA):
+            if _compared(experiment)[what] != value and not (mixed and what == DATA):
                 hint = ". If these are the same images, add --mixed" if what == DATA else ""
                 raise ValueError(
-                    f"{first.name} and {other.name} do not compare: their {what} are {value} and "
-                    f"{_compared(other)[what]}{hint}"
+                    f"{first.name} and {experiment.name} do not compare: their {what} are {value} and "
+                    f"{_compared(experiment)[what]}{hint}"
                 )
 
 

@@ -92,9 +92,9 @@ def read_packed(folder: Path, split: Split) -> Packed:
             raise ValueError(f"{folder} is no folder that dualrate data prepare or encode wrote")
         if manifest is None:
             raise ValueError(f"{folder} is not finished: it has no {MANIFEST}; {AGAIN}")
-        said = manifest.content(DATASET)
+        record = manifest.content(DATASET)
         with reading(folder / DATASET, "what dualrate data prepare or encode wrote"):
-            dataset, sizes = _parsed(said, folder, split)
+            dataset, sizes = _parsed(record, folder, split)
         part = dataset["splits"][split]
         for file, size in sizes.items():
             if not file.exists():

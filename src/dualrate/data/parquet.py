@@ -135,8 +135,8 @@ def _label_column(schema: pa.Schema, file: Path, label: str | None, images: str)
     ]
     if label is not None:
         return label, source.skipped(columns, f"column(s) of {printable(file.name)}")
-    said = f"without labels: {printable(file.name)} has the column(s) {some_of(columns, 10)}; --data.label COLUMN"
-    return None, f"{said} takes one of integers or strings for labels" if columns else ""
+    text = f"without labels: {printable(file.name)} has the column(s) {some_of(columns, 10)}; --data.label COLUMN"
+    return None, f"{text} takes one of integers or strings for labels" if columns else ""
 
 
 def _is_label(kind: pa.DataType) -> bool:

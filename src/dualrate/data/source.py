@@ -291,16 +291,16 @@ def reading(path: Path | str, kind: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # decoders raise about ten kinds of exceptions
-        said = shown(error) or type(error).__name__
+        text = shown(error) or type(error).__name__
         if isinstance(error, OSError) and error.errno:
             if error.filename is not None:
                 raise
-            raise OSError(error.errno, " ".join((error.strerror or said).split()), str(path)) from error
+            raise OSError(error.errno, " ".join((error.strerror or text).split()), str(path)) from error
         if isinstance(error, MemoryError) and _claimed(error) <= MEMORY:
-            raise MemoryError(said if str(path) in said else f"{path}: {said}") from error
-        if isinstance(error, ValueError) and str(path) in said:
+            raise MemoryError(text if str(path) in text else f"{path}: {text}") from error
+        if isinstance(error, ValueError) and str(path) in text:
             raise
-        raise ValueError(f"{path} cannot be read as {kind}: {said}") from error
+        raise ValueError(f"{path} cannot be read as {kind}: {text}") from error
 
 
 def _claimed(error: MemoryError) -> int:

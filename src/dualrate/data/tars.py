@@ -103,8 +103,8 @@ def _listing(
     progress(len(files), len(files), "listing tars")
     good = [image for image in images if not image.member.fault]
     if not good:
-        said = f"; {images[0].member.name}: {images[0].member.fault}" if images else ""
-        raise ValueError(f"no images in the tar archives of {root}: looked for {', '.join(source.SUFFIXES)}{said}")
+        remark = f"; {images[0].member.name}: {images[0].member.fault}" if images else ""
+        raise ValueError(f"no images in the tar archives of {root}: looked for {', '.join(source.SUFFIXES)}{remark}")
     split = all(image.split for image in good) and any(image.split == "train" for image in good)
     labelled = any(image.label is not None for image in good)
     shards = _are_shards({image.member.file for image in good})

@@ -60,7 +60,7 @@ class Denoiser(ABC):
     def __repr__(self) -> str:
         """The denoiser with its fields, but of a network the class alone."""
         named = {name: type(v).__name__ if isinstance(v, nn.Module) else repr(v) for name, v in vars(self).items()}
-        return f"{type(self).__name__}({', '.join(f'{name}={said}' for name, said in named.items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={text}' for name, text in named.items())})"
 
     @abstractmethod
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:

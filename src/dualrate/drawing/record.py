@@ -104,9 +104,9 @@ class SamplingRecord:
         """
         here, differing = self.identity(), []
         for name, (value, words) in ({} if earlier is None else earlier.identity()).items():
-            other, now = here[name]
-            if value != other:
-                differing.append(f"{name} ({value}; now {other})" if words == now else f"{name} ({words}; now {now})")
+            current, now = here[name]
+            if value != current:
+                differing.append(f"{name} ({value}; now {current})" if words == now else f"{name} ({words}; now {now})")
         if differing:
             raise ValueError(
                 f"{directory} holds other {self.content}, they differ in {', '.join(differing)}: choose another --out"

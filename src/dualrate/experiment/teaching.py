@@ -179,10 +179,10 @@ def begin(
         check_same_images(experiment, source.experiment, f"{experiment.name} and its {role}_from, {source.path},")
     problem = f"its networks are not those of {experiment.name}"
     if source := loaded.get("student"):
-        its = source.experiment.networks.configs
+        parts = source.experiment.networks.configs
         for role, network_config in config.configs.items():
             check_same_network(
-                network_config, its.get(role), f"{source.path}: its {role} is not that of {experiment.name}"
+                network_config, parts.get(role), f"{source.path}: its {role} is not that of {experiment.name}"
             )
         unread = {
             name: torch.zeros_like(tensor) for name, tensor in networks.state_dict().items() if name.endswith(NOISE)

@@ -129,9 +129,9 @@ def read_clips(place: Path, how: ClipReading, progress: DataProgress = silent) -
                 )
             first = first or (clip, frames.shape[1:])
             if frames.shape[1:] != first[1]:
-                (_, *size), (_, *other) = frames.shape[1:], first[1]
+                (_, *size), (_, *usual) = frames.shape[1:], first[1]
                 raise ValueError(
-                    f"{clip} has frames of {size[1]} x {size[0]} pixels, and {first[0]} of {other[1]} x {other[0]}: "
+                    f"{clip} has frames of {size[1]} x {size[0]} pixels, and {first[0]} of {usual[1]} x {usual[0]}: "
                     "bring all to one size by --data.size"
                 )
         except ValueError as error:
@@ -282,5 +282,5 @@ def _video(clip: Path, files: Sequence[Path], how: ClipReading) -> Timed:
             if count < WHOLE * stream.frames or (alone and early and not stream.frames):
                 raise ValueError(f"it ends after {count} frame(s), before it says so")
     except (av.FFmpegError, ValueError, IndexError) as error:
-        said = getattr(error, "strerror", None) or shown(error)
-        raise ValueError(f"{clip}: cannot be decoded as MP4, WebM, MKV or AVI ({said})") from error
+        problem = getattr(error, "strerror", None) or shown(error)
+        raise ValueError(f"{clip}: cannot be decoded as MP4, WebM, MKV or AVI ({problem})") from error

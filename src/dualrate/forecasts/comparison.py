@@ -178,13 +178,13 @@ def check_same_starts(models: Sequence[Model]) -> None:
     """Raises ValueError for models of another source, past or lead times than the first's."""
     first, *rest = models
     expected = forecast_of(first)
-    for other in rest:
-        if differing := [name for name in SAME if getattr(forecast_of(other), name) != getattr(expected, name)]:
+    for model in rest:
+        if differing := [name for name in SAME if getattr(forecast_of(model), name) != getattr(expected, name)]:
             raise ValueError(
-                f"{other.name} and {first.name} forecast from other starts: they differ in {', '.join(differing)}. "
+                f"{model.name} and {first.name} forecast from other starts: they differ in {', '.join(differing)}. "
                 "Compare runs of one --data.source, --past, --frames and --lead"
             )
-        for mine, theirs in forecast_of(other).metadata.differences(expected.metadata, expected.names):
+        for mine, theirs in forecast_of(model).metadata.differences(expected.metadata, expected.names):
             raise ValueError(
-                f"{other.name} was trained on {mine}, and {first.name} on {theirs}: they cannot be compared"
+                f"{model.name} was trained on {mine}, and {first.name} on {theirs}: they cannot be compared"
             )

@@ -77,7 +77,7 @@ def spectra_figure(columns: Mapping[str, Mapping[str, Sequence[float]]]) -> Figu
             axes.plot(range(1, len(power) + 1), power, dashes[i % 3], color=mark(i)[0], linewidth=1.8, label=name)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        strongest = max(max(power, default=1.0) for one in columns.values() for power in one.values())
+        strongest = max(max(power, default=1.0) for column in columns.values() for power in column.values())
         axes.set_ylim(FAINTEST * strongest, 3 * strongest)
         axes.minorticks_off()
         axes.set_title(title, color=INK, fontsize=12)

@@ -138,9 +138,9 @@ def fields_of(
     }
     first, layout = next(iter(shapes.values())), next(iter(layouts.values()))
     if any(shape != first for shape in shapes.values()):
-        said = "; ".join(f"{name} {dict(arrays[name].sizes)}" for name in arrays)
+        sizes = "; ".join(f"{name} {dict(arrays[name].sizes)}" for name in arrays)
         raise ValueError(
-            f"{path}: its variables have different dimensions, {said}; expected the same for all: name those of one "
+            f"{path}: its variables have different dimensions, {sizes}; expected the same for all: name those of one "
             "kind (--data.variables)"
         )
     if 0 in first.values() or (layout.channel in CHANNEL and len(arrays) > 1):
@@ -306,8 +306,8 @@ def _is_place(coordinate: Any) -> bool:
 
 def _describing(variable: Any) -> list[str]:
     """The names that the attributes of a variable refer to: of bounds, of its grid, of what goes with it."""
-    said = variable.encoding | variable.attrs
-    return [name.rstrip(":") for kind in DESCRIBING for name in text_of(said.get(kind, "")).split()]
+    attributes = variable.encoding | variable.attrs
+    return [name.rstrip(":") for kind in DESCRIBING for name in text_of(attributes.get(kind, "")).split()]
 
 
 def _clock(path: Path, data: Any, layout: Layout) -> Any | None:

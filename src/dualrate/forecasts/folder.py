@@ -298,9 +298,9 @@ def write_forecast(
     drawer = as_before(drawer.for_seeds(len(starts)), Record.read(out))
     _ = checked_starts(drawer, starts.past, frames, seed, starts.dates)
     record = Record.of(drawer, starts, frames, seed, command)
-    other = None if format is None else out / f"forecast{ENDINGS[format]}"
-    if other is not None and not other.exists():
-        check_writable(other)
+    target = None if format is None else out / f"forecast{ENDINGS[format]}"
+    if target is not None and not target.exists():
+        check_writable(target)
     with record.filling(out) as record:
         record.write(out)
         truth = None if starts.truth is None else _truth(out / TRUTH, starts, frame_shape(drawer.model))
@@ -325,15 +325,15 @@ def write_forecast(
             forecast = forecast_of(drawer.model)
             troubles = (stopped_early(drawer.model.experiment, drawer.model.iteration), starts.strange)
             written = ForecastWritten(array.x, truth, drawn, seconds, burst, record, starts, forecast, troubles)
-            if other is not None:
-                if other.is_file():
-                    other.unlink()  # nothing says whether it is what was written
+            if target is not None:
+                if target.is_file():
+                    target.unlink()  # nothing says whether it is what was written
                 if format != "npz":
-                    write_dataset(other, written.dataset, "lead_time")
+                    write_dataset(target, written.dataset, "lead_time")
                 else:
                     rows = array.x.reshape(-1, *array.x.shape[2:])
                     step = None if record.unit == "time steps" else record.lead_times[0]
-                    write_fields(other, rows, record.variables, step)
+                    write_fields(target, rows, record.variables, step)
             if film := written.film:
                 write_whole(out / PICTURE, film.sheet())
                 write_whole(out / ANIMATION, film.animation())

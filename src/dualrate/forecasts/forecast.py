@@ -169,8 +169,8 @@ def starts_of(
         else:
             np.save(file, np.asarray(starts), allow_pickle=False)
         try:
-            said = (lambda text: None) if write is None else note  # an array says nothing
-            ready = read_starts(file, model, said, **how)
+            report = (lambda text: None) if write is None else note  # an array says nothing
+            ready = read_starts(file, model, report, **how)
             truth = [] if ready.truth is None else [ready.truth(i) for i in range(len(ready))]  # of the file
             source = ready.source.replace(str(file), "an array")
             return replace(ready, source=source, truth=truth.__getitem__ if truth else None)

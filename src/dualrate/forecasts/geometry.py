@@ -108,8 +108,8 @@ class Geometry:
     @property
     def latitudes(self) -> tuple[int, tuple[float, ...]]:
         """The axis of latitudes, counted from the last one (-1 columns, -2 rows), and its values; none: (0, ())."""
-        found = [(i - len(self.axes), axis.values) for i, axis in enumerate(self.axes) if axis.place == "latitude"]
-        return found[0] if found and len(found[0][1]) > 1 else (0, ())
+        pairs = [(i - len(self.axes), axis.values) for i, axis in enumerate(self.axes) if axis.place == "latitude"]
+        return pairs[0] if pairs and len(pairs[0][1]) > 1 else (0, ())
 
     @property
     def poles(self) -> bool:
@@ -356,16 +356,16 @@ def static_of(source: str, fields: FieldSource, name: str, words: Sequence[str] 
         raise ValueError(
             f"{source} has no variable {name} over space alone; it has {names}: give {' or '.join(choices)}"
         )
-    other = fields if varies else ordered(read_static(Path(path), variable))[0]
-    if varies or other.trajectories[0].shape[0] > 1:
+    static = fields if varies else ordered(read_static(Path(path), variable))[0]
+    if varies or static.trajectories[0].shape[0] > 1:
         raise ValueError(
             f"{name} of {source} varies in time, and a static field or a mask does not: --forcings {variable} takes it "
             "as known ahead, where it is among the data; or write one time of it alone (xarray: data.isel)"
         )
-    apart = [(f"points {other.space}", f"{fields.space}")] * (other.space != fields.space)
-    for mine, theirs in (*apart, *other.metadata.differences(fields.metadata, ())):
+    apart = [(f"points {static.space}", f"{fields.space}")] * (static.space != fields.space)
+    for mine, theirs in (*apart, *static.metadata.differences(fields.metadata, ())):
         raise ValueError(f"{path} has {mine}, and {source} has {theirs}: bring it to the points of the fields")
-    return other.trajectories[0][0:1][0, 0]
+    return static.trajectories[0][0:1][0, 0]
 
 
 @lru_cache(maxsize=4)

@@ -90,7 +90,7 @@ def _pdearena(file: Any, path: Path) -> FieldSource | None:
     kinds: set[tuple[str, ...]] = set()
     steps: set[float | None] = set()
     notes: list[str] = []
-    said: list[Metadata] = []
+    metadata: list[Metadata] = []
     space: list[int] = []
     for split in filter(split_named, file):
         if not isinstance(group := file[split], Mapping):
@@ -121,7 +121,7 @@ def _pdearena(file: Any, path: Path) -> FieldSource | None:
         described = tuple(Description.of(part.attrs) for part in parts)
         points = _coordinates(path, group, dict.fromkeys((*SAME_AXIS, *SAME_AXIS.values())), count, space)
         clock = text_of(group["t"].attrs.get("units", "")) if "t" in group else ""
-        said.append(Metadata(described if len(parts) == channels else described * channels, points, clock))
+        metadata.append(Metadata(described if len(parts) == channels else described * channels, points, clock))
         steps.add(float(each[0]) if len(each) == 1 else common_step(timing.step for timing in timings))
         notes += [timing.note for timing in timings if timing.note]
         splits[split] = [_of_hdf5(path, parts, i, (frames, *shape), timing) for i, timing in enumerate(timings)]
@@ -130,12 +130,12 @@ def _pdearena(file: Any, path: Path) -> FieldSource | None:
     if not splits:
         return None
     variables = kinds.pop()
-    for mine, first in (each for other in said for each in other.differences(said[0], variables)):
+    for mine, first in (pair for each in metadata for pair in each.differences(metadata[0], variables)):
         raise ValueError(f"{path}: its splits have {first} and {mine}: bring them to one")
-    named = {each.axes: each.name for each in said[0].coordinates}
+    named = {each.axes: each.name for each in metadata[0].coordinates}
     axes = [named.get((i,), "") for i in range(len(space))]
     return FieldSource(
-        splits, variables, common_step(steps), tuple(axes) if all(axes) else (), next(iter(notes), ""), said[0]
+        splits, variables, common_step(steps), tuple(axes) if all(axes) else (), next(iter(notes), ""), metadata[0]
     )
 
 

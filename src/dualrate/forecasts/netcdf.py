@@ -127,11 +127,11 @@ def _naming_calendar(path: Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        said, advice, _ = " ".join(str(error).split()).partition(" Try opening")
+        problem, advice, _ = " ".join(str(error).split()).partition(" Try opening")
         if not advice:
             raise
         raise ValueError(
-            f"{path}: its times cannot be read ({said.rstrip('.')}): those of other calendars than ours need cftime "
+            f"{path}: its times cannot be read ({problem.rstrip('.')}): those of other calendars than ours need cftime "
             "(pip install cftime), others units such as 'days since 2000-01-01'"
         ) from error
 

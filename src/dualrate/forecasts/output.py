@@ -139,8 +139,8 @@ def _restored(point: Coordinate, order: Order, grid: Sequence[int]) -> tuple[Coo
 def _times(starts: Starts, record: Any, forecast: Forecast) -> dict[str, Any]:
     """Coordinates: lead times, and of each start and frame its time, where the data says that."""
     lead, times = np.array(record.lead_times), starts.dates
-    said = forecast.metadata.time or starts.metadata.time * (starts.places is not None)
-    unit = said.partition(" since ")[0] if forecast.step is not None else ""
+    clock = forecast.metadata.time or starts.metadata.time * (starts.places is not None)
+    unit = clock.partition(" since ")[0] if forecast.step is not None else ""
     of_months = f" of {forecast.plain_time(1)}" * bool(forecast.months)
     says = {
         "standard_name": "forecast_period",

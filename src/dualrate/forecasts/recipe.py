@@ -266,10 +266,10 @@ class Clips(Forecasting):
         return latents, fields.shape
 
 
-def _weights(said: Sequence[str], names: Sequence[str]) -> tuple[float, ...]:
+def _weights(words: Sequence[str], names: Sequence[str]) -> tuple[float, ...]:
     """A weight for each variable; none where none is said. Raises ValueError for what is no VARIABLE:WEIGHT."""
-    weights = dict(variable_number(each, names, "weight", "WEIGHT", above=0) for each in said)
-    return tuple(weights.get(name, 1.0) for name in names) if said else ()
+    weights = dict(variable_number(each, names, "weight", "WEIGHT", above=0) for each in words)
+    return tuple(weights.get(name, 1.0) for name in names) if words else ()
 
 
 def _channels(task: Forecast, content: FieldSource) -> str:

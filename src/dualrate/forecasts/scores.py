@@ -224,10 +224,10 @@ class ForecastScorer:
         how = {"climatology": self._about, "thresholds": self._thresholds, "seed": self._seed}
         how |= {"spectrum": self._spectrum}
         weights = self._weights if weights is None else weights
-        other = ForecastScorer(self._leads.tolist(), scale=scale, weights=weights, **how)
-        other._channels = channels
-        self._others.append(other)
-        return other
+        scorer = ForecastScorer(self._leads.tolist(), scale=scale, weights=weights, **how)
+        scorer._channels = channels
+        self._others.append(scorer)
+        return scorer
 
     def add(self, frames: Iterable[tuple[Tensor, Tensor]], *, start: Tensor | None = None) -> None:
         """The next n starts: (members (n, M, C, H, W), truth (n, C, H, W)) of each lead time, any float type.

@@ -98,17 +98,17 @@ class Anomalies:
         coefficients = curves(fields, parts, self.harmonics).astype(np.float32)
         if fields.hidden is not None:  # of which the mean is known
             coefficients[1:, fields.hidden] = 0
-        made = replace(self, hours=hours, coefficients=as_text(coefficients.reshape(-1, *coefficients.shape[2:])))
+        anomalies = replace(self, hours=hours, coefficients=as_text(coefficients.reshape(-1, *coefficients.shape[2:])))
 
         def beside(number: int) -> Lazy:
             def read(first: int, stop: int) -> NDArray[np.float32]:
-                usual = made.climatology(parts[number][first:stop], torch.device("cpu")).numpy()
+                usual = anomalies.climatology(parts[number][first:stop], torch.device("cpu")).numpy()
                 return fields.frames(number, first, stop - first) - usual
 
             return Lazy((len(parts[number]), *fields.shape), read, timing_of(fields.trajectories[number]))
 
         measured = survey(fields.name, [*map(beside, range(len(parts)))], fields.variables, hidden=fields.hidden)[1]
-        return replace(made, statistics=measured)
+        return replace(anomalies, statistics=measured)
 
     def climatology(self, parts: NDArray[np.float64], device: torch.device) -> Tensor:
         """C(t), (..., C, H, W), at parts of the year (...)."""

@@ -78,11 +78,11 @@ class FirstWindow(Work):
         shown, arrays = [samples.reshape(count, frames, *shape)], {"frames": samples}
         facts: dict[str, Any] = {"lead_times": forecast.lead_times(frames), "variables": forecast.names}
         if truth is not None:
-            known, weights = truth.shape[1], torch.from_numpy(forecast.geometry.weights(shape))
+            length, weights = truth.shape[1], torch.from_numpy(forecast.geometry.weights(shape))
             arrays["truth"] = truth
-            unseen = np.full((len(truth), frames - known, *shape), np.nan, np.float32)
+            unseen = np.full((len(truth), frames - length, *shape), np.nan, np.float32)
             shown.append(np.concatenate((truth, unseen), 1))
-            x, y = weights * torch.from_numpy(samples[:, :, :known]), weights * torch.from_numpy(truth)
+            x, y = weights * torch.from_numpy(samples[:, :, :length]), weights * torch.from_numpy(truth)
             crps = fair_crps(x.movedim(1, 3).flatten(0, 2), y.flatten(0, 2)).view(y.shape[:3]).numpy()
             facts["crps"] = np.where(np.isfinite(crps), crps.astype(object), np.array(None)).tolist()
         return Answer(self._pictures(np.concatenate(shown), of_clips=forecast.of_clips), arrays, facts)

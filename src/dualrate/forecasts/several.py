@@ -52,8 +52,8 @@ def check_same_kind(first: Named, other: Named, *, splits: bool = False) -> None
 
 def _in_time(files: Sequence[Named]) -> Named:
     """Files of the same variables, one after the other."""
-    for other in files[1:]:
-        check_same_kind(files[0], other)
+    for file in files[1:]:
+        check_same_kind(files[0], file)
     if len(files) == 1:
         return files[0]
     times = {path: timing_of(fields.trajectories[0]).times for path, fields in files}
@@ -105,13 +105,13 @@ def _chained(path: Path, parts: Sequence[Trajectory]) -> Lazy:
 def _beside(groups: Sequence[Named]) -> Named:
     """Variables of several sources over the same times as channels of one."""
     path, first = groups[0]
-    for other, fields in groups[1:]:
-        check_same_kind(groups[0], (other, fields))
+    for file, fields in groups[1:]:
+        check_same_kind(groups[0], (file, fields))
         for mine, theirs in zip(fields.trajectories, first.trajectories, strict=True):
             a, b = timing_of(mine).times, timing_of(theirs).times
             if mine.shape[0] != theirs.shape[0] or not np.array_equal(a, b):
                 raise ValueError(
-                    f"{other} ({', '.join(fields.variables)}) and {path} ({', '.join(first.variables)}) have other "
+                    f"{file} ({', '.join(fields.variables)}) and {path} ({', '.join(first.variables)}) have other "
                     "times: name files of the same times, or one variable (--data.variables)"
                 )
     if len(groups) == 1:

@@ -175,8 +175,8 @@ def _read_several(members: Sequence[tuple[str, Path]], names: Sequence[str], lev
                 raise
     splits = [(split, *joined(files)) for split, files in parts.items() if files]
     _, path, first = splits[0]
-    for _, other_path, other in splits[1:]:
-        check_same_kind((path, first), (other_path, other), splits=True)
+    for _, other_path, fields in splits[1:]:
+        check_same_kind((path, first), (other_path, fields), splits=True)
     note = "; ".join(
         [first.note] * bool(first.note)
         + [f"without fields: {some_of([file.name for file in without])}"] * bool(without)

@@ -274,8 +274,8 @@ def _from_fields(path: Path, model: Model, frame: Shape, note: Note) -> tuple[Fi
     forced, names = fields.picked(forecast.externals.variables), fields.variables
     fields = fields.picked([name for name in names if name not in forced.variables])
     if {*forecast.variables} <= {*fields.variables}:
-        if others := [name for name in fields.variables if name not in forecast.variables]:
-            note(f"{path}: {some_of(others)} are left out, which {model.name} was not trained on")
+        if extra := [name for name in fields.variables if name not in forecast.variables]:
+            note(f"{path}: {some_of(extra)} are left out, which {model.name} was not trained on")
         fields = fields.picked(forecast.variables)
     if forced.variables:
         ends = [_last_known(trajectory) for trajectory in fields.trajectories]

@@ -139,10 +139,10 @@ class Team:
                 else:
                     begun.remove(mine)
                     mine = -1
-            for said, number, value in self._arrived(waits=mine < 0 and not is_due(1)):
-                if said == ITEM:
+            for word, number, value in self._arrived(waits=mine < 0 and not is_due(1)):
+                if word == ITEM:
                     yield number, value
-                elif said == DONE:
+                elif word == DONE:
                     begun.remove(number)
                 else:
                     raise value
@@ -163,11 +163,11 @@ class Team:
                 lost = follower
                 time.sleep(ECHO)  # a signal that reached all of them comes here meanwhile
                 continue
-            said, number, value = unpacked(content)
-            if said == LEAVES:
+            word, number, value = unpacked(content)
+            if word == LEAVES:
                 raise KeyboardInterrupt
-            self._in_hand[follower] -= said != ITEM
-            yield said, number, value
+            self._in_hand[follower] -= word != ITEM
+            yield word, number, value
         if lost is not None:
             raise self._lost(lost)
 
@@ -223,17 +223,17 @@ def follow(leader: Connection) -> NoReturn:
         says = False
 
     threading.Thread(target=read, daemon=True).start()
-    job, device, told, says = None, "", b"", False
+    job, device, packed_job, says = None, "", b"", False
     try:
         while True:
             of, content = words.get()
             if isinstance(of, str):
-                job, device, told = None, of, content
+                job, device, packed_job = None, of, content
                 continue
             try:
                 if job is None and device == "cuda":
                     torch.cuda.set_device(device_of_process(torch.device(device)))
-                job = job or unpacked(told)
+                job = job or unpacked(packed_job)
                 for item in job(unpacked(content)):
                     say(ITEM, of, item)
                 say(DONE, of, None)

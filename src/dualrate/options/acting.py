@@ -187,12 +187,12 @@ def refusal(command: str, arguments: Sequence[str], runs: Iterable[tuple[str, Ru
     runs: by default those among the arguments
     """
     named = dict.fromkeys(option_name(word) for word in arguments if word.startswith("--"))
-    other = "" if command in TRAINING else ", or name such a run"
+    hint = "" if command in TRAINING else ", or name such a run"
     for folder, run in named_runs(command, arguments) if runs is None else runs:
         if command in USUAL and not _of_forecasts(run):  # so is the run
             continue
         for kind in dict.fromkeys(runs_of(command, option) for option in named):
             if kind is not None and not kind.includes(run):
                 idle = " and ".join(option for option in named if runs_of(command, option) is kind)
-                return f"{idle}: only for {kind.called}, and {folder} is none of these: drop {idle}{other}"
+                return f"{idle}: only for {kind.called}, and {folder} is none of these: drop {idle}{hint}"
     return None

@@ -31,8 +31,8 @@ def with_way_on(refused: OtherRun, out: Path, experiment: Experiment) -> ValueEr
         began, fit = read_experiment(out), experiment.fit
         if fit.on_seconds(asdict(began.fit)):  # the message has a way
             return refused
-        other = "iterations" not in began.fit.free() and began.fit.iterations != fit.iterations
-        changes = dict.fromkeys((*refused.changes, *["fit.iterations"] * other))
+        differs = "iterations" not in began.fit.free() and began.fit.iterations != fit.iterations
+        changes = dict.fromkeys((*refused.changes, *["fit.iterations"] * differs))
         way = _by_settings(began, [*changes])
         past = None if way else _by_history(out, free)
         if way := way or past:

@@ -111,16 +111,16 @@ class Accelerated:
 def sampling_summary(calls: Sequence[CallRecord], policy: Policy, name: str) -> str:
     """A line on the calls of a sampling of a network: how many ran whole, and what all of them cost."""
     counts = call_counts(calls).items()
-    said = ", ".join(f"{count} {did}" for did, count in counts if count or did != "partial") + " calls"
+    text = ", ".join(f"{count} {did}" for did, count in counts if count or did != "partial") + " calls"
     changes = [call.change for call in calls if call.change]
     if policy.sees.startswith("forecast"):
         worst = max((call.change for call in calls if call.did == "skipped"), default=0.0)
-        said += f", {len(changes)} verified, kept up to an error of {worst:.2g}"
+        text += f", {len(changes)} verified, kept up to an error of {worst:.2g}"
     if changes:
         at = torch.tensor(changes, dtype=torch.float64).quantile(torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
-        said += ", changes " + ", ".join(f"{q:.0%} {value:.2g}" for q, value in zip(QUANTILES, at, strict=True))
+        text += ", changes " + ", ".join(f"{q:.0%} {value:.2g}" for q, value in zip(QUANTILES, at, strict=True))
     macs, plain = cost_of(calls)
-    return f"{said}; {macs / 1e9:.4g} of {plain / 1e9:.4g} GMACs, {share_of_plain(macs, plain, name)}"
+    return f"{text}; {macs / 1e9:.4g} of {plain / 1e9:.4g} GMACs, {share_of_plain(macs, plain, name)}"
 
 
 def share_of_plain(macs: int, plain: int, name: str) -> str:
@@ -334,7 +334,7 @@ class _Network:
         if self.now != (time, step):  # in bfloat16 two steps may have the same time
             self.now, self.earlier, self.caches = (time, step), self.caches, {}
         called = ((shapes, condition, rank) for rank in itertools.count())
-        branch = next(one for one in called if one not in self.caches)
+        branch = next(key for key in called if key not in self.caches)
         self.branch = self.branches.setdefault(branch, len(self.branches))
         if branch in self.earlier:
             self.caches[branch] = self.earlier[branch]

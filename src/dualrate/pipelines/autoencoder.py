@@ -241,9 +241,9 @@ def read_autoencoder(folder: Path, device: torch.device | str | None = None) -> 
         )
     module: Any = read_weights(class_named(name, RULES), folder)
     with blaming(folder / NETWORK):
-        made = Autoencoder(module.float().to(pick_device(device)), module.config, str(folder))
-        made.image_shape((made.rule.channels(made.config), 1, 1))
-        return made
+        autoencoder = Autoencoder(module.float().to(pick_device(device)), module.config, str(folder))
+        autoencoder.image_shape((autoencoder.rule.channels(autoencoder.config), 1, 1))
+        return autoencoder
 
 
 @dataclass(frozen=True)

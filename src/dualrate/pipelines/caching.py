@@ -70,14 +70,14 @@ class Cache:
     """The cache of one of the calls that a step makes, in one sampling.
 
     shapes:  of the call's tensors
-    held:    what the method keeps, the latest first
+    past:    contexts that the method keeps, the latest first
     seen:    what the policy's change is counted from
     tried:   whether the latest call was forecast, be that kept or not
     """
 
     policy: Policy
     shapes: tuple[Any, ...]
-    held: deque[Context]
+    past: deque[Context]
     step: int = 0
     seen: Tensor | None = None
     change: float = 0.0
@@ -191,7 +191,7 @@ class Features(CacheMethod):
         start = {name: named[name] for name in names}
         before = ran("first", blocks[:first], start)
         first_added = before[HIDDEN] - start[HIDDEN] if first else None
-        whole = not cache.held or cache.policy.due(cache.step) or (not sees and cache.policy.refresh(cache.step, 0.0))
+        whole = not cache.past or cache.policy.due(cache.step) or (not sees and cache.policy.refresh(cache.step, 0.0))
         cache.tried = not whole
         if not whole:
             features = forecast_features(self.latest(cache), t, schedule)
@@ -215,16 +215,16 @@ class Features(CacheMethod):
             additions.append(after[HIDDEN] - inner[HIDDEN] if first_added is None else first_added)
         elif first_added is not None:
             cache.seen = first_added
-        if cache.held and cache.held[0].tau == t:  # a solver may call twice at a time
-            cache.held.popleft()
-        cache.held.appendleft(Context(tuple(feature.detach() for feature in additions), tau=t, age=cache.step))
+        if cache.past and cache.past[0].tau == t:  # a solver may call twice at a time
+            cache.past.popleft()
+        cache.past.appendleft(Context(tuple(feature.detach() for feature in additions), tau=t, age=cache.step))
         return after, True
 
     def latest(self, cache: Cache) -> Context:
         """The contexts that are held as one, in which an age is counted from the next refresh, or from now."""
-        later = (cache.step, *(context.age for context in cache.held))
+        later = (cache.step, *(context.age for context in cache.past))
         latest, *earlier = (
-            replace(context, age=now - context.age) for context, now in zip(cache.held, later, strict=False)
+            replace(context, age=now - context.age) for context, now in zip(cache.past, later, strict=False)
         )
         return replace(latest, earlier=tuple(earlier))
 
@@ -251,18 +251,18 @@ class CachedTokens(CacheMethod):
         cut: Any = CutTokens(cast(Any, _OneCall(self, run)), self.by == "attention")
         of_call = (None, None, None)
         every = cast(Fixed, cache.policy).every
-        if not cache.held or cache.policy.refresh(cache.step, 0.0):
+        if not cache.past or cache.policy.refresh(cache.step, 0.0):
             if cut.scores and (cache.shapes, "plain") not in self.costs:  # a call more, once
                 self.counted(cache, "plain", lambda: run(self.net))
             *features, out = self.counted(cache, "full", lambda: cut.whole(*of_call))
-            cache.held.appendleft(Context((*features, torch.zeros_like(features[-1]))))
+            cache.past.appendleft(Context((*features, torch.zeros_like(features[-1]))))
             return out, "full"
-        sums, attention, received, age = cache.held[0].features
+        sums, attention, received, age = cache.past[0].features
         if self.by == "random" and (every - cache.step % every) % 2 == 0:  # counted back from the next refresh
             return self.counted(cache, "skipped", lambda: cut.rest(*of_call, sums.sum(1))), "skipped"
         chosen = choose(received, age, t, self.share, self.by)
         sums, out = self.counted(cache, "partial", lambda: cut.part(*of_call, sums, attention, chosen))
-        cache.held.appendleft(Context((sums, attention, received, (age + 1).scatter(2, chosen, 0))))
+        cache.past.appendleft(Context((sums, attention, received, (age + 1).scatter(2, chosen, 0))))
         return out, "partial"
 
     def macs(self, cache: Cache, did: Did) -> tuple[int, int]:
@@ -321,15 +321,15 @@ class CachedLevels(CacheMethod):
         end = _layers(last, slice(-self.outer, None))
 
         def ending(named: Named) -> Any:
-            return end(**named | {HIDDEN: cache.held[0].features[0], SKIPS: named[SKIPS][: self.outer]})
+            return end(**named | {HIDDEN: cache.past[0].features[0], SKIPS: named[SKIPS][: self.outer]})
 
         def whole(named: Named) -> Any:
             start = sharing(_layers(last, slice(-self.outer)), upsamplers=None)
             h = start(**named | {SKIPS: named[SKIPS][self.outer :]}) if len(start.resnets) else named[HIDDEN]
-            cache.held.appendleft(Context((h.detach(),)))
+            cache.past.appendleft(Context((h.detach(),)))
             return ending(named)
 
-        if not cache.held or cache.policy.refresh(cache.step, 0.0):
+        if not cache.past or cache.policy.refresh(cache.step, 0.0):
             up = nn.ModuleList([*earlier, _Through([last], whole)])
             return self.counted(cache, "full", lambda: run(sharing(net, up_blocks=up))), "full"
         first = sharing(_layers(net.down_blocks[0], slice(self.outer - 1)), downsamplers=None)

@@ -147,9 +147,9 @@ def read_captions(
         count += 1
     lacking = [names[i] for i in np.flatnonzero(places < 0)]
     if lacking or (count > len(names) and not named):
-        said = f"none for {len(lacking)} of them ({some_of(lacking)})" if lacking else "and nothing says whose they are"
+        text = f"none for {len(lacking)} of them ({some_of(lacking)})" if lacking else "and nothing says whose they are"
         raise ValueError(
-            f"{place} has {count} captions for the {len(names)} images of {source}, {said}: give one per line or row, "
+            f"{place} has {count} captions for the {len(names)} images of {source}, {text}: give one per line or row, "
             f"in the order of the images, or name the image of each in a column {NAMES[0]}"
         )
     notes = [

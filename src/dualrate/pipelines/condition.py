@@ -44,14 +44,14 @@ class Prompts(Condition, Ranged):
 
     def partners(self, targets: str, split: Split, *, label: str | None, on_bad: str) -> PromptSet:
         """Raises ValueError for latents without prompts, and with those of other encoders."""
-        found = read_prompts(targets, split)
-        if (found.encoder, found.size) != (self.encoder, self.size):
+        prompts = read_prompts(targets, split)
+        if (prompts.encoder, prompts.size) != (self.encoder, self.size):
             raise ValueError(
-                f"the prompts in {targets} are by other text encoders (sha256 {found.encoder[:12]}, {found.size} "
+                f"the prompts in {targets} are by other text encoders (sha256 {prompts.encoder[:12]}, {prompts.size} "
                 f"numbers each) than the model's ({self.encoder[:12]}, {self.size}): encode the captions by "
                 f"{self.folder or 'its pipeline'}, into another folder"
             )
-        return found
+        return prompts
 
     def held_out(self, source: str) -> Given:
         if not source:
@@ -59,11 +59,11 @@ class Prompts(Condition, Ranged):
                 "this model has no prompts of its own: pass --prompt TEXT to dualrate sample, or name a run that was "
                 "trained with prompts"
             )
-        found = self.partners(source, "test", label=None, on_bad="fail")
-        return Given(found.packed.rows, found.texts)
+        prompts = self.partners(source, "test", label=None, on_bad="fail")
+        return Given(prompts.packed.rows, prompts.texts)
 
     def conditioned(self, targets: TrainingSet, partners: TrainingSet | None = None) -> Conditioned:
         """Each of class 0: its prompt counts."""
-        made = super().conditioned(targets, partners)
-        made.labels, made.class_names = np.zeros(len(made), np.int64), ("prompt",)
-        return made
+        conditioned = super().conditioned(targets, partners)
+        conditioned.labels, conditioned.class_names = np.zeros(len(conditioned), np.int64), ("prompt",)
+        return conditioned

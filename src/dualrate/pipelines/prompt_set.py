@@ -174,9 +174,9 @@ def read_prompts(source: str | Path, split: Split) -> PromptSet:
     folder = resolved(source) / PROMPTS
     rows = read_packed(folder, split)
     with blaming(folder / packed.DATASET):
-        found = PromptSet(rows, folder)
-        _ = found.size, found.fingerprint
-        return found
+        prompts = PromptSet(rows, folder)
+        _ = prompts.size, prompts.fingerprint
+        return prompts
 
 
 def encode_prompts(

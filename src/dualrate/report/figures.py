@@ -33,11 +33,11 @@ WIDE = 5.0  # scores that span a larger factor get a log axis
 
 def pareto_front(items: Iterable[Item], place: Callable[[Item], tuple[float, float]]) -> list[Item]:
     """The items that no other beats, in order of cost. place: an item's (cost, score); lower is better in both."""
-    kept: list[Item] = []
+    front: list[Item] = []
     for item in sorted(items, key=place):
-        if not kept or place(item)[1] < place(kept[-1])[1]:
-            kept.append(item)
-    return kept
+        if not front or place(item)[1] < place(front[-1])[1]:
+            front.append(item)
+    return front
 
 
 def pareto_figure(rows: Sequence[Row], cost: str, noun: str = "image") -> Figure:
@@ -58,8 +58,8 @@ def pareto_figure(rows: Sequence[Row], cost: str, noun: str = "image") -> Figure
     figure, axes = _blank(height=5.6)
     for i, network in enumerate(dict.fromkeys(row.network for row in rows)):
         color, marker = mark(i)
-        own = [row for row in rows if row.network == network]
-        front = pareto_front(own, place)
+        of_network = [row for row in rows if row.network == network]
+        front = pareto_front(of_network, place)
         x, y = zip(*map(place, front), strict=True)
         below = [max(0.0, row.score.value - row.score.low) for row in front]
         above = [max(0.0, row.score.high - row.score.value) for row in front]
@@ -69,7 +69,7 @@ def pareto_figure(rows: Sequence[Row], cost: str, noun: str = "image") -> Figure
         offset = ((8, 6), (8, -14), (-22, 6))[i % 3]  # neighbouring points of two networks are labelled apart
         for row in front:
             axes.annotate(row.plan, place(row), offset, textcoords="offset points", color=color, fontsize=11)
-        for row in own:
+        for row in of_network:
             if row not in front:
                 axes.plot(*place(row), marker, color=color, alpha=0.35)
     if not math.isnan(floor):
@@ -117,10 +117,10 @@ def ranks_figure(ranks: Mapping[str, Sequence[float]]) -> Figure:
 def plan_figure(plans: Sequence[tuple[str, StepPlan]]) -> Figure:
     """Draws the steps and the heavy calls of some plans, a line each: time runs from noise to data."""
     figure, axes = _blank(height=1.2 + 0.45 * len(plans))
-    for line, (_, made) in enumerate(plans):
+    for line, (_, plan) in enumerate(plans):
         color = PALETTE[line % len(PALETTE)]
-        heavy = [t for t, refresh in zip(made.t, made.refresh, strict=False) if refresh is Refresh.FULL]
-        light = [t for t, refresh in zip(made.t, made.refresh, strict=False) if refresh is not Refresh.FULL]
+        heavy = [t for t, refresh in zip(plan.t, plan.refresh, strict=False) if refresh is Refresh.FULL]
+        light = [t for t, refresh in zip(plan.t, plan.refresh, strict=False) if refresh is not Refresh.FULL]
         axes.plot(light, [line] * len(light), "|", color=color, markersize=8, markeredgewidth=1.2, alpha=0.7)
         axes.plot(heavy, [line] * len(heavy), "o", color=color, markersize=9)
     axes.set_yticks(range(len(plans)), [name for name, _ in plans])

@@ -83,8 +83,8 @@ def check_out(name: str, out: Path) -> None:
     except OSError as error:
         raise OSError(f"nothing can be written to {existing} ({error.strerror}): choose another --out") from error
     names = sorted(path.name for path in out.iterdir()) if existing == out else []
-    if other := [what for name, what in OTHERS.items() if name in names]:
-        raise ValueError(f"{out} holds {other[0]}: choose another --out")
+    if contents := [what for name, what in OTHERS.items() if name in names]:
+        raise ValueError(f"{out} holds {contents[0]}: choose another --out")
     foreign = [name for name in names if not name.endswith(LOGS) and not name.startswith((TRIAL, ".nfs"))]
     if foreign and not set(OF_A_RUN) & set(names):
         raise ValueError(f"{out} holds {some_of(foreign)} but no run: choose a new or empty directory as --out")
@@ -280,8 +280,8 @@ class _Hooks:
             limit = "" if config.limit is None else f", or as many as {config.limit:g} s of training allow"
             what = f"{config.iterations} {what}{limit}"
         with torch.random.fork_rng([]):  # dropout draws numbers
-            known = facts(model)
-        lines = [f"{experiment.name}: {what}, in {self.out}", f"{known['networks']}; {known['cost']}"]
+            summary = facts(model)
+        lines = [f"{experiment.name}: {what}, in {self.out}", f"{summary['networks']}; {summary['cost']}"]
         if experiment.networks.ages:
             lines.append(
                 "loss: the light network's; context_loss: its part with a context; encoder_loss: the heavy one's"

@@ -233,7 +233,7 @@ class Engine:
                     "few seconds, or ask for fewer"
                 )
             self._used.setdefault(client, min(self._used.values(), default=0))  # who comes has no more of a claim
-            used = min((other.used for other in self._drawings if other.client == client), default=0)
+            used = min((each.used for each in self._drawings if each.client == client), default=0)
             drawing = Drawing(self, images, client, used)
             self._drawings.add(drawing)
             return drawing
@@ -324,7 +324,7 @@ class Engine:
         """Make these calls, those of one condition once. Where a batch fails each is made alone, to fail alone."""
         try:
             keys = [call.condition or call for call in calls]
-            results: dict[Any, Any] = {key: held for key in keys if (held := self._shared.get(key)) is not None}
+            results: dict[Any, Any] = {key: result for key in keys if (result := self._shared.get(key)) is not None}
             fresh = {key: call for key, call in zip(keys, calls, strict=True) if key not in results}
             if fresh:
                 results.update(zip(fresh, self._batch(kind, list(fresh.values())), strict=True))

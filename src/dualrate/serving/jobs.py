@@ -219,7 +219,7 @@ class Jobs:
 
     def ahead(self, job: Job) -> int:
         """The number of jobs that are drawn before it."""
-        return 0 if job.drawing.running() else next((i for i, other in enumerate(self.active()) if other is job), 0)
+        return 0 if job.drawing.running() else next((i for i, each in enumerate(self.active()) if each is job), 0)
 
     def active(self) -> list[Job]:
         """Jobs that are drawn or wait, in the order in which they are drawn."""

@@ -70,8 +70,8 @@ def blaming(path: Path | str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
-        said = shown(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {shown(error)}"
-        raise ValueError(f"{path}: {said}") from error
+        text = shown(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {shown(error)}"
+        raise ValueError(f"{path}: {text}") from error
 
 
 def shown(value: object, most: int = 500) -> str:
@@ -173,12 +173,12 @@ def whole(path: Path, *, synced: bool = True) -> Iterator[Path]:
     synced: False for files by the thousand, in a folder that this process holds (`locked`), whose reader looks whether
             they are whole: a loss of power may cut them
     """
-    usual, other = (path.with_name(f"{path.name}.{mark}.partial") for mark in ("0" * 8, secrets.token_hex(4)))
+    usual, spare = (path.with_name(f"{path.name}.{mark}.partial") for mark in ("0" * 8, secrets.token_hex(4)))
     if not path.parent.exists():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder: make it first", str(path.parent))
     holding = locked(usual, os.O_RDWR | os.O_CREAT) if synced else nullcontext(fcntl is not None)
     with naming(path), holding as is_ours:
-        aside = usual if is_ours else other  # another process may be writing there now
+        aside = usual if is_ours else spare  # another process may be writing there now
         try:
             yield aside
             if synced:

@@ -60,8 +60,8 @@ class Manifest:
             plain = files.read_json(file)
             newest = plain.get("format", FORMAT)
             entries = {name: (entry["size"], entry["sha256"]) for name, entry in plain.get("files", {}).items()}
-            if odd := [size for size, _ in entries.values() if type(size) is not int]:
-                raise ValueError(f"a size is a whole number, got {shown(odd[0], 60)}")
+            if sizes := [size for size, _ in entries.values() if type(size) is not int]:
+                raise ValueError(f"a size is a whole number, got {shown(sizes[0], 60)}")
         except OSError as error:
             if error.errno in ABSENT:
                 return None
@@ -94,15 +94,15 @@ class Manifest:
         return content
 
 
-def check_format(file: Path, found: object, known: int) -> None:
-    """Raises ValueError for another format of a file than the one that is known."""
-    if type(found) is int and found > known:
+def check_format(file: Path, number: object, newest: int) -> None:
+    """Raises ValueError for another format of a file than the newest."""
+    if type(number) is int and number > newest:
         raise ValueError(
-            f"{file} was written by a newer version of dualrate (format {shown(found, 20)}, this one reads {known}): "
+            f"{file} was written by a newer version of dualrate (format {shown(number, 20)}, this one reads {newest}): "
             "update it"
         )
-    if type(found) is not int or found != known:
-        raise ValueError(f"{file} has format {shown(found, 60)}, expected {known}: use the version that wrote it")
+    if type(number) is not int or number != newest:
+        raise ValueError(f"{file} has format {shown(number, 60)}, expected {newest}: use the version that wrote it")
 
 
 def fault_point(point: str) -> None:

@@ -69,8 +69,8 @@ class PlainReporter:
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
         now, unit = time.monotonic(), next((counted for counted in COUNTED if counted in logs), "images")
-        other = self._last is not None and total != self._last[3] and iteration <= self._last[1]  # a guess may change
-        if self._last is None or other:  # the first pays for warming up: measure from its end
+        restart = self._last is not None and total != self._last[3] and iteration <= self._last[1]  # a guess may change
+        if self._last is None or restart:  # the first pays for warming up: measure from its end
             self._last = (now, iteration, logs[unit], total)
         for name, value in logs.items():
             if name.endswith(SHOWN):

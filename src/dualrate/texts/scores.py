@@ -109,26 +109,26 @@ def score_texts(
     distance = None
     if len(drawn) >= 2 * net.dim:
         distance = evaluator.score_features(net.features(drawn), seeds=f"{seeds[0]}-{seeds[-1]}", labels="none")
-    own, real = (OfPieces(entropy(pieces), Estimate.of(net.bits(pieces).double())) for pieces in (drawn, held_out))
+    samples, real = (OfPieces(entropy(pieces), Estimate.of(net.bits(pieces).double())) for pieces in (drawn, held_out))
     moment, floor = (gradient_moment(gradients[i], gradients[1]) for i in (0, 2))
-    return TextScore(bound, own, real, moment, floor, language_model=net.identity, distance=distance)
+    return TextScore(bound, samples, real, moment, floor, language_model=net.identity, distance=distance)
 
 
 def _drawn(drawer: Drawer, seeds: Sequence[int], show: ImageProgress, mapper: Mapper) -> NDArray[np.uint8]:
     """(N, 1, 1, L), in the order of the seeds."""
-    size, found = drawer.batch_size, []
+    size, pieces = drawer.batch_size, []
     batches = [seeds[first : first + size] for first in range(0, len(seeds), size)]
     for _, samples in mapper(drawer.resolved.draw, batches):
-        found.append(samples.images)
-        show(sum(map(len, found)), len(seeds))
-    return np.concatenate(found)
+        pieces.append(samples.images)
+        show(sum(map(len, pieces)), len(seeds))
+    return np.concatenate(pieces)
 
 
 def entropy(pieces: NDArray[np.uint8]) -> Estimate:
     """-sum p log2 p of the shares p of characters in a piece. pieces: (N, 1, 1, L), N >= 2."""
     shares = [np.unique(piece, return_counts=True)[1] / piece.size for piece in pieces]
-    found = [-(share * np.log2(share)).sum() for share in shares]
-    return Estimate.of(torch.tensor(found, dtype=torch.float64))
+    entropies = [-(share * np.log2(share)).sum() for share in shares]
+    return Estimate.of(torch.tensor(entropies, dtype=torch.float64))
 
 
 def text_evaluator(data: DataConfig, progress: Reporter) -> Evaluator[LanguageModel]:

@@ -53,8 +53,8 @@ class Ema:
     def load(self, tensors: Mapping[str, Tensor], images: int) -> None:
         """Continue from saved averages and the number of images they have seen."""
         if tensors.keys() != self.average.keys():
-            other = sorted(tensors.keys() ^ self.average.keys())[:5]
-            raise ValueError(f"averages of other weights: {other} do not match")
+            names = sorted(tensors.keys() ^ self.average.keys())[:5]
+            raise ValueError(f"averages of other weights: {names} do not match")
         check_dtypes(tensors, {name: tensor.dtype for name, tensor in self.average.items()})
         _copy(self.average, tensors)
         self.images = images

@@ -81,8 +81,8 @@ def resume(
             raise OtherRun(place, (line.partition(": ")[0] for line in changes), f"; {lines}")
         then = {"processes": 1, **saved.state["surroundings"], **written["fit"]}
         now = {**surroundings, **{name: getattr(config, name) for name in ROUNDING}}
-        if other := [f"{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key]]:
-            note(f"resuming, but not bit for bit: {'; '.join(other)}")
+        if facts := [f"{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key]]:
+            note(f"resuming, but not bit for bit: {'; '.join(facts)}")
         state.restore(saved)
     note(f"resuming at iteration {iteration}")
     return iteration
