@@ -3,6 +3,7 @@
     python -m studies.forecasts simulate OUT    trajectories, OUT/fields.npz or .nc
     python -m studies.contest OUT speeds        milliseconds of an update, of every network and batch
     python -m studies.contest OUT search        batch, then rate, then neighbours: 100 seconds each, or --seconds
+    python -m studies.contest OUT averages      shorter half-lives of averaged weights, at the best batch and rate
     python -m studies.contest OUT train --seconds 400 --seeds 0 1 2
     python -m studies.contest OUT rescore       scores of trainings that lack one
     python -m studies.contest OUT multilevel    the single networks together, by ML-EM
@@ -17,8 +18,9 @@ Time is that of a quiet core of the machine that made `speeds`: the least millis
 so that others on the machine take none of it. So many seconds are so many updates, and a training is exact to the bit.
 The search scores starts between those that are scored in the end.
 
-`broad` is a single network of half the multiply-adds of the large one. Rows whose kind begins with `narrow` are of
-pairs on the sphere up to 84f473c3, whose light network had too few channels for a patch.
+`frozen` is a pair whose encoder is the trained large network, and stays as it is. `levels-2` is a pair by diffusion in
+two noise levels of each window. `broad` is a single network of half the multiply-adds of the large one. Rows whose kind
+begins with `narrow` are of pairs on the sphere up to 84f473c3, whose light network had too few channels for a patch.
 """
 
 from __future__ import annotations
@@ -46,6 +48,8 @@ from dualrate.data.condition_rows import HeldOut
 from dualrate.experiment.data_config import DataConfig
 from dualrate.forecasts.recipe import Forecasting
 from dualrate.methods.crps import OneCallConfig
+from dualrate.methods.denoising import DenoisingConfig
+from dualrate.methods.times import GivenTimes
 from dualrate.networks.uvit import UViTConfig
 from dualrate.recipes.auto import distilled
 from dualrate.report.figures import pareto_front
@@ -58,9 +62,11 @@ from studies.multilevel import Multilevel
 
 BATCHES, RATES, HALFLIFE = (16, 8, 32, 64), (2e-3, 1e-3, 4e-3), 10_000
 SECONDS, SEARCHED, STARTS = 400, 100.0, 128  # of a training; of one of the search, and its starts
-STEPS = {"diffusion": (1, 2, 3, 4, 6, 8, 12, 16)}  # that are scored in the end; of other methods their one plan
-FEWER = {"sphere": (2, 4, 8)}  # by diffusion, where scoring costs more
-CHOSEN_BY = 8  # steps that the search scores, by diffusion
+BY_STEPS = "diffusion", "frozen", "levels-2", "levels-8"
+STEPS = dict.fromkeys(BY_STEPS, (1, 2, 3, 4, 6, 8, 12, 16))  # scored in the end; of other methods their one plan
+AVERAGED = 2, 4, 8  # times shorter than the longest half-life of averaged weights
+FEWER = {"sphere": (2, 4, 8)}  # where scoring costs more
+CHOSEN_BY = 8  # steps that the search scores
 DRAWS = {"crps": 2, "crps-4": 4}  # of a start in the score that trains
 UPDATES, ROUNDS = 5, 8  # of a measurement of speed
 TIMED, ROUNDS_TIMED = 128, 5  # members drawn together for milliseconds, and how often
@@ -70,7 +76,9 @@ LEVELS = ("medium", "single"), ("medium", "broad", "single")  # of ML-EM
 SAMPLERS, CALLS, SHARES = ("ancestral", "sde-dpm++2m"), (8, 16, 32), (0.5, 0.25, 0.125)  # its cells
 
 Network = Literal["dual", "single", "broad", "medium", "light"]
-Method = Literal["diffusion", "crps", "crps-4", "consistency-2", "consistency-1", "moments-2"]
+Method = Literal[
+    "diffusion", "crps", "crps-4", "consistency-2", "consistency-1", "moments-2", "frozen", "levels-2", "levels-8"
+]
 NETWORKS: tuple[Network, ...] = get_args(Network)
 METHODS: tuple[Method, ...] = get_args(Method)
 
@@ -117,23 +125,33 @@ class Contest:
         """Networks and method. Raises ValueError for a student whose teacher is not trained."""
         if method not in STEPS and method not in DRAWS:
             return self.student(network, method, seed)
-        trained_by = "diffusion" if method == "diffusion" else "crps"
+        trained_by = "crps" if method in DRAWS else "diffusion"
         experiment = self.sized(replace(self.system.windows, trained_by=trained_by), network)
-        if method in DRAWS:
-            assert isinstance(experiment.method, OneCallConfig)
-            experiment = replace(experiment, method=replace(experiment.method, draws=DRAWS[method]))
-        return experiment
+        config = experiment.method
+        if isinstance(config, OneCallConfig):
+            config = replace(config, draws=DRAWS[method])
+        elif method == "frozen":
+            assert isinstance(config, DenoisingConfig)
+            config = replace(config, encoder_from=str(self.teacher("single", seed)), freeze_encoder=True)
+        elif method.startswith("levels-"):
+            assert isinstance(config, DenoisingConfig)
+            assert isinstance(config.times, GivenTimes)
+            config = replace(config, times=replace(config.times, draws=int(method.removeprefix("levels-"))))
+        return replace(experiment, method=config)
 
     def student(self, network: Network, method: str, seed: int) -> dr.Experiment:
-        """A student of the network's longest training by diffusion of SECONDS at most, in the steps of its name."""
+        """A student of the network's teacher, in the steps of its name."""
         by, steps = method.split("-")
+        by_name: Any = by
+        return Student(distilled(), by=by_name, steps=int(steps)).of(self.teacher(network, seed))
+
+    def teacher(self, network: Network, seed: int) -> Path:
+        """The network's longest training by diffusion of SECONDS at most. Raises ValueError where there is none."""
         finals = self.known(kind="final", network=network, method="diffusion", seed=seed)
         teachers = [row for row in finals if row["seconds"] <= SECONDS and self.folder(row).is_dir()]
         if not teachers:
-            raise ValueError(f"{method} of {network} needs a teacher: train {network}:diffusion, seed {seed}, first")
-        teacher = max(teachers, key=lambda row: row["seconds"])
-        by_name: Any = by
-        return Student(distilled(), by=by_name, steps=int(steps)).of(self.folder(teacher))
+            raise ValueError(f"there is no teacher: train {network}:diffusion, seed {seed}, first")
+        return self.folder(max(teachers, key=lambda row: row["seconds"]))
 
     def sized(self, recipe: Forecasting, network: Network) -> dr.Experiment:
         """A recipe of the system's trajectories with such a network and the system's patches."""
@@ -174,8 +192,8 @@ class Contest:
             return
         trained = self.fit(which)
         model = dr.load(str(self.folder(which)))
-        plans = (CHOSEN_BY,) if kind == "search" and method in STEPS else self.plans(method)
-        between = STARTS if kind == "search" else 0
+        plans = (CHOSEN_BY,) if kind != "final" and method in STEPS else self.plans(method)
+        between = 0 if kind == "final" else STARTS
         rows = [trained | scored(model, self.system, steps, between=between) for steps in plans]
         add_rows(self.out, rows)
         print(
@@ -299,11 +317,18 @@ class Contest:
                 self.train("search", network, method, neighbour, seconds, 0)
             setting = self.best(network, method)
 
+    def averages(self, network: Network, method: Method, seconds: float = SEARCHED) -> None:
+        """Shorter half-lives of averaged weights at the best batch and rate, scored as the search is."""
+        setting = self.best(network, method)
+        longest = 50 * seconds / self.speed(network, method, setting.batch) * setting.batch  # a 20th of the windows
+        for shorter in AVERAGED:
+            self.train("average", network, method, replace(setting, halflife=round(longest / shorter)), seconds, 0)
+
     def table(self) -> str:
         """Every training and plan so far: the mean CRPS, over seeds where there are several."""
         groups: dict[tuple[Any, ...], list[Row]] = {}
         for row in self.rows:
-            if row["kind"] in ("search", "final"):
+            if row["kind"] in ("search", "average", "final"):
                 key = tuple(
                     row[name] for name in ("kind", "network", "method", "batch", "rate", "halflife", "seconds", "steps")
                 )
@@ -413,7 +438,8 @@ def networks(only: Sequence[str]) -> Iterator[tuple[Network, Method]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("verb", choices=("speeds", "search", "train", "rescore", "multilevel", "times", "show"))
+    verbs = "speeds", "search", "averages", "train", "rescore", "multilevel", "times", "show"
+    parser.add_argument("verb", choices=verbs)
     parser.add_argument("--system", choices=SYSTEMS, default="kuramoto-sivashinsky")
     parser.add_argument(
         "--seconds", type=float, help=f"of a training ({SECONDS}), or of one of the search ({SEARCHED})"
@@ -434,13 +460,15 @@ def main() -> None:
     if options.verb == "multilevel":
         for seed in options.seeds:
             contest.multilevel(options.seconds or SECONDS, seed)
-    trains = options.verb in ("speeds", "search", "train")
+    trains = options.verb in ("speeds", "search", "averages", "train")
     for network, method in networks(options.only) if trains else ():
         if options.verb == "speeds":
             for batch in options.batches:
                 contest.speed(network, method, batch)
         elif options.verb == "search":
             contest.search(network, method, options.seconds or SEARCHED, options.batches)
+        elif options.verb == "averages":
+            contest.averages(network, method, options.seconds or SEARCHED)
         else:
             setting = contest.best(network, method)
             for seed in options.seeds:

@@ -7,7 +7,8 @@
 
 OUT/fields.npz is of `python -m studies.forecasts simulate OUT`: the Kuramoto-Sivashinsky equation. A setting is what is
 observed of the past and how far ahead the frames are. All else is equal: networks, 250 seconds of a core (see
-studies/contest.py), batches of 16, a rate of 2e-3.
+studies/contest.py), batches of 16, a rate of 2e-3. The last setting is another system, from OUT/garments/fields.npz,
+of `simulate OUT/garments --system moving-fashion-mnist`.
 
 A prediction is of the compute of the cheapest single network by diffusion at the score of the pair in 4 steps, over the
 pair's, one member each: below 1 where the excess at high noise is under 3%, above 2 where it is over 13%, and in the
@@ -44,6 +45,7 @@ KNOBS = {  # points between observed ones, the noise on them, and steps of the d
     "every eighth point, lead 4": (8, 0.1, 4),
     "every fourth point, lead 12": (4, 0.1, 12),
 }
+GARMENTS = "moving garments"
 SECONDS, SEEDS, COUNT, STEPS = 250, (0, 1), 512, 4  # COUNT: held-out windows of a loss
 FEW, MANY = 0.03, 0.13  # excesses: below the first the ratio is to be below 1, above the second above 2
 SINGLES: dict[str, Network] = {"light": "light", "large": "single"}
@@ -52,15 +54,19 @@ Settings = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Knob(Contest):
-    """The contest at one setting. An update takes as long as in the contest of the same equation."""
+    """The contest at one setting. At those of the equation an update takes as long as in its contest."""
 
     @property
     def system(self) -> System:
+        if self.name == GARMENTS:
+            return SYSTEMS["moving-fashion-mnist"]
         every, noise, lead = KNOBS[self.name]
         system = SYSTEMS[EQUATION]
         return replace(system, windows=replace(system.windows, every=every, noise=noise, lead=lead))
 
     def speed(self, network: Network, method: str, batch: int) -> float:
+        if self.name == GARMENTS:
+            return super().speed(network, method, batch)
         which = {"kind": "speed", "network": network, "method": method, "batch": batch}
         rows = kept_in(RESULTS / f"contest-{EQUATION}.json.xz")
         return next(row["ms"] for row in rows if which.items() <= row.items())
@@ -79,14 +85,15 @@ class Knob(Contest):
 
 
 def knobs(out: Path) -> list[Knob]:
-    """The contests, each in a folder with a link to the same trajectories."""
+    """The contests, each in a folder; those of the equation with a link to the same trajectories."""
+    garments = [Knob(GARMENTS, folder)] if (folder := out / "garments").is_dir() else []
     contests = [Knob(name, out / str(number)) for number, name in enumerate(KNOBS)]
     for contest in contests:
         contest.out.mkdir(parents=True, exist_ok=True)
         link = contest.out / "fields.npz"
         if not link.exists():
             link.symlink_to((out / "fields.npz").resolve())
-    return contests
+    return contests + garments
 
 
 def prediction(high: float) -> str:
@@ -167,7 +174,7 @@ def main() -> None:
         print(contest.name, values, flush=True)
     if options.verb == "predict":
         for values in settings.values():
-            values["prediction"] = prediction(high(values))
+            values.setdefault("prediction", prediction(high(values)))
     if options.verb != "page":
         save(FILE, json.dumps(settings) + "\n")
     if options.verb != "singles":

@@ -11,6 +11,7 @@ import dualrate as dr
 from dualrate.forecasts import recipe as forecast
 from dualrate.forecasts.metadata import Coordinate, Description, Metadata
 from dualrate.forecasts.simulations import KuramotoSivashinsky
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.uvit import UViTConfig
 from dualrate.sampling.cost import macs_of
 from dualrate.system.device import peak_memory
@@ -31,7 +32,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Contest:
     values = {"BATCHES": (4, 2), "RATES": (2e-3, 1e-3), "STARTS": 2, "UPDATES": 1, "ROUNDS": 2, "CHOSEN_BY": 2}
     for name, value in values.items():
         monkeypatch.setattr(contest, name, value)
-    monkeypatch.setitem(contest.STEPS, "diffusion", (1, 2))
+    for method in contest.BY_STEPS:
+        monkeypatch.setitem(contest.STEPS, method, (1, 2))
     forecasts.simulate(system, tmp_path)
     return Contest("tiny", tmp_path)
 
@@ -206,3 +208,32 @@ def test_a_sphere_is_simulated_with_its_places_and_contested(tmp_path: Path, mon
     geometry = dr.load(Contest("sphere", tmp_path).folder(row)).experiment.condition.geometry
     assert geometry.spherical
     assert geometry.poles
+
+
+def test_a_frozen_encoder_is_the_trained_large_network_and_stays_so(tiny: Contest) -> None:
+    with pytest.raises(ValueError, match="train single:diffusion, seed 0, first"):
+        tiny.train("final", "dual", "frozen", Setting(4), 0.01, 0)
+    tiny.train("final", "single", "diffusion", Setting(4), 0.01, 0)
+    tiny.train("final", "dual", "frozen", Setting(4), 0.01, 0)
+    model = dr.load(str(tiny.folder(tiny.known(kind="final", method="frozen")[0])))
+    teacher = dr.load(str(tiny.teacher("single", 0)))
+    encoder = model.experiment.networks.backbone(model.networks, "encoder").state_dict()
+    weights = teacher.networks["model"].state_dict()
+    assert encoder
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in encoder.items())
+
+
+def test_noise_levels_of_a_window_are_those_of_the_name(tiny: Contest) -> None:
+    for method, levels in (("diffusion", 4), ("levels-2", 2), ("levels-8", 8)):
+        config = tiny.untimed("dual", method, 0).method
+        assert isinstance(config, DenoisingConfig)
+        assert config.times.draws == levels
+
+
+def test_averages_are_of_the_best_setting_and_shorter_than_a_20th_of_the_windows(tiny: Contest) -> None:
+    contest.add_rows(tiny.out, [{"kind": "speed", "network": "dual", "method": "diffusion", "batch": 4, "ms": 1.0}])
+    tiny.train("search", "dual", "diffusion", Setting(4, 1e-3), 0.04, 0)
+    tiny.averages("dual", "diffusion", 0.2)  # 200 updates of 4 windows
+    rows = tiny.known(kind="average", batch=4, rate=1e-3)
+    assert [row["halflife"] for row in rows] == [20, 10, 5]
+    assert tiny.best("dual", "diffusion") == Setting(4, 1e-3)
