@@ -162,7 +162,7 @@ def test_a_plan_is_cut_where_the_noise_is_a_grey_level():
     ("images", "options", "message"),
     [
         (image_set(), {"count": 1}, "at least 2 images"),
-        (image_set(), {"count": 10}, "ask for 1 to 9"),
+        (image_set(), {"count": 10}, "the count is from 1 to 9"),
         (image_set(), {"batch_size": 0}, "batch_size is a whole number from 1"),
         (image_set(labels=False), {}, "knows 3 classes"),
         (image_set(size=4), {}, r"images of \(1, 8, 8\)"),

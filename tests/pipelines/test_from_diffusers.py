@@ -413,7 +413,7 @@ def test_a_folder_says_whose_last_label_is_the_null_class(tmp_path):
     assert (built.num_classes, built.null) == (3, True)
     assert found.weights().state_dict().keys() == net.state_dict().keys()
     for wrong in (0, 2, 5):
-        with pytest.raises(ValueError, match="4 classes and no null class, or 3 and that as its last label"):
+        with pytest.raises(ValueError, match="num_classes 4, with no null class, or 3 and that as its last label"):
             adopted(tmp_path, wrong)
 
 

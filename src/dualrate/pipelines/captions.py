@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dualrate.config.ranges import many
 from dualrate.data.finding import column_of, named_splits
 from dualrate.data.folders import by_number
 from dualrate.data.source import (
@@ -149,15 +150,15 @@ def read_captions(
     if lacking or (count > len(names) and not named):
         said = f"none for {len(lacking)} of them ({some_of(lacking)})" if lacking else "and nothing says whose they are"
         raise ValueError(
-            f"{place} has {count} captions for the {len(names)} images of {source}, {said}: give one per line or row, "
-            f"in the order of the images, or name the image of each in a column {NAMES[0]}"
+            f"{place} has {many(count, 'caption')} for {many(len(names), 'image')} of {source}, {said}: give one per "
+            f"line or row, in the order of the images, or name the image of each in a column {NAMES[0]}"
         )
     notes = [
         "" if named else f"paired by order: the first caption is of {names[order[0]]}, the last of {names[order[-1]]}",
         note,
-        skipped(twice, "more caption(s) of images whose first one is taken"),
-        skipped(strangers, "caption(s) of no image"),
-        f"without text: {len(empty)} caption(s) ({some_of(empty)}), which are the empty prompt" if empty else "",
+        skipped(twice, "more caption", " of images whose first one is taken"),
+        skipped(strangers, "caption", " of no image"),
+        f"without text: {many(len(empty), 'caption')} ({some_of(empty)}), read as the empty prompt" if empty else "",
     ]
     for note in filter(None, notes):
         progress(len(names), len(names), note)
@@ -221,7 +222,7 @@ def _reader(place: str | Path, images: Images) -> tuple[Callable[[], Pairs], boo
     texts = _texts_column(table, column)
     naming = _naming_column(table, texts, images)
     unused = [name for name in table.columns if name not in (texts, naming, ROW)]
-    return partial(table.pairs, texts, naming), bool(naming), skipped(unused, f"column(s) of {path.name}")
+    return partial(table.pairs, texts, naming), bool(naming), skipped(unused, "column", f" of {path.name}")
 
 
 def _table(files: list[Path]) -> _Table:
@@ -374,4 +375,4 @@ def _beside(folder: Path, images: Images) -> tuple[Callable[[], Pairs], bool, st
         for number in sorted(files):
             yield images.names[number], read_utf8(files[number]).strip()
 
-    return rows, True, skipped(strangers, f"text file(s) of no image in {folder.name}")
+    return rows, True, skipped(strangers, "text file", f" of no image in {folder.name}")
