@@ -229,8 +229,8 @@ def test_the_command_prints_terms_that_add_up(run, monkeypatch, capsys):
     ("options", "message"),
     [
         (["--sampler", "ddim", "--heavy", 4], "ancestral"),
-        (["--num", 1], "--num is 2 to 6"),
-        (["--num", 7], "--num is 2 to 6"),
+        (["--num", 1], "a count (--num) is 2 to 6"),
+        (["--num", 7], "a count (--num) is 2 to 6"),
         (["--gamma", 0.5], "the variance of the steps is measured on training images: drop --gamma"),
         (["--batch-size", 0], "batch_size"),
     ],

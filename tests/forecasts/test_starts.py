@@ -36,7 +36,7 @@ def test_starts_are_those_whose_truth_is_known_and_no_more_than_there_are(model)
     assert (len(held_out_starts(model, 4)), held_out_starts(model, 4).known) == (2 * 2, 4)
     assert (len(held_out_starts(model, 99)), held_out_starts(model, 99).known) == (2 * 2, 4)
     with pytest.raises(
-        ValueError, match=r"has 4 start.* of which 4 of the 4 frame.* got --starts 5: .* --frames 3 at most"
+        ValueError, match=r"has 4 start.* of which 4 of the 4 frame.* got 5 as .* count\): .* frames 3 at most"
     ):
         held_out_starts(model, 4, 5)
 

@@ -82,8 +82,8 @@ def with_stride(model: Model, stride: int) -> Model:
     leads: tuple[int, ...] = getattr(networks, "leads", ())
     if not leads or networks.attention or forecast.of_data is not forecast:
         raise ValueError(
-            f"{model.name} makes the frames of a window together: drop --stride, or train with "
-            "--window leads, whose frames are made each by themselves"
+            f"{model.name} makes the frames of a window together: drop the stride, or train "
+            "with window leads, whose frames are made each by themselves"
         )
     if stride > len(leads):
         raise ValueError(f"{model.name} makes frames 1 to {len(leads)} of a window, got a stride of {stride}")
@@ -173,7 +173,7 @@ def checked_starts(
         raise ValueError(
             f"{drawer.model.name} starts from {many(forecast.past, 'frame')}, {many(forecast.lead, 'time step')} "
             f"apart, and makes frames {forecast.ahead} apart, from which it cannot go on: ask for "
-            f"{many(forecast.frames, 'frame')} at most, or drop --stride"
+            f"{many(forecast.frames, 'frame')} at most, or drop the stride"
         )
     _ = forecast.year_parts(dates, range(0))
     return past
