@@ -102,7 +102,7 @@ def test_columns_that_name_no_image_are_refused_by_name(ending: str, value: str,
 def test_some_names_are_not_enough(ending: str, photos: Path) -> None:
     rows: list[list[object]] = [[name if i else "away.png", text] for i, (name, text) in enumerate(ROWS)]
     file = TABLES[ending](photos.parent / f"captions{ending}", ["which", "caption"], rows)
-    with pytest.raises(ValueError, match=r"has 12 captions for 12 images .* none for 1 of them \(11\)"):
+    with pytest.raises(ValueError, match=r"has captions \(12\) for the images \(12\) .* none for 1 of them \(11\)"):
         read_captions(file, photos)
 
 
@@ -151,7 +151,7 @@ def test_lines_that_begin_with_a_name_are_found_by_it(line: str, header: bool, p
 def test_lines_that_begin_with_names_of_other_images_are_refused(line: str, photos: Path) -> None:
     file = photos.parent / "captions.txt"
     file.write_text("".join(line.format(i) + "\n" for i in range(COUNT)))
-    with pytest.raises(ValueError, match=r"has 12 captions for 12 images of .* none for 12 of them"):
+    with pytest.raises(ValueError, match=r"has captions \(12\) for the images \(12\) of .* none for 12 of them"):
         read_captions(file, photos)
 
 
@@ -176,7 +176,7 @@ def test_empty_captions_are_counted(ending: str, photos: Path) -> None:
     rows: list[list[object]] = [[name, {0: None, 1: ""}.get(i, text)] for i, (name, text) in enumerate(ROWS)]
     file = TABLES[ending](photos.parent / f"captions{ending}", ["name", "caption"], rows)
     assert by_image(read_captions(file, photos), photos) == expected() | {"11.png": "", "10.png": ""}
-    assert said_of(file, photos) == ["without text: 2 captions (11, 10), read as the empty prompt"]
+    assert said_of(file, photos) == ["without text: 11, 10 (2 in all), read as the empty prompt"]
 
 
 def test_text_files_beside_images(photos: Path) -> None:

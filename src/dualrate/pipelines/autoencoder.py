@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.codecs.codec import Codec, CodecConfig, Moments
-from dualrate.config.ranges import many
 from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
 from dualrate.pipelines.folder import NETWORK, check_config, check_files, class_named, read_weights, settings_in
@@ -65,7 +64,7 @@ class Normalisation:
         """Mean and std, each (1, C or 1, 1, 1)."""
         if {len(self.mean), len(self.std)} - {1, z.shape[1]}:
             raise ValueError(
-                f"latents have {many(z.shape[1], 'channel')}, their normalisation is of {len(self.mean)} and "
+                f"latents have {z.shape[1]} channels, their normalisation is of {len(self.mean)} and "
                 f"{len(self.std)} means and deviations: one, or one for each channel, is expected"
             )
         mean, std = (z.new_tensor(part)[:, None, None] for part in (self.mean, self.std))
@@ -198,12 +197,12 @@ class Autoencoder:
             expected = f"of side {side}" if side else f"whose sides are multiples of {factor}"
             raise ValueError(f"{self.name} encodes images {expected}, got {image[1]} x {image[2]}: --size, or crop")
         if image[0] != colours:
-            raise ValueError(f"{self.name} encodes images of {many(colours, 'channel')}, got {image[0]}: --channels")
+            raise ValueError(f"{self.name} encodes images of C = {colours}, got {image[0]}: --channels {colours}")
         return self.rule.channels(self.config), image[1] // factor, image[2] // factor
 
     def image_shape(self, latent: Shape) -> Shape:
         if latent[0] != self.rule.channels(self.config):
-            raise ValueError(f"{self.name} decodes {many(self.rule.channels(self.config), 'channel')}, got {latent[0]}")
+            raise ValueError(f"{self.name} decodes {self.rule.channels(self.config)} channels, got {latent[0]}")
         factor = self.rule.factor(self.config)
         return self.rule.colours(self.config), latent[1] * factor, latent[2] * factor
 

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dualrate.config.ranges import many
 from dualrate.data.finding import column_of, named_splits
 from dualrate.data.folders import by_number
 from dualrate.data.source import (
@@ -150,7 +149,7 @@ def read_captions(
     if lacking or (count > len(names) and not named):
         said = f"none for {len(lacking)} of them ({some_of(lacking)})" if lacking else "and nothing says whose they are"
         raise ValueError(
-            f"{place} has {many(count, 'caption')} for {many(len(names), 'image')} of {source}, {said}: give one per "
+            f"{place} has captions ({count}) for the images ({len(names)}) of {source}, {said}: give one per "
             f"line or row, in the order of the images, or name the image of each in a column {NAMES[0]}"
         )
     notes = [
@@ -158,7 +157,7 @@ def read_captions(
         note,
         skipped(twice, "more caption", " of images whose first one is taken"),
         skipped(strangers, "caption", " of no image"),
-        f"without text: {many(len(empty), 'caption')} ({some_of(empty)}), read as the empty prompt" if empty else "",
+        f"without text: {some_of(empty)} ({len(empty)} in all), read as the empty prompt" if empty else "",
     ]
     for note in filter(None, notes):
         progress(len(names), len(names), note)
