@@ -19,6 +19,7 @@ import dualrate as dr
 from dualrate.cli.main import parsed
 from dualrate.codecs.codec import CodecFolder
 from dualrate.diffusion.random import Draws
+from dualrate.drawing.cost import cost_report
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.model import Model
 from dualrate.forecasts.clip_recipe import ClipStages
@@ -29,7 +30,7 @@ from dualrate.forecasts.evaluation import window_members
 from dualrate.forecasts.folder import write_forecast
 from dualrate.forecasts.latent_forecast import ClipCoder, LatentForecast
 from dualrate.forecasts.recipe import TIERS, Clips, ForecastTier
-from dualrate.forecasts.rollout import costs, forecast_of
+from dualrate.forecasts.rollout import costs, forecast_of, window_cost
 from dualrate.forecasts.service import ForecastService
 from dualrate.forecasts.starts import held_out_starts, read_starts
 from dualrate.options.acting import refusal
@@ -181,6 +182,14 @@ def test_a_start_is_what_was_encoded_and_a_frame_costs_its_decoding(model: Model
     assert x.shape == (2, 4, 2 * EACH, 1, SIDE, SIDE)
     assert (x >= 0).all()
     assert (x <= 255).all()
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_window_costs_as_much_wherever_it_is_counted(model: Model, members: int) -> None:
+    drawer = dr.Choice(2).drawer(model, members=members)
+    report = cost_report(drawer)
+    assert report["macs_per_image"] == window_cost(drawer) > drawer.cost.macs
+    assert "seconds_per_image_without_codec" in report
 
 
 def test_another_decoder_makes_another_forecast(model: Model, tmp_path: Path) -> None:

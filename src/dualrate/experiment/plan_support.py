@@ -187,10 +187,7 @@ class OnePlan(Serves, Ranged):
         """Raises ValueError for any plan but its own."""
         served = self.default_plan()
         if plan.refresh != served.refresh or any(abs(a - b) > ROUNDING for a, b in zip(plan.t, served.t, strict=True)):
-            raise ValueError(
-                f"this {self.learned}; got {plan.counts}: "
-                "drop --steps, --heavy, --places, --grid and --plan, or train another"
-            )
+            raise ValueError(f"this {self.learned}; got {plan.counts}: drop --steps, --heavy, --places, --grid, --plan")
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,11 @@ class OfFields(Modality):
 
         return ForecastService(model) if self.makes(model.experiment) else None
 
+    def coding(self, drawer: Any) -> int:
+        forecast = drawer.model.experiment.condition
+        coder = forecast.coder(drawer.model.device)
+        return round(coder.reading / drawer.members + forecast.frames * coder.writing)
+
     def yardstick(self) -> Any:
         from dualrate.forecasts.comparison import ForecastYardstick
 

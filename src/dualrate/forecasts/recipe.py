@@ -207,9 +207,7 @@ class Forecasting(Ranged):
         )
         if (frames := task.of_data) is not task:
             progress.note(f"a frame here is a latent {each}, of {frames.frames // task.frames} of the clip's frames")
-        if content.note:
-            progress.note(f"{source}: {content.note}")
-        for line in geometry.notes(fields.shape):
+        for line in (*[f"{source}: {content.note}"] * bool(content.note), *geometry.notes(fields.shape)):
             progress.note(line)
         if task.every == 1 and not task.noise and not task.of_data.of_clips:
             progress.note(

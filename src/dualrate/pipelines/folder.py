@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
@@ -197,7 +197,7 @@ def check_own(path: Path, index: Mapping[str, Any]) -> None:
 
 def _known(library: object) -> bool:
     """Whether parts of a library are no code of the folder: a pipeline of diffusers may have some in its own module."""
-    return library in KNOWN or (str(library).isidentifier() and bool(find_spec(f"diffusers.pipelines.{library}")))
+    return library in KNOWN or (str(library).isidentifier() and (files("diffusers.pipelines") / str(library)).is_dir())
 
 
 def check_config(place: Path, config: Mapping[str, Any]) -> None:
