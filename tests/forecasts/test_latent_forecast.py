@@ -227,6 +227,8 @@ def test_a_server_draws_the_same_first_window(model: Model) -> None:
 def test_training_and_students_of_few_steps(place: Path, tmp_path: Path, *, codec: bool) -> None:
     more = {"codec": place / "codec"} if codec else {}
     train(recipe(place, difference=True, **more)(), tmp_path / "teacher")
+    grids = list((tmp_path / "teacher" / "samples").glob("*.png"))
+    assert bool(grids) != codec  # whose channels show nothing
     students = StudentRecipe(None, None, FIT)
     teacher = str(tmp_path / "teacher")
     for name, student in (("moments", plain_student), ("consistency", consistency_student)):

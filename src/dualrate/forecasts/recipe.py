@@ -199,14 +199,14 @@ class Forecasting(Ranged):
             f"{fields.name}: {many(len(fields.trajectories), 'trajectory')}, {length} of {fields.shape} (C, H, W)\n"
             f"given: {many(task.past, 'frame')}, observed as {observed} (C, H, W){_besides(task)} with "
             f"noise of {task.noise:g}\nmade: {many(task.frames, 'frame')}, {many(task.lead, 'step')} apart, "
-            f"{task.plain_time(task.lead_times(1)[0])}\n"
-            f"{_channels(task, content)}\n"
+            f"{task.plain_time(task.lead_times(1)[0])}\n{_channels(task, content)}\n"
             f"networks of size {size}, {tier.fit.iterations:,} iterations; for a first look: --fit.max-seconds 600"
             + ", or --size mini"
             * (size != "mini" and frame[1] > 1)
         )
         if (frames := task.of_data) is not task:
-            progress.note(f"a frame here is a latent {each}, of {frames.frames // task.frames} of the clip's frames")
+            clips = f"a frame here is a latent {each}, of {frames.frames // task.frames} of the clip's frames"
+            progress.note(f"{clips}; training writes no grids of these: draw by dualrate forecast")
         for line in (*[f"{source}: {content.note}"] * bool(content.note), *geometry.notes(fields.shape)):
             progress.note(line)
         if task.every == 1 and not task.noise and not task.of_data.of_clips:
