@@ -30,7 +30,7 @@ from dualrate.forecasts.evaluation import window_members
 from dualrate.forecasts.folder import write_forecast
 from dualrate.forecasts.latent_forecast import ClipCoder, LatentForecast
 from dualrate.forecasts.recipe import TIERS, Clips, ForecastTier
-from dualrate.forecasts.rollout import costs, forecast_of, window_cost
+from dualrate.forecasts.rollout import costs, forecast_of, window_cost, with_stride
 from dualrate.forecasts.service import ForecastService
 from dualrate.forecasts.starts import held_out_starts, read_starts
 from dualrate.options.acting import refusal
@@ -212,6 +212,12 @@ def test_commands_take_the_codec_where_it_acts(place: Path, model: Model) -> Non
     assert command.experiment.data == DataConfig(f"clips:{place / 'clips'}", size=SIDE, channels=1)
     assert refusal("forecast", [str(model.path), "--codec-steps", "2", "--members", "3"]) is None
     assert "--region: only for" in (refusal("forecast", [str(model.path), "--region", "tropics"]) or "")
+
+
+def test_latents_of_several_frames_take_no_stride_and_say_the_way(place: Path, tmp_path: Path) -> None:
+    leads = load(saved_random(recipe(place, codec=place / "codec", window="leads")(), tmp_path / "leads"))
+    with pytest.raises(ValueError, match="makes several frames together: drop the stride, or leave out frames of the"):
+        with_stride(leads, 2)
 
 
 def test_a_server_draws_the_same_first_window(model: Model) -> None:

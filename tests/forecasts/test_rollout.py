@@ -520,7 +520,7 @@ def test_any_lead_is_made_alone_as_among_all_of_one_heavy_call(source, tmp_path)
 
 
 def test_what_makes_no_lead_alone_says_so(source, model, tmp_path):
-    with pytest.raises(ValueError, match=r"makes the frames of a window together: drop the stride"):
+    with pytest.raises(ValueError, match=r"makes several frames together: drop the stride, or train with window leads"):
         with_stride(model, 2)
     some = with_stride(by_lead(source, tmp_path / "run", past=2), 2)
     past = held_out_starts(some, 1, 1).past

@@ -200,7 +200,7 @@ class Forecasting(Ranged):
             f"given: {many(task.past, 'frame')}, observed as {observed} (C, H, W){_besides(task)} with "
             f"noise of {task.noise:g}\nmade: {many(task.frames, 'frame')}, {many(task.lead, 'step')} apart, "
             f"{task.plain_time(task.lead_times(1)[0])}\n{_channels(task, content)}\n"
-            f"networks of size {size}, {tier.fit.iterations:,} iterations; for a first look: --fit.max-seconds 600"
+            f"networks of size {size}, {tier.fit.iterations:,} iterations; for a first look: --fit.max-seconds 480"
             + ", or --size mini"
             * (size != "mini" and frame[1] > 1)
         )

@@ -81,10 +81,8 @@ def with_stride(model: Model, stride: int) -> Model:
         return model
     leads: tuple[int, ...] = getattr(networks, "leads", ())
     if not leads or networks.attention or forecast.of_data is not forecast:
-        raise ValueError(
-            f"{model.name} makes the frames of a window together: drop the stride, or train "
-            "with window leads, whose frames are made each by themselves"
-        )
+        way = "train with window leads" if forecast.of_data is forecast else "leave out frames of the whole forecast"
+        raise ValueError(f"{model.name} makes several frames together: drop the stride, or {way}")
     if stride > len(leads):
         raise ValueError(f"{model.name} makes frames 1 to {len(leads)} of a window, got a stride of {stride}")
     leads = leads[stride - 1 :: stride]
