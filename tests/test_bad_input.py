@@ -470,7 +470,7 @@ def test_images_without_labels_are_refused_by_networks_with_classes():
         ([0, 1, 2, 0], []),
         ([0, 2, 0, 2], ["odd has no image of 1 of the networks' 3 classes: 1"]),
         ([1, 1, 1, 1], ["odd has no image of 2 of the networks' 3 classes: 0, 2"]),
-        ([0, 1, 2], ["odd has 3 image(s), fewer than a batch of 4: they repeat in it"]),
+        ([0, 1, 2], ["odd has 3 images, fewer than a batch of 4: they repeat in it"]),
     ],
 )
 def test_what_is_odd_about_the_data_is_told(labels, expected):

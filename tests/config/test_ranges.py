@@ -45,7 +45,7 @@ from dualrate.cli.train import Adapt, Train
 from dualrate.codecs.codec import CodecFolder
 from dualrate.comparison.candidates import Candidate, RunRequest
 from dualrate.comparison.yardstick import Terms
-from dualrate.config.ranges import Range, Ranged, Steps, checked, described
+from dualrate.config.ranges import Range, Ranged, Steps, checked, described, many
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.conditions import Inpainting, SuperResolution
 from dualrate.data.decode import Options
@@ -608,6 +608,12 @@ def with_options_of_their_own() -> Iterator[str]:
             if not kinds <= seen:
                 yield name
             seen |= kinds
+
+
+def test_one_is_counted_in_the_singular():
+    counts = (0, "frame"), (1, "time step"), (2000, "frame"), (1, "class"), (3, "class"), (2, "trajectory")
+    said = ["0 frames", "1 time step", "2,000 frames", "1 class", "3 classes", "2 trajectories"]
+    assert [many(*each) for each in counts] == said
 
 
 @pytest.mark.parametrize("command", list(with_options_of_their_own()))

@@ -195,7 +195,7 @@ def test_splits_of_archives_in_any_case(tmp_path: Path) -> None:
         assert [item[0] for item in raw_of(source, split).items] == [f"x.tar/{name}/{file}" for file, _ in PETS[:6]]
         assert raw_of(source, split).class_names == ("cat", "dog", "eel")
     (said,) = said_of(source)
-    assert said.startswith("skipped 6 image(s) of other splits (x.tar/unlabeled/cat/0.png, ")
+    assert said.startswith("skipped 6 images of other splits (x.tar/unlabeled/cat/0.png, ")
 
 
 def test_without_folders_and_labels_there_are_no_classes(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_a_plan_is_cut_where_the_noise_is_a_grey_level():
     ("images", "options", "message"),
     [
         (image_set(), {"count": 1}, "at least 2 images"),
-        (image_set(), {"count": 10}, "ask for 1 to 9"),
+        (image_set(), {"count": 10}, "the count is from 1 to 9"),
         (image_set(), {"batch_size": 0}, "batch_size is a whole number from 1"),
         (image_set(labels=False), {}, "knows 3 classes"),
         (image_set(size=4), {}, r"images of \(1, 8, 8\)"),
@@ -229,8 +229,8 @@ def test_the_command_prints_terms_that_add_up(run, monkeypatch, capsys):
     ("options", "message"),
     [
         (["--sampler", "ddim", "--heavy", 4], "ancestral"),
-        (["--num", 1], "--num is 2 to 6"),
-        (["--num", 7], "--num is 2 to 6"),
+        (["--num", 1], "a count (--num) is 2 to 6"),
+        (["--num", 7], "a count (--num) is 2 to 6"),
         (["--gamma", 0.5], "the variance of the steps is measured on training images: drop --gamma"),
         (["--batch-size", 0], "batch_size"),
     ],

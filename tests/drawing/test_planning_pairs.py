@@ -135,5 +135,5 @@ def test_until_a_time_the_light_network_of_two_rates_is_alone(runs):
     for heavy, made in ((None, 4), (3, 3), (8, 8)):
         plan = Choice(16, heavy, grid="t", switch_at=0.5).step_plan(model)
         assert plan == dr.StepPlan.late(16, made, 8)
-    with pytest.raises(ValueError, match="16 steps with 9 heavy calls leave 0 to 7 to the light network alone"):
+    with pytest.raises(ValueError, match="steps 16 and heavy 9 leave 0 to 7 to the light network alone"):
         Choice(16, 9, grid="t", switch_at=0.5).step_plan(model)

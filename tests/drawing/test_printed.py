@@ -32,6 +32,7 @@ def test_samples_are_counted_in_words_and_shown_in_a_notebook(drawer: Drawer) ->
     drawn = drawer.draw(range(3))
     channels, side, _ = drawer.model.image_shape
     assert repr(Samples(drawn.images, 1.25)) == f"3 samples of {channels} x {side} x {side} (C, H, W), drawn in 1.25 s"
+    assert repr(Samples(drawn.images[:1], 1.25)).startswith("1 sample of ")
     shown = picture_in(drawn._repr_html_())
     assert (shown[:side, :side] == drawn.images[0].transpose(1, 2, 0).squeeze()).all()
 

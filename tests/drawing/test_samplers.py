@@ -185,7 +185,7 @@ def test_fewer_heavy_calls_than_asked_for_are_said_with_the_reason(dual):
     plan = SamplingOptions(steps=16, heavy=16).drawer(late, notes.append).plan
     assert 0 < plan.num_heavy < 16
     assert notes == [
-        f"{plan.num_heavy} heavy calls, not 16: the other steps are at noise levels at which the encoder of "
+        f"{plan.counts}, not 16: the other steps are at noise levels at which the encoder of "
         f"{dual.name} was not trained"
     ]
     for made in (SamplingOptions(steps=16, heavy=plan.num_heavy), SamplingOptions(steps=16)):

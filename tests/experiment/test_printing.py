@@ -57,7 +57,7 @@ def test_a_model_says_what_it_is_what_a_call_costs_and_where_it_is(pair: dr.Mode
     macs = [1000 * float(number) for number in re.findall(r"([\d.]+) kMACs", networks)]
     assert macs == pytest.approx([pair.call_cost.heavy, pair.call_cost.light], rel=0.01)
     assert all(part in training for part in ("clothes.npz", "4,000 iterations", "32", f"iteration {pair.iteration}"))
-    assert "32 steps, 8 of them heavy" in sampling
+    assert "32 steps, 8 heavy calls" in sampling
 
 
 def test_a_large_model_is_counted_without_being_run(pair: dr.Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_an_experiment_says_what_it_will_be() -> None:
     assert "MACs a heavy call" in networks
     assert all(part in training for part in ("clothes.npz", "4,000 iterations", "batches of 32"))
     assert "pair" in first
-    assert "8 of them heavy" in sampling
+    assert "8 heavy calls" in sampling
     assert "heavy" not in repr(SINGLE)
     endless = replace(PAIR, data=dr.DataConfig(""), fit=dr.FitConfig(iterations=None, max_seconds=120))
     assert "no data yet: 120 s" in lines(endless)[2]

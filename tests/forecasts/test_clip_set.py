@@ -193,7 +193,7 @@ def test_members_of_a_forecast_are_measured_with_their_past_beside_windows_of_th
     assert starts.truth is not None
     truth = np.stack([starts.truth(i) for i in range(len(starts))])[:, None]
     few = clip_distance(model, starts, truth, PlainReporter())
-    assert few == f"no Frechet distance: it needs 192 clips, got {len(starts)}: give more --num or --members"
+    assert few == f"no Frechet distance: it needs 192 clips, got {len(starts)}: more starts or members"
     score = clip_distance(model, starts, truth.repeat(12, 1), PlainReporter())
     assert isinstance(score, QualityScore)
     experiment: Any = model.experiment

@@ -227,7 +227,7 @@ def test_of_a_single_clip_enough_frames_for_a_window_are_held_out(tmp_path: Path
     forecast = Forecast(past=2, frames=3)
     train, test = (forecast.read_fields(data, split) for split in ("train", "test"))
     assert (len(train), len(test)) == (15, 5)
-    with pytest.raises(ValueError, match="one trajectory of 20 frames; expected 22 or more, of which the last 11 are"):
+    with pytest.raises(ValueError, match="one trajectory, of length 20; expected 22 or more, of which the last 11 are"):
         replace(forecast, frames=9).read_fields(data, "train")
 
 

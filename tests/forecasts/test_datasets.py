@@ -112,7 +112,7 @@ def test_a_recipe_lists_its_channels_and_what_it_leaves_out(tmp_path: Path) -> N
     assert rows["sp"][0] == "Pa"
     assert "left out: w" in notes.lines
     assert "over space alone, so left out (see --static, --mask): lsm" in notes.lines
-    assert any(line.startswith("made: 1 frame(s), 1 step(s) apart, 6 hours") for line in notes.lines)
+    assert any(line.startswith("made: 1 frame, 1 step apart, 6 hours") for line in notes.lines)
     assert any("over time alone: u" in line for line in notes.lines)
     _ = Forecasting(DataConfig(str(source)), forcings=("sp",))(again := Notes())
     assert not any(line.startswith("left out") for line in again.lines)

@@ -269,5 +269,5 @@ def test_a_page_shows_scores_pictures_and_stability(autoregression, tmp_path, mo
         words = ("Scores by lead time", "Ranks of the truth") if known.truth else ("The truth is not known",)
         assert all(one in page for one in (*words, "the training data&#39;s", "Variable u0"))
         first = page.index('<p class="lead">')
-        assert page.index("Not stable: at frame 1") < page.index("2 members of 2 start(s)")
+        assert page.index("Not stable: at frame 1") < page.index("2 members of 2 starts")
         assert "<p" not in page[page.index("<h1>") : first]

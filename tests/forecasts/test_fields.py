@@ -192,7 +192,7 @@ def test_the_size_of_networks_follows_the_dimensions_of_the_data(
     experiment = Forecasting(data)()
     assert experiment == Forecasting(data, size=size)()  # pyright: ignore[reportArgumentType]
     assert experiment.name == f"a-npy-forecast-{size}-dual"
-    assert "for a first look: --fit.max-seconds 600" in capsys.readouterr().err
+    assert "for a first look: --fit.max-seconds 480" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("how", "said"), [({}, True), ({"every": 4}, False), ({"noise": 0.1}, False)])

@@ -68,7 +68,7 @@ def test_starts_of_a_file_and_what_is_refused(run, tmp_path, monkeypatch, capsys
     assert call(monkeypatch, "sample", run, "--out", tmp_path / "pictures") == 2
     assert "a forecast makes fields, not pictures" in capsys_text().err
     for command, words in (
-        ((run, "--out", tmp_path / "out", *OPTIONS, *mine, "--starts", 3), "got --starts 3"),
+        ((run, "--out", tmp_path / "out", *OPTIONS, *mine, "--starts", 3), "got 3 as --starts"),
         ((run, "--out", tmp_path / "out", *OPTIONS), "holds other forecasts"),
         ((one, "--out", tmp_path / "new", *OPTIONS), "one is no forecast"),
     ):

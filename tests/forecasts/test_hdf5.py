@@ -75,7 +75,7 @@ def test_files_whose_names_say_their_split(tmp_path: Path) -> None:
         read_fields(alone, "test")
     given_ = Statistics((1.0,), (2.0,), (3.0,))
     assert read_fields(alone, "test", given_).statistics == given_
-    with pytest.raises(ValueError, match=r"has 1 channels \(u\); the statistics are of 2"):
+    with pytest.raises(ValueError, match=r"has the channels u; the statistics are of 2"):
         read_fields(alone, "test", Statistics((1.0, 1.0), (2.0, 1.0), (3.0, 1.0)))
 
 
@@ -213,7 +213,7 @@ def test_steps_of_pdearena_are_above_0(tmp_path: Path, bad: Any) -> None:
 def test_times_that_say_nothing_are_noted(tmp_path: Path) -> None:
     for name, times, words in (
         ("same", np.full(6, 3.0), "its times are all the same, so that steps between frames and gaps are not known"),
-        ("one", np.array(3.0), "train/t is one number, and says nothing of 6 frames"),
+        ("one", np.array(3.0), "train/t is one number, and says nothing of each frame"),
     ):
         with h5py.File(tmp_path / f"{name}.h5", "w") as file:
             file["train/u"], file["train/t"] = ARRAY[:, :, 0], times

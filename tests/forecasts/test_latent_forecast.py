@@ -19,6 +19,7 @@ import dualrate as dr
 from dualrate.cli.main import parsed
 from dualrate.codecs.codec import CodecFolder
 from dualrate.diffusion.random import Draws
+from dualrate.drawing.cost import cost_report
 from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.model import Model
 from dualrate.forecasts.clip_recipe import ClipStages
@@ -29,7 +30,7 @@ from dualrate.forecasts.evaluation import window_members
 from dualrate.forecasts.folder import write_forecast
 from dualrate.forecasts.latent_forecast import ClipCoder, LatentForecast
 from dualrate.forecasts.recipe import TIERS, Clips, ForecastTier
-from dualrate.forecasts.rollout import costs, forecast_of
+from dualrate.forecasts.rollout import costs, forecast_of, window_cost, with_stride
 from dualrate.forecasts.service import ForecastService
 from dualrate.forecasts.starts import held_out_starts, read_starts
 from dualrate.options.acting import refusal
@@ -183,6 +184,14 @@ def test_a_start_is_what_was_encoded_and_a_frame_costs_its_decoding(model: Model
     assert (x <= 255).all()
 
 
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_window_costs_as_much_wherever_it_is_counted(model: Model, members: int) -> None:
+    drawer = dr.Choice(2).drawer(model, members=members)
+    report = cost_report(drawer)
+    assert report["macs_per_image"] == window_cost(drawer) > drawer.cost.macs
+    assert "seconds_per_image_without_codec" in report
+
+
 def test_another_decoder_makes_another_forecast(model: Model, tmp_path: Path) -> None:
     fewer = model.with_codec(None, None, 2)
     mine, theirs = (costs(dr.Choice(2).drawer(each)) for each in (fewer, model))
@@ -205,6 +214,12 @@ def test_commands_take_the_codec_where_it_acts(place: Path, model: Model) -> Non
     assert "--region: only for" in (refusal("forecast", [str(model.path), "--region", "tropics"]) or "")
 
 
+def test_latents_of_several_frames_take_no_stride_and_say_the_way(place: Path, tmp_path: Path) -> None:
+    leads = load(saved_random(recipe(place, codec=place / "codec", window="leads")(), tmp_path / "leads"))
+    with pytest.raises(ValueError, match="makes several frames together: drop the stride, or leave out frames of the"):
+        with_stride(leads, 2)
+
+
 def test_a_server_draws_the_same_first_window(model: Model) -> None:
     drawer = dr.Choice(2).drawer(model, members=2, precision="float32")
     work = ForecastService(model).work(None, 0, 1, 2, 10)
@@ -218,6 +233,8 @@ def test_a_server_draws_the_same_first_window(model: Model) -> None:
 def test_training_and_students_of_few_steps(place: Path, tmp_path: Path, *, codec: bool) -> None:
     more = {"codec": place / "codec"} if codec else {}
     train(recipe(place, difference=True, **more)(), tmp_path / "teacher")
+    grids = list((tmp_path / "teacher" / "samples").glob("*.png"))
+    assert bool(grids) != codec  # whose channels show nothing
     students = StudentRecipe(None, None, FIT)
     teacher = str(tmp_path / "teacher")
     for name, student in (("moments", plain_student), ("consistency", consistency_student)):

@@ -277,11 +277,11 @@ def test_a_flipped_bit_is_seen_and_drawn_again(model, tmp_path, monkeypatch, pla
     messages = []
     again = written(model, tmp_path / "out", note=messages.append)
     np.testing.assert_array_equal(again.x, straight.x)
-    assert messages == [f"{file}: 1 member(s) are not what was written, and are drawn again"]
+    assert messages == [f"{file}: 1 member not as written, to be drawn again"]
     content = bytearray(file.read_bytes())
     content[-1] ^= 128  # of a forecast that was whole
     file.write_bytes(content)
-    with pytest.warns(UserWarning, match="1 member.s. are not what was written"):
+    with pytest.warns(UserWarning, match="1 member not as written"):
         np.testing.assert_array_equal(written(model, tmp_path / "out").x, straight.x)
     assert written(model, tmp_path / "out", note=messages.append).drawn == 0
     assert len(messages) == 1
@@ -520,12 +520,12 @@ def test_any_lead_is_made_alone_as_among_all_of_one_heavy_call(source, tmp_path)
 
 
 def test_what_makes_no_lead_alone_says_so(source, model, tmp_path):
-    with pytest.raises(ValueError, match=r"makes the 2 frame.* of a window together: drop --stride"):
+    with pytest.raises(ValueError, match=r"makes several frames together: drop the stride, or train with window leads"):
         with_stride(model, 2)
     some = with_stride(by_lead(source, tmp_path / "run", past=2), 2)
     past = held_out_starts(some, 1, 1).past
     assert rolled(drawer_of(some), past, 2).shape[2] == 2
     with pytest.raises(ValueError, match=r"frames 2 apart, from which it cannot go on: ask for 2 frame"):
         rolled(drawer_of(some), past, 3)
-    with pytest.raises(ValueError, match="makes 5 frames, got a stride of 6: give 1 to 5"):
+    with pytest.raises(ValueError, match="makes frames 1 to 5 of a window, got a stride of 6"):
         with_stride(by_lead(source, tmp_path / "other"), 6)

@@ -59,7 +59,7 @@ def test_a_normalisation_that_is_none_is_refused(mean: tuple[float, ...], std: t
 
 
 def test_a_normalisation_of_other_channels_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"3 channels, .* 2 means"):
+    with pytest.raises(ValueError, match=r"3 channels, .* 2 and 1 means"):
         Normalisation((0.0, 1.0), (1.0,)).inverse(torch.zeros(1, 3, 2, 2))
 
 

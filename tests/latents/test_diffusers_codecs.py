@@ -107,7 +107,7 @@ def test_what_a_codec_cannot_take_is_refused() -> None:
     made = codec("kl")
     with pytest.raises(ValueError, match="multiples of 2, got 15 x 16"):
         made.latent_shape((3, 15, 16))
-    with pytest.raises(ValueError, match="of 3 channels, got 1"):
+    with pytest.raises(ValueError, match="of C = 3, got 1"):
         made.latent_shape((1, 16, 16))
     with pytest.raises(ValueError, match="decodes 4 channels, got 8"):
         made.image_shape((8, 8, 8))

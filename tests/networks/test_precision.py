@@ -112,6 +112,27 @@ def test_a_drawer_draws_the_same_images():
     assert (images == again).all()
 
 
+@pytest.mark.parametrize("how", ["bfloat16", "compiled"])
+@pytest.mark.parametrize("change", ["assigned", "in place", "copied"])
+def test_weights_that_change_are_those_that_are_called(how, change, monkeypatch):
+    monkeypatch.setattr("dualrate.experiment.model.package_calls", lambda net, cache: None)
+    found, bfloat16 = replace(model(DUAL), compiled=how == "compiled"), how == "bfloat16"
+    first, _ = called(found.ready(bfloat16=bfloat16).denoiser)
+    for factor in (1.5, 2.0):
+        now = {name: factor * weight for name, weight in found.networks.state_dict().items()}
+        if change == "in place":
+            with torch.no_grad():
+                _ = [weight.mul_(factor) for weight in found.networks.parameters()]
+        else:
+            found.networks.load_state_dict(now, assign=change == "assigned")
+            found.networks.requires_grad_(False)
+        expected, _ = called(found.denoiser)
+        again, _ = called(found.ready(bfloat16=bfloat16).denoiser)
+        assert all(map(torch.equal, again, expected))
+        assert not all(map(torch.equal, again, first))
+        assert found.ready(bfloat16=bfloat16) is found.ready(bfloat16=bfloat16)
+
+
 def test_a_compiled_model_is_called_by_way_of_the_compiler_and_says_so(monkeypatch):
     compiled = []
     monkeypatch.setattr("dualrate.experiment.model.package_calls", lambda net, cache: compiled.append(net))

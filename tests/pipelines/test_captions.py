@@ -86,7 +86,7 @@ def test_the_column_of_names_is_seen_by_its_values(ending: str, named: str, path
     ]
     file = TABLES[ending](photos.parent / f"captions{ending}", [named, "caption", "score"], rows)
     assert by_image(read_captions(file, photos), photos) == expected()
-    assert said_of(file, photos) == [f"skipped 1 column(s) of {file.name} (score)"]
+    assert said_of(file, photos) == [f"skipped 1 column of {file.name} (score)"]
 
 
 @pytest.mark.parametrize("ending", TABLES)
@@ -102,7 +102,7 @@ def test_columns_that_name_no_image_are_refused_by_name(ending: str, value: str,
 def test_some_names_are_not_enough(ending: str, photos: Path) -> None:
     rows: list[list[object]] = [[name if i else "away.png", text] for i, (name, text) in enumerate(ROWS)]
     file = TABLES[ending](photos.parent / f"captions{ending}", ["which", "caption"], rows)
-    with pytest.raises(ValueError, match=r"has 12 captions for the 12 images .* none for 1 of them \(11\)"):
+    with pytest.raises(ValueError, match=r"has captions \(12\) for the images \(12\) .* none for 1 of them \(11\)"):
         read_captions(file, photos)
 
 
@@ -144,14 +144,14 @@ def test_lines_that_begin_with_a_name_are_found_by_it(line: str, header: bool, p
     lines = [line.format(name.removesuffix(".png"), text) for name, text in ROWS]
     file.write_text("\n".join(["name\tcaption"] * header + lines) + "\n")
     assert by_image(read_captions(file, photos), photos) == expected()
-    assert said_of(file, photos) == ["skipped 1 caption(s) of no image (name)"] * header
+    assert said_of(file, photos) == ["skipped 1 caption of no image (name)"] * header
 
 
 @pytest.mark.parametrize("line", ["IMG-{}\tpicture", "away-{}.png\tpicture", "my photo {}.png, picture"])
 def test_lines_that_begin_with_names_of_other_images_are_refused(line: str, photos: Path) -> None:
     file = photos.parent / "captions.txt"
     file.write_text("".join(line.format(i) + "\n" for i in range(COUNT)))
-    with pytest.raises(ValueError, match=r"has 12 captions for the 12 images of .* none for 12 of them"):
+    with pytest.raises(ValueError, match=r"has captions \(12\) for the images \(12\) of .* none for 12 of them"):
         read_captions(file, photos)
 
 
@@ -166,8 +166,8 @@ def test_of_several_captions_the_first_is_taken_and_the_others_are_counted(endin
         TABLES[ending](file, ["name", "caption"], rows)
     assert by_image(read_captions(file, photos), photos) == expected()
     assert said_of(file, photos) == [
-        "skipped 12 more caption(s) of images whose first one is taken (11, 10, 9, 8, 7, ...)",
-        "skipped 1 caption(s) of no image (away.png)",
+        "skipped 12 more captions of images whose first one is taken (11, 10, 9, 8, 7, ...)",
+        "skipped 1 caption of no image (away.png)",
     ]
 
 
@@ -176,7 +176,7 @@ def test_empty_captions_are_counted(ending: str, photos: Path) -> None:
     rows: list[list[object]] = [[name, {0: None, 1: ""}.get(i, text)] for i, (name, text) in enumerate(ROWS)]
     file = TABLES[ending](photos.parent / f"captions{ending}", ["name", "caption"], rows)
     assert by_image(read_captions(file, photos), photos) == expected() | {"11.png": "", "10.png": ""}
-    assert said_of(file, photos) == ["without text: 2 caption(s) (11, 10), which are the empty prompt"]
+    assert said_of(file, photos) == ["without text: 11, 10 (2 in all), read as the empty prompt"]
 
 
 def test_text_files_beside_images(photos: Path) -> None:
@@ -184,7 +184,7 @@ def test_text_files_beside_images(photos: Path) -> None:
         (photos / name).with_suffix(".txt").write_text(text + "\n")
     assert by_image(read_captions(photos, photos), photos) == expected()
     (photos / "README.txt").write_text("about")
-    assert said_of(photos, photos) == ["skipped 1 text file(s) of no image in photos (README.txt)"]
+    assert said_of(photos, photos) == ["skipped 1 text file of no image in photos (README.txt)"]
     (photos / "3.txt").unlink()
     with pytest.raises(ValueError, match=r"none for 1 of them \(3\)"):
         read_captions(photos, photos)

@@ -1,13 +1,18 @@
 """A class that is added: caches and a retrofit follow from what it declares, and say what is missing."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 from pipelines.models import diffusers, randomised
 
 import dualrate as dr
+from dualrate.pipelines import text_encoders
 from dualrate.pipelines.accelerate import METHODS
 from dualrate.pipelines.classes.catalogue import KINDS
 from dualrate.pipelines.classes.kind import HIDDEN, TEXT, NetworkSpec, PromptPart, Rows, by_text
+from dualrate.pipelines.folder import check_own
 from dualrate.pipelines.policies import FirstBlock
 from dualrate.pipelines.retrofitted import taps_of
 
@@ -102,3 +107,64 @@ def test_without_rows_no_method_fails_in_its_own_words(method, monkeypatch):
     declared(monkeypatch, None, net)
     with pytest.raises(ValueError, match=r"README|one level"):
         dr.accelerate(net, method, scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
+
+
+def prx(monkeypatch) -> tuple[torch.nn.Module, list[tuple[int, ...]]]:
+    """Return a network of PRX, whose configuration says no size, and the shapes that its class was asked about."""
+    sizes = {"in_channels": 4, "context_in_dim": 12, "hidden_size": 16, "num_heads": 2, "depth": 2, "axes_dim": [4, 4]}
+    shapes = []
+
+    def prompt(config, tokens, shape):
+        shapes.append(shape)
+        return PromptPart(TEXT, (tokens, config["context_in_dim"])), PromptPart("attention_mask", (tokens,), mask=True)
+
+    spec = NetworkSpec(by_text, prompt=prompt, tokens=6, rows=Rows(("blocks",)), units=lambda net: 1000.0)
+    monkeypatch.setitem(KINDS, "PRXTransformer2DModel", spec)
+    return randomised(diffusers.PRXTransformer2DModel(**sizes)).eval(), shapes
+
+
+@pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z")
+def test_a_pipeline_whose_usual_size_is_in_pixels_has_latents_of_an_eighth(monkeypatch):
+    net, shapes = prx(monkeypatch)
+
+    class Pipeline(diffusers.DiffusionPipeline):  # as diffusers' PRXPipeline, which needs encoders of transformers
+        __module__, vae_scale_factor = "diffusers.pipelines.prx.pipeline_prx", property(lambda self: 8)
+
+        def __init__(self, transformer, scheduler, default_sample_size=64):
+            super().__init__()
+            self.default_sample_size = default_sample_size
+            self.register_modules(transformer=transformer, scheduler=scheduler)
+            self.register_to_config(default_sample_size=default_sample_size)
+
+    pipe = Pipeline(net, diffusers.FlowMatchEulerDiscreteScheduler())
+    denoiser = dr.from_diffusers(pipe, negative={TEXT: torch.zeros(1, 6, 12)})
+    assert set(shapes) == {(4, 8, 8)}
+    z, text = torch.randn(2, *SHAPE), torch.randn(2, 6, 12)
+    drawn = denoiser.network.prompt.packed({TEXT: text, "attention_mask": torch.ones(2, 6)})
+    with torch.no_grad():
+        v = denoiser.network(z, torch.zeros(2), drawn, None)
+    assert v.shape == z.shape
+
+
+def test_parts_may_be_in_the_module_of_a_pipeline_of_diffusers(tmp_path):
+    for library in ("prx", "kolors", "transformers", None):
+        check_own(tmp_path, {"text_encoder": [library, "Encoder"]})
+    for library in ("mine", "mine.prx", "prx.pipeline_prx", "", "..prx", "os"):
+        with pytest.raises(ValueError, match="code of its own"):
+            check_own(tmp_path, {"text_encoder": [library, "Encoder"]})
+
+
+def test_a_pipeline_that_computes_its_scale_keeps_it(tmp_path, monkeypatch):
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text(json.dumps({"block_out_channels": [4, 4, 4]}))
+
+    class Plain(SimpleNamespace):
+        def to(self, device):
+            return self
+
+    class Computes(Plain):
+        vae_scale_factor = property(lambda self: 32)
+
+    for number, (kind, expected) in enumerate(((Plain, 4), (Computes, 32))):
+        monkeypatch.setattr(text_encoders, "read_pipeline", lambda folder, kind=kind: kind())
+        assert text_encoders._pipeline(tmp_path, str(number), 8, "cpu").vae_scale_factor == expected

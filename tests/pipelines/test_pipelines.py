@@ -294,7 +294,7 @@ def test_prompts_of_another_network_and_latents_of_another_vae_are_refused(drawn
     other = prompted(randomised(unet_text()))[1]
     with pytest.raises(ValueError, match=r"make them by dualrate.prompts of this denoiser"):
         x_hat(other, noise())
-    with pytest.raises(ValueError, match=r"takes latents of 4 channels, got 3: .* VAE"):
+    with pytest.raises(ValueError, match=r"takes latents of in_channels 4, got 3: .* VAE"):
         x_hat(dr.Cond(), noise()[:, :3])
     with pytest.raises(ValueError, match="the negative prompt is one, got 2"):
         dr.from_diffusers(sd3(), flow(), negative=texts(sd3(), 2), tokens=TOKENS)
@@ -482,7 +482,7 @@ def test_pipelines_that_a_denoiser_cannot_follow_are_refused_with_the_way_out(mo
         dr.from_diffusers(pipe)
     with pytest.raises(ValueError, match="time_cond_proj_dim 8, of another process"):
         dr.from_diffusers(unet_text(time_cond_proj_dim=8), ddim())
-    with pytest.raises(ValueError, match=r"takes 8 channels and returns 4: known are as many, and 9"):
+    with pytest.raises(ValueError, match=r"has in_channels 8 and out_channels 4: known are as many, and 9"):
         dr.from_diffusers(unet_text(in_channels=8), ddim())
     with pytest.warns(UserWarning, match="guidance was distilled into this Flux"):
         dr.from_diffusers(flux(guidance_embeds=True), flow(), shape=(4, 8, 8))

@@ -101,7 +101,7 @@ def made(place: Path, model: str, **options) -> dr.Experiment:
 def test_images_of_another_size_than_the_models_are_refused_and_not_resized(place):
     data = dr.DataConfig(str(place / "images.npz"))
     for wrong in ({"size": 16}, {"channels": 3}):
-        with pytest.raises(ValueError, match=r"takes 1 channels of side 8: drop --data.size and --data.channels"):
+        with pytest.raises(ValueError, match=r"takes 1 channel of side 8: drop --data.size and --data.channels"):
             retrofit.RetrofitRecipe(replace(data, **wrong), share=1.0)(place / "dit", Silent())
     same = retrofit.RetrofitRecipe(replace(data, size=8, channels=1), share=1.0)(place / "dit", Silent())
     assert same == made(place, "dit")
@@ -318,7 +318,7 @@ def test_what_cannot_be_retrofitted_is_refused_with_the_reason(place, tmp_path):
     with pytest.raises(ValueError, match=r"differ in \(C, H, W\) and classes: .*3\) and .*0\)"):
         Retrofitted(config.encoder, replace(config.light, num_classes=0), ())
     latents = saved(tmp_path / "latents", dit(), "transformer")
-    with pytest.raises(ValueError, match=r"a model of latents \(of 4 channels\), and .* are images: encode them first"):
+    with pytest.raises(ValueError, match=r"of latents \(its channels: 4\), and .* are images: encode them first"):
         retrofit.RetrofitRecipe(data)(latents)
     with pytest.raises(FileNotFoundError, match=r"no data at .*nowhere"):
         retrofit.RetrofitRecipe(dr.DataConfig(str(tmp_path / "nowhere")))(latents)

@@ -111,7 +111,7 @@ class Plan(Ranged, SharedWork):
         if len(ranked) > 1 and model.given is None:
             print("objectives of different numbers of steps do not compare: the first line may not be the best plan")
         plans = [candidate.planned.plan for candidate in ranked]
-        names = [f"{plan.num_steps} steps, {plan.num_heavy} heavy calls" for plan in plans]
+        names = [plan.counts for plan in plans]
         picture = self.out.with_suffix(".png")
         write_whole(self.out, plans[0].to_json() + "\n")
         write_whole(picture, png(plan_figure([*dict(zip(names, plans, strict=True)).items()])))

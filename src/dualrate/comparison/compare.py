@@ -39,7 +39,7 @@ from dualrate.comparison.candidates import Candidate, RunRequest, baselines_of, 
 from dualrate.comparison.results import FIGURES, ComparisonResults, as_csv, as_json, compare_page
 from dualrate.comparison.rows import MeasuredCandidate, keep_row, read_row
 from dualrate.comparison.yardstick import SCREEN_SEED, Terms, Yardstick
-from dualrate.config.ranges import GuidanceWeight, Images, Members, Minutes, Precision, as_path
+from dualrate.config.ranges import GuidanceWeight, Images, Members, Minutes, Precision, as_path, many
 from dualrate.data.condition_rows import Given
 from dualrate.drawing.cost import call_seconds
 from dualrate.drawing.drawer import UNGUIDED, Drawer, Guidance
@@ -286,7 +286,7 @@ class Session:
             rows.append(measured)
         self.progress.close()
         missing = len(candidates) - len(rows)
-        left = [f"{missing} of {len(candidates)} candidates were not {verb} in time."] * bool(missing)
+        left = [f"{missing} of {many(len(candidates), 'candidate')} were not {verb} in time."] * bool(missing)
         left += [f"For lack of time {len(rows)} were {verb} on {count} {nouns}, not on {most}."] * (count < most)
         return rows, left
 
@@ -312,7 +312,7 @@ class Session:
     def finish(self, measured: Sequence[MeasuredCandidate], seconds: float = math.inf) -> list[MeasuredCandidate]:
         """Times every candidate, once only if the seconds are over, and takes its first samples."""
         deadline, finished = time.monotonic() + seconds, []
-        self.progress.note(f"timing {len(measured)} candidates, alone and in batches of {BATCH}")
+        self.progress.note(f"timing {many(len(measured), 'candidate')}, alone and in batches of {BATCH}")
         for i, entry in enumerate(measured):
             drawer = self.drawer(entry.candidate)
             alone, batched = self.times(entry.candidate, in_time=time.monotonic() < deadline)

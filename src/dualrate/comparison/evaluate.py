@@ -101,7 +101,7 @@ def bounded(drawer: Drawer, count: Images | None = None, *, seed: int = 0, progr
     experiment, note = drawer.model.experiment, messages(progress.note)
     test, count = experiment.data.images("test", note), BOUNDED if count is None else count
     if not 2 <= count <= len(test):
-        raise ValueError(f"{test.name} has {len(test)} for testing: --num is 2 to {len(test)}, got {count}")
+        raise ValueError(f"{test.name} has {len(test)} for testing: a count (--num) is 2 to {len(test)}, got {count}")
     how: dict[str, Any] = {"seed": seed, "progress": image_progress(progress)}
     bits_of, per = (bits_per_token, "token") if experiment.codec.instant else (bits_per_dimension, "dimension")
     with closing(progress):

@@ -109,6 +109,12 @@ def as_path(path: str | os.PathLike[str], what: str = "the path") -> Path:
         raise ValueError(f"{what} {str(path)!r} is no path ({error})") from error
 
 
+def many(count: int, noun: str) -> str:
+    """A count and its noun as messages say them: "1 frame", "2,000 frames"."""
+    several = noun.removesuffix("y") + ("ies" if noun.endswith("y") else "es" if noun.endswith("s") else "s")
+    return f"{count:,} {noun if count == 1 else several}"
+
+
 def is_whole(text: str) -> bool:
     """Whether a text is a whole number from 0 on, in the digits 0 to 9: `int` takes those of every script."""
     return text.isascii() and text.isdecimal()

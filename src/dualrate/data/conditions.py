@@ -329,7 +329,7 @@ class Conditioned(Derived):
 
     def __init__(self, images: TrainingSet, condition: Condition, partners: TrainingSet | None = None) -> None:
         if partners is not None and len(partners) != len(images):
-            raise ValueError(f"{images.name} has {len(images)} images, {partners.name} {len(partners)}: expected pairs")
+            raise ValueError(f"{len(images)} of {images.name} and {len(partners)} of {partners.name}: expected pairs")
         super().__init__(images)
         self.partner_images, self.make_conditions = partners, self._conditions
         self._build = cache(condition.build)

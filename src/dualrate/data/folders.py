@@ -42,7 +42,7 @@ def folder_source(path: Path, split: Split) -> Source:
 
     def read() -> Raw:
         strange = [(suffix, count) for suffix, count in _suffixes(path).items() if suffix not in SUFFIXES]
-        notes = sources.skipped(unused, "folder(s) of other splits"), sources.skipped_files(dict(strange))
+        notes = sources.skipped(unused, "folder", " of other splits"), sources.skipped_files(dict(strange))
         return chosen.raw(train, str(root), None if test else split, note="; ".join(filter(None, notes)))
 
     return Source(f"{printable(path.name)}/{split}", tuple(files), read)

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.config.ranges import as_path
+from dualrate.config.ranges import as_path, many
 from dualrate.data import cache as packed
 from dualrate.data import source as sources
 from dualrate.data.cache import PREPARED, SHARD_BYTES, cache_dir
@@ -175,7 +175,7 @@ def load_images(
         depth, _, side = stored.rows.shape[1:]
         if size not in (None, side) or channels not in (None, depth):
             raise ValueError(
-                f"{folder} was prepared at size {side} with {depth} channel(s), asked for {size} and {channels}: "
+                f"{folder} was prepared at size {side} with {many(depth, 'channel')}, asked for {size} and {channels}: "
                 "leave out --data.size and --data.channels, or prepare its source once more"
             )
         return _image_set(stored, report)
@@ -300,11 +300,11 @@ def finish_images(
         name, raw = raws[split]
         rejects = [reject for shard in part["shards"] for reject in shard.get("rejects", ())]
         if not part["images"]:
-            raise ValueError(f"none of the {raw.count} images of {name} can be used: {rejects[0]}")
+            raise ValueError(f"none of the images of {name} can be used, {raw.count} in all: {rejects[0]}")
         labels = packed.read_labels(folder, split) if part["labelled"] else None
         part["fingerprint"] = images_fingerprint(Shards(folder, row, part["shards"]), labels, raw.class_names)
         part["rejected"] = len(rejects)
-        part["notes"] = [f"skipped {summary(rejects)} of {raw.count} images"] if rejects else []
+        part["notes"] = [f"skipped {summary(rejects)} of {many(raw.count, 'image')}"] if rejects else []
         part["notes"] += [raw.note] if raw.note else []
     return packed.finish_dataset(folder, row, splits, **about)
 
@@ -331,11 +331,11 @@ def _decode_shard(folder: Path, options: Options, shape: tuple[int, ...], shard:
                     )
                 yield number, image
         if number + 1 != shard.count:
-            raise ValueError(f"{shard.name} gave {number + 1} images, expected {shard.count}; did its files change?")
+            raise ValueError(f"{shard.name} gave {number + 1} of {many(shard.count, 'image')}; did its files change?")
         if rejects and options.on_bad == "fail":
             raise ValueError(
-                f"{summary(rejects)} of {shard.count} images of {shard.name} cannot be used; pass --data.on-bad skip "
-                "to leave them out"
+                f"{summary(rejects)} of {many(shard.count, 'image')} of {shard.name} cannot be used; pass "
+                "--data.on-bad skip to leave them out"
             )
 
     packed.write_shard(folder, shard, images(), {"rejects": rejects})
@@ -349,7 +349,7 @@ def _shape(name: str, raw: Raw, options: Options) -> tuple[int, ...]:
         if not isinstance(image, str):
             return image.shape
         faults.append(image)
-    raise ValueError(f"none of the first {len(faults)} images of {name} can be used: {''.join(faults[:1])}")
+    raise ValueError(f"none of the first images of {name} can be used: {''.join(faults[:1])}")
 
 
 def summary(bad: list[str]) -> str:

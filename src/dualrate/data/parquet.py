@@ -70,8 +70,8 @@ def check_complete(files: Sequence[Path]) -> None:
     ]
     if missing:
         raise ValueError(
-            f"{files[0].parent} lacks {len(missing)} Parquet file(s) of a split: {some_of(missing)}; fetch them, or "
-            "name one file alone as the source"
+            f"{files[0].parent} lacks {len(missing)} of the Parquet files of a split: {some_of(missing)}; fetch them, "
+            "or name one file alone as the source"
         )
 
 
@@ -102,8 +102,8 @@ def parquet_source(path: Path, split: Split, label: str | None = None, images: s
         names = _declared_names(schema, train[0], column)
         notes = (
             note,
-            source.skipped(passed, "file(s) without labels"),
-            source.skipped(unused, "file(s) of other splits"),
+            source.skipped(passed, "file", " without labels"),
+            source.skipped(unused, "file", " of other splits"),
         )
         return chosen.raw(training, place, None if test else split, names, "; ".join(filter(None, notes)))
 
@@ -134,8 +134,8 @@ def _label_column(schema: pa.Schema, file: Path, label: str | None, images: str)
         if column.name not in (*IMAGE_COLUMNS, images, label) and not _is_image(column.type)
     ]
     if label is not None:
-        return label, source.skipped(columns, f"column(s) of {printable(file.name)}")
-    text = f"without labels: {printable(file.name)} has the column(s) {some_of(columns, 10)}; --data.label COLUMN"
+        return label, source.skipped(columns, "column", f" of {printable(file.name)}")
+    text = f"without labels: {printable(file.name)} has the columns {some_of(columns, 10)}; --data.label COLUMN"
     return None, f"{text} takes one of integers or strings for labels" if columns else ""
 
 

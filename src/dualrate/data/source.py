@@ -28,7 +28,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from dualrate.config.ranges import as_path
+from dualrate.config.ranges import as_path, many
 from dualrate.system.files import MEMORY, check_regular, naming, read_bytes, shown
 from dualrate.system.folders import some_of
 
@@ -198,9 +198,9 @@ def hidden(name: str) -> bool:
     return name in _HIDDEN or (name.startswith(".") and name not in (".", ".."))
 
 
-def skipped(names: Sequence[str], what: str) -> str:
+def skipped(names: Sequence[str], noun: str, which: str = "") -> str:
     """A note on things that are not used; empty without any."""
-    return f"skipped {len(names)} {what} ({some_of(names, 5)})" if names else ""
+    return f"skipped {many(len(names), noun)}{which} ({some_of(names, 5)})" if names else ""
 
 
 def skipped_files(counts: Mapping[str, int]) -> str:
@@ -220,7 +220,7 @@ def hold_out(keys: Sequence[str], split: Split, name: str = "this source") -> np
     on nothing but the keys, and a file added later moves few others. Raises ValueError for an empty split of `name`.
     """
     if len(keys) < (2 if split == "test" else 1):
-        raise ValueError(f"{len(keys)} image(s) in {name} cannot be divided into train and test; at least 2 are needed")
+        raise ValueError(f"{many(len(keys), 'image')} in {name} cannot be divided into train and test: give more")
     digests = [hashlib.sha256(key.encode(errors="surrogateescape")).digest() for key in keys]  # keys may be file names
     ranked = sorted(range(len(keys)), key=digests.__getitem__)
     count = max(1, len(keys) // 10) if len(keys) > 1 else 0
@@ -341,10 +341,10 @@ def npz_source(path: Path, split: Split, label: str | None = None) -> Source:
 
     def read() -> Raw:
         images, *labels = read_arrays(path, wanted).values()
-        note = skipped(unused, "array(s)")
+        note = skipped(unused, "array")
         if unused and not labels:
             arrays = some_of(unused, 10)
-            note = f"without labels: {path.name} has the array(s) {arrays}; --data.label NAME takes one of integers"
+            note = f"without labels: {path.name} has the arrays {arrays}; --data.label NAME takes one of integers"
         if images.dtype != np.uint8:
             raise ValueError(f"images in {path} are {images.dtype}; expected uint8, 0 to 255")
         shape = images.shape

@@ -82,7 +82,7 @@ def tar_source(files: Sequence[Path], root: Path, split: Split, progress: DataPr
         unused = [image.member.name for kind in parts if kind not in ("train", test) for image in parts[kind]]
         train = _listed(parts["train"], root)
         chosen = _listed(parts[test], root) if test and split == "test" else train
-        notes = source.skipped(unused, "image(s) of other splits"), note
+        notes = source.skipped(unused, "image", " of other splits"), note
         return chosen.raw(train, str(root), None if test else split, note="; ".join(filter(None, notes)))
 
     return Source(f"{source.printable(root.stem if root in files else root.name)}/{split}", tuple(files), read)

@@ -111,10 +111,9 @@ class Choice(Brief, Ranged):
         plan = self._plan(model) if self.plan is None else self.plan
         model.serves.check(plan)
         if self.heavy is not None and plan.num_heavy < self.heavy:
-            calls = f"{plan.num_heavy} heavy call{'s' * (plan.num_heavy != 1)}"
             note(
-                f"{calls}, not {self.heavy}: the other steps are at noise levels at which the encoder of {model.name} "
-                "was not trained"
+                f"{plan.counts}, not {self.heavy}: the other steps are at noise levels at which the encoder of "
+                f"{model.name} was not trained"
             )
         return plan
 

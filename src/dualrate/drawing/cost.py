@@ -18,6 +18,7 @@ from dualrate.config.ranges import Precision
 from dualrate.diffusion.context import Cond
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.drawer import Drawer
+from dualrate.experiment.modality import maker_of
 from dualrate.experiment.model import Model
 from dualrate.networks.blocks import in_bfloat16
 from dualrate.sampling.cost import CallCost, priced, seconds_per_call
@@ -98,23 +99,23 @@ def cost_report(drawer: Drawer) -> dict[str, object]:
     """Parameters, MACs and FLOPs, and latency of the networks' calls and of a batch's images, measured now.
 
     Light calls alone, without a context, are light calls too. A batch holds all members of a condition; a heavy call is
-    priced for an image, which shares it with them in `macs_per_image` and `seconds_per_image` alone.
+    priced for an image, which shares it with them in `macs_per_image` and `seconds_per_image` alone. The first of these
+    counts the codec of a forecast in latents, as its scores do.
     """
     cost, conditions = drawer.cost, drawer.seeds_at_once
-    count = conditions * drawer.members
+    count, coding = conditions * drawer.members, maker_of(drawer.model.experiment).coding(drawer)
     drawer = replace(drawer, batch_size=count)
     drawer.draw(range(conditions))  # the first compiles, records, chooses kernels
-    seconds = drawer.draw(range(conditions)).seconds
     taken = call_seconds(drawer.model, count, precision=drawer.precision)
     calls = {"heavy_call": "heavy", "light_call": "light", "light_call_alone": "without", "decode": "decode"}
     calls |= {"reading": "read"} if cost.calls.read else {}
-    macs = {name: getattr(cost.calls, of) for name, of in calls.items()} | {"per_image": cost.macs}
+    macs = {name: getattr(cost.calls, of) for name, of in calls.items()} | {"per_image": cost.macs + coding}
     return {
         **{f"parameters_{name}": parameters for name, parameters in drawer.model.parameters.items()},
         **{f"macs_{of}": number for of, number in macs.items()},
         **{f"flops_{of}": 2 * number for of, number in macs.items() if of != "decode"},
         **{f"seconds_{name}": count * getattr(taken, of) if macs[name] else 0.0 for name, of in calls.items()},
-        "seconds_per_image": seconds / count,
+        f"seconds_per_image{'_without_codec' * (coding > 0)}": drawer.draw(range(conditions)).seconds / count,
         "steps": drawer.plan.num_steps,
         "heavy_calls_per_image": cost.heavy_calls,
         "light_calls_per_image": cost.light_calls,

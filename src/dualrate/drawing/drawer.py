@@ -27,7 +27,7 @@ from torch import Tensor
 
 from dualrate.codecs.codec import decoded
 from dualrate.config import ranges
-from dualrate.config.ranges import Precision, Ranged
+from dualrate.config.ranges import Precision, Ranged, many
 from dualrate.config.serial import to_plain, type_name
 from dualrate.data.condition_rows import Given, HeldOut
 from dualrate.data.conditions import OfPicture
@@ -87,7 +87,7 @@ class Samples:
 
     def __repr__(self) -> str:
         count, *shape = self.images.shape
-        return f"{count} samples of {' x '.join(map(str, shape))} (C, H, W), drawn in {self.seconds:.3g} s"
+        return f"{many(count, 'sample')} of {' x '.join(map(str, shape))} (C, H, W), drawn in {self.seconds:.3g} s"
 
     def _repr_html_(self) -> str:
         """A picture of the first of them, in a notebook."""
@@ -421,7 +421,7 @@ def real_batches(model: Model, images: TrainingSet, count: int, batch_size: int)
     Raises ValueError for more images than there are, and images or labels that are not the model's.
     """
     if not 1 <= count <= len(images):
-        raise ValueError(f"{images.name} has {len(images)} images, got a count of {count}: ask for 1 to {len(images)}")
+        raise ValueError(f"the count is from 1 to {len(images)}, the images of {images.name}, got {count}")
     if images.shape != model.shape:
         raise ValueError(f"{model.name} models images of {model.shape} (C, H, W), {images.name} has {images.shape}")
     if model.num_classes and (images.labels is None or images.num_classes > model.num_classes):

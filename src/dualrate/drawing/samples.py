@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dualrate.config.ranges import as_path
+from dualrate.config.ranges import as_path, many
 from dualrate.data.condition_rows import Given, HeldOut
 from dualrate.data.conditions import picture_of
 from dualrate.drawing.drawer import SHOWN, Drawer, Samples
@@ -185,7 +185,7 @@ class Written:
     def __repr__(self) -> str:
         where = self.files[0].parent if self.files else "no folder"
         cost = f"{self.cost.macs / 1e6:.4g} million multiply-adds each"
-        return f"{len(self.files)} samples in {where}: {self.drawn} drawn now, in {self.seconds:.3g} s, {cost}"
+        return f"{many(len(self.files), 'sample')} in {where}: {self.drawn} drawn now, in {self.seconds:.3g} s, {cost}"
 
     def _repr_html_(self) -> str:
         """The texts, or a picture of the first images, in a notebook."""

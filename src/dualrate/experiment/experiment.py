@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from dualrate.codecs.codec import CodecConfig, CodecFolder, NoCodec
-from dualrate.config.ranges import Ranged
+from dualrate.config.ranges import Ranged, many
 from dualrate.config.serial import to_plain
 from dualrate.data.condition_rows import Given, HeldOut
 from dualrate.data.conditions import (
@@ -209,8 +209,8 @@ class Experiment(Ranged):
             raise ValueError(f"{images.name} is {kind}, and {self.name} is trained on {expected}: {way}")
         if images.frames_each != self.networks.frames:
             raise ValueError(
-                f"{images.name} has {images.frames_each} frame(s) in an image, {networks} make {self.networks.frames}: "
-                "train clip-latents or clip-decoder on clips, and other recipes on images"
+                f"{images.name} has {many(images.frames_each, 'frame')} in an image, {networks} make "
+                f"{self.networks.frames}: train clip-latents or clip-decoder on clips, and other recipes on images"
             )
         shape = codec.data_shape(self.shape)
         if self.condition.target(images.shape) != shape:
@@ -220,7 +220,7 @@ class Experiment(Ranged):
             )
         if num_classes and images.labels is None:
             raise ValueError(
-                f"{images.name} has no labels, but {networks} are conditioned on {num_classes} classes: set "
+                f"{images.name} has no labels, but {networks} are conditioned on {many(num_classes, 'class')}: set "
                 "num_classes of every network to 0 (of dualrate train: --networks.model.num-classes 0)"
             )
         if images.num_classes > num_classes > 0:
@@ -229,12 +229,12 @@ class Experiment(Ranged):
         labels = images.labels.tolist() if images.labels is not None else ()
         if missing := sorted({*range(num_classes)} - {*labels}):
             warnings.append(
-                f"{images.name} has no image of {len(missing)} of the networks' {num_classes} classes: "
+                f"{images.name} has no image of {len(missing)} of the networks' {many(num_classes, 'class')}: "
                 f"{some_of(missing, 10)}"
             )
         if len(images) < size:
             warnings.append(
-                f"{images.name} has {len(images)} image(s), fewer than a batch of {size}: they repeat in it"
+                f"{images.name} has {many(len(images), 'image')}, fewer than a batch of {size}: they repeat in it"
             )
         return warnings
 

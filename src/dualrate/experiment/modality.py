@@ -86,6 +86,10 @@ class Modality:
         """Scores of `count` samples that a `Drawer` draws, or of as many as is usual; asked where `other_scores` is."""
         raise NotImplementedError
 
+    def coding(self, drawer: Any) -> int:
+        """Multiply-adds of a codec for a sample of a `Drawer`, beside those that it counts."""
+        return 0
+
     def yardstick(self) -> Any:
         """The class, of `compare.yardstick.Yardstick`, that measures its models in a comparison; None: that itself."""
         return None

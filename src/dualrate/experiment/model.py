@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from operator import index
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ class Model:
     graphs: bool = False
     conditions: Given | None = None
     class_names: tuple[str, ...] = ()
-    _ready: dict[bool, Model] = field(default_factory=dict, init=False, repr=False, compare=False)  # by bfloat16
+    _ready: dict[bool, tuple[Any, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __str__(self) -> str:
         """Which weights these are, for people."""
@@ -235,16 +235,18 @@ class Model:
         cast = bfloat16 and self.experiment.networks.bfloat16_weights and not trains
         if not (cast or self.compiled or self.graphs):
             return self
-        if cast not in self._ready:
+        weights = list(self.networks.state_dict(keep_vars=True).values())
+        now = [(id(weight), cast and not weight.is_inference() and weight._version) for weight in weights]
+        if cast not in self._ready or self._ready[cast][1] != now:  # else its weights were changed since
             networks, denoiser = copied((self.networks, self.denoiser), self.networks, bfloat16=cast)
             for network in networks.values():
                 if self.compiled:
-                    how = package_calls if self.device.type == "cpu" else compile_calls
-                    how(network, cache_dir() / COMPILED)
+                    (package_calls if self.device.type == "cpu" else compile_calls)(network, cache_dir() / COMPILED)
                 if self.graphs:
                     graph_calls(network)
-            self._ready[cast] = replace(self, networks=networks, denoiser=denoiser, compiled=False, graphs=False)
-        return self._ready[cast]
+            ready = replace(self, networks=networks, denoiser=denoiser, compiled=False, graphs=False)
+            self._ready[cast] = ready, now, weights  # with which no later ones have these ids
+        return self._ready[cast][0]
 
     def arithmetic(self, *, bfloat16: bool) -> str:
         """How its networks compute when sampled from, in words: a part of what images are of."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from dualrate.config.ranges import Probability, Ranged, Steps
+from dualrate.config.ranges import Probability, Ranged, Steps, many
 from dualrate.diffusion.context import Refresh
 from dualrate.diffusion.plan import STEPS, StepPlan
 from dualrate.sampling.ancestral import Ancestral, Reverse
@@ -151,9 +151,9 @@ class AtLeast(Serves, Ranged):
         longest = max(t - s for t, s in pairwise(plan.t))
         if longest > 1 / self.steps + ROUNDING:
             raise ValueError(
-                f"this student was distilled to {self.steps} steps and takes as many or more, equal in t; the plan of "
-                f"{plan.num_steps} has a step of length {longest:.3g}, longer than 1/{self.steps}: "
-                f"ask for {self.steps} steps or more, or distill another"
+                f"this student was distilled to {many(self.steps, 'step')} and takes as many or more, equal in t; the "
+                f"plan of {plan.num_steps} has a step of length {longest:.3g}, longer than 1/{self.steps}: ask for "
+                f"{many(self.steps, 'step')} or more, or distill another"
             )
 
 
@@ -168,15 +168,15 @@ class OnePlan(Serves, Ranged):
         super().__post_init__()
         if self.heavy is not None and self.heavy > self.steps:
             raise ValueError(
-                f"a dual-rate student of {self.steps} steps has 1 to {self.steps} heavy calls, got {self.heavy}"
+                f"a dual-rate student of {many(self.steps, 'step')} has 1 to {self.steps} heavy calls, got {self.heavy}"
             )
 
     @property
     def learned(self) -> str:
         """Words for what it serves, as an error says them after 'this'."""
         return (
-            f"student was distilled for {self.steps} steps equal in t with {self.heavy} heavy calls spread evenly, and "
-            "serves no other plan"
+            f"student was distilled for {many(self.steps, 'step')} equal in t with {many(self.heavy, 'heavy call')} "
+            "spread evenly, and serves no other plan"
         )
 
     def ladder(self, calls: Iterable[int]) -> list[StepPlan]:
@@ -187,10 +187,7 @@ class OnePlan(Serves, Ranged):
         """Raises ValueError for any plan but its own."""
         served = self.default_plan()
         if plan.refresh != served.refresh or any(abs(a - b) > ROUNDING for a, b in zip(plan.t, served.t, strict=True)):
-            raise ValueError(
-                f"this {self.learned}; got {plan.num_steps} steps with {plan.num_heavy} "
-                "heavy calls: drop --steps, --heavy, --places, --grid and --plan, or train another"
-            )
+            raise ValueError(f"this {self.learned}; got {plan.counts}: drop --steps, --heavy, --places, --grid, --plan")
 
 
 @dataclass(frozen=True)
@@ -223,12 +220,12 @@ ONE_STEP = OwnSteps(1, learned="model has learned one step, and makes no more") 
 
 def steps_of_ddim(steps: int, heavy: int | None = None) -> OwnSteps:
     """Steps of a consistency model, equal in t, each of DDIM. heavy: heavy calls of a dual-rate one"""
-    calls = "" if heavy is None else f" with {heavy} heavy calls spread evenly"
-    learned = f"consistency model has learned to make {steps} steps, equal in t{calls}, and no others"
+    calls = "" if heavy is None else f" with {many(heavy, 'heavy call')} spread evenly"
+    learned = f"consistency model has learned to make {many(steps, 'step')}, equal in t{calls}, and no others"
     return OwnSteps(steps, heavy, learned=learned, sampler="ddim")
 
 
 def steps_at(times: Sequence[float]) -> OwnSteps:
     """Steps of a single-rate model trained at a few times alone. times: from 1 down, without 0"""
-    learned = f"model has learned to make {len(times)} steps at times of its own, and no others"
+    learned = f"model has learned to make {many(len(times), 'step')} at times of its own, and no others"
     return OwnSteps(len(times), learned=learned, sampler="ddim", grid=(*times, 0.0))

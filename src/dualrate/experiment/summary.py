@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dualrate.config.ranges import many
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.sampling.cost import CallCost, call_cost, in_macs
@@ -75,5 +76,5 @@ def sampling_line(experiment: Any, called_by: str | None = None) -> str:
     if called_by is not None:
         return f"  sampling  called by {called_by}"
     plan = experiment.serves.default_plan()
-    heavy = f", {plan.num_heavy} of them heavy" * (plan.num_heavy < plan.num_steps)
-    return f"  sampling  {plan.num_steps} steps{heavy}, where no others are asked for"
+    counts = plan.counts if plan.num_heavy < plan.num_steps else many(plan.num_steps, "step")
+    return f"  sampling  {counts}, where no others are asked for"

@@ -34,7 +34,7 @@ def clip_distance(model: Model, starts: Starts, x: Frame, progress: Reporter) ->
     """
     least, (count, members) = PER_FEATURE * Architecture.features, x.shape[:2]
     if count * members < least:
-        return f"no Frechet distance: it needs {least} clips, got {count * members}: give more --num or --members"
+        return f"no Frechet distance: it needs {least} clips, got {count * members}: more starts or members"
     forecast = forecast_of(model)
     if starts.training is None:
         return "no Frechet distance: the training clips are not known"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from dualrate.codecs.codec import CodecFolder
 from dualrate.codecs.diffusion import DiffusionCodec, DiffusionDecoding
-from dualrate.config.ranges import Channels, ClipFrames, Ranged
+from dualrate.config.ranges import Channels, ClipFrames, Ranged, many
 from dualrate.data.conditions import Latent
 from dualrate.data.images import ImageSet
 from dualrate.data.latent_set import is_encoded, read_latents
@@ -75,8 +75,8 @@ class ClipStages(Ranged):
         (channels, side, _), frames = clips.shape, clips.frames_each
         if frames % self.each or side % (2 * SIDE) or side & (side - 1):
             raise ValueError(
-                f"{self.data.source} has clips of {frames} frames of side {side}; expected a number of frames that "
-                f"divides by --each {self.each}, and a side of 16, 32, 64, ...: prepare them so"
+                f"{self.data.source} has clips of {many(frames, 'frame')} of side {side}; expected a number of frames "
+                f"that divides by --each {self.each}, and a side of 16, 32, 64, ...: prepare them so"
             )
         pieces, of_piece = frames // self.each, self.each * channels // frames
         widths = tuple(24 * 2**i for i in range((side // SIDE).bit_length() - 1))

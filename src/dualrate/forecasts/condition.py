@@ -129,7 +129,7 @@ class Forecast(Condition, Ranged):
     weights: tuple[Positive, ...] = ()
     """How much each variable counts in the loss, beside the others; empty: all alike."""
 
-    no_pictures = "starts from arrays, not pictures: dualrate forecast RUN --from FILE"
+    no_pictures = "starts from arrays, not pictures: dualrate forecast RUN --from FILE, or dr.forecast"
 
     @property
     def identity(self) -> dict[str, Any]:

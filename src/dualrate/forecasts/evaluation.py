@@ -326,8 +326,7 @@ def bad_news(
         ratio = scores.spread_skill.value
         at = int(np.nan_to_num(np.maximum(ratio, 1 / np.maximum(ratio, 1e-9)), nan=-1).argmax())
         if ratio[at] < WITHIN[0] or ratio[at] > WITHIN[1]:
-            how = "too much alike" if ratio[at] < 1 else "too far apart"
-            times, unit = scored.shown_leads
+            how, (times, unit) = "too much alike" if ratio[at] < 1 else "too far apart", scored.shown_leads
             when = f"{times[at]} {unit}"
             news.append(f"Members are {how}: their spread is {ratio[at]:.2f} times their mean's error at {when}.")
     return news

@@ -98,7 +98,7 @@ class Fields(TrainingSet):
             longest = max(stop - first for trajectory in self.trajectories for first, stop in pieces_of(trajectory))
             raise ValueError(
                 f"{self.name}: windows of {count} frames, expected 1 to {longest}, the most in a row in "
-                f"{len(self.trajectories)} trajectories: ask for fewer past or future frames, or give longer ones"
+                "its trajectories: ask for fewer past or future frames, or give longer ones"
             )
         return np.array(windows, np.int64)
 
@@ -166,7 +166,7 @@ def read_fields(
         )
     elif len(statistics.mean) != len(fields.variables):
         raise ValueError(
-            f"{source} has {len(fields.variables)} channels ({', '.join(fields.variables)}); the statistics are of "
+            f"{source} has the channels {', '.join(fields.variables)}; the statistics are of "
             f"{len(statistics.mean)}: give fields with the channels that the run was trained on"
         )
     return Fields(

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dualrate.config.ranges import as_path
+from dualrate.config.ranges import as_path, many
 from dualrate.data.source import reading
 from dualrate.drawing.drawer import Drawer, spread
 from dualrate.drawing.record import SamplingRecord, as_before, drawn_by, naming_progress
@@ -307,7 +307,7 @@ def write_forecast(
         array = ForecastArray(out, (len(starts), drawer.members, frames, *frame_shape(drawer.model)))
         report, before = progress or (lambda done, total: None), int(array.done.sum())
         if array.damaged:
-            note(f"{array.path}: {array.damaged} member(s) are not what was written, and are drawn again")
+            note(f"{array.path}: {many(array.damaged, 'member')} not as written, to be drawn again")
         report(before, array.done.size * frames)
         begun = time.perf_counter()
         with naming_progress(array):

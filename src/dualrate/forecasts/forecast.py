@@ -14,7 +14,7 @@ from typing import Any, Protocol, SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
-from dualrate.config.ranges import Precision
+from dualrate.config.ranges import Precision, many
 from dualrate.drawing.choice import Choice, check_loaded
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.model import Model
@@ -84,7 +84,8 @@ class ForecastResult:
 
     def __repr__(self) -> str:
         record = self.written.record
-        first = f"{record.members} members from {record.starts} starts, {record.frames} frames; {self.stability.says}"
+        first = f"{many(record.members, 'member')} from {many(record.starts, 'start')}, {many(record.frames, 'frame')}"
+        first += f"; {self.stability.says}"
         return f"{first}\n{self.written.starts.says}" if self.scores is None else f"{first}\n\n{self.scores}"
 
 

@@ -194,7 +194,7 @@ def _well(file: Any, path: Path, split: str) -> FieldSource | None:
             described += [Description.of(data.attrs)] * components
     if not parts or len(axes) not in (1, 2):
         raise ValueError(
-            f"{path} has {len(parts)} fields that vary in time, over {axes}; expected fields of one or two axes"
+            f"{path}: the fields that vary in time, {len(parts)}, are over {axes}; expected fields of one or two axes"
         )
     samples = {len(data) for data, varies in parts if varies} or {1}
     spaces = {data.shape[varies : 1 + varies + len(axes)] for data, varies in parts}

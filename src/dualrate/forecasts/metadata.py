@@ -245,7 +245,7 @@ def _apart(mine: Coordinate, theirs: Coordinate, every: int) -> Iterator[tuple[s
         b = b[::every]
     if len(a) != len(b):
         if len(mine.axes) == 1 and len(theirs.values) < COMPARED:  # else which points those are is not known
-            sizes = [f"{each.name} of {len(each.values)} points" for each in (mine, theirs)]
+            sizes = [f"{each.name} of length {len(each.values)}" for each in (mine, theirs)]
             ends = [f" from {each.values[0]:g} to {each.values[-1]:g}" for each in (mine, theirs)]
             yield sizes[0] + ends[0], sizes[1] + ends[1]
         return

@@ -43,7 +43,8 @@ class OfFields(Modality):
         raise ValueError("a forecast makes fields, not pictures: draw it by dualrate forecast RUN, dr.forecast(model)")
 
     def save(self, experiment: Any, samples: Tensor, file: Path) -> None:
-        super().save(experiment, experiment.condition.shown(samples), file)
+        if (forecast := experiment.condition).of_data is forecast:  # channels of latents show nothing
+            super().save(experiment, forecast.shown(samples), file)
 
     def score(self, drawer: Any, count: int | None, seed: int, progress: Reporter) -> Evaluation:
         """Score one window from each of `count` held-out starts; clips also by a distance from those of training."""
@@ -67,6 +68,11 @@ class OfFields(Modality):
         from dualrate.forecasts.service import ForecastService
 
         return ForecastService(model) if self.makes(model.experiment) else None
+
+    def coding(self, drawer: Any) -> int:
+        forecast = drawer.model.experiment.condition
+        coder = forecast.coder(drawer.model.device)
+        return round(coder.reading / drawer.members + forecast.frames * coder.writing)
 
     def yardstick(self) -> Any:
         from dualrate.forecasts.comparison import ForecastYardstick

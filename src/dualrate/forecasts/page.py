@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dualrate.config.ranges import many
 from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.curves import Panel, curves_figure, spectra_figure
 from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, bad_news, shown_leads
@@ -86,7 +87,7 @@ def _no_bad_news(scores: ForecastScores | None, steady: Stability | None) -> str
 def forecast_headline(written: ForecastWritten, scores: ForecastScores | None) -> str:
     """Says counts and scores of a forecast in a few sentences."""
     record = written.record
-    what = f"{record.members} members of {record.starts} start(s), {record.frames} frames"
+    what = f"{many(record.members, 'member')} of {many(record.starts, 'start')}, {many(record.frames, 'frame')}"
     if scores is None:
         return f"{what}. The truth is not known, so there are no scores."
     until, (factor, unit) = scores.until.value, written.forecast.shown_unit(record.lead_times[-1])

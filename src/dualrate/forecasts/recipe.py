@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from dualrate.config.ranges import Range, Ranged
+from dualrate.config.ranges import Range, Ranged, many
 from dualrate.diffusion.context import Shape
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
@@ -194,22 +194,20 @@ class Forecasting(Ranged):
         parts += [self.trained_by] * (self.trained_by != "diffusion") + [self.window] * apart
         name = "-".join(parts)
         progress = progress or PlainReporter()
-        count, observed = len(fields.trajectories), task.shape(shape)
+        length, observed = many(len(fields), "time step"), task.shape(shape)
         progress.note(
-            f"{fields.name}: {count} trajectories, {len(fields):,} time steps of {fields.shape} (C, H, W)\n"
-            f"given: {task.past} frame(s), observed as {observed} (C, H, W){_besides(task)} with noise of "
-            f"{task.noise:g}\n"
-            f"made: {task.frames} frame(s), {task.lead} step(s) apart" + f", {task.plain_time(task.lead_times(1)[0])}\n"
-            f"{_channels(task, content)}\n"
-            f"networks of size {size}, {tier.fit.iterations:,} iterations; for a first look: --fit.max-seconds 600"
+            f"{fields.name}: {many(len(fields.trajectories), 'trajectory')}, {length} of {fields.shape} (C, H, W)\n"
+            f"given: {many(task.past, 'frame')}, observed as {observed} (C, H, W){_besides(task)} with "
+            f"noise of {task.noise:g}\nmade: {many(task.frames, 'frame')}, {many(task.lead, 'step')} apart, "
+            f"{task.plain_time(task.lead_times(1)[0])}\n{_channels(task, content)}\n"
+            f"networks of size {size}, {tier.fit.iterations:,} iterations; for a first look: --fit.max-seconds 480"
             + ", or --size mini"
             * (size != "mini" and frame[1] > 1)
         )
         if (frames := task.of_data) is not task:
-            progress.note(f"a frame here is a latent {each}, of {frames.frames // task.frames} of the clip's frames")
-        if content.note:
-            progress.note(f"{source}: {content.note}")
-        for line in geometry.notes(fields.shape):
+            clips = f"a frame here is a latent {each}, of {frames.frames // task.frames} of the clip's frames"
+            progress.note(f"{clips}; training writes no grids of these: draw by dualrate forecast")
+        for line in (*[f"{source}: {content.note}"] * bool(content.note), *geometry.notes(fields.shape)):
             progress.note(line)
         if task.every == 1 and not task.noise and not task.of_data.of_clips:
             progress.note(
@@ -280,7 +278,7 @@ def _channels(task: Forecast, content: FieldSource) -> str:
     used = {*task.externals.variables, *task.externals.statics}
     used |= {each for name in content.variables for each in (name, level_of(name)[0])}
     left = {"left out": content.varying, "over space alone, so left out (see --static, --mask)": content.statics}
-    notes = [f"{len(lines)} channels"]
+    notes = [many(len(lines), "channel")]
     for why, names in left.items():
         if some := [name for name in names if name not in used]:
             notes.append(f"{why}: {some_of(some, 12)}")

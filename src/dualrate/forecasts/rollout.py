@@ -32,6 +32,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dualrate.config.ranges import many
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.context import Shape
 from dualrate.diffusion.random import Draws
@@ -80,12 +81,10 @@ def with_stride(model: Model, stride: int) -> Model:
         return model
     leads: tuple[int, ...] = getattr(networks, "leads", ())
     if not leads or networks.attention or forecast.of_data is not forecast:
-        raise ValueError(
-            f"{model.name} makes the {forecast.frames} frame(s) of a window together: drop --stride, or train with "
-            "--window leads, whose frames are made each by themselves"
-        )
+        way = "train with window leads" if forecast.of_data is forecast else "leave out frames of the whole forecast"
+        raise ValueError(f"{model.name} makes several frames together: drop the stride, or {way}")
     if stride > len(leads):
-        raise ValueError(f"{model.name} makes {len(leads)} frames, got a stride of {stride}: give 1 to {len(leads)}")
+        raise ValueError(f"{model.name} makes frames 1 to {len(leads)} of a window, got a stride of {stride}")
     leads = leads[stride - 1 :: stride]
     scale = np.array(forecast.scale).reshape(forecast.frames, -1)[stride - 1 :: stride].flatten().tolist()
     fewer: Any = {"frames": len(leads)}
@@ -166,13 +165,13 @@ def checked_starts(
     if seed + len(past) > WINDOW or not 0 < frames <= forecast.frames * WINDOW:
         raise ValueError(
             f"a forecast has at most {WINDOW:,} starts, seed included, and 1 to {forecast.frames * WINDOW:,} frames; "
-            f"got {len(past)} starts from seed {seed} on, of {frames} frames"
+            f"got {many(len(past), 'start')} from seed {seed} on, of {many(frames, 'frame')}"
         )
     if forecast.stride > 1 and forecast.past > 1 and frames > forecast.frames:
         raise ValueError(
-            f"{drawer.model.name} starts from {forecast.past} frames, {forecast.lead} time step(s) apart, and makes "
-            f"frames {forecast.ahead} apart, from which it cannot go on: ask for {forecast.frames} frame(s) at most, "
-            "or drop --stride"
+            f"{drawer.model.name} starts from {many(forecast.past, 'frame')}, {many(forecast.lead, 'time step')} "
+            f"apart, and makes frames {forecast.ahead} apart, from which it cannot go on: ask for "
+            f"{many(forecast.frames, 'frame')} at most, or drop the stride"
         )
     _ = forecast.year_parts(dates, range(0))
     return past

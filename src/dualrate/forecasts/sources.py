@@ -234,8 +234,8 @@ def check_variable_names(source: str, names: tuple[str, ...] | None, channels: i
     """Raises ValueError for names of variables that are not as many as the channels, or not distinct."""
     if names and not len(names) == len(set(names)) == channels:
         raise ValueError(
-            f"{source} has the variables {', '.join(names)} and {channels} channels: expected a name for each, all of "
-            "them different"
+            f"{source} has the variables {', '.join(names)}: expected {channels}, a name for each channel, all of them "
+            "different"
         )
 
 

@@ -40,8 +40,8 @@ def divided(
         count = max(least, frames // 10)
         if frames < count + least:
             raise ValueError(
-                f"{source} holds one trajectory of {frames} frames; expected {2 * least} or more, of which the last "
-                f"{'tenth is' if least == 2 else f'{count} are'} held out"
+                f"{source} holds one trajectory, of length {frames}; expected {2 * least} or more, of which the "
+                f"last {'tenth is' if least == 2 else f'{count} are'} held out"
             )
         train, rest = [part_of(every[0], 0, frames - count)], [part_of(every[0], frames - count, frames)]
         place = (0, frames - count)
@@ -68,5 +68,5 @@ def check_frames(source: str, trajectories: Sequence[Trajectory], variables: tup
         if trajectory.shape[0] < 2 or trajectory.shape[1:] != expected or 0 in expected:
             raise ValueError(
                 f"{source}: trajectory {i} is (time, channel, y, x) = {trajectory.shape}; expected two frames or more, "
-                f"each {expected}, as its {len(variables)} variables and trajectory 0 say"
+                f"each {expected}, as its variables ({len(variables)}) and trajectory 0 say"
             )

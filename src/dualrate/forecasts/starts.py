@@ -34,7 +34,8 @@ from dualrate.system.files import check_regular
 from dualrate.system.folders import some_of
 
 STARTS = 50  # if nothing else is asked for
-TO_SCORE = "--starts N (in Python count=N) takes N starts within longer data, and scores them by the frames after"
+COUNT = "--starts (in Python count)"
+TO_SCORE = f"{COUNT} takes so many starts within longer data, and scores them by the frames after"
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +120,7 @@ def _within(forecast: Forecast, data: Fields, frames: int, count: int | None, la
         raise ValueError(
             f"{data.name} has at most {max(lengths)} time step(s) in a row, and a forecast starts from {forecast.past} "
             f"frame(s), {forecast.lead} apart, and makes one {forecast.ahead} later: give a longer file, or the latest "
-            "frames of one (--from FILE without --starts), which are not scored"
+            f"frames of one (a file without {COUNT}), which are not scored"
         )
     order = sorted(lengths, reverse=True)
     half = order[int(np.searchsorted(np.cumsum(order), sum(order) / 2))]
@@ -136,8 +137,8 @@ def _within(forecast: Forecast, data: Fields, frames: int, count: int | None, la
             most -= 1
         raise ValueError(
             f"{data.name} has {len(windows)} start(s) of which {truth_frames} of the {frames} frame(s) asked for are "
-            f"known, got --starts {count}: "
-            + (f"so many starts allow --frames {most} at most" if most else f"take at most {len(windows)}")
+            f"known, got {count} as {COUNT}: "
+            + (f"so many allow frames {most} at most" if most else f"take at most {len(windows)}")
         )
     chosen = windows[spread(min(len(windows), STARTS if count is None else count), len(windows))]
     start = [data.frames(int(i), int(first), past)[:: forecast.lead] for i, first in chosen]
@@ -176,7 +177,7 @@ def training_fields(model: Model) -> Fields:
         raise ValueError(
             f"{source} has changed since {model.name} was trained: its training fields have the fingerprint "
             f"{fields.fingerprint[:12]}, those of the run {expected[:12]}. Put back what it was trained on, or "
-            f"forecast from the new fields: --from {source}"
+            f"give the new fields as starts (--from {source})"
         )
     return fields
 
@@ -217,7 +218,7 @@ def read_starts(
         starts = _latest(path, forecast, fields, ahead, shapes[0])
     else:
         if fields.trajectories[0].shape[1:] != shapes[0]:
-            raise ValueError(f"{path} holds the observed points alone, so that no truth is known: drop --starts")
+            raise ValueError(f"{path} holds the observed points alone, so that no truth is known: drop {COUNT}")
         about, hidden = (fields.metadata, len(fields.space)), forecast.geometry.hidden
         hashed, _ = survey(str(path), fields.trajectories, forecast.names, hidden=hidden, about=about)
         read = fields.trajectories, forecast.names, fields.step, forecast.statistics, hashed

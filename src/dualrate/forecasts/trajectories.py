@@ -157,8 +157,8 @@ def check_finite(
         where.append(f"{each.name} {each.values[number]:g}")
     at = f" at {', '.join(where)}" * bool(where)
     raise ValueError(
-        f"{place}, frame {begun + frame}, channel {channel} ({names[channel]}) holds {part[tuple(wrong[0])]}{at}, "
-        f"and {len(wrong)} number(s) of these {len(part)} frames are not finite in float32: fill them, leave them out, "
+        f"{place}, frame {begun + frame}, channel {channel} ({names[channel]}) holds {part[tuple(wrong[0])]}{at} "
+        f"(in these frames not finite in float32: {len(wrong)}): fill them, leave them out, "
         "or train with points hidden that are never observed (--mask auto), or not always (--mask any)"
     )
 
@@ -177,7 +177,7 @@ def timings_of(path: Path, name: str, times: NDArray[Any] | None, count: int, fr
     if times is None:
         return [Timing()] * count
     if not times.ndim:
-        return [Timing(note=f"{name} is one number, and says nothing of {frames} frames")] * count
+        return [Timing(note=f"{name} is one number, and says nothing of each frame")] * count
     if times.shape not in ((frames,), (1, frames), (count, frames)):
         raise ValueError(f"{path}: {name} is {times.shape}; expected ({frames},) or ({count}, {frames})")
     rows = [timed(path, row) for row in np.atleast_2d(times)]

@@ -49,7 +49,7 @@ CONDITIONAL = "from the held-out images that their conditions are of"
 def check_count(metric: str, dim: int, count: int) -> None:
     """Raises ValueError for fewer images than a metric by D = `dim` features needs."""
     if count < (minimum := PER_FEATURE * dim):
-        raise ValueError(f"got {count} images; {metric} needs at least {minimum}: draw or give more")
+        raise ValueError(f"{metric} needs at least {minimum} images, got {count}: draw or give more")
 
 
 @dataclass(frozen=True)

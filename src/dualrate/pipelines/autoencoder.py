@@ -64,8 +64,8 @@ class Normalisation:
         """Mean and std, each (1, C or 1, 1, 1)."""
         if {len(self.mean), len(self.std)} - {1, z.shape[1]}:
             raise ValueError(
-                f"latents have {z.shape[1]} channels, their normalisation is of {len(self.mean)} means and "
-                f"{len(self.std)} standard deviations: one, or one for each channel, is expected"
+                f"latents have {z.shape[1]} channels, their normalisation is of {len(self.mean)} and "
+                f"{len(self.std)} means and deviations: one, or one for each channel, is expected"
             )
         mean, std = (z.new_tensor(part)[:, None, None] for part in (self.mean, self.std))
         return mean, std
@@ -197,7 +197,7 @@ class Autoencoder:
             expected = f"of side {side}" if side else f"whose sides are multiples of {factor}"
             raise ValueError(f"{self.name} encodes images {expected}, got {image[1]} x {image[2]}: --size, or crop")
         if image[0] != colours:
-            raise ValueError(f"{self.name} encodes images of {colours} channels, got {image[0]}: --channels {colours}")
+            raise ValueError(f"{self.name} encodes images of C = {colours}, got {image[0]}: --channels {colours}")
         return self.rule.channels(self.config), image[1] // factor, image[2] // factor
 
     def image_shape(self, latent: Shape) -> Shape:

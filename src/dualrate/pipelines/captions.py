@@ -149,15 +149,15 @@ def read_captions(
     if lacking or (count > len(names) and not named):
         text = f"none for {len(lacking)} of them ({some_of(lacking)})" if lacking else "and nothing says whose they are"
         raise ValueError(
-            f"{place} has {count} captions for the {len(names)} images of {source}, {text}: give one per line or row, "
-            f"in the order of the images, or name the image of each in a column {NAMES[0]}"
+            f"{place} has captions ({count}) for the images ({len(names)}) of {source}, {text}: give one per "
+            f"line or row, in the order of the images, or name the image of each in a column {NAMES[0]}"
         )
     notes = [
         "" if named else f"paired by order: the first caption is of {names[order[0]]}, the last of {names[order[-1]]}",
         note,
-        skipped(twice, "more caption(s) of images whose first one is taken"),
-        skipped(strangers, "caption(s) of no image"),
-        f"without text: {len(empty)} caption(s) ({some_of(empty)}), which are the empty prompt" if empty else "",
+        skipped(twice, "more caption", " of images whose first one is taken"),
+        skipped(strangers, "caption", " of no image"),
+        f"without text: {some_of(empty)} ({len(empty)} in all), read as the empty prompt" if empty else "",
     ]
     for note in filter(None, notes):
         progress(len(names), len(names), note)
@@ -221,7 +221,7 @@ def _reader(place: str | Path, images: Images) -> tuple[Callable[[], Pairs], boo
     texts = _texts_column(table, column)
     naming = _naming_column(table, texts, images)
     unused = [name for name in table.columns if name not in (texts, naming, ROW)]
-    return partial(table.pairs, texts, naming), bool(naming), skipped(unused, f"column(s) of {path.name}")
+    return partial(table.pairs, texts, naming), bool(naming), skipped(unused, "column", f" of {path.name}")
 
 
 def _table(files: list[Path]) -> _Table:
@@ -374,4 +374,4 @@ def _beside(folder: Path, images: Images) -> tuple[Callable[[], Pairs], bool, st
         for number in sorted(files):
             yield images.names[number], read_utf8(files[number]).strip()
 
-    return rows, True, skipped(strangers, f"text file(s) of no image in {folder.name}")
+    return rows, True, skipped(strangers, "text file", f" of no image in {folder.name}")

@@ -198,7 +198,8 @@ def from_diffusers(
     if pipeline is not None:
         source, scheduler = parts_of(pipeline, scheduler)
         if shape is None and not getattr(source, "config", {}).get("sample_size"):
-            side = getattr(pipeline, "default_sample_size", 0)
+            side = getattr(pipeline, "default_sample_size", 0) or 0
+            side //= pipeline.vae_scale_factor if "default_sample_size" in pipeline.config else 1  # PRX: in pixels
             shape = shape_of(kind_of(type(source).__name__, source.config), source.config, side)
     if isinstance(source, nn.Module):
         whole: nn.Module = getattr(source, "_orig_mod", source)  # of torch.compile
@@ -226,9 +227,8 @@ def from_diffusers(
     if scheduler is None and folder is not None and folder.beside is not None:
         schedule, spoken = folder.schedule(tokens_of_image)
     elif scheduler is not None:
-        is_config = isinstance(scheduler, Mapping)
-        named = scheduler if is_config else {**scheduler.config, "_class_name": type(scheduler).__name__}
-        schedule, spoken = read_scheduler(named, tokens_of_image)
+        named = {} if isinstance(scheduler, Mapping) else {"_class_name": type(scheduler).__name__}
+        schedule, spoken = read_scheduler({**getattr(scheduler, "config", scheduler), **named}, tokens_of_image)
     if convention != "diffusers":
         spoken = CONVENTIONS[convention] if isinstance(convention, str) else convention
     if spoken is None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 
-from dualrate.config.ranges import as_path
+from dualrate.config.ranges import as_path, many
 from dualrate.data.source import printable
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import UNGUIDED, Drawer, Guidance
@@ -150,7 +150,7 @@ def pipeline_card(
 def _quality(scored: Mapping[str, Any]) -> tuple[EvalResult, list[str]]:
     """A score for the card's metadata, and as rows of its table."""
     score, fingerprint = scored["score"], Fingerprint(**scored["score"]["fingerprint"])
-    how = f"{scored['num_steps']} steps, {scored['num_heavy']} heavy calls, {scored['sampler']}"
+    how = f"{many(scored['num_steps'], 'step')}, {many(scored['num_heavy'], 'heavy call')}, {scored['sampler']}"
     measured = {
         score["metric"]: f"{score['value']:.4g} [{score['low']:.4g}, {score['high']:.4g}] at {100 * score['level']:g}%",
         "of": f"{fingerprint.count} images, {how}",

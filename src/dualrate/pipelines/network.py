@@ -100,8 +100,8 @@ class ForeignNetwork(nn.Module):
                 label = torch.full((z.shape[0],), self.num_classes, device=z.device)
         if self.channels not in (None, z.shape[1]):
             raise ValueError(
-                f"this {type(self.net).__name__} takes latents of {self.channels} channels, got {z.shape[1]}: encode "
-                "images by the VAE of its pipeline"
+                f"this {type(self.net).__name__} takes latents of in_channels {self.channels}, got {z.shape[1]}: "
+                "encode images by the VAE of its pipeline"
             )
         state = self.convention.state(z, log_snr).to(dtype)
         time = self.convention.time(log_snr) / self.kind.units(self.net)
@@ -115,7 +115,7 @@ class ForeignNetwork(nn.Module):
                 "whose sides its patches divide"
             )
         if shape != z.shape[1:]:
-            raise ValueError(f"this {kind} returned {shape}: expected {z.shape[1]} channels, or twice as many")
+            raise ValueError(f"this {kind} returned {shape}: expected its latents' shape, or twice the channels")
         return self.convention.v(z, output, log_snr)
 
     def _inputs(self, rows: int, prompts: Tensor | None, label: Tensor | None, dtype: torch.dtype) -> TextInputs:
@@ -161,7 +161,7 @@ def labels_of(kind: NetworkSpec, config: Config, num_classes: int | None) -> dic
         return {"num_classes": labels, "null": null and labels > 0}
     if null or num_classes != labels - 1 or not num_classes:
         last = "its null class after them" if null else f"no null class, or {labels - 1} and that as its last label"
-        raise ValueError(f"this network has {labels} classes and {last}, got num_classes {num_classes}")
+        raise ValueError(f"this network has num_classes {labels}, with {last}; got {num_classes}")
     return {"num_classes": num_classes, "null": True}
 
 

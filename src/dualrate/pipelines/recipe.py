@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated
 
 from dualrate.codecs.codec import CodecConfig, CodecFolder, NoCodec
-from dualrate.config.ranges import Classes, Range, Ranged, as_path
+from dualrate.config.ranges import Classes, Range, Ranged, as_path, many
 from dualrate.data import fashion_mnist
 from dualrate.data.finding import existing
 from dualrate.data.latent_set import is_encoded, read_latents
@@ -125,7 +125,7 @@ class RetrofitRecipe(Ranged):
             if vae is None and channels in COLOURS:
                 if self.data.size not in (None, side) or self.data.channels not in (None, channels):
                     raise ValueError(
-                        f"the model in {folder} takes {channels} channels of side {side}: drop --data.size and "
+                        f"the model in {folder} takes {many(channels, 'channel')} of side {side}: drop --data.size and "
                         "--data.channels"
                     )
                 if foreign.network.prompt.parts:
@@ -133,7 +133,7 @@ class RetrofitRecipe(Ranged):
                 return replace(self.data, size=side, channels=channels), NoCodec()
             how = f"--prompts CAPTIONS {folder}" if foreign.network.prompt.parts else f"--codec {vae or 'VAE'}"
             raise ValueError(
-                f"{folder} is a model of latents ({'it has a VAE' if vae else f'of {channels} channels'}), and "
+                f"{folder} is a model of latents ({'it has a VAE' if vae else f'its channels: {channels}'}), and "
                 f"{self.data.source} are images: encode them first (dualrate data encode {self.data.source} LATENTS "
                 f"{how}), then name --data.source LATENTS"
             )

@@ -103,7 +103,7 @@ def _pipeline(folder: Path, fingerprint: str, side: int, device: str) -> Any:
     pipeline.default_sample_size = side  # for which it would ask its network, and for the other its VAE
     if (layout := folder / VAE_LAYOUT).is_file() and (blocks := settings_in(layout).get("block_out_channels")):
         with blaming(layout):
-            pipeline.vae_scale_factor = 2 ** (len(blocks) - 1)
+            vars(pipeline)["vae_scale_factor"] = 2 ** (len(blocks) - 1)  # a property of its class stays, as PRX's
     return pipeline
 
 

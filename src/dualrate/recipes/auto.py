@@ -33,7 +33,7 @@ from os import PathLike
 from statistics import median_low
 from typing import Literal
 
-from dualrate.config.ranges import Ranged, as_path
+from dualrate.config.ranges import Ranged, as_path, many
 from dualrate.data.conditions import Condition
 from dualrate.data.images import Look, look_at
 from dualrate.data.latent_set import is_encoded, read_latents
@@ -149,7 +149,7 @@ class Auto(Ranged):
         progress = progress or PlainReporter()
         if is_encoded(self.data.source):
             latents = read_latents(self.data.source, "train")
-            progress.note(f"{latents.name}: {len(latents)} images as latents of {latents.shape} (C, H, W)")
+            progress.note(f"{latents.name}: {many(len(latents), 'image')} as latents of {latents.shape} (C, H, W)")
             if self.task is not None:
                 raise ValueError(f"a --task needs images, and {self.data.source} holds latents: name the images")
             chosen = _of_shape(latents.shape, latents.num_classes, self.data, self.size, self.chosen_rate)
@@ -245,12 +245,12 @@ def account(look: Look, requested: DataConfig, chosen: Experiment) -> str:
     if requested.size is None:  # else the images need not be opened
         sides = sorted(min(shape[1:]) for shape in look.shapes)
         shorts = f", short sides of {sides[0]} to {sides[-1]} pixels"
-    classes = f"{look.num_classes} classes" if look.num_classes else "no labels"
+    classes = many(look.num_classes, "class") if look.num_classes else "no labels"
     colour, mirrored = "grey" if made_of.channels == 1 else "in colour", "half" if made_of.augment.flip else "none"
     condition = chosen.networks.given
     of = "" if condition is None else f"\neach is made of a condition of {' x '.join(map(str, condition))} (C, H, W)"
     return (
-        f"{look.name}: {look.raw.count} images, {classes}{shorts}\n"
+        f"{look.name}: {many(look.raw.count, 'image')}, {classes}{shorts}\n"
         f"each becomes {made_of.size} x {made_of.size}, {colour}: the square in its middle, resized (data.size)\n"
         f"mirrored in training: {mirrored} (data.augment.flip){of}"
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dualrate.config.ranges import as_path
+from dualrate.config.ranges import as_path, many
 from dualrate.data.source import printable
 from dualrate.experiment.model import Model
 from dualrate.runs import store
@@ -36,7 +36,7 @@ def write_card(stored: StoredModel, state: Mapping[str, Any], name: str, out: Pa
     run = stored.path
     fit = stored.experiment.fit
     about = facts(stored.model()) | {
-        "training": f"{state['iteration']} iterations of {fit.batch_size} images, {state['seconds']:.0f} s",
+        "training": f"{many(state['iteration'], 'iteration')} of {fit.batch_size} images, {state['seconds']:.0f} s",
         "precision": f"{state['precision']} in training, bfloat16 in this file",
         "seed": fit.seed,
         "optimiser": ", ".join(f"{name} {value}" for name, value in asdict(fit.optim).items()),
@@ -67,7 +67,7 @@ def facts(model: Model) -> dict[str, object]:
     return {
         "networks": ", ".join(f"{name} {count / 1e6:.2f} M parameters" for name, count in model.parameters.items()),
         "cost": ", ".join(f"{macs / 1e6:.1f} million MACs a {name}" for name, macs in calls.items()),
-        "images": f"{height} x {width}, {channels} channel(s), {model.num_classes} classes",
+        "images": f"{height} x {width}, {many(channels, 'channel')}, {many(model.num_classes, 'class')}",
         **({"classes": some_of(names, SHOWN)} if names else {}),
         "data": model.experiment.data.source or "not known",
     }

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dualrate.codecs.codec import Codec, CodecConfig, Moments
-from dualrate.config.ranges import Range, Ranged
+from dualrate.config.ranges import Range, Ranged, many
 from dualrate.config.serial import to_plain
 from dualrate.diffusion.categorical import CategoricalProcess
 from dualrate.diffusion.context import Shape
@@ -98,7 +98,7 @@ class Tokens:
     def latent_shape(self, image: Shape) -> Shape:
         if image[0] != (channels := self.config.channels):
             raise ValueError(
-                f"{type(self.config).__name__} are tokens of {channels} channel(s), got {image[0]}: set "
+                f"{type(self.config).__name__} are tokens of {many(channels, 'channel')}, got {image[0]}: set "
                 f"--data.channels {channels}, or take a recipe of the other tokens"
             )
         return self.config.categories, channels * image[1], image[2]

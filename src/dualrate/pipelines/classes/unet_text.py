@@ -26,7 +26,7 @@ def channels(config: Config) -> int:
     seen, returned = config.get("in_channels", 4), config.get("out_channels", 4)
     if seen not in (returned, 2 * returned + 1):
         raise ValueError(
-            f"this UNet2DConditionModel takes {seen} channels and returns {returned}: known are as many, and "
+            f"this UNet2DConditionModel has in_channels {seen} and out_channels {returned}: known are as many, and "
             f"{2 * returned + 1}, with a mask and the latents of a masked image"
         )
     return returned
