@@ -11,7 +11,10 @@ members    the same of whole samplings of a condition: super-resolution and peri
 compiled   light calls that torch compiled ahead of time over those that it did not, and an image in 16 steps; the
            first time they are compiled, for three minutes
 
-python -m benchmarks.calls [--only share ...] [--seconds 5]    as a table in Markdown, with the machine below it
+python -m benchmarks.calls [--only share ...] [--seconds 5] [--compile]
+
+A table in Markdown, with the machine below it. With --compile shares are also measured of calls that torch compiled
+ahead of time, heavy and light ones; the first time it compiles for most of an hour.
 """
 
 from __future__ import annotations
@@ -52,12 +55,16 @@ PERIODIC = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A ratio of CPU seconds, in words what it should be, and for a share the ratio of multiply-adds."""
+    """A ratio of CPU seconds, in words what it should be, and for a share the ratio of multiply-adds.
+
+    compiled: the same ratio of compiled calls
+    """
 
     name: str
     ratio: Spread
     aim: str
     macs: str = ""
+    compiled: Spread | str = ""
 
 
 Work = Callable[[], object]
@@ -151,26 +158,31 @@ def loop(seconds: float) -> Iterator[Figure]:
         yield Figure(f"the loop over diffusers', {name}, batch {count}", over(ours, theirs, seconds), "1 at most")
 
 
-def share(seconds: float) -> Iterator[Figure]:
+def share(seconds: float, compiled: bool = False) -> Iterator[Figure]:
     pairs = {name: shipped(name) for name in PAIRS}
     pairs |= {f"auto {size}, {side} x {side}": of_auto(size, side) for size in SIZES for side in (32, 64, 128)}
     for (name, model), count in ((pair, count) for pair in pairs.items() for count in (1, 64)):
         bfloat16 = in_bfloat16("auto", CPU, (count, *model.shape))
-        calls, cost = workloads.a_call_each(model, count, bfloat16), model.call_cost
-        promised = cost.heavy / cost.light
-        ratio = over(calls["heavy"], calls["light"], seconds, 1 / promised)
-        numbers = "bfloat16" if bfloat16 else "float32"
-        yield Figure(f"share of {name}, batch {count}, {numbers}", ratio, least(count), f"{promised:.2f}")
+        promised = model.call_cost.heavy / model.call_cost.light
+        shares: list[Spread] = []
+        for way in (model, replace(model, compiled=True))[: 1 + compiled]:
+            calls = workloads.a_call_each(way, count, bfloat16)
+            shares.append(over(calls["heavy"], calls["light"], seconds, 1 / promised))
+        row = f"share of {name}, batch {count}, {'bfloat16' if bfloat16 else 'float32'}"
+        yield Figure(row, shares[0], least(count), f"{promised:.2f}", *shares[1:])
 
 
-def members(seconds: float) -> Iterator[Figure]:
+def members(seconds: float, compiled: bool = False) -> Iterator[Figure]:
     for name, count in ((name, count) for name in ratios.CONDITIONAL for count in (1, 16, 64)):
         shape = ratios.CONDITIONAL[name][0].shape
         bfloat16 = in_bfloat16("auto", CPU, (count, *shape))
-        figures = ratios.members(count, CPU, bfloat16, seconds, conditions=1, of=name)
-        ratio, numbers = figures["efficiency"]["cpu"], "bfloat16" if bfloat16 else "float32"
+        both = [
+            ratios.members(count, CPU, bfloat16, seconds, conditions=1, of=name, compiled=way)
+            for way in (False, True)[: 1 + compiled]
+        ]
+        shares, numbers = [each["efficiency"]["cpu"] for each in both], "bfloat16" if bfloat16 else "float32"
         name = f"share of {name}, members {count}, {numbers}"
-        yield Figure(name, ratio, least(count), f"{figures['macs_ratio']:.2f}")
+        yield Figure(name, shares[0], least(count), f"{both[0]['macs_ratio']:.2f}", *shares[1:])
 
 
 def compiled(seconds: float) -> Iterator[Figure]:
@@ -203,28 +215,31 @@ def of_auto(size: Size, side: int) -> Model:
     return Model("auto", made, networks.eval().requires_grad_(False), denoiser, 0, "")
 
 
+SHARES: dict[str, Callable[[float, bool], Iterator[Figure]]] = {"share": share, "members": members}
 PARTS: dict[str, Callable[[float], Iterator[Figure]]] = {
     part.__name__: part for part in (torus, precision, labels, files, loop, share, members, compiled)
 }
 
 
-def table(only: list[str], seconds: float) -> Iterator[str]:
+def table(only: list[str], seconds: float, compile_shares: bool = False) -> Iterator[str]:
     """Lines in Markdown."""
-    yield "| | ratio of multiply-adds | ratio of seconds | aim |"
-    yield "| --- | ---: | ---: | ---: |"
+    yield "| | ratio of multiply-adds | ratio of seconds | compiled | aim |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
     for name in only:
-        for figure in PARTS[name](seconds):
-            yield f"| {figure.name} | {figure.macs} | {figure.ratio} | {figure.aim} |"
+        figures = SHARES[name](seconds, compile_shares) if name in SHARES else PARTS[name](seconds)
+        for figure in figures:
+            yield f"| {figure.name} | {figure.macs} | {figure.ratio} | {figure.compiled} | {figure.aim} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--seconds", type=float, default=5, help="at least, for each ratio")
+    parser.add_argument("--compile", action="store_true", help="shares of compiled calls, too")
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    for line in table(options.only, options.seconds):
+    for line in table(options.only, options.seconds, options.compile):
         print(line, flush=True)
     print("\n" + ", ".join(environment(CPU).values()))
 

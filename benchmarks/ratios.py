@@ -24,11 +24,13 @@ import torch
 import dualrate as dr
 from benchmarks import child, workloads
 from benchmarks.interleave import Spread, interleaved, quotient
+from dualrate.data.cache import cache_dir
 from dualrate.data.conditions import SuperResolution
 from dualrate.diffusion.context import Shape
 from dualrate.diffusion.schedule import Cosine
-from dualrate.experiment.model import Model
+from dualrate.experiment.model import COMPILED, Model
 from dualrate.forecasts import recipe as forecast_recipe
+from dualrate.networks.blocks import copied
 from dualrate.networks.uvit import UViTConfig
 from dualrate.recipes import tasks
 from dualrate.recipes.auto import TIERS, network
@@ -36,6 +38,7 @@ from dualrate.recipes.tasks import Rate
 from dualrate.sampling.cost import call_cost
 from dualrate.system.device import environment, keep_freed_memory, pays
 from dualrate.system.files import write_whole
+from dualrate.system.packages import package_calls
 
 Figures = dict[str, Any]
 
@@ -86,10 +89,11 @@ def members(
     seconds: float,
     conditions: int = 8,
     of: str = "super-resolution",
+    compiled: bool = False,
 ) -> Figures:
     """Figures as of `efficiency`, of a pair of CONDITIONAL with random weights: `count` samples of each condition.
 
-    The single network is the encoder's own.
+    The single network is the encoder's own. compiled: whether calls are, on a CPU
     """
     (heavy, of_condition, steps), process = CONDITIONAL[of], dr.GaussianProcess(Cosine())
     task: Any = SimpleNamespace(shape=lambda image: of_condition)
@@ -102,8 +106,10 @@ def members(
     plan = dr.StepPlan.uniform(steps, 1)
 
     def sampling(name: str) -> Callable[[], object]:
-        networks, denoiser = models[name]
-        networks.to(device)
+        trained = models[name][0].to(device).requires_grad_(False)
+        networks, denoiser = copied(models[name], trained, bfloat16=bfloat16)
+        for part in networks.values() if compiled else ():
+            package_calls(part, cache_dir() / COMPILED)
         how = {"batch_size": conditions * count, "members": count, "device": device, "bfloat16": bfloat16}
         seeds, step = range(conditions), dr.DDIM(process)
         return lambda: list(dr.sample_batches(denoiser, step, plan, shape, seeds, given=lambda rows: y[rows], **how))

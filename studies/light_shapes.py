@@ -1,45 +1,76 @@
-"""Light networks of forecasts in another shape, trained beside the usual one for equal seconds of a core.
+"""Light networks in another shape, trained beside the usual one for equal seconds of a core.
 
     python -m studies.light_shapes OUT --system kolmogorov --seconds 150 --seeds 0 1
+    python -m studies.light_shapes OUT --images FOLDER --seconds 300 --seeds 0 1
 
 `dual` has the usual light network. That of `coarse` begins at the second level, by patches of twice the side, with as
-many channels as the heavy network has there: more multiply-adds in fewer, wider layers. OUT has the trajectories of
-studies/forecasts.py. Of each plan: the held-out loss of x_hat and the fair CRPS, of `coarse` over `dual`, the latter
-with an interval over starts and trainings; milliseconds of a member, of 1, 16 and 64 of a start.
+many channels as the heavy network has there: fewer, wider layers. That of `bare`, of images alone, has no block at the
+finest level, and as many channels as the heavy network at the others.
+
+Of a system OUT has the trajectories of studies/forecasts.py. Of each plan: the held-out loss of x_hat and the fair
+CRPS, of `coarse` over `dual`, the latter with an interval over starts and trainings; milliseconds of a member, of 1, 16
+and 64 of a start.
+
+Images are a source of `train auto --size tiny --rate dual`. The error of x_hat is that of held-out images on the same
+noise, by contexts of an age as in 16 steps of which 4 are heavy; distances are in a feature net that is trained here.
+Rows are kept in docs/results/light-shapes.json.
 """
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 import dualrate as dr
-from dualrate.experiment.network_configs import TwoConditional
-from dualrate.networks.uvit import UViTConfig
-from studies.common import Row, add_rows, command, markdown, on_one_thread
+from dualrate.data.images import ImageSet
+from dualrate.diffusion.process import require_gaussian
+from dualrate.experiment.network_configs import TwoConditional, TwoNetworks
+from dualrate.metrics.distances import kernel_distance
+from dualrate.metrics.evaluate import Evaluator
+from dualrate.metrics.features import CARD, FeatureNet, train_feature_net
+from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.recipes.auto import TIERS, Auto
+from dualrate.system.progress import Silent
+from studies.common import RESULTS, Row, add_rows, command, markdown, on_one_thread, save
 from studies.contest import Contest, Setting
 from studies.equal_score import resampled
 from studies.forecasts import SYSTEMS, crps, interval
 from studies.roll_outs import SIZES
 from studies.where import losses
+from tools.gpu.cifar10 import Images, image_errors
 
+Pair = TypeVar("Pair", TwoConditional, TwoNetworks)
 SHAPES: tuple[Any, ...] = ("dual", "coarse")
 SETTINGS = {"kuramoto-sivashinsky": Setting(16), "kolmogorov": Setting(8)}
 STEPS, COUNT, ROUNDS = (4, 8), 512, 9  # COUNT: held-out windows of a loss
 
 
-def coarse(networks: TwoConditional) -> TwoConditional:
-    """The pair with a light network from the second level on."""
+def wide(networks: Pair) -> tuple[UViTConfig, tuple[Level, ...]]:
+    """The light network, and its levels from the second on as wide as the heavy network's."""
     heavy, light = networks.encoder, networks.light
     assert isinstance(heavy, UViTConfig)
     assert isinstance(light, UViTConfig)
     pairs = zip(light.levels[1:], heavy.levels[1:], strict=True)
-    levels = tuple(replace(level, channels=wide.channels) for level, wide in pairs)
+    return light, tuple(replace(level, channels=wide.channels) for level, wide in pairs)
+
+
+def coarse(networks: Pair) -> Pair:
+    """The pair with a light network from the second level on."""
+    light, levels = wide(networks)
     return replace(networks, light=replace(light, levels=levels, patch=2 * light.patch))
+
+
+def bare(networks: Pair) -> Pair:
+    """The pair with a light network without blocks at the finest level."""
+    light, levels = wide(networks)
+    return replace(networks, light=replace(light, levels=(replace(light.levels[0], blocks=0), *levels)))
 
 
 @dataclass(frozen=True)
@@ -102,16 +133,108 @@ class Shapes(Contest):
         return f"loss of x_hat, coarse over dual, by seed: {loss}\n\n{markdown(header, lines)}"
 
 
+OF_IMAGES: dict[Any, Callable[[TwoNetworks], TwoNetworks]] = {"dual": lambda pair: pair, "coarse": coarse, "bare": bare}
+KEPT = RESULTS / "light-shapes.json"
+AGES, TIMES, HELD_OUT = (0.0, 1 / 16, 3 / 16), 6, 1000  # of contexts, of errors, images of both
+PLANS, DRAWN, EPOCHS = (8, 16), 5000, 3  # steps and images of a distance, epochs of the net that it is in
+
+
+@dataclass(frozen=True)
+class OfImages(Contest):
+    """The contest, of pairs that `train auto` makes of a source of images."""
+
+    source: str
+
+    def untimed(self, network: str, method: str, seed: int) -> dr.Experiment:
+        experiment = Auto(dr.DataConfig(self.source), "tiny", "dual")(Silent())
+        assert isinstance(experiment.networks, TwoNetworks)
+        return replace(experiment, networks=OF_IMAGES[network](experiment.networks))
+
+    def experiment(self, network: Any, method: str, setting: Setting, updates: int, seed: int) -> dr.Experiment:
+        experiment = super().experiment(network, method, setting, updates, seed)
+        return replace(experiment, fit=replace(experiment.fit, precision="auto"))
+
+    def evaluator(self, train: ImageSet, test: ImageSet) -> Evaluator[FeatureNet]:
+        folder = self.out / "features"
+        if not (folder / CARD).exists():
+            train_feature_net(train, test, epochs=EPOCHS).save(folder)
+        return Evaluator(FeatureNet.load(folder), train, test)
+
+    def train_all(self, seconds: float, seeds: list[int]) -> None:
+        """Trains and scores what is missing, shapes in turn."""
+        fit = TIERS["tiny"].fit
+        setting, judge = Setting(fit.batch_size, fit.optim.lr, fit.ema_halflife), None
+        for seed, shape in ((seed, shape) for seed in seeds for shape in OF_IMAGES):
+            which = self.which("final", shape, "diffusion", setting, seconds, seed)
+            if not self.known(**which):
+                row = self.fit(which)
+                model = dr.load(str(self.folder(which)))
+                sets = [model.experiment.data.images(split) for split in ("train", "test")]
+                judge = judge or self.evaluator(*sets)
+                add_rows(self.out, [row | scored(model, sets[1], judge)])
+                print(shape, seed, self.known(**which)[0], flush=True)
+        save(KEPT, json.dumps(self.rows, indent=0) + "\n")
+
+    def comparison(self, seconds: float) -> str:
+        """Ratios over `dual`, by training; thirds of the errors from low noise to high."""
+        finals, lines = self.known(kind="final", seconds=seconds), []
+        usual = {row["seed"]: row for row in finals if row["network"] == "dual"}
+        for row in finals:
+            dual = usual[row["seed"]]
+            errors = [
+                np.divide(row["errors"][age], dual["errors"][age]).reshape(3, -1).mean(1) for age in dual["errors"]
+            ]
+            lines.append(
+                [
+                    row["network"], row["seed"], row["updates"], f"{row['macs'] / 1e6:.1f}",
+                    *(", ".join(f"{ratio:.3f}" for ratio in ratios) for ratios in errors),
+                    *("{:.2f} [{:.2f}, {:.2f}], {:.4f}".format(*score) for score in row["scores"].values()),
+                ]
+            )  # fmt: skip
+        ages = (f"error, age {float(age):.3g}" for age in next(iter(usual.values()))["errors"])
+        header = (
+            "network",
+            "seed",
+            "updates",
+            "million multiply-adds",
+            *ages,
+            *(f"FD, KID in {n} steps" for n in PLANS),
+        )
+        return markdown(header, lines, texts=1)
+
+
+def scored(model: dr.Model, test: ImageSet, judge: Evaluator[FeatureNet]) -> Row:
+    """Errors of x_hat by age of the context, low noise first; distances in features by steps: FD, its ends, kernel."""
+    assert test.labels is not None
+    pixels, labels = (torch.from_numpy(np.asarray(part[:HELD_OUT])) for part in (test.images, test.labels))
+    process, scores = require_gaussian(model.process, model.name), {}
+    errors = {
+        age: [
+            round(float(error.mean()), 6)
+            for _, error in image_errors(model.denoiser, process, Images(pixels, labels), age, TIMES)
+        ]
+        for age in AGES
+    }
+    for steps in PLANS:
+        features = judge.net.features(dr.Choice(steps=steps).drawer(model).draw(range(DRAWN)).images)
+        replicates = np.quantile(judge.replicates(features), (0.025, 0.975))
+        kernel = kernel_distance(features, judge.reference_features)
+        scores[steps] = [round(float(x), 6) for x in (judge.value(features)[0], *replicates, kernel.value)]
+    return {"macs": model.call_cost.light, "errors": errors, "scores": scores, "accuracy": judge.net.card.accuracy}
+
+
 def main() -> None:
     parser = command(__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--system", choices=SETTINGS, default="kolmogorov")
     parser.add_argument("--seconds", type=float, default=150)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--images", help="a source of images, in place of a system")
     options = parser.parse_args()
     on_one_thread()
     assert options.system in SYSTEMS
-    shapes = Shapes(options.system, options.out)
+    options.out.mkdir(parents=True, exist_ok=True)
+    shapes = OfImages("images", options.out, options.images) if options.images else Shapes(options.system, options.out)
     shapes.train_all(options.seconds, options.seeds)
     print(shapes.comparison(options.seconds))
 

@@ -303,6 +303,22 @@ def test_every_ratio_stands_beside_its_aim(part: str, monkeypatch: pytest.Monkey
     assert lines or part in LONG
 
 
+@pytest.mark.parametrize("part", calls.SHARES)
+def test_shares_of_compiled_calls_stand_beside_those_of_eager_ones(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "shipped", lambda name: model(DUAL))
+    monkeypatch.setattr(calls, "of_auto", lambda size, side: model(DUAL))
+    monkeypatch.setattr(workloads, "a_call_each", lambda way, *rest: {"heavy": way.compiled, "light": None})
+    monkeypatch.setattr(calls, "over", lambda top, *rest: Spread(2 + top, 1, 3))
+    monkeypatch.setattr(
+        ratios,
+        "members",
+        lambda *rest, compiled, **named: {"efficiency": {"cpu": Spread(2 + compiled, 1, 3)}, "macs_ratio": 4.0},
+    )
+    _, _, *lines = calls.table([part], 0.0, compile_shares=True)
+    assert lines
+    assert all("| 2.000 [1.000, 3.000] | 3.000 [1.000, 3.000] | 0." in line for line in lines)
+
+
 def test_what_auto_makes_is_measured_at_its_side() -> None:
     made = calls.of_auto("tiny", 32)
     assert made.shape == (3, 32, 32)

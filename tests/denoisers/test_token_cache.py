@@ -14,6 +14,7 @@ from dualrate.denoisers.denoiser import Metered, Plain
 from dualrate.denoisers.feature_cache import TokenCache, choose
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.context import Refresh
+from dualrate.networks.blocks import modulated
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.cost import CallCost, expected_costs, macs_of, mean_macs
 
@@ -49,7 +50,7 @@ def test_partial_steps_are_each_block_s_attention_and_the_others_mlps_as_they_we
         tokens = (into_middle(z, emb)[0] + middle.position).flatten(2).transpose(1, 2)
         attention, mlp = [], []
         for block in blocks:
-            attention.append(block.attention(block.modulated(tokens, block.film1(emb))))
+            attention.append(block.attention(modulated(tokens, block.film1(emb))))
             mlp.append(block.mlp(tokens + attention[-1], emb))
             tokens = tokens + attention[-1] + mlp[-1]
         ages = torch.zeros(2, len(blocks), 4, dtype=torch.float64)
@@ -171,7 +172,7 @@ def test_received_is_the_mean_share_of_all_attention():
         by_hand = []
         for block, (h, emb) in zip(NET.middle.blocks, seen, strict=True):
             block._forward_pre_hooks.clear()
-            q, k, _ = block.heads_of(block.modulated(h.flatten(2).transpose(1, 2), block.film1(emb)))
+            q, k, _ = block.heads_of(modulated(h.flatten(2).transpose(1, 2), block.film1(emb)))
             by_hand.append(F.softmax(torch.einsum("bhqd,bhkd->bhqk", q, k) / 8**0.5, dim=-1).sum(2).mean(1))
     torch.testing.assert_close(received, torch.stack(by_hand, 1))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dualrate as dr
@@ -14,7 +15,7 @@ from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
-from dualrate.networks.blocks import InFloat32, cast_layers, copied
+from dualrate.networks.blocks import InFloat32, cast_layers, copied, modulated
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.training.config import FitConfig
 
@@ -162,3 +163,15 @@ def test_so_is_one_whose_calls_are_recorded(monkeypatch):
     assert done == [(what, net) for net in ready.networks.values() for what in ("compiled", "recorded")]
     assert both.arithmetic(bfloat16=False) == "float32, compiled, CUDA graphs"
     assert ready.ready(bfloat16=False) is ready  # what is ready is not made so again
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 24), (2, 3, 4, 40), (0, 4, 8)])
+def test_a_modulated_norm_is_rounded_once(shape: tuple[int, ...]) -> None:
+    noise = torch.Generator().manual_seed(0)
+    h = torch.randn(shape, generator=noise).bfloat16()
+    film = torch.randn(2, shape[0], shape[-1], generator=noise).bfloat16()
+    made = modulated(h, (film[0], film[1]))
+    scale, shift = film.double().view(2, shape[0], *[1] * (len(shape) - 2), shape[-1])
+    exact = functional.layer_norm(h.double(), shape[-1:]) * scale + shift
+    assert made.dtype == torch.bfloat16
+    torch.testing.assert_close(made.double(), exact, rtol=1.01 * 2**-8, atol=2e-6)  # half a unit of the last place

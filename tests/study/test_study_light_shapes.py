@@ -1,10 +1,17 @@
-"""The other shape of a forecast's light network."""
+"""The other shapes of light networks."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
 
 import dualrate as dr
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiment.network_configs import TwoConditional
-from studies.light_shapes import coarse
+from studies import light_shapes
+from studies.light_shapes import OF_IMAGES, OfImages, coarse
 
 
 def test_it_begins_at_the_second_level_as_wide_as_the_heavy_network() -> None:
@@ -16,3 +23,30 @@ def test_it_begins_at_the_second_level_as_wide_as_the_heavy_network() -> None:
     assert pair.light.levels == (dr.Level("conv", 16, 1),)
     assert pair.light.sides(0) == heavy.sides(1)
     assert pair.build(GaussianProcess(Cosine()))
+
+
+def test_pairs_of_images_are_trained_and_compared_in_each_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0)
+    for split, kind, count in (("train", "a", 120), ("train", "b", 120), ("test", "a", 4), ("test", "b", 4)):
+        folder = tmp_path / "images" / split / kind
+        folder.mkdir(parents=True)
+        for i in range(count):
+            grey = noise.integers(0, 256, (8, 8)).astype(np.uint8)
+            Image.fromarray(grey).save(folder / f"{i}.png")
+    for name, value in {"AGES": (0.25,), "TIMES": 3, "HELD_OUT": 8, "PLANS": (2,), "DRAWN": 200, "EPOCHS": 1}.items():
+        monkeypatch.setattr(light_shapes, name, value)
+    monkeypatch.setattr(light_shapes, "KEPT", tmp_path / "kept.json")
+    monkeypatch.setattr(OfImages, "speed", lambda *of: 500.0)  # two updates a second
+    shapes = OfImages("images", tmp_path / "out", str(tmp_path / "images"))
+    (tmp_path / "out").mkdir()
+    shapes.train_all(1.0, [0])
+    assert [row["network"] for row in shapes.rows] == list(OF_IMAGES)
+    _, _, dual, *lines = shapes.comparison(1.0).splitlines()
+    assert "1.000, 1.000, 1.000" in dual
+    assert len(lines) == 2
+    assert (tmp_path / "kept.json").is_file()
+    known = len(shapes.rows)
+    shapes.train_all(1.0, [0])  # nothing is missing
+    assert len(shapes.rows) == known

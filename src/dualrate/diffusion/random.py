@@ -25,7 +25,7 @@ _MASK = 0xFFFFFFFF
 _MULTIPLY = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 # of few rows, numpy takes half as long with these as with Python's numbers
-_FIRST, _SECOND, _HALF, _LOWER = (np.array(word, np.uint64) for word in (*_MULTIPLY, 32, _MASK))
+_FIRST, _SECOND, _HALF = (np.array(word, np.uint64) for word in (*_MULTIPLY, 32))
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -37,28 +37,35 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Ten
     return c0, c1 & _MASK, c2, c3 & _MASK
 
 
-def philox_on_host(counter: Sequence[np.ndarray], key: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """The same words, as uint64, of four broadcastable uint64 arrays, in half of the time that torch takes on a CPU."""
+def philox_on_host(counter: Sequence[np.ndarray], key: tuple[int, int], drop: int = 0) -> tuple[np.ndarray, ...]:
+    """The same words, as uint32, of four broadcastable uint64 arrays, in half of the time that torch takes on a CPU.
+
+    drop: low bits that they lose, in passes over two words at once
+    """
     c0, c1, c2, c3 = (word.copy() for word in counter)
-    for k0, k1 in _keys_on_host(*key):
+    *keys, (last0, last1) = _keys_on_host(*key)
+    for k0, k1 in keys:
         c0 *= _FIRST  # in place: memory asked for anew would take longer than the arithmetic
         c2 *= _SECOND
         c0, c1, c2, c3 = _mixed(c1, c2, k0), c2, _mixed(c3, c0, k1), c0
-    c1 &= _LOWER
-    c3 &= _LOWER
-    return c0, c1, c2, c3
+        c0 >>= _HALF
+        c2 >>= _HALF
+    c0 *= _FIRST
+    c2 *= _SECOND
+    pairs = [pair.astype("<u8", copy=False).view("<u4") for pair in (_mixed(c1, c2, last0), _mixed(c3, c0, last1))]
+    for pair in pairs if drop else ():
+        pair >>= np.uint32(drop)
+    return tuple(pair[..., half::2] for pair in pairs for half in (1, 0))
 
 
 def _mixed(low: np.ndarray, high: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """The xor of the lower half of one product, the upper half of the other, and a key; in place of `low` if it fits.
+    """The xor of the lower half of one product, the upper half of the other, and a key, in the upper half of a word.
 
-    It is taken in the upper half of the words, so that the last shift drops all other bits and no mask is needed.
+    Its lower half is that of `high`. It is made in place of `low` if it fits.
     """
     low <<= _HALF
-    mixed = np.bitwise_xor(low, high, out=low if low.shape == high.shape else None)
-    mixed ^= key
-    mixed >>= _HALF
-    return mixed
+    low ^= key
+    return np.bitwise_xor(low, high, out=low if low.shape == high.shape else None)
 
 
 def _round_keys(k0: int, k1: int) -> list[tuple[int, int]]:
@@ -99,8 +106,8 @@ class Draws:
         copy = torch.arange(times, device=self.row.device)
         return Draws(self.seed, (self.row[:, None] * times + copy).flatten())
 
-    def _words(self, streams: Sequence[str], blocks: int) -> tuple[Tensor, ...] | tuple[np.ndarray, ...]:
-        """The four words of each block, (S, B, blocks) int64 in [0, 2^32); arrays of numpy on the host.
+    def _words(self, streams: Sequence[str], blocks: int, drop: int) -> tuple[Tensor, ...] | tuple[np.ndarray, ...]:
+        """The four words of each block without so many low bits, (S, B, blocks) int64; on the host uint32 of numpy.
 
         Work that rows, streams and blocks share is done once, by broadcasting: most of the first three rounds.
         """
@@ -109,11 +116,11 @@ class Draws:
         if self.row.device.type == "cpu":
             rows = self.row.numpy().view(np.uint64)[:, None]
             stream = np.array(codes, np.uint64)[:, None, None]
-            words = philox_on_host((np.arange(blocks, dtype=np.uint64), rows & _MASK, rows >> 32, stream), key)
-            return tuple(word.view(np.int64) for word in words)
+            return philox_on_host((np.arange(blocks, dtype=np.uint64), rows & _MASK, rows >> 32, stream), key, drop)
         row, block = self.row[:, None], torch.arange(blocks, device=self.row.device)
         stream = torch.cat([row.new_full((1, 1, 1), code) for code in codes])  # a copy would wait
-        return philox((block, row & _MASK, (row >> 32) & _MASK, stream), key)
+        words = philox((block, row & _MASK, (row >> 32) & _MASK, stream), key)
+        return tuple(word >> drop for word in words) if drop else words
 
     def uniform(self, stream: str, *shape: int) -> Tensor:
         """(B, *shape) float64 in (0, 1), 32 bits fine. `stream` names the use, so that no two uses share numbers."""
@@ -122,7 +129,7 @@ class Draws:
     def uniforms(self, streams: Sequence[str], *shape: int) -> Tensor:
         """(S, B, *shape): `uniform` of several streams at once."""
         count = math.prod(shape)
-        blocks = self._words(streams, -(-count // 4))
+        blocks = self._words(streams, -(-count // 4), drop=0)
         words = [torch.from_numpy(word) if isinstance(word, np.ndarray) else word for word in blocks]
         words = torch.stack(words, dim=-1).flatten(2)[..., :count]
         return ((words.double() + 0.5) / 2**32).view(len(streams), -1, *shape)
@@ -134,11 +141,10 @@ class Draws:
     def normals(self, streams: Sequence[str], *shape: int) -> Tensor:
         """(S, B, *shape): `normal` of several streams at once, in as many kernels as one."""
         count = math.prod(shape)
-        words = self._words(streams, -(-count // 4))
+        words = self._words(streams, -(-count // 4), drop=8)
         uniform = torch.empty(2, *words[0].shape, 2, dtype=torch.float32, device=self.row.device)
         filled: Any = uniform.numpy() if isinstance(words[0], np.ndarray) else uniform
-        for i, word in enumerate(words):  # 24 bits of each: words 0 and 2 give radii, 1 and 3 angles
-            word >>= 8
+        for i, word in enumerate(words):  # 24 bits are left: words 0 and 2 give radii, 1 and 3 angles
             filled[i % 2, ..., i // 2] = word
         radius, angle = uniform.add_(0.5)
         radius.mul_(2**-24).log_().mul_(-2).sqrt_()

@@ -42,7 +42,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.diffusion.context import Shape
-from dualrate.networks.blocks import NoiseEmbedding, TransformerBlock
+from dualrate.networks.blocks import NoiseEmbedding, TransformerBlock, modulated
 from dualrate.networks.body import BodyConfig
 from dualrate.networks.dual import check_pair, of_last, projections
 
@@ -104,7 +104,7 @@ class FrameAttention(TransformerBlock):
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
         if h.ndim == 4:
             return super().forward(h, emb)
-        h = h + self.attention(self.modulated(h, self.film1(emb)))
+        h = h + self.attention(modulated(h, self.film1(emb)))
         return h + self.mlp(h, emb)
 
     def attention(self, tokens: Tensor) -> Tensor:

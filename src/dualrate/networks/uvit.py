@@ -38,6 +38,7 @@ from dualrate.networks.blocks import (
     chosen_of,
     conv3,
     doubled,
+    modulated,
     require_shape,
     transformer_macs,
     unpatchified,
@@ -407,7 +408,7 @@ class UViTTokens(UViTCut):
         tokens, emb, ended = self._middle(z, log_snr, label)
         sums, attention, received = list[Tensor](), list[Tensor](), list[Tensor]()
         for block in self._blocks:
-            q, k, v = block.heads_of(block.modulated(tokens, block.film1(emb)))
+            q, k, v = block.heads_of(modulated(tokens, block.film1(emb)))
             weights = attention_weights(q, k) if self.scores else None
             received.append(tokens.new_zeros(tokens.shape[:2]) if weights is None else weights.mean(1).sum(1))
             attention.append(block.joined(attend(q, k, v) if weights is None else weights.to(v.dtype) @ v))
