@@ -122,6 +122,17 @@ def alive(network: nn.Module) -> None:
 PROCESS = NoisyEnd(Cosine(log_snr_max=5.0))
 
 
+@pytest.mark.parametrize("side", [16, 32, 64, 128])
+@pytest.mark.parametrize("channels", [1, 4, 12, 48, 96])
+def test_a_decoder_has_room_for_every_number_that_it_sees(side: int, channels: int) -> None:
+    """Less leaves noise in what it makes, however long it trains."""
+    heavy, light = (piece_decoder(side, channels, size) for size in ("heavy", "light"))
+    assert all(config.levels[0].channels >= config.numbers for config in (heavy, light))
+    assert [heavy.sides(i) for i in range(heavy.num_levels)] == [light.sides(i) for i in range(light.num_levels)]
+    assert light.sides(light.num_levels - 1) == (8, 8)
+    assert of_latent(channels, 48, 1).levels[0].channels >= channels
+
+
 def test_a_clip_that_is_decoded_in_pieces_is_the_whole() -> None:
     whole, _ = of_clips(PIECES, FRAMES).build(PROCESS)
     piece, _ = of_clips(1, FRAMES // PIECES).build(PROCESS)

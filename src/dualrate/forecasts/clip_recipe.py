@@ -37,23 +37,30 @@ from dualrate.recipes.shared import training
 
 LOG_SNR = 5.0  # of z_0
 PROCESS, WEIGHTING = NoisyEnd(Cosine(log_snr_max=LOG_SNR)), Sigmoid(3.0)
-SIDE = 8  # positions of a latent
+SIDE, HEAD = 8, 48  # positions of a latent; width of an attention head
 Rate = Literal["single", "dual"]
 FIT = training(6000, 16, 1e-3, 200, decay="cosine", ema_halflife=20_000, sample_every=1000)
-SIZES = {"heavy": (96, 2, 192, 4), "light": (48, 1, 96, 1)}  # channels and blocks of both levels
+SIZES = {"heavy": (96, 2, 192, 4), "light": (48, 1, 96, 1)}  # channels and blocks of finer levels, and of the last
 
 
 def piece_decoder(side: int, channels: int, size: str) -> UViTConfig:
-    """The network of a piece, of so many channels. size: of SIZES"""
-    fine, few, coarse, many = SIZES[size]
-    levels = Level("conv", fine, few), Level("transformer", coarse, many)
-    return UViTConfig(side, channels, levels, patch=max(1, side // (2 * SIDE)), embedding=128, head_dim=48)
+    """The network of a piece, of so many channels. size: of SIZES
+
+    All that it sees passes through its finest level, so a patch has at most as many numbers as the narrowest network
+    has channels there, if one pixel has no more.
+    """
+    (fine, few, coarse, many), patch = SIZES[size], max(1, side // (2 * SIDE))
+    while patch > 1 and channels * patch**2 > min(widths[0] for widths in SIZES.values()):
+        patch //= 2
+    halvings = (side // patch // SIDE).bit_length() - 1
+    levels = *[Level("conv", max(fine, channels), few)] * halvings, Level("transformer", coarse, many)
+    return UViTConfig(side, channels, levels, patch=patch, embedding=128, head_dim=HEAD)
 
 
 def of_latent(channels: int, width: int, blocks: int, num_classes: int = 0) -> UViTConfig:
-    """The network of a latent."""
-    levels = (Level("transformer", width, blocks),)
-    return UViTConfig(SIDE, channels, levels, num_classes=num_classes, embedding=128, head_dim=48)
+    """The network of a latent. width: of its level, more where a latent has more channels"""
+    levels = (Level("transformer", -(-max(width, channels) // HEAD) * HEAD, blocks),)
+    return UViTConfig(SIDE, channels, levels, num_classes=num_classes, embedding=128, head_dim=HEAD)
 
 
 @dataclass(frozen=True)
