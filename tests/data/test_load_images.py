@@ -405,6 +405,7 @@ def test_arrays_that_may_be_labels_are_listed_and_one_is_named(name: str, tmp_pa
         load(file, label="sort")
     np.savez(tmp_path / "both.npz", images=images, labels=np.arange(20), **{name: np.arange(20)})  # pyright: ignore[reportArgumentType]
     assert notes(load, tmp_path / "both.npz") == [f"skipped 1 array ({name})"]
+    assert len(load((tmp_path / "both.npz").rename(tmp_path / "BOTH.NPZ"))) == len(train)
 
 
 def test_columns_beside_the_labels_are_named(tmp_path: Path, load: Load) -> None:

@@ -304,7 +304,7 @@ def test_what_is_no_clip_is_refused_with_the_way(tmp_path: Path) -> None:
         ClipBase(DataConfig(str(tmp_path / "images.npz")))()
     packed(tmp_path)
     of_images = replace(fashion_mnist.single("heavy"), data=DataConfig(str(tmp_path / "clips")))
-    with pytest.raises(ValueError, match=r"has 4 frame\(s\) in an image, .* make 1: train clip-latents"):
+    with pytest.raises(ValueError, match=r"has 4 frames in an image, .* make 1: train clip-latents"):
         train(of_images, tmp_path / "run")
     with pytest.raises(ValueError, match="a number of frames that divides by --each 3"):
         ClipStages(DataConfig(str(tmp_path / "clips")), each=3)()

@@ -81,6 +81,15 @@ def test_statistics_are_those_of_numpy_in_float64(
     np.testing.assert_allclose(found.difference, np.diff(wide, axis=1).std(axes), rtol=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["npz", "npy", "nc", "zarr", "h5"])
+def test_the_case_of_an_ending_does_not_count(tmp_path: Path, kind: str) -> None:
+    path, *_ = written(tmp_path, kind)
+    before = all_of(read_fields(path, "train"))
+    other = path.rename(path.with_suffix(f".{kind.upper()}"))
+    assert is_fields(other)
+    np.testing.assert_array_equal(all_of(read_fields(other, "train")), before)
+
+
 def test_a_constant_channel_has_deviations_of_one() -> None:
     array = np.full((3, 4, 1, 2, 2), 0.1, np.float32)
     assert survey("", list(array), ("land",))[1] == Statistics((float(np.float32(0.1)),), (1.0,), (1.0,))

@@ -57,12 +57,13 @@ def test_of_trajectories_of_other_lengths_those_of_half_of_the_frames_are_starts
     assert held_out_starts(model_of(tmp_path, tmp_path / "wide", frames=9), 100).known == 9  # a whole window
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".NPY", ".NPZ"])
 def test_starts_from_a_file_are_its_latest_time_steps(model, tmp_path, suffix):
     array, path = np.random.default_rng(0).normal(size=(4, 7, CHANNELS, WIDTH)).astype(np.float32), tmp_path / suffix
     path = tmp_path / f"starts{suffix}"
     for own in (array, array[1], array[:, :, :, None]):
-        np.save(path, own) if suffix == ".npy" else np.savez(path, mine=own)
+        with path.open("wb") as opened:
+            np.save(opened, own) if suffix.lower() == ".npy" else np.savez(opened, mine=own)
         expected = array[1:2] if own.ndim == 3 else array
         np.testing.assert_array_equal(read_starts(path, model).past, expected[:, [-3, -1], :, None])
 

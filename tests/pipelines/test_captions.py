@@ -90,6 +90,14 @@ def test_the_column_of_names_is_seen_by_its_values(ending: str, named: str, path
 
 
 @pytest.mark.parametrize("ending", TABLES)
+def test_the_case_of_an_ending_does_not_count(ending: str, photos: Path) -> None:
+    rows: list[list[object]] = [[name, text, i] for i, (name, text) in enumerate(ROWS)]
+    file = TABLES[ending](photos.parent / f"captions{ending}", ["image", "caption", "score"], rows)
+    file = file.rename(file.with_suffix(ending.upper()))
+    assert by_image(read_captions(file, photos), photos) == expected()
+
+
+@pytest.mark.parametrize("ending", TABLES)
 @pytest.mark.parametrize("value", ["IMG-{}", "elsewhere/{}.png", "https://x.org/{}.png", "{}.5"])
 def test_columns_that_name_no_image_are_refused_by_name(ending: str, value: str, photos: Path) -> None:
     rows: list[list[object]] = [[value.format(i), f"picture {i}"] for i in range(COUNT)]

@@ -43,7 +43,7 @@ def find_source(
     path = None if place == fashion_mnist.NAME else existing(place)
     folders = (path, path / "data") if path and path.is_dir() else ()
     if path and (
-        path.suffix == ".parquet"
+        path.suffix.lower() == ".parquet"
         or any(not hidden(file.name) for folder in folders for file in folder.glob("*.parquet"))
     ):
         try:
@@ -53,7 +53,7 @@ def find_source(
         return parquet_source(path, split, label, column)
     if column:
         raise ValueError(f"#{column} names a column of Parquet files, and there are none in {place}: drop it")
-    if label is not None and (path is None or path.suffix != ".npz"):
+    if label is not None and (path is None or path.suffix.lower() != ".npz"):
         raise ValueError(
             f"--data.label {label} names a column of Parquet files or an array of .npz, and there are none in "
             f"{source}: drop it; its labels are its folders, or stand beside its images (docs/own-images.md)"
@@ -68,9 +68,9 @@ def find_source(
         tars = tar_files(path)
         return tar_source(tars, path, split, progress) if tars else folder_source(path, split)
     check_regular(path)
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return npz_source(path, split, label)
-    if path.suffix == ".tar":
+    if path.suffix.lower() == ".tar":
         return tar_source([path], path, split, progress)
     raise ValueError(
         f"{path} is a file; expected .tar (not compressed), .parquet, .npz, or a folder; fields over time are for "

@@ -144,13 +144,13 @@ def _check_written(path: Path, data: Any, arrays: Iterable[str], coordinates: It
     unordered = [name for name in coordinates if not _in_order(data[name].values)]
     with _pieces_of(path) as pieces:
         for name in (*arrays, *unordered):
-            check_written(f"{path}: {name}", *pieces(name), zarr=path.suffix == ".zarr")
+            check_written(f"{path}: {name}", *pieces(name), zarr=path.suffix.lower() == ".zarr")
 
 
 @contextmanager
 def _pieces_of(path: Path) -> Iterator[Callable[[str], tuple[int, int]]]:
     """A function that counts the missing pieces of a variable, and all of them."""
-    if path.suffix == ".zarr":
+    if path.suffix.lower() == ".zarr":
         yield lambda name: missing_of_zarr(path / name)
         return
     if path.suffix.lower() in GRIB or is_classic(path):  # which have no pieces: a short file is an error

@@ -58,7 +58,7 @@ def is_fields(source: str | Path) -> bool:
     if str(source) in SIMULATIONS or str(source).startswith((FRAMES, CLIPS)):
         return True
     path = Path(source)
-    if path.suffix == ".npz" and path.is_file():
+    if path.suffix.lower() == ".npz" and path.is_file():
         try:
             with zipfile.ZipFile(path) as archive:
                 return f"{FIELDS}.npy" in archive.namelist()
@@ -112,10 +112,10 @@ def _read_file(path: Path) -> FieldSource:
             f"{path} holds no files of fields; expected some that end with {', '.join((*LABELLED, *HDF5))}, or "
             f"{FRAMES}FOLDER for one of pictures"
         )
-    if path.suffix in HDF5:
+    if path.suffix.lower() in HDF5:
         return read_hdf5([("", path)], path)
     check_regular(path)
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
 
         def wanted(members: list[str]) -> list[str]:
             if FIELDS not in members:
@@ -125,7 +125,7 @@ def _read_file(path: Path) -> FieldSource:
         arrays = read_arrays(path, wanted)
         names = tuple(map(str, np.atleast_1d(arrays["variables"]))) if "variables" in arrays else None
         return _of_array(str(path), arrays[FIELDS], names, step_of(path, arrays.get("step")))
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         with reading(path, ".npy"):
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         return _of_array(str(path), mapped, None, None)
@@ -144,7 +144,7 @@ def _members(source: str) -> list[tuple[str, Path]]:
     path = Path(source)
     if glob.has_magic(source) and not path.exists():
         files = [("", Path(name)) for name in sorted(glob.glob(source, recursive=True))]
-    elif path.is_dir() and path.suffix != ".zarr":
+    elif path.is_dir() and path.suffix.lower() != ".zarr":
         places = [(path, "")]
         places += [(each, each.name) for each in sorted(path.iterdir()) if each.is_dir() and split_named(each.name)]
         files = [(split, file) for place, split in places for file in sorted(place.iterdir())]

@@ -203,7 +203,7 @@ def read_starts(
     observed = shapes[0][0], *forecast.shape(model.shape)[1:]
     if observed != shapes[0] and not forecast.difference:  # a difference is from a whole frame
         shapes.append(observed)
-    if path.suffix in (".npy", ".npz"):
+    if path.suffix.lower() in (".npy", ".npz"):
         fields, order, ahead = _from_array(path, model, shapes), None, []
     else:
         fields, order, ahead = _from_fields(path, model, shapes[0], note)
@@ -297,7 +297,7 @@ def _from_array(path: Path, model: Model, shapes: Sequence[Shape]) -> FieldSourc
     """The starts of an array, with the names of its channels and the time between its frames if the file says them."""
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path} to start from: name one of arrays over time")
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         check_regular(path)
         with reading(path, ".npy"):
             array = np.load(path, mmap_mode="r", allow_pickle=False)

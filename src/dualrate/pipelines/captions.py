@@ -210,11 +210,11 @@ def _reader(place: str | Path, images: Images) -> tuple[Callable[[], Pairs], boo
     if not path.exists():
         raise FileNotFoundError(f"no captions at {path}: expected {KINDS}, or a folder of these")
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if column and (not files or path.suffix == ".txt"):
+    if column and (not files or path.suffix.lower() == ".txt"):
         raise ValueError(f"#{column} names a column of a table, and {path} has none: drop it")
     if not files:
         return _beside(path, images)
-    if path.suffix == ".txt":
+    if path.suffix.lower() == ".txt":
         named = _lines_are_named(path, images)
         return partial(_of_lines, path, named), named, ""
     table = _table(files)
@@ -227,7 +227,7 @@ def _reader(place: str | Path, images: Images) -> tuple[Callable[[], Pairs], boo
 def _table(files: list[Path]) -> _Table:
     """Raises ValueError for files of another kind."""
     file = files[0]
-    if file.suffix == ".parquet":
+    if file.suffix.lower() == ".parquet":
         try:
             from dualrate.data.parquet import columns_of, table_rows
         except ModuleNotFoundError as error:
@@ -235,12 +235,12 @@ def _table(files: list[Path]) -> _Table:
         columns = columns_of(file)
         usable, barred = ([name for name in columns if columns[name] == usable] for usable in (True, False))
         return _Table(file, [ROW, *usable], partial(table_rows, files), barred)
-    if file.suffix == ".jsonl":
+    if file.suffix.lower() == ".jsonl":
         return _Table(file, [*dict.fromkeys(key for row in _of_json(file) for key in row)], lambda _: _of_json(file))
-    if file.suffix not in SEPARATORS:
+    if file.suffix.lower() not in SEPARATORS:
         raise ValueError(f"captions are in {KINDS}, or in a folder of text files, got {file}")
     with reading(file, _utf8(file)), _opened(file, "") as opened:
-        header = csv.DictReader(opened, delimiter=SEPARATORS[file.suffix]).fieldnames or []
+        header = csv.DictReader(opened, delimiter=SEPARATORS[file.suffix.lower()]).fieldnames or []
     return _Table(file, header, lambda _: _of_csv(file))
 
 
@@ -307,7 +307,7 @@ def _opened(file: Path, newline: str | None = None) -> io.TextIOWrapper:
 
 def _of_csv(file: Path) -> Iterator[Mapping[str, Any]]:
     with reading(file, _utf8(file)), _opened(file, "") as opened:
-        table = csv.DictReader(opened, delimiter=SEPARATORS[file.suffix])
+        table = csv.DictReader(opened, delimiter=SEPARATORS[file.suffix.lower()])
         for row in table:
             if None in row:
                 raise ValueError(f"line {table.line_num} has more values than the header: put commas between quotes")

@@ -235,7 +235,7 @@ def name_of(source: str) -> str:
     path = resolved(source)
     while glob.has_magic(path.name) and not path.exists():
         path = path.parent
-    name = path.stem if path.suffix in (".npz", ".parquet", ".tar") else path.name
+    name = path.stem if path.suffix.lower() in (".npz", ".parquet", ".tar") else path.name
     return re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:60] or "images"
 
 
