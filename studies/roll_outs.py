@@ -76,11 +76,11 @@ class RollOuts(Contest):
             if not self.known(part="training", **which):
                 add_rows(self.out, [{"part": "training"} | self.fit(which)])
 
-    def search_samplers(self, seconds: float) -> None:
+    def search_samplers(self, seconds: float, cells: Sequence[Row] = ()) -> None:
         """Scores every cell of seed 0."""
         for which in self.trainings([0], seconds):
             steps = STEPS[which["method"].split("-")[0]]
-            self.rows_of(which, "search", [{"steps": count} | cell for count, cell in product(steps, CELLS)])
+            self.rows_of(which, "search", [{"steps": count} | cell for count, cell in product(steps, cells or CELLS)])
 
     def score(self, seeds: Sequence[int], seconds: float) -> None:
         """Scores each training by the best cell of every number of steps."""
@@ -99,9 +99,13 @@ class RollOuts(Contest):
         model = dr.load(str(self.folder(which))) if cells else None
         for cell in cells:
             assert model is not None
-            row = {"part": part, **which, **cell} | rolled(model, cell, part == "search")
+            row = {"part": part, **which, **cell} | self.rolled(model, cell, part == "search")
             add_rows(self.out, [row])
             print(part, *which.values(), *cell.values(), f"{mean(row):.4f}", flush=True)
+
+    def rolled(self, model: dr.Model, cell: Row, search: bool) -> Row:
+        """Cost and scores of a cell. search: of other starts than those of the scores"""
+        return rolled(model, cell, search)
 
 
 def rolled(model: dr.Model, cell: Row, search: bool) -> Row:
@@ -111,21 +115,31 @@ def rolled(model: dr.Model, cell: Row, search: bool) -> Row:
     """
     starts = held_out_starts(model, AHEAD, 2 * STARTS)
     places = np.arange(2 * STARTS)[search::2][: SEARCHED if search else None]
-    std = torch.tensor(forecast_of(model).statistics.std)
-    drawer = dr.Choice(**cell).drawer(model, batch_size=256, members=MEMBERS, precision="float32")
-    begun = time.process_time()
-    pieces = list(roll_out(drawer, starts.past[places], AHEAD))
-    seconds = time.process_time() - begun
-    x = np.zeros((len(places), MEMBERS, AHEAD, *pieces[0].x.shape[3:]))
-    for piece in pieces:
-        x[np.ix_(piece.starts, piece.members, piece.frames)] = piece.x
     assert starts.truth is not None
     truth = np.stack([starts.truth(int(i)) for i in places])
+    return scored_members(model, cell, starts.past[places], truth, MEMBERS)[0]
+
+
+def scored_members(
+    model: dr.Model, cell: Row, past: NDArray[np.float32], truth: NDArray[np.float32], members: int
+) -> tuple[Row, NDArray[np.float64]]:
+    """Cost and scores as of `rolled`, and the members (N, M, T, C, H, W) of these starts, in the data's units.
+
+    past: (N, past, C, H, W); truth: (N, T, C, H, W); members: of a start
+    """
+    ahead, std = truth.shape[1], torch.tensor(forecast_of(model).statistics.std)
+    drawer = dr.Choice(**cell).drawer(model, batch_size=256, members=members, precision="float32")
+    begun = time.process_time()
+    pieces = list(roll_out(drawer, past, ahead))
+    seconds = time.process_time() - begun
+    x = np.zeros((len(past), members, *truth.shape[1:]))
+    for piece in pieces:
+        x[np.ix_(piece.starts, piece.members, piece.frames)] = piece.x
     scaled, true = (torch.tensor(part).double() / std[:, None, None] for part in (x, truth))
     cost = costs(replace(drawer, members=1))
-    macs = cost["first_window"] + (AHEAD / cost["frames"] - 1) * cost["later_window"]
-    ms = round(1000 * seconds / (len(places) * MEMBERS * AHEAD), 4)
-    return {"macs": macs / 1e6 / AHEAD, "ms": ms, **by_lead(scaled, true, area_of(model))}
+    macs = cost["first_window"] + (ahead / cost["frames"] - 1) * cost["later_window"]
+    ms = round(1000 * seconds / (len(past) * members * ahead), 4)
+    return {"macs": macs / 1e6 / ahead, "ms": ms, **by_lead(scaled, true, area_of(model))}, x
 
 
 def crps(row: Row) -> NDArray[np.float64]:

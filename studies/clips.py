@@ -1,0 +1,440 @@
+"""Clips of 64 x 64 pixels: latents of four frames against latents of one, and frames that come next.
+
+    python -m studies.clips OUT simulate --source flow        the clips, OUT/flow, and the same packed
+    python -m studies.clips OUT latents --source flow         first stages of Unified Latents, and what they keep
+    python -m studies.clips OUT search                        batch and rate of every way to make what comes next
+    python -m studies.clips OUT train --seeds 0 1 2
+    python -m studies.clips OUT samplers                      sampler and noise of every number of steps, by seed 0
+    python -m studies.clips OUT score                         of each training, in the best way of every number of steps
+    python -m studies.clips OUT times                         milliseconds of a frame, all plans in turn
+    python -m studies.clips OUT                               rows into docs/results/clips.json.xz, tables into clips.md
+    python -m studies.clips                                   the tables, of the rows that are kept
+
+The source is moving sprites unless another is named. Each verb goes on where it was. A second of training is so many
+updates of a quiet core, as of `studies.contest`.
+
+Scores are of the held-out clips of even numbers; those of odd numbers choose batch, rate, sampler and noise. A start of
+each clip is at one of its frames whatever the way, so that all ways make the same frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+import dualrate as dr
+from dualrate.drawing.evaluators import feature_net
+from dualrate.drawing.latents import bits_per_pixel, round_trip_nearness
+from dualrate.experiment.data_config import DataConfig
+from dualrate.forecasts.clip_distance import windows_of
+from dualrate.forecasts.clip_recipe import ClipStages
+from dualrate.forecasts.clip_set import Cut, prepare_clips
+from dualrate.forecasts.condition import Forecast
+from dualrate.forecasts.film import pixels_of
+from dualrate.forecasts.recipe import RECIPES, Clips
+from dualrate.forecasts.rollout import forecast_of, roll_out
+from dualrate.forecasts.simulations import SIMULATIONS, Kolmogorov
+from dualrate.forecasts.systems import System
+from dualrate.methods.unified_latents import UnifiedLatentsConfig
+from dualrate.metrics.evaluate import Evaluator
+from dualrate.report.table import with_interval
+from dualrate.system.progress import Silent
+from studies.common import RESULTS, Row, add_rows, keep, kept_in, markdown, on_one_thread, place, rows_of
+from studies.contest import Contest, Network, Setting, mean, neighbours
+from studies.equal_score import at_equal_score, resampled
+from studies.forecasts import interval
+from studies.roll_outs import RollOuts, crps, first, name_of, plan_of, sampler_of, scored_members
+
+PAGE, FILE = RESULTS / "clips.md", RESULTS / "clips.json.xz"
+SIDE, WINDOW = 64, 16  # pixels of a side; frames of a clip that is packed
+WAYS: tuple[tuple[Network, str], ...] = tuple(product(("single", "dual"), ("diffusion-1", "diffusion-4", "rolling-4")))
+USUAL: dict[str, Row] = {"diffusion": {"steps": 4}, "rolling": {"steps": 2}}  # that choose batch and rate
+CELLS: tuple[Row, ...] = (
+    *({"sampler": "sde-dpm++2m", "gamma": gamma, "grid": "t"} for gamma in (0.0, 0.5, 1.0)),
+    {"sampler": "ancestral", "grid": "t"},
+)
+BATCHES, FIRST, RATE = (4, 8, 16), (8, 16), 2e-3  # of the search, and where it begins
+SECONDS, SEARCHED = 200.0, 40.0  # of a training; of one of the search
+PAST, AHEAD, MEMBERS, CHOOSING = 2, 8, 4, 24  # known frames; those ahead; members; starts of the search
+EARLIEST = 4  # frames before a start, whatever is known of them
+TIMED, ROUNDS = 16, 5  # starts that are timed together, and how often
+LATENTS, SETTLED = 400.0, 60.0  # seconds of a first stage; of one that settles batch and rate
+EACH: tuple[Any, ...] = ("4", "1")  # frames of a latent
+FACTORS = "3", "1.5", "6"  # of the loss, the first one while batch and rate are searched
+SETTINGS = Setting(2, 1e-3), Setting(2, 2e-3), Setting(4, 2e-3)
+PRICED = 3  # the part of its updates after which a first stage prices its latents
+KEPT, TOGETHER, RESAMPLES = 64, 4, 2000  # clips that latents are scored on; of a mean; resamples of these
+VERBS = "simulate", "latents", "search", "train", "samplers", "score", "times"
+SHOWN = "latents", "setting", "search", "score", "baseline", "time"  # parts that are kept
+KEEPING = "frames a latent", "loss factor", "updates", "bits a pixel", "PSNR, dB", "less that of 1 frame at equal bits"
+HEADER = (
+    "network", "method", "batch, rate", "sampler", "steps", "million multiply-adds a frame", "ms a frame", "CRPS",
+    "of frame 1", "Frechet distance", "CRPS less the best", "large at equal CRPS: multiply-adds; ms",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """Clips that are simulated. train, test: trajectories; levels: values that are black and white"""
+
+    system: System
+    train: int
+    test: int
+    frames: int = 20
+    levels: tuple[float, float] = (0.0, 255.0)
+    channels: int = 3
+
+
+SOURCES = {
+    "sprites": Source(SIMULATIONS["moving-sprites"][0], 500, 128),
+    "flow": Source(Kolmogorov(), 108, 20, 6 * WINDOW, (-12.0, 12.0), 1),
+}
+
+
+def simulate(name: str, out: Path) -> None:
+    """Write the clips of a source, losslessly, and the same packed in windows."""
+    source = SOURCES[name]
+    low, high = source.levels
+    for i, clip in enumerate(source.system.simulate(source.train + source.test, source.frames, 0)):
+        file = out / name / ("train" if i < source.train else "test") / f"{i}.webp"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_clip(pixels_of((clip.astype(np.float64) - low) * (255 / (high - low))), file)
+    prepare_clips(str(out / name), out / f"{name}-packed", Cut(WINDOW), size=SIDE, channels=source.channels)  # pyright: ignore[reportArgumentType]
+
+
+def write_clip(frames: NDArray[np.uint8], file: Path) -> None:
+    """Write frames (T, C, H, W) as an animated WEBP, without loss."""
+    start, *rest = (Image.fromarray(frame.repeat(3 // len(frame), 0).transpose(1, 2, 0)) for frame in frames)
+    start.save(file, "WEBP", save_all=True, append_images=rest, duration=100, lossless=True, quality=0, method=0)
+
+
+# Latents
+
+
+@dataclass(frozen=True)
+class Latents(Contest):
+    """First stages of latents of a source's clips. network: frames of a latent; method: the loss factor"""
+
+    def untimed(self, network: str, method: str, seed: int) -> dr.Experiment:
+        return ClipStages(DataConfig(str(self.out.parent / f"{self.name}-packed")), each=int(network))().first
+
+    def experiment(self, network: Any, method: str, setting: Setting, updates: int, seed: int) -> dr.Experiment:
+        stage = super().experiment(network, method, setting, updates, seed)
+        assert isinstance(stage.method, UnifiedLatentsConfig)
+        priced = replace(stage.method, loss_factor=float(method), priced_from=updates // PRICED)
+        return replace(stage, method=priced, fit=replace(stage.fit, log_every=10))
+
+    def speed(self, network: Any, method: str, batch: int) -> float:
+        """Milliseconds of an update, the same for all loss factors."""
+        return super().speed(network, FACTORS[0], batch)
+
+    def search_settings(self, seconds: float) -> None:
+        """Adds the mean loss of the second half of short trainings, by batch and rate, where it is not there yet."""
+        for network, setting in product(EACH, SETTINGS):
+            which = self.which("setting", network, FACTORS[0], setting, seconds, 0)
+            if not self.known(**which):
+                row = self.fit(which)
+                lines = [json.loads(line) for line in (self.folder(which) / "metrics.jsonl").read_text().splitlines()]
+                losses = [line["model/loss"] for line in lines if line["iteration"] > row["updates"] / 2]
+                add_rows(self.out, [row | {"part": "setting", "loss": round(float(np.mean(losses)), 4)}])
+
+    def compare(self, seconds: float) -> None:
+        """Trains and scores what is not there yet."""
+        for factor, network in product(FACTORS, EACH):
+            best = min(self.known(part="setting", network=network), key=lambda row: row["loss"])
+            which = self.which("latents", network, factor, Setting(best["batch"], best["rate"]), seconds, 0)
+            if not self.known(**which):
+                row: Row = {"part": "latents"} | self.fit(which) | keeps(dr.load(str(self.folder(which))))
+                add_rows(self.out, [row])
+                print(self.name, network, factor, of_groups(row["bits"])[0], of_groups(row["psnr"])[0], flush=True)
+
+
+def keeps(model: dr.Model) -> dict[str, Any]:
+    """Bits of a pixel of a frame, its colours together, and PSNR in dB, means of each `TOGETHER` held-out clips."""
+    clips = model.experiment.data.images("test", lambda *_: None)
+    bits, near = [], []
+    for part in np.arange(min(len(clips), KEPT) // TOGETHER * TOGETHER).reshape(-1, TOGETHER):
+        some = replace(clips, images=clips.images[part])
+        bits.append(bits_per_pixel(model.denoiser, model.gaussian, model.codec, some, TOGETHER).value)
+        near.append(round_trip_nearness(model.codec, some, TOGETHER).value)
+    return {"bits": np.round(bits, 5).tolist(), "psnr": np.round(near, 4).tolist()}
+
+
+def latents_table(rows: Sequence[Row]) -> str:
+    """A line for each first stage: what it holds, what it keeps, and beside it latents of one frame at equal bits."""
+    lines = []
+    for row in sorted(rows, key=lambda row: (row["network"], float(row["method"]))):
+        rivals = [other for other in rows if other["network"] == "1" != row["network"]]
+        less = psnr_less(row, rivals)
+        lines.append(
+            [
+                row["network"],
+                row["method"],
+                row["updates"],
+                interval(of_groups(row["bits"]), 3),
+                interval(of_groups(row["psnr"]), 2),
+                "" if less is None else interval(less, 2),
+            ]
+        )
+    return markdown(KEEPING, lines, texts=2)
+
+
+def of_groups(values: Sequence[float]) -> NDArray[np.float64]:
+    """(1 + R,) the mean, then those of groups of clips drawn anew, the same for all rows."""
+    picked = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    table = np.array(values)
+    return np.concatenate([[table.mean()], table[picked].mean(1)])
+
+
+def psnr_less(row: Row, rivals: Sequence[Row]) -> NDArray[np.float64] | None:
+    """(1 + R,) PSNR less that of rivals at equal bits, a straight line between these; None beyond them."""
+    own, ordered = of_groups(row["bits"]), sorted(rivals, key=lambda rival: np.mean(rival["bits"]))
+    bits, near = ([of_groups(rival[name]) for rival in ordered] for name in ("bits", "psnr"))
+    if not bits or not bits[0][0] <= own[0] <= bits[-1][0]:
+        return None
+    there = [np.interp(x, *line) for x, *line in zip(own, np.stack(bits, 1), np.stack(near, 1), strict=True)]
+    return of_groups(row["psnr"]) - np.array(there)
+
+
+# What comes next
+
+
+@dataclass(frozen=True)
+class Next(RollOuts):
+    """Trainings that make the next frames of a source's clips."""
+
+    @property
+    def data(self) -> DataConfig:
+        return DataConfig(f"clips:{self.out.parent / self.name}", size=SIDE, channels=SOURCES[self.name].channels)  # pyright: ignore[reportArgumentType]
+
+    def untimed(self, network: Network, method: str, seed: int) -> dr.Experiment:
+        """The recipe of clips. Frames that roll are no differences, and a single frame sees no other one."""
+        by, frames = method.split("-")
+        recipe = replace(RECIPES["clips"][1], data=self.data, past=PAST, frames=int(frames), rate=network)
+        if by == "rolling":
+            recipe = replace(recipe, trained_by="rolling", difference=False, window="causal")
+        elif frames == "1":
+            recipe = replace(recipe, window="channels")
+        return experiment_of(recipe)
+
+    def search_settings(self, seconds: float) -> None:
+        """Batch, then rate, then neighbours of the best, until none of them is better."""
+        for network, method in WAYS:
+            for batch in FIRST:
+                self.try_out(network, method, Setting(batch, RATE), seconds)
+            center, setting = None, self.best(network, method)  # pyright: ignore[reportArgumentType]
+            while center != setting:
+                center = setting
+                for neighbour in neighbours(center, BATCHES):
+                    self.try_out(network, method, neighbour, seconds)
+                setting = self.best(network, method)  # pyright: ignore[reportArgumentType]
+
+    def try_out(self, network: Network, method: str, setting: Setting, seconds: float) -> None:
+        """Trains and scores a cell of the search, unless it is there."""
+        which = self.which("search", network, method, setting, seconds, 0)
+        if self.known(**which):
+            return
+        trained = self.fit(which)
+        row = (
+            {"part": "setting"}
+            | trained
+            | self.rolled(dr.load(str(self.folder(which))), USUAL[method.split("-")[0]], True)
+        )
+        add_rows(self.out, [row])
+        print(*which.values(), f"{mean(row):.4f}", flush=True)
+
+    def trainings(self, seeds: Sequence[int], seconds: float) -> Iterator[Row]:
+        for seed, (network, method) in product(seeds, WAYS):
+            yield self.which("final", network, method, self.best(network, method), seconds, seed)  # pyright: ignore[reportArgumentType]
+
+    def rolled(self, model: dr.Model, cell: Row, search: bool) -> Row:
+        past, truth = self.starts(search, forecast_of(model).past)
+        row, x = scored_members(model, cell, past, truth, MEMBERS)
+        return row if search else row | self.distance(past, x)
+
+    def starts(self, search: bool, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """So many known frames (N, count, C, H, W) of held-out clips, and those ahead (N, AHEAD, C, H, W)."""
+        clips = held_out(self.data)[search::2][: CHOOSING if search else None]
+        past, truth = [], []
+        for i, clip in enumerate(clips):
+            now = EARLIEST + i % (len(clip) - AHEAD - EARLIEST + 1)
+            past.append(clip[now - count : now])
+            truth.append(clip[now : now + AHEAD])
+        return np.stack(past), np.stack(truth)
+
+    def distance(self, past: NDArray[np.float32], x: NDArray[Any]) -> Row:
+        """Frechet distance of known frames with members (N, M, T, C, H, W) from windows of the training clips."""
+        judge, (count, members) = judge_of(self.data), x.shape[:2]
+        known = np.broadcast_to(past[:, None, -PAST:], (count, members, PAST, *past.shape[2:]))
+        clips = pixels_of(np.concatenate([known, x], 2)).reshape(count * members, -1, *x.shape[4:])
+        return {"distance": round(judge.value(judge.net.features(clips))[0], 4)}
+
+    def baselines(self) -> None:
+        """Adds rows of the last known frame again and again, and of the truth."""
+        if self.known(part="baseline"):
+            return
+        past, truth = self.starts(False, PAST)
+        std = np.array(task_of(self.data).statistics.std)[:, None, None]
+        for name, x in (("last frame", past[:, -1:].repeat(AHEAD, 1)), ("truth", truth)):
+            error = abs(x - truth) / std
+            row = {"part": "baseline", "method": name, "crps": error.mean((2, 3, 4)).round(4).tolist()}
+            add_rows(self.out, [row | self.distance(past, x[:, None].repeat(MEMBERS, 1))])
+
+    def times(self) -> None:
+        """Adds milliseconds of a frame of a member, of all plans that are scored: medians of rounds in turn."""
+        plans = {plan_of(row): row for row in self.known(part="score", seed=0)}
+        seconds: dict[Any, list[float]] = {plan: [] for plan in plans}
+        drawers = {}
+        for plan, row in plans.items():
+            model = dr.load(str(self.folder(row)))
+            cell = {name: row[name] for name in ("steps", "sampler", "gamma", "grid") if name in row}
+            drawers[plan] = dr.Choice(**cell).drawer(model, batch_size=TIMED, members=1, precision="float32")
+        for _, plan in product(range(ROUNDS), plans):
+            drawer = drawers[plan]
+            past = self.starts(True, forecast_of(drawer.model).past)[0][:TIMED]
+            begun = time.process_time()
+            _ = list(roll_out(drawer, past, AHEAD))
+            seconds[plan].append(1000 * (time.process_time() - begun) / (len(past) * AHEAD))
+        names = "network", "method", "steps"
+        add_rows(
+            self.out,
+            [
+                {"part": "time", **dict(zip(names, plan, strict=True)), "ms": round(float(np.median(each)), 4)}
+                for plan, each in seconds.items()
+            ],
+        )
+
+
+@cache
+def experiment_of(recipe: Clips) -> dr.Experiment:
+    """The recipe's experiment, for which all its clips are read."""
+    return recipe(Silent())
+
+
+@cache
+def held_out(data: DataConfig) -> list[NDArray[np.float32]]:
+    """The held-out clips."""
+    fields = Forecast(PAST, AHEAD).read_fields(data, "test")
+    return [fields.frames(i, 0, each.shape[0]) for i, each in enumerate(fields.trajectories)]
+
+
+@cache
+def task_of(data: DataConfig) -> Forecast:
+    """Known frames and all that are ahead, as one window."""
+    return Forecast(PAST, AHEAD).of(Forecast(PAST, AHEAD).read_fields(data, "train"))
+
+
+@cache
+def judge_of(data: DataConfig) -> Evaluator[Any]:
+    """A network of windows that is trained on those of the training clips, which it measures distances from."""
+    task = task_of(data)
+    train, test = (windows_of(task.read_fields(data, split, task.statistics), task) for split in ("train", "test"))
+    return Evaluator(feature_net(train, test, progress=Silent()), train, test)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Each way in its best number of steps; the kept rows have all.
+
+    Means over trainings, intervals over these and starts. Ratio: what the cheapest large plan of this CRPS costs.
+    """
+    scored = [row for row in rows if row.get("part") == "score"]
+    means, firsts = resampled(scored, plan_of, crps), resampled(scored, plan_of, first)
+    best = means[min(means, key=lambda plan: means[plan][0])]
+    macs = {plan_of(row): row["macs"] for row in scored}
+    timed = [row for row in rows if row.get("part") == "time"] or scored
+    ms = {plan: float(np.median([row["ms"] for row in timed if plan_of(row) == plan])) for plan in macs}
+    large = [plan for plan in means if plan[0] == "single"]
+    lines: list[list[object]] = []
+    for row in sorted((row for row in rows if row.get("part") == "baseline"), key=mean, reverse=True):
+        numbers = f"{mean(row):.3f}", f"{first(row).mean():.3f}", f"{row['distance']:.2f}"
+        lines.append(["", row["method"], *[""] * 5, *numbers, "", ""])
+    for way in WAYS:
+        plan = min((plan for plan in means if plan[:2] == way), key=lambda plan: means[plan][0], default=None)
+        if plan is None:
+            continue
+        some = [row for row in scored if plan_of(row) == plan]
+        distances = [row["distance"] for row in some]
+        ratios = ""
+        if plan[0] == "dual":
+            ratios = "; ".join(str(at_equal_score(means, costs, plan, large)) for costs in (macs, ms))
+        lines.append(
+            [
+                "two rates" if plan[0] == "dual" else "large",
+                name_of(plan[1]),
+                f"{some[0]['batch']}, {some[0]['rate']:g}",
+                sampler_of(some[0]),
+                plan[2],
+                f"{macs[plan]:.0f}",
+                f"{ms[plan]:.1f}",
+                interval(means[plan], 3),
+                interval(firsts[plan], 3),
+                with_interval(float(np.mean(distances)), min(distances), max(distances), places=2),
+                interval(means[plan] - best, 3),
+                ratios,
+            ]
+        )
+    return markdown(HEADER, lines, texts=4)
+
+
+def page() -> None:
+    """The tables of the rows that are kept."""
+    rows = kept_in(FILE)
+    for name in SOURCES:
+        some = [row for row in rows if row["source"] == name]
+        if latents := [row for row in some if row["part"] == "latents"]:
+            place(f"latents {name}", latents_table(latents), PAGE)
+        if any(row["part"] == "score" for row in some):
+            place(f"clips {name}", table(some), PAGE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("verb", choices=VERBS, nargs="?")
+    parser.add_argument("--source", choices=SOURCES, default="sprites")
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options = parser.parse_args()
+    if options.verb is None:
+        if options.out is not None:
+            folders = [(name, options.out / f"{name}-{part}") for name in SOURCES for part in ("latents", "next")]
+            rows = [row | {"source": name} for name, folder in folders for row in rows_of(folder)]
+            keep(FILE, [row for row in rows if row.get("part") in SHOWN])
+        page()
+        return
+    on_one_thread()
+    latents = Latents(options.source, options.out / f"{options.source}-latents")
+    ahead = Next(options.source, options.out / f"{options.source}-next")
+    seconds = options.seconds or SECONDS
+    match options.verb:
+        case "simulate":
+            simulate(options.source, options.out)
+        case "latents":
+            latents.search_settings(min(SETTLED, options.seconds or SETTLED))
+            latents.compare(options.seconds or LATENTS)
+        case "search":
+            ahead.search_settings(options.seconds or SEARCHED)
+        case "train":
+            ahead.train_all(options.seeds, seconds)
+        case "samplers":
+            ahead.search_samplers(seconds, CELLS)
+        case "score":
+            ahead.baselines()
+            ahead.score(options.seeds, seconds)
+        case "times":
+            ahead.times()
+
+
+if __name__ == "__main__":
+    main()
