@@ -4,7 +4,8 @@ torus      a light call that pads by torch over one that pads by `blocks.wrapped
 precision  samplings in the precision that "auto" takes over those in the other one
 labels     the check of a draw's labels over a light call of one image
 files      2 steps of 1000 images with a PNG each over the same images drawn
-loop       samplers of this package over those of diffusers, 16 steps of a network that does nothing
+loop       samplers of this package over those of diffusers, 16 steps of a network that does nothing; with a generator
+           an image there too, as here, no image depends on the others of its batch
 share      the speed-up of a light call over a heavy one, over the ratio of their multiply-adds: of the shipped
            pairs, and of what `train auto` makes, with random weights
 members    the same of whole samplings of a condition: super-resolution and periodic forecasts, with random weights
@@ -139,7 +140,9 @@ def loop(seconds: float) -> Iterator[Figure]:
         "DDIM": (dr.DDIM(process), DDIMScheduler),
         "DPM-Solver++ 2M": (DPMSolver2M(process), DPMSolverMultistepScheduler),
     }
-    for (name, (step, kind)), count in ((pair, count) for pair in steps.items() for count in (1, 64)):
+    ways = [(name, count, False) for name in steps for count in (1, 64)] + [("DDPM", 64, True)]
+    for name, count, alone in ways:
+        step, kind = steps[name]
         seeds = range(count)
         how = {"batch_size": count, "device": CPU}
 
@@ -147,15 +150,20 @@ def loop(seconds: float) -> Iterator[Figure]:
             list(dr.sample_batches(denoiser, step, plan, shape, seeds, **how))
 
         @torch.no_grad()
-        def theirs(kind: Any = kind, count: int = count) -> None:
+        def theirs(kind: Any = kind, count: int = count, alone: bool = alone) -> None:
             scheduler = kind(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
             scheduler.set_timesteps(16)
-            z, chance = torch.randn(count, *shape), torch.Generator()
-            more = {} if kind is DPMSolverMultistepScheduler else {"generator": chance}
+            if alone:
+                generator: Any = [torch.Generator().manual_seed(i) for i in range(count)]
+                z = torch.cat([torch.randn(1, *shape, generator=each) for each in generator])
+            else:
+                z, generator = torch.randn(count, *shape), torch.Generator()
+            more = {} if kind is DPMSolverMultistepScheduler else {"generator": generator}
             for t in scheduler.timesteps:
                 z = scheduler.step(net(z, t, None), t, z, **more).prev_sample
 
-        yield Figure(f"the loop over diffusers', {name}, batch {count}", over(ours, theirs, seconds), "1 at most")
+        row = f"the loop over diffusers', {name}, batch {count}{', a generator an image' if alone else ''}"
+        yield Figure(row, over(ours, theirs, seconds), "1 at most")
 
 
 def share(seconds: float, compiled: bool = False) -> Iterator[Figure]:

@@ -106,7 +106,7 @@ def members(
     plan = dr.StepPlan.uniform(steps, 1)
 
     def sampling(name: str) -> Callable[[], object]:
-        trained = models[name][0].to(device).requires_grad_(False)
+        trained = models[name][0].to(device).eval().requires_grad_(False)
         networks, denoiser = copied(models[name], trained, bfloat16=bfloat16)
         for part in networks.values() if compiled else ():
             package_calls(part, cache_dir() / COMPILED)

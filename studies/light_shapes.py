@@ -4,8 +4,7 @@
     python -m studies.light_shapes OUT --images FOLDER --seconds 300 --seeds 0 1
 
 `dual` has the usual light network. That of `coarse` begins at the second level, by patches of twice the side, with as
-many channels as the heavy network has there: fewer, wider layers. That of `bare`, of images alone, has no block at the
-finest level, and as many channels as the heavy network at the others.
+many channels as the heavy network has there: more multiply-adds in fewer, wider layers.
 
 Of a system OUT has the trajectories of studies/forecasts.py. Of each plan: the held-out loss of x_hat and the fair
 CRPS, of `coarse` over `dual`, the latter with an interval over starts and trainings; milliseconds of a member, of 1, 16
@@ -20,7 +19,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +33,7 @@ from dualrate.experiment.network_configs import TwoConditional, TwoNetworks
 from dualrate.metrics.distances import kernel_distance
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import CARD, FeatureNet, train_feature_net
-from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.networks.uvit import UViTConfig
 from dualrate.recipes.auto import TIERS, Auto
 from dualrate.system.progress import Silent
 from studies.common import RESULTS, Row, add_rows, command, markdown, on_one_thread, save
@@ -52,25 +50,14 @@ SETTINGS = {"kuramoto-sivashinsky": Setting(16), "kolmogorov": Setting(8)}
 STEPS, COUNT, ROUNDS = (4, 8), 512, 9  # COUNT: held-out windows of a loss
 
 
-def wide(networks: Pair) -> tuple[UViTConfig, tuple[Level, ...]]:
-    """The light network, and its levels from the second on as wide as the heavy network's."""
+def coarse(networks: Pair) -> Pair:
+    """The pair with a light network from the second level on."""
     heavy, light = networks.encoder, networks.light
     assert isinstance(heavy, UViTConfig)
     assert isinstance(light, UViTConfig)
     pairs = zip(light.levels[1:], heavy.levels[1:], strict=True)
-    return light, tuple(replace(level, channels=wide.channels) for level, wide in pairs)
-
-
-def coarse(networks: Pair) -> Pair:
-    """The pair with a light network from the second level on."""
-    light, levels = wide(networks)
+    levels = tuple(replace(level, channels=wide.channels) for level, wide in pairs)
     return replace(networks, light=replace(light, levels=levels, patch=2 * light.patch))
-
-
-def bare(networks: Pair) -> Pair:
-    """The pair with a light network without blocks at the finest level."""
-    light, levels = wide(networks)
-    return replace(networks, light=replace(light, levels=(replace(light.levels[0], blocks=0), *levels)))
 
 
 @dataclass(frozen=True)
@@ -133,7 +120,6 @@ class Shapes(Contest):
         return f"loss of x_hat, coarse over dual, by seed: {loss}\n\n{markdown(header, lines)}"
 
 
-OF_IMAGES: dict[Any, Callable[[TwoNetworks], TwoNetworks]] = {"dual": lambda pair: pair, "coarse": coarse, "bare": bare}
 KEPT = RESULTS / "light-shapes.json"
 AGES, TIMES, HELD_OUT = (0.0, 1 / 16, 3 / 16), 6, 1000  # of contexts, of errors, images of both
 PLANS, DRAWN, EPOCHS = (8, 16), 5000, 3  # steps and images of a distance, epochs of the net that it is in
@@ -148,7 +134,7 @@ class OfImages(Contest):
     def untimed(self, network: str, method: str, seed: int) -> dr.Experiment:
         experiment = Auto(dr.DataConfig(self.source), "tiny", "dual")(Silent())
         assert isinstance(experiment.networks, TwoNetworks)
-        return replace(experiment, networks=OF_IMAGES[network](experiment.networks))
+        return experiment if network == "dual" else replace(experiment, networks=coarse(experiment.networks))
 
     def experiment(self, network: Any, method: str, setting: Setting, updates: int, seed: int) -> dr.Experiment:
         experiment = super().experiment(network, method, setting, updates, seed)
@@ -164,7 +150,7 @@ class OfImages(Contest):
         """Trains and scores what is missing, shapes in turn."""
         fit = TIERS["tiny"].fit
         setting, judge = Setting(fit.batch_size, fit.optim.lr, fit.ema_halflife), None
-        for seed, shape in ((seed, shape) for seed in seeds for shape in OF_IMAGES):
+        for seed, shape in ((seed, shape) for seed in seeds for shape in SHAPES):
             which = self.which("final", shape, "diffusion", setting, seconds, seed)
             if not self.known(**which):
                 row = self.fit(which)

@@ -88,6 +88,13 @@ def test_members_share_a_heavy_call(name: str) -> None:
     assert two["efficiency"]["cpu"].median == pytest.approx(two["speedup"]["cpu"].median / two["macs_ratio"])
 
 
+def test_members_are_drawn_by_compiled_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    packaged: list[bool] = []
+    monkeypatch.setattr(ratios, "package_calls", lambda network, cache: packaged.append(network.training))
+    ratios.members(1, CPU, False, seconds=0, of="a line of 64", compiled=True)
+    assert packaged == [False] * 3  # calls of a network that trains stay as they are
+
+
 def test_training_iterations_change_the_networks() -> None:
     small = model(DUAL).experiment
     work = workloads.training(small, CPU, bfloat16=False)

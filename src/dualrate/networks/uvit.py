@@ -388,8 +388,7 @@ class UViTTokens(UViTCut):
 
         s_i <- a_i + MLP(h_i + a_i), then h_i <- h_i + s_i
 
-    scores: whether a whole call counts the attention that tokens receive. A fused kernel does not return it, so on a
-            GPU v is then the network's up to rounding
+    scores: whether a whole call counts the attention that tokens receive; on a GPU this changes the rounding of v
     """
 
     scores: bool = False
