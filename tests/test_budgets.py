@@ -24,7 +24,7 @@ CODE = {
     "engine": 8535,
     "carriers": 8605,
     "forecasts": 7840,
-    "pipelines": 4045,
+    "pipelines": 4052,
     "texts": 745,
     "services": 1505,
     "front": 3115,

@@ -114,7 +114,7 @@ def test_a_drawer_draws_the_same_images():
 
 
 @pytest.mark.parametrize("how", ["bfloat16", "compiled"])
-@pytest.mark.parametrize("change", ["assigned", "in place", "copied"])
+@pytest.mark.parametrize("change", ["assigned", "in place", "copied", "put in their place"])
 def test_weights_that_change_are_those_that_are_called(how, change, monkeypatch):
     monkeypatch.setattr("dualrate.experiment.model.package_calls", lambda net, cache: None)
     found, bfloat16 = replace(model(DUAL), compiled=how == "compiled"), how == "bfloat16"
@@ -124,6 +124,9 @@ def test_weights_that_change_are_those_that_are_called(how, change, monkeypatch)
         if change == "in place":
             with torch.no_grad():
                 _ = [weight.mul_(factor) for weight in found.networks.parameters()]
+        elif change == "put in their place":  # as by .to(device)
+            for weight in found.networks.parameters():
+                weight.data = factor * weight
         else:
             found.networks.load_state_dict(now, assign=change == "assigned")
             found.networks.requires_grad_(False)

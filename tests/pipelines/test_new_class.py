@@ -1,6 +1,7 @@
 """A class that is added: caches and a retrofit follow from what it declares, and say what is missing."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -146,12 +147,23 @@ def test_a_pipeline_whose_usual_size_is_in_pixels_has_latents_of_an_eighth(monke
     assert v.shape == z.shape
 
 
-def test_parts_may_be_in_the_module_of_a_pipeline_of_diffusers(tmp_path):
+def test_parts_may_be_in_the_module_of_a_pipeline_of_diffusers(tmp_path, monkeypatch):
     for library in ("prx", "kolors", "transformers", None):
         check_own(tmp_path, {"text_encoder": [library, "Encoder"]})
-    for library in ("mine", "mine.prx", "prx.pipeline_prx", "", "..prx", "os"):
+    for library in ("mine", "mine.prx", "prx.pipeline_prx", "", "..prx", "os", "__pycache__"):
         with pytest.raises(ValueError, match="code of its own"):
             check_own(tmp_path, {"text_encoder": [library, "Encoder"]})
+    monkeypatch.setitem(sys.modules, "diffusers", None)  # where it is not installed
+    with pytest.raises(ValueError, match="code of its own"):
+        check_own(tmp_path, {"text_encoder": ["prx", "Encoder"]})
+
+
+@pytest.mark.parametrize("library", ["prx", "kolors", "transformers", "diffusers"])
+def test_a_file_of_the_folder_is_not_taken_for_that_module(tmp_path, library):
+    (tmp_path / "text_encoder").mkdir()  # diffusers would run the file where it lacks what the module needs
+    (tmp_path / "text_encoder" / f"{library}.py").touch()
+    with pytest.raises(ValueError, match="code of its own"):
+        check_own(tmp_path, {"text_encoder": [library, "Encoder"]})
 
 
 def test_a_pipeline_that_computes_its_scale_keeps_it(tmp_path, monkeypatch):

@@ -235,8 +235,8 @@ class Model:
         cast = bfloat16 and self.experiment.networks.bfloat16_weights and not trains
         if not (cast or self.compiled or self.graphs):
             return self
-        weights = list(self.networks.state_dict(keep_vars=True).values())
-        now = [(id(weight), cast and not weight.is_inference() and weight._version) for weight in weights]
+        weights = list(self.networks.state_dict().values())
+        now = [(weight.data_ptr(), cast and not weight.is_inference() and weight._version) for weight in weights]
         if cast not in self._ready or self._ready[cast][1] != now:  # else its weights were changed since
             networks, denoiser = copied((self.networks, self.denoiser), self.networks, bfloat16=cast)
             for network in networks.values():
@@ -245,7 +245,7 @@ class Model:
                 if self.graphs:
                     graph_calls(network)
             ready = replace(self, networks=networks, denoiser=denoiser, compiled=False, graphs=False)
-            self._ready[cast] = ready, now, weights  # with which no later ones have these ids
+            self._ready[cast] = ready, now, weights  # with which no later ones lie there
         return self._ready[cast][0]
 
     def arithmetic(self, *, bfloat16: bool) -> str:

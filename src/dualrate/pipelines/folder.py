@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -186,7 +186,11 @@ def check_own(path: Path, index: Mapping[str, Any]) -> None:
             f"{path} is a pipeline that dualrate exported: DualRatePipeline.from_pretrained({str(path)!r}) of {EXPORT} "
             "reads it, or name the run that it was made of"
         )
-    foreign = [f"its {name} is of {shown(part[0], 60)}" for name, part in read.items() if part and not _known(part[0])]
+    foreign = [
+        f"its {name} is of {shown(part[0], 60)}"
+        for name, part in read.items()
+        if part and not _known(part[0], path / name)
+    ]
     foreign += ["its class is in a file of the folder"] * isinstance(index.get("_class_name"), list)
     if foreign:
         raise ValueError(
@@ -195,9 +199,15 @@ def check_own(path: Path, index: Mapping[str, Any]) -> None:
         )
 
 
-def _known(library: object) -> bool:
-    """Whether parts of a library are no code of the folder: a pipeline of diffusers may have some in its own module."""
-    return library in KNOWN or (str(library).isidentifier() and (files("diffusers.pipelines") / str(library)).is_dir())
+def _known(library: object, place: Path) -> bool:
+    """Whether parts of a library are no code of their folder: a pipeline of diffusers may have some in its own module.
+
+    A file there that is named like the library would be read in place of it, where diffusers lacks that module.
+    """
+    homes = getattr(find_spec("diffusers"), "submodule_search_locations", None) or ()
+    modules = (Path(home, "pipelines", str(library), "__init__.py") for home in homes)
+    listed = library in KNOWN or (str(library).isidentifier() and any(module.is_file() for module in modules))
+    return listed and not (place / f"{library}.py").exists()
 
 
 def check_config(place: Path, config: Mapping[str, Any]) -> None:
