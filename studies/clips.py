@@ -143,7 +143,7 @@ class Latents(Contest):
         """Adds the mean loss of the second half of short trainings, by batch and rate, where it is not there yet."""
         for network, setting in product(EACH, SETTINGS):
             which = self.which("setting", network, FACTORS[0], setting, seconds, 0)
-            if not self.known(**which):
+            if not self.rows_with(**which):
                 row = self.fit(which)
                 lines = [json.loads(line) for line in (self.folder(which) / "metrics.jsonl").read_text().splitlines()]
                 losses = [line["model/loss"] for line in lines if line["iteration"] > row["updates"] / 2]
@@ -152,9 +152,9 @@ class Latents(Contest):
     def compare(self, seconds: float) -> None:
         """Trains and scores what is not there yet."""
         for factor, network in product(FACTORS, EACH):
-            best = min(self.known(part="setting", network=network), key=lambda row: row["loss"])
+            best = min(self.rows_with(part="setting", network=network), key=lambda row: row["loss"])
             which = self.which("latents", network, factor, Setting(best["batch"], best["rate"]), seconds, 0)
-            if not self.known(**which):
+            if not self.rows_with(**which):
                 row: Row = {"part": "latents"} | self.fit(which) | keeps(dr.load(str(self.folder(which))))
                 add_rows(self.out, [row])
                 print(self.name, network, factor, of_groups(row["bits"])[0], of_groups(row["psnr"])[0], flush=True)
@@ -243,7 +243,7 @@ class Next(RollOuts):
     def try_out(self, network: Network, method: str, setting: Setting, seconds: float) -> None:
         """Trains and scores a cell of the search, unless it is there."""
         which = self.which("search", network, method, setting, seconds, 0)
-        if self.known(**which):
+        if self.rows_with(**which):
             return
         trained = self.fit(which)
         row = (
@@ -282,7 +282,7 @@ class Next(RollOuts):
 
     def baselines(self) -> None:
         """Adds rows of the last known frame again and again, and of the truth."""
-        if self.known(part="baseline"):
+        if self.rows_with(part="baseline"):
             return
         past, truth = self.starts(False, PAST)
         std = np.array(task_of(self.data).statistics.std)[:, None, None]
@@ -293,7 +293,7 @@ class Next(RollOuts):
 
     def times(self) -> None:
         """Adds milliseconds of a frame of a member, of all plans that are scored: medians of rounds in turn."""
-        plans = {plan_of(row): row for row in self.known(part="score", seed=0)}
+        plans = {plan_of(row): row for row in self.rows_with(part="score", seed=0)}
         seconds: dict[Any, list[float]] = {plan: [] for plan in plans}
         drawers = {}
         for plan, row in plans.items():

@@ -107,7 +107,7 @@ class Contest:
     def rows(self) -> list[Row]:
         return rows_of(self.out)
 
-    def known(self, **values: Any) -> list[Row]:
+    def rows_with(self, **values: Any) -> list[Row]:
         """The rows that have these values."""
         return [row for row in self.rows if values.items() <= row.items()]
 
@@ -147,7 +147,7 @@ class Contest:
 
     def teacher(self, network: Network, seed: int) -> Path:
         """The network's longest training by diffusion of SECONDS at most. Raises ValueError where there is none."""
-        finals = self.known(kind="final", network=network, method="diffusion", seed=seed)
+        finals = self.rows_with(kind="final", network=network, method="diffusion", seed=seed)
         teachers = [row for row in finals if row["seconds"] <= SECONDS and self.folder(row).is_dir()]
         if not teachers:
             raise ValueError(f"there is no teacher: train {network}:diffusion, seed {seed}, first")
@@ -170,7 +170,7 @@ class Contest:
     def speed(self, network: Network, method: str, batch: int) -> float:
         """Milliseconds of an update, measured at most once. The least of `ROUNDS`, of UPDATES updates each."""
         which = {"kind": "speed", "network": network, "method": method, "batch": batch}
-        if rows := self.known(**which):
+        if rows := self.rows_with(**which):
             return rows[0]["ms"]
         experiment = self.experiment(network, method, Setting(batch), UPDATES * (ROUNDS + 1), 0)
         experiment = replace(experiment, fit=replace(experiment.fit, log_every=UPDATES))
@@ -188,7 +188,7 @@ class Contest:
     def train(self, kind: str, network: Network, method: Method, setting: Setting, seconds: float, seed: int) -> None:
         """Trains, scores and adds a row for each plan, unless they are there."""
         which = self.which(kind, network, method, setting, seconds, seed)
-        if self.known(**which):
+        if self.rows_with(**which):
             return
         trained = self.fit(which)
         model = dr.load(str(self.folder(which)))
@@ -236,7 +236,7 @@ class Contest:
         """
         final = {"kind": "final", "method": "diffusion", "seconds": seconds, "seed": seed}
         for networks in LEVELS:
-            rows = [row for network in networks for row in self.known(network=network, **final)[:1]]
+            rows = [row for network in networks for row in self.rows_with(network=network, **final)[:1]]
             if len(rows) < len(networks):
                 continue
             models = [dr.load(str(self.folder(row))) for row in rows]
@@ -249,12 +249,12 @@ class Contest:
             ]
             for between in (STARTS, 0):
                 for cell in cells:
-                    if not self.known(**which, **cell, between=between):
+                    if not self.rows_with(**which, **cell, between=between):
                         row: Row = which | cell | {"between": between}
                         row |= multilevel(models, self.system, cell, between)
                         add_rows(self.out, [row])
                         print(networks, cell, between, f"{row['macs']['1']:.1f} M, {mean(row):.4f}", flush=True)
-                searched = self.known(**which, between=STARTS)
+                searched = self.rows_with(**which, between=STARTS)
                 best = pareto_front(searched, lambda row: (row["macs"]["1"], mean(row)))
                 cells = [{name: row[name] for name in ("sampler", "steps", "probabilities")} for row in best]
 
@@ -264,7 +264,7 @@ class Contest:
         Beside them the memory that drawing so many members of one start takes, which steps do not change.
         """
         shared = self.system.shared
-        finals = {(row["network"], row["method"]): row for row in self.known(kind="final")}
+        finals = {(row["network"], row["method"]): row for row in self.rows_with(kind="final")}
         models = {key: dr.load(str(self.folder(row))) for key, row in finals.items() if self.folder(row).is_dir()}
         plans = [(key, steps) for key in models for steps in self.plans(key[1])]
         drawers = {
@@ -293,7 +293,7 @@ class Contest:
 
     def best(self, network: Network, method: Method, **values: Any) -> Setting:
         """The setting that the search prefers, of those with such values. Raises ValueError before it is done."""
-        rows = self.known(kind="search", network=network, method=method, **values)
+        rows = self.rows_with(kind="search", network=network, method=method, **values)
         if not rows:
             raise ValueError(f"no batch and rate of {network} by {method} is known: search them first")
         row = min(rows, key=lambda row: np.nan_to_num(mean(row), nan=np.inf))

@@ -150,13 +150,13 @@ def length_table(rows: Sequence[Row]) -> str:
     lengths, usual = [row for row in rows if row["kind"] == "final" and row["seed"] == 0], seconds_of(rows)
     seconds = sorted({row["seconds"] for row in lengths})
     plans = {plan_of(row) for row in lengths if row["seconds"] > usual and row["steps"] in LISTED}
-    known = {(plan_of(row), row["seconds"]): mean(row) for row in lengths}
+    scores = {(plan_of(row), row["seconds"]): mean(row) for row in lengths}
     lines = [
         [
             word(plan[0]),
             word(plan[1]),
             plan[2],
-            *(f"{known[plan, of]:.4f}" if (plan, of) in known else "" for of in seconds),
+            *(f"{scores[plan, of]:.4f}" if (plan, of) in scores else "" for of in seconds),
         ]
         for plan in sorted(plans)
     ]

@@ -75,7 +75,7 @@ class Knob(Contest):
         """Trains and scores those that are missing."""
         for seed in SEEDS:
             self.train("final", network, "diffusion", Setting(), SECONDS, seed)
-        rows = self.known(network=network, steps=STEPS)
+        rows = self.rows_with(network=network, steps=STEPS)
         return [dr.load(str(self.folder(row))) for row in rows]
 
     def ratio(self) -> Ratio:

@@ -77,13 +77,13 @@ class Shapes(Contest):
         for seed, shape in ((seed, shape) for seed in seeds for shape in SHAPES):
             self.train("final", shape, "diffusion", SETTINGS[self.name], seconds, seed)
             which: Row = {"kind": "loss", "network": shape, "seconds": seconds, "seed": seed}
-            if not self.known(**which):
-                row = self.known(kind="final", network=shape, seconds=seconds, seed=seed)[0]
+            if not self.rows_with(**which):
+                row = self.rows_with(kind="final", network=shape, seconds=seconds, seed=seed)[0]
                 add_rows(self.out, [which | {"losses": losses(dr.load(str(self.folder(row))), COUNT)}])
 
     def milliseconds(self) -> dict[tuple[str, int, int], list[float]]:
         """Milliseconds of a member, by shape, steps and members of a start, in rounds where all take turns."""
-        models = {shape: dr.load(str(self.folder(self.known(kind="final", network=shape)[0]))) for shape in SHAPES}
+        models = {shape: dr.load(str(self.folder(self.rows_with(kind="final", network=shape)[0]))) for shape in SHAPES}
         drawers = {
             (shape, steps, count): dr.Choice(steps=steps).drawer(
                 models[shape], batch_size=count, members=count, precision="float32"
@@ -101,7 +101,7 @@ class Shapes(Contest):
         return {way: each[1:] for way, each in taken.items()}
 
     def comparison(self, seconds: float) -> str:
-        finals, lost = (self.known(kind=kind, seconds=seconds) for kind in ("final", "loss"))
+        finals, lost = (self.rows_with(kind=kind, seconds=seconds) for kind in ("final", "loss"))
         errors = {shape: [sum(row["losses"]) for row in lost if row["network"] == shape] for shape in SHAPES}
         ratios = [b / a for a, b in zip(*errors.values(), strict=True)]
         scores = resampled(finals, lambda row: (row["network"], row["steps"]), crps)
@@ -152,18 +152,18 @@ class OfImages(Contest):
         setting, judge = Setting(fit.batch_size, fit.optim.lr, fit.ema_halflife), None
         for seed, shape in ((seed, shape) for seed in seeds for shape in SHAPES):
             which = self.which("final", shape, "diffusion", setting, seconds, seed)
-            if not self.known(**which):
+            if not self.rows_with(**which):
                 row = self.fit(which)
                 model = dr.load(str(self.folder(which)))
                 sets = [model.experiment.data.images(split) for split in ("train", "test")]
                 judge = judge or self.evaluator(*sets)
                 add_rows(self.out, [row | scored(model, sets[1], judge)])
-                print(shape, seed, self.known(**which)[0], flush=True)
+                print(shape, seed, self.rows_with(**which)[0], flush=True)
         save(KEPT, json.dumps(self.rows, indent=0) + "\n")
 
     def comparison(self, seconds: float) -> str:
         """Ratios over `dual`, by training; thirds of the errors from low noise to high."""
-        finals, lines = self.known(kind="final", seconds=seconds), []
+        finals, lines = self.rows_with(kind="final", seconds=seconds), []
         usual = {row["seed"]: row for row in finals if row["network"] == "dual"}
         for row in finals:
             dual = usual[row["seed"]]

@@ -73,7 +73,7 @@ class RollOuts(Contest):
     def train_all(self, seeds: Sequence[int], seconds: float) -> None:
         """Trains what is not trained yet."""
         for which in self.trainings(seeds, seconds):
-            if not self.known(part="training", **which):
+            if not self.rows_with(part="training", **which):
                 add_rows(self.out, [{"part": "training"} | self.fit(which)])
 
     def search_samplers(self, seconds: float, cells: Sequence[Row] = ()) -> None:
@@ -89,13 +89,13 @@ class RollOuts(Contest):
 
     def best_cells(self, which: Row) -> list[Row]:
         """The cell of each number of steps with the least CRPS in the search."""
-        rows = self.known(part="search", **{name: which[name] for name in ("network", "method", "seconds")})
+        rows = self.rows_with(part="search", **{name: which[name] for name in ("network", "method", "seconds")})
         each = [min((row for row in rows if row["steps"] == steps), key=mean) for steps in steps_of(rows)]
         return [{name: row[name] for name in ("steps", "sampler", "gamma", "grid") if name in row} for row in each]
 
     def rows_of(self, which: Row, part: str, cells: Sequence[Row]) -> None:
         """Adds a row for each cell, unless it is there."""
-        cells = [cell for cell in cells if not self.known(part=part, **which, **cell)]
+        cells = [cell for cell in cells if not self.rows_with(part=part, **which, **cell)]
         model = dr.load(str(self.folder(which))) if cells else None
         for cell in cells:
             assert model is not None

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Lines of code. Above the first budget, for what later issues added: forecasts (2,900), pipelines (3,200), texts (400),
 # carriers (8,500: calls that are compiled on a CPU).
 CODE = {
-    "engine": 8535,
+    "engine": 8536,
     "carriers": 8605,
     "forecasts": 7840,
     "pipelines": 4052,

@@ -95,7 +95,10 @@ MODULES = modules(SRC)
 # What finds modules by names that are made at run time, so that no reader of the source sees them; and who may use it
 FINDERS = {"importlib", "runpy", "pkgutil", "imp", "zipimport", "builtins.__import__", "sys.modules", "sys.path"}
 HARMLESS = ("importlib.metadata", "importlib.resources")
-MAY_FIND = {"dualrate.config.imports"}  # steps, denoisers and recipes of other packages, as module:name
+MAY_FIND = {
+    "dualrate.config.imports",  # steps, denoisers and recipes of other packages, as module:name
+    "dualrate.pipelines.folder",  # where diffusers lies, which it does not import
+}
 
 # What methods share, and all of them that the trainer knows
 SHARED = {

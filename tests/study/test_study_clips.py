@@ -71,19 +71,18 @@ def test_every_way_is_searched_and_scored_on_the_same_frames(tiny: Path) -> None
     assert run() == rows
     ahead.times()
     for network, method in WAYS:
-        cells = ahead.known(part="setting", network=network, method=method)
+        cells = ahead.rows_with(part="setting", network=network, method=method)
         best = min(cells, key=contest.mean)
         tried = {(row["batch"], row["rate"]) for row in cells}
         assert {(best["batch"], best["rate"] / 2), (best["batch"], best["rate"] * 2)} <= tried
-        assert {(row["batch"], row["rate"]) for row in ahead.known(kind="final", network=network, method=method)} == {
-            (best["batch"], best["rate"])
-        }
-    scores = ahead.known(part="score")
+        finals = ahead.rows_with(kind="final", network=network, method=method)
+        assert {(row["batch"], row["rate"]) for row in finals} == {(best["batch"], best["rate"])}
+    scores = ahead.rows_with(part="score")
     assert len(scores) == 2 * 4  # trainings, steps of all ways
     for row in scores:
         assert np.shape(row["crps"]) == (3, 3)
         assert row["distance"] > 0
-    still, truth = ahead.known(part="baseline")
+    still, truth = ahead.rows_with(part="baseline")
     assert np.mean(truth["crps"]) == 0 < np.mean(still["crps"])
     lines = clips.table(ahead.rows).splitlines()
     assert [line.split("|")[2].strip() for line in lines[2:]] == [
@@ -109,7 +108,7 @@ def test_latents_are_trained_and_scored(tiny: Path) -> None:
     for _ in range(2):
         latents.search_settings(0.01)
         latents.compare(0.01)
-    rows, settings = latents.known(part="latents"), latents.known(part="setting")
+    rows, settings = latents.rows_with(part="latents"), latents.rows_with(part="setting")
     assert [row["method"] for row in rows] == ["3", "6"]
     best = min(settings, key=lambda row: row["loss"])
     assert {(row["batch"], row["rate"]) for row in rows} == {(best["batch"], best["rate"])}

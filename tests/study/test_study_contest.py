@@ -40,7 +40,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Contest:
 
 def test_a_search_takes_the_best_of_each_choice_and_goes_on_where_it_was(tiny: Contest) -> None:
     tiny.search("dual", "diffusion", seconds=0.02)
-    rows = tiny.known(kind="search")
+    rows = tiny.rows_with(kind="search")
     cells = {(row["batch"], row["rate"]) for row in rows}
     assert len(cells) == len(rows)
     chosen = min(rows, key=contest.mean)
@@ -61,7 +61,7 @@ def test_equal_time_is_updates_of_the_speed_that_was_measured(tiny: Contest) -> 
     for network, ms in {"single": 1.0, "broad": 0.5}.items():
         contest.add_rows(tiny.out, [{"kind": "speed", "network": network, "method": "diffusion", "batch": 4, "ms": ms}])
         tiny.train("final", network, "diffusion", Setting(4), 0.003, 0)
-    rows = {network: tiny.known(kind="final", network=network) for network in ("single", "broad")}
+    rows = {network: tiny.rows_with(kind="final", network=network) for network in ("single", "broad")}
     assert {network: [(row["updates"], row["steps"]) for row in of] for network, of in rows.items()} == {
         "single": [(3, 1), (3, 2)], "broad": [(6, 1), (6, 2)],
     }  # fmt: skip
@@ -106,13 +106,13 @@ def test_single_networks_score_together_by_ml_em(tiny: Contest, monkeypatch: pyt
     for network in ("medium", "single"):
         tiny.train("final", network, "diffusion", Setting(4), 0.01, 0)
     tiny.multilevel(0.01, 0)
-    rows = tiny.known(kind="levels")
+    rows = tiny.rows_with(kind="levels")
     searched, final = ([row for row in rows if row["between"] == between] for between in (2, 0))
     assert len(searched) == 4
     assert [len(row["crps"]) for row in (searched[0], final[0])] == [2, 4]
     assert {tuple(row["probabilities"]) for row in final} <= {(1.0,), (0.5,)}
     medium, single = (
-        tiny.known(kind="final", network=network, steps=1)[0]["macs"]["1"] for network in contest.LEVELS[0]
+        tiny.rows_with(kind="final", network=network, steps=1)[0]["macs"]["1"] for network in contest.LEVELS[0]
     )
     whole = next(row for row in searched if (row["steps"], row["probabilities"]) == (2, [1.0]))
     assert whole["macs"]["1"] == pytest.approx(2 * (medium + single), rel=1e-6)
@@ -136,7 +136,7 @@ def test_students_of_a_final_training_have_the_steps_of_their_name(tiny: Contest
         tiny.train("final", "single", method, Setting(4), 0.01, 0)
     tiny.train("final", "single", "diffusion", Setting(4), 0.01, 0)
     tiny.train("final", "single", method, Setting(4), 0.01, 0)
-    (row,) = tiny.known(kind="final", method=method)
+    (row,) = tiny.rows_with(kind="final", method=method)
     assert row["steps"] == steps
 
 
@@ -153,16 +153,16 @@ def test_every_plan_of_a_training_is_timed(tiny: Contest, monkeypatch: pytest.Mo
     for method in ("diffusion", "crps"):
         tiny.train("final", "dual", method, Setting(4), 0.01, 0)
     tiny.times()
-    times = {(row["method"], row["steps"]): row["ms"]["1"] for row in tiny.known(kind="time")}
+    times = {(row["method"], row["steps"]): row["ms"]["1"] for row in tiny.rows_with(kind="time")}
     assert set(times) == {("diffusion", 1), ("diffusion", 2), ("crps", 1)}
     assert min(times.values()) > 0
-    assert all(row["mib"] == {"1": 100, "3": 300} for row in tiny.known(kind="time"))
+    assert all(row["mib"] == {"1": 100, "3": 300} for row in tiny.rows_with(kind="time"))
 
 
 def test_memory_is_what_drawing_adds_to_a_process_of_its_own(tiny: Contest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contest, "PROCESSES", 1)
     tiny.train("final", "single", "crps", Setting(4), 0.01, 0)
-    (row,) = tiny.known(kind="final")
+    (row,) = tiny.rows_with(kind="final")
     few, many = (contest.memory_of(tiny.folder(row), None, members) for members in (1, 20_000))
     assert 0 <= few < 100  # a process with torch and a model has more
     fields = 20_000 * 3 * 16 * 4 / 2**20
@@ -203,7 +203,7 @@ def test_a_sphere_is_simulated_with_its_places_and_contested(tmp_path: Path, mon
     monkeypatch.setattr(contest, "ROUNDS", 2)
     forecasts.simulate(small, tmp_path)
     Contest("sphere", tmp_path).train("final", "dual", "crps", Setting(4), 0.01, 0)
-    (row,) = Contest("sphere", tmp_path).known(kind="final")
+    (row,) = Contest("sphere", tmp_path).rows_with(kind="final")
     assert {*row["macs"]} == {"1", "6", "16", "50"}
     geometry = dr.load(Contest("sphere", tmp_path).folder(row)).experiment.condition.geometry
     assert geometry.spherical
@@ -215,7 +215,7 @@ def test_a_frozen_encoder_is_the_trained_large_network_and_stays_so(tiny: Contes
         tiny.train("final", "dual", "frozen", Setting(4), 0.01, 0)
     tiny.train("final", "single", "diffusion", Setting(4), 0.01, 0)
     tiny.train("final", "dual", "frozen", Setting(4), 0.01, 0)
-    model = dr.load(str(tiny.folder(tiny.known(kind="final", method="frozen")[0])))
+    model = dr.load(str(tiny.folder(tiny.rows_with(kind="final", method="frozen")[0])))
     teacher = dr.load(str(tiny.teacher("single", 0)))
     encoder = model.experiment.networks.backbone(model.networks, "encoder").state_dict()
     weights = teacher.networks["model"].state_dict()
@@ -234,6 +234,6 @@ def test_averages_are_of_the_best_setting_and_shorter_than_a_20th_of_the_windows
     contest.add_rows(tiny.out, [{"kind": "speed", "network": "dual", "method": "diffusion", "batch": 4, "ms": 1.0}])
     tiny.train("search", "dual", "diffusion", Setting(4, 1e-3), 0.04, 0)
     tiny.averages("dual", "diffusion", 0.2)  # 200 updates of 4 windows
-    rows = tiny.known(kind="average", batch=4, rate=1e-3)
+    rows = tiny.rows_with(kind="average", batch=4, rate=1e-3)
     assert [row["halflife"] for row in rows] == [20, 10, 5]
     assert tiny.best("dual", "diffusion") == Setting(4, 1e-3)

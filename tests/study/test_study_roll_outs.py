@@ -45,11 +45,11 @@ def test_every_way_is_scored_by_the_cell_that_other_starts_prefer(tiny: RollOuts
 
     rows = run()
     assert run() == rows
-    assert len(tiny.known(part="search")) == 2 * 4  # cells, steps of all ways
-    scores = tiny.known(part="score")
+    assert len(tiny.rows_with(part="search")) == 2 * 4  # cells, steps of all ways
+    scores = tiny.rows_with(part="score")
     assert len(scores) == 2 * 4  # trainings, steps of all ways
     for row in scores:
-        same = tiny.known(part="search", network=row["network"], method=row["method"], steps=row["steps"])
+        same = tiny.rows_with(part="search", network=row["network"], method=row["method"], steps=row["steps"])
         assert row["sampler"] == min(same, key=contest.mean)["sampler"]
         assert np.shape(row["crps"]) == (3, 3)
         assert np.shape(same[0]["crps"]) == (2, 3)

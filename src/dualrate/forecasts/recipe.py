@@ -195,14 +195,13 @@ class Forecasting(Ranged):
         name = "-".join(parts)
         progress = progress or PlainReporter()
         length, observed = many(len(fields), "time step"), task.shape(shape)
+        first = "--fit.max-seconds 480" + ", or --size mini" * (size != "mini" and frame[1] > 1)
         progress.note(
             f"{fields.name}: {many(len(fields.trajectories), 'trajectory')}, {length} of {fields.shape} (C, H, W)\n"
             f"given: {many(task.past, 'frame')}, observed as {observed} (C, H, W){_besides(task)} with "
             f"noise of {task.noise:g}\nmade: {many(task.frames, 'frame')}, {many(task.lead, 'step')} apart, "
             f"{task.plain_time(task.lead_times(1)[0])}\n{_channels(task, content)}\n"
-            f"networks of size {size}, {tier.fit.iterations:,} iterations; for a first look: --fit.max-seconds 480"
-            + ", or --size mini"
-            * (size != "mini" and frame[1] > 1)
+            f"networks of size {size}, {tier.fit.iterations:,} iterations; for a first look: {first}"
         )
         if (frames := task.of_data) is not task:
             clips = f"a frame here is a latent {each}, of {frames.frames // task.frames} of the clip's frames"
