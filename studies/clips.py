@@ -78,6 +78,10 @@ KEPT, TOGETHER, RESAMPLES = 64, 4, 2000  # clips that latents are scored on; of 
 VERBS = "simulate", "latents", "search", "train", "samplers", "score", "times"
 SHOWN = "latents", "setting", "search", "score", "baseline", "time"  # parts that are kept
 KEEPING = "frames a latent", "loss factor", "updates", "bits a pixel", "PSNR, dB", "less that of 1 frame at equal bits"
+SEARCH = (
+    "network", "method", "cells", "batches", "rates", "best batch, rate", "updates", "million multiply-adds a frame",
+    "CRPS",
+)  # fmt: skip
 HEADER = (
     "network", "method", "batch, rate", "sampler", "steps", "million multiply-adds a frame", "ms a frame", "CRPS",
     "of frame 1", "Frechet distance", "CRPS less the best", "large at equal CRPS: multiply-adds; ms",
@@ -343,6 +347,27 @@ def judge_of(data: DataConfig) -> Evaluator[Any]:
     return Evaluator(feature_net(train, test, progress=Silent()), train, test)
 
 
+def settings_table(rows: Sequence[Row]) -> str:
+    """The best cell of each way's search, of which intervals are over clips alone."""
+    lines = []
+    for way in WAYS:
+        cells = [row for row in rows if (row["part"], row["network"], row["method"]) == ("setting", *way)]
+        if cells:
+            best = min(cells, key=mean)
+            score = resampled([best], lambda row: row["network"], crps)[best["network"]]
+            tried = [len({row[name] for row in cells}) for name in ("batch", "rate")]
+            setting = f"{best['batch']}, {best['rate']:g}"
+            lines.append(
+                [*named(way), len(cells), *tried, setting, best["updates"], f"{best['macs']:.0f}", interval(score, 3)]
+            )
+    return markdown(SEARCH, lines)
+
+
+def named(way: tuple[str, str]) -> tuple[str, str]:
+    """A way as the page calls it."""
+    return "two rates" if way[0] == "dual" else "large", name_of(way[1])
+
+
 def table(rows: Sequence[Row]) -> str:
     """Each way in its best number of steps; the kept rows have all.
 
@@ -356,7 +381,8 @@ def table(rows: Sequence[Row]) -> str:
     ms = {plan: float(np.median([row["ms"] for row in timed if plan_of(row) == plan])) for plan in macs}
     large = [plan for plan in means if plan[0] == "single"]
     lines: list[list[object]] = []
-    for row in sorted((row for row in rows if row.get("part") == "baseline"), key=mean, reverse=True):
+    baselines = {row["method"]: row for row in rows if row.get("part") == "baseline"}
+    for row in sorted(baselines.values(), key=mean, reverse=True):
         numbers = f"{mean(row):.3f}", f"{first(row).mean():.3f}", f"{row['distance']:.2f}"
         lines.append(["", row["method"], *[""] * 5, *numbers, "", ""])
     for way in WAYS:
@@ -370,8 +396,7 @@ def table(rows: Sequence[Row]) -> str:
             ratios = "; ".join(str(at_equal_score(means, costs, plan, large)) for costs in (macs, ms))
         lines.append(
             [
-                "two rates" if plan[0] == "dual" else "large",
-                name_of(plan[1]),
+                *named(way),
                 f"{some[0]['batch']}, {some[0]['rate']:g}",
                 sampler_of(some[0]),
                 plan[2],
@@ -394,6 +419,8 @@ def page() -> None:
         some = [row for row in rows if row["source"] == name]
         if latents := [row for row in some if row["part"] == "latents"]:
             place(f"latents {name}", latents_table(latents), PAGE)
+        if any(row["part"] == "setting" and "crps" in row for row in some):
+            place(f"search {name}", settings_table([row for row in some if "crps" in row]), PAGE)
         if any(row["part"] == "score" for row in some):
             place(f"clips {name}", table(some), PAGE)
 

@@ -18,6 +18,7 @@ pytest.importorskip("diffusers")  # of captions
 from benchmarks import peers
 from studies import (
     captions,
+    clips,
     common,
     conditions,
     contest_page,
@@ -34,6 +35,7 @@ from studies import (
 DOCS = common.RESULTS.parent
 MODULES = (
     captions,
+    clips,
     common,
     conditions,
     contest_page,
@@ -73,7 +75,7 @@ def write_peers() -> None:
 WRITERS: tuple[Callable[[], None], ...] = (
     write_settled, write_forecasts, write_peers, contest_page.page, decoders.page, on_gpu.page,
     lambda: conditions.page(NONE), lambda: captions.page(NONE), lambda: sudoku.page(NONE),
-    excess.page, roll_outs.page,
+    excess.page, roll_outs.page, clips.page,
     where.page,  # of what others write
 )  # fmt: skip
 
@@ -133,6 +135,11 @@ def tables_of_studies() -> Iterator[tuple[Callable[[list[common.Row]], object], 
             yield forecasts.scored_table, common.kept_in(file)
     rows = common.kept_in(roll_outs.FILE)
     yield from ((roll_outs.table, [row for row in rows if row["system"] == name]) for name in roll_outs.SIZES)
+    rows = [row for row in common.kept_in(clips.FILE) if row["source"] == "sprites"]
+    yield clips.settings_table, [row for row in rows if row["part"] == "setting" and "crps" in row]
+    yield clips.latents_table, [row for row in rows if row["part"] == "latents"]
+    if any(row["part"] == "score" for row in rows):
+        yield clips.table, rows
     rows = common.kept_in(common.RESULTS / "conditions.json.xz")
     yield conditions.ratio_table, rows
     yield from ((conditions.scored_table, own) for own in conditions.by_task(rows).values())
