@@ -136,7 +136,7 @@ def test_a_resumed_run_takes_its_own_number_of_threads_where_that_is_automatic(
         (["train", "no-such-recipe"], "no recipe 'no-such-recipe'"),
         (["train", "fashion-mnist-light", "--data.source", "/nowhere/at/all"], "/nowhere/at/all"),
         (["sample", "/nowhere", "--out", "x"], "is no run"),
-        (["sample", "RUN", "--out", "x", "--steps", "4", "--heavy", "5"], "between 0 and the steps, 4"),
+        (["sample", "RUN", "--out", "x", "--steps", "4", "--heavy", "5"], "between 0 and the number of steps, 4"),
         (["sample", "RUN", "--out", "x", "--num", "0"], "num is a whole number from 1 to 10,000,000, or None, got 0"),
         (["sample", "RUN", "--out", "x", "--label", "10"], "classes 0 to 9"),
         (["sample", "RUN", "--out", "x", "--steps", "4", "--heavy", "2", "--sampler", "ddim"], "Use Ancestral"),

@@ -421,7 +421,7 @@ def test_plans_that_are_none(here, text):
 
 
 def test_a_plan_of_more_heavy_calls_than_steps_is_none(here):
-    with pytest.raises(ValueError, match="4 steps"):
+    with pytest.raises(ValueError, match="between 0 and the number of steps, 4, got 8"):
         made_of("dual:4/8")
 
 

@@ -121,7 +121,7 @@ def test_a_model_of_other_images_is_no_baseline():
     [
         (Request(steps=13), "steps is from 1 to 12 on this page, got 13"),
         (Request(images=5), "images is at most 4 on this page, got 5"),
-        (Request(steps=4, heavy=5), "heavy calls lies between 0 and the steps, 4, got 5"),
+        (Request(steps=4, heavy=5), "heavy calls lies between 0 and the number of steps, 4, got 5"),
         (Request(label=3), "two knows the classes 0 to 2, got label 3"),
         (Request(sampler="ddim"), "changes the joint law .* a heavy call at every step"),
         (Request(sampler="os:getcwd"), "sampler is one of ancestral, .*, got 'os:getcwd'"),

@@ -136,7 +136,7 @@ class StepPlan:
         steps = len(t) - 1
         heavy = _whole("the number of heavy calls", heavy)
         if not 0 <= heavy <= steps:
-            raise ValueError(f"the number of heavy calls lies between 0 and the steps, {steps}, got {heavy}")
+            raise ValueError(f"the number of heavy calls lies between 0 and the number of steps, {steps}, got {heavy}")
         alone = min(steps // 8, steps - heavy) if alone is None else _whole("the number of steps alone", alone)
         if not 0 <= alone <= steps - heavy:
             raise ValueError(
