@@ -351,7 +351,7 @@ def settings_table(rows: Sequence[Row]) -> str:
     """The best cell of each way's search, of which intervals are over clips alone."""
     lines = []
     for way in WAYS:
-        cells = [row for row in rows if (row["part"], row["network"], row["method"]) == ("setting", *way)]
+        cells = [row for row in rows if row["part"] == "setting" and (row["network"], row["method"]) == way]
         if cells:
             best = min(cells, key=mean)
             score = resampled([best], lambda row: row["network"], crps)[best["network"]]
