@@ -66,7 +66,7 @@ def measure(options: argparse.Namespace) -> dict[str, float | None]:
     after = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "start": start,
-        "peak": peak_memory(device),
+        "peak": start and max(start, peak_memory(device) or 0),  # a kernel counts pages late
         "user": (after.ru_utime - before.ru_utime) / options.repeats,
         "system": (after.ru_stime - before.ru_stime) / options.repeats,
     }

@@ -24,7 +24,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.table import with_interval
 from dualrate.system.progress import Silent
 from studies.common import RESULTS, Row, add_rows, keep, kept_in, markdown, on_one_thread, place, rows_of
-from studies.contest import Contest, Network, Setting, mean, neighbours
+from studies.contest import Contest, Network, Setting, mean
 from studies.equal_score import at_equal_score, resampled
 from studies.forecasts import interval
 from studies.roll_outs import RollOuts, crps, first, name_of, plan_of, sampler_of, scored_members
@@ -235,14 +235,10 @@ class Next(RollOuts):
     def search_settings(self, seconds: float) -> None:
         """Batch, then rate, then neighbours of the best, until none of them is better."""
         for network, method in WAYS:
+            attempt = partial(self.try_out, network, method, seconds=seconds)
             for batch in FIRST:
-                self.try_out(network, method, Setting(batch, RATE), seconds)
-            center, setting = None, self.best(network, method)  # pyright: ignore[reportArgumentType]
-            while center != setting:
-                center = setting
-                for neighbour in neighbours(center, BATCHES):
-                    self.try_out(network, method, neighbour, seconds)
-                setting = self.best(network, method)  # pyright: ignore[reportArgumentType]
+                attempt(Setting(batch, RATE))
+            self.descend(network, method, BATCHES, attempt)  # pyright: ignore[reportArgumentType]
 
     def try_out(self, network: Network, method: str, setting: Setting, seconds: float) -> None:
         """Trains and scores a cell of the search, unless it is there."""

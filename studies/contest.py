@@ -310,11 +310,17 @@ class Contest:
         first = self.best(network, method, rate=RATES[0])
         for rate in RATES:
             self.train("search", network, method, replace(first, rate=rate), seconds, 0)
+        self.descend(network, method, batches, lambda cell: self.train("search", network, method, cell, seconds, 0))
+
+    def descend(
+        self, network: Network, method: Method, batches: Sequence[int], attempt: Callable[[Setting], None]
+    ) -> None:
+        """Tries neighbours of the best setting, until none of them is better."""
         center, setting = None, self.best(network, method)
         while center != setting:
             center = setting
             for neighbour in neighbours(center, batches):
-                self.train("search", network, method, neighbour, seconds, 0)
+                attempt(neighbour)
             setting = self.best(network, method)
 
     def averages(self, network: Network, method: Method, seconds: float = SEARCHED) -> None:

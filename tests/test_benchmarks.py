@@ -105,8 +105,7 @@ def test_training_iterations_change_the_networks() -> None:
 def test_a_process_tells_its_memory_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = str(ROOT / "weights/fashion-mnist-light"), "sample", "--steps", "2", "--batch", "2", "--repeats", "2"
     found = child.measure(child.parser().parse_args(words))
-    # this process has been larger, or is as large now: then a kernel that counts pages late may say a little less
-    assert 0 < found["start"] < found["peak"] + 2**20 < 2**34
+    assert 0 < found["start"] <= found["peak"] < 2**34  # this process has been larger
     assert found["user"] + found["system"] > 0
     python = tmp_path / "python"  # one that says what it was told and what it found, at once
     python.write_text(f"#!/bin/sh\necho $@\necho '{json.dumps(found)}'\n")

@@ -220,7 +220,7 @@ def hold_out(keys: Sequence[str], split: Split, name: str = "this source") -> np
     on nothing but the keys, and a file added later moves few others. Raises ValueError for an empty split of `name`.
     """
     if len(keys) < (2 if split == "test" else 1):
-        raise ValueError(f"{many(len(keys), 'image')} in {name} cannot be divided into train and test: give more")
+        raise ValueError(f"{many(len(keys), 'image')} in {name} cannot be divided into splits: at least 2 are needed")
     digests = [hashlib.sha256(key.encode(errors="surrogateescape")).digest() for key in keys]  # keys may be file names
     ranked = sorted(range(len(keys)), key=digests.__getitem__)
     count = max(1, len(keys) // 10) if len(keys) > 1 else 0
