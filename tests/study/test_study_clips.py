@@ -14,8 +14,9 @@ from dualrate.forecasts.film import pixels_of
 from dualrate.forecasts.simulations import Kolmogorov
 from dualrate.forecasts.sprites import MovingSprites
 from dualrate.metrics.features import train_feature_net
-from studies import clips, contest, roll_outs
-from studies.clips import Latents, Next
+from studies import clip_latents, clips, contest, roll_outs
+from studies.clip_latents import Latents
+from studies.clips import Next
 
 WAYS = ("single", "diffusion-1"), ("dual", "diffusion-2"), ("dual", "rolling-2")
 
@@ -32,12 +33,15 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(roll_outs, "STEPS", {"diffusion": (2,), "rolling": (1, 2)})
     small = {
         "SIDE": 16, "WAYS": WAYS, "CELLS": clips.CELLS[::3], "BATCHES": (2, 4), "FIRST": (2,), "AHEAD": 3,
-        "CHOOSING": 2, "TIMED": 2, "ROUNDS": 1, "FACTORS": ("3", "6"), "EACH": ("4",),
-        "SETTINGS": (contest.Setting(2), contest.Setting(2, 1e-3)), "KEPT": 6, "TOGETHER": 2,
+        "CHOOSING": 2, "TIMED": 2, "ROUNDS": 1,
         "feature_net": lambda train, test, progress: train_feature_net(train, test, epochs=1),
     }  # fmt: skip
     for name, value in small.items():
         monkeypatch.setattr(clips, name, value)
+    settings = contest.Setting(2), contest.Setting(2, 1e-3)
+    few = {"FACTORS": ("3", "6"), "EACH": ("4",), "SETTINGS": settings, "KEPT": 6, "TOGETHER": 2}
+    for name, value in few.items():
+        monkeypatch.setattr(clip_latents, name, value)
     clips.simulate("sprites", tmp_path)
     return tmp_path
 
@@ -114,7 +118,7 @@ def test_latents_are_trained_and_scored(tiny: Path) -> None:
     assert {(row["batch"], row["rate"]) for row in rows} == {(best["batch"], best["rate"])}
     assert len(settings) == 2
     assert all(len(row["bits"]) == len(row["psnr"]) == 3 for row in rows)
-    assert len(clips.latents_table(rows).splitlines()) == 4
+    assert len(clip_latents.latents_table(rows).splitlines()) == 4
 
 
 def first_stage(bits: float, psnr: float) -> contest.Row:
@@ -125,10 +129,10 @@ def first_stage(bits: float, psnr: float) -> contest.Row:
 
 def test_latents_are_compared_at_equal_bits_between_their_rivals_alone() -> None:
     rivals = [first_stage(0.4, 24.0), first_stage(0.2, 20.0)]
-    less: Callable[[float, float], object] = lambda bits, psnr: clips.psnr_less(first_stage(bits, psnr), rivals)  # noqa: E731
+    less: Callable[[float, float], object] = lambda bits, psnr: clip_latents.psnr_less(first_stage(bits, psnr), rivals)  # noqa: E731
     between = less(0.3, 25.0)
     assert isinstance(between, np.ndarray)
     assert between == pytest.approx(3.0)  # of clips that all rows share, whatever is drawn
     assert less(0.5, 25.0) is None
     assert less(0.1, 25.0) is None
-    assert clips.psnr_less(first_stage(0.3, 25.0), []) is None
+    assert clip_latents.psnr_less(first_stage(0.3, 25.0), []) is None
