@@ -10,8 +10,8 @@
     python -m studies.clips OUT                               rows into docs/results/clips.json.xz, tables into clips.md
     python -m studies.clips                                   the tables, of the rows that are kept
 
-The source is moving sprites unless another is named. Each verb goes on where it was. A second of training is so many
-updates of a quiet core, as of `studies.contest`.
+The source is moving sprites unless another is named, and the ways are all (--only dual:diffusion-1). Each verb goes on
+where it was. A second of training is so many updates of a quiet core, as of `studies.contest`.
 
 Scores are of the held-out clips of even numbers; those of odd numbers choose batch, rate, sampler and noise. A start of
 each clip is at one of its frames whatever the way, so that all ways make the same frames.
@@ -92,7 +92,7 @@ class Source:
 
 SOURCES = {
     "sprites": Source(SIMULATIONS["moving-sprites"][0], 500, 128),
-    "flow": Source(Kolmogorov(), 108, 20, 6 * WINDOW, (-12.0, 12.0), 1),
+    "flow": Source(Kolmogorov(), 108, 20, 6 * WINDOW, (-14.0, 14.0), 1),
 }
 
 
@@ -115,7 +115,9 @@ def write_clip(frames: NDArray[np.uint8], file: Path) -> None:
 
 @dataclass(frozen=True)
 class Next(RollOuts):
-    """Trainings that make the next frames of a source's clips."""
+    """Trainings that make the next frames of a source's clips. ways: networks and methods that verbs are about"""
+
+    ways: Sequence[tuple[Network, str]] = WAYS
 
     @property
     def data(self) -> DataConfig:
@@ -133,7 +135,7 @@ class Next(RollOuts):
 
     def search_settings(self, seconds: float) -> None:
         """Batch, then rate, then neighbours of the best, until none of them is better."""
-        for network, method in WAYS:
+        for network, method in self.ways:
             attempt = partial(self.try_out, network, method, seconds=seconds)
             for batch in FIRST:
                 attempt(Setting(batch, RATE))
@@ -154,7 +156,7 @@ class Next(RollOuts):
         print(*which.values(), f"{mean(row):.4f}", flush=True)
 
     def trainings(self, seeds: Sequence[int], seconds: float) -> Iterator[Row]:
-        for seed, (network, method) in product(seeds, WAYS):
+        for seed, (network, method) in product(seeds, self.ways):
             yield self.which("final", network, method, self.best(network, method), seconds, seed)  # pyright: ignore[reportArgumentType]
 
     def rolled(self, model: dr.Model, cell: Row, search: bool) -> Row:
@@ -223,9 +225,10 @@ def experiment_of(recipe: Clips) -> dr.Experiment:
 
 @cache
 def held_out(data: DataConfig) -> list[NDArray[np.float32]]:
-    """The held-out clips."""
+    """The held-out clips, long ones in pieces of `WINDOW` frames or a few more."""
     fields = Forecast(PAST, AHEAD).read_fields(data, "test")
-    return [fields.frames(i, 0, each.shape[0]) for i, each in enumerate(fields.trajectories)]
+    clips = [fields.frames(i, 0, each.shape[0]) for i, each in enumerate(fields.trajectories)]
+    return [piece for clip in clips for piece in np.array_split(clip, len(clip) // WINDOW)]
 
 
 @cache
@@ -327,6 +330,7 @@ def main() -> None:
     parser.add_argument("--source", choices=SOURCES, default="sprites")
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", choices=[":".join(way) for way in WAYS])
     options = parser.parse_args()
     if options.verb is None:
         if options.out is not None:
@@ -337,7 +341,8 @@ def main() -> None:
         return
     on_one_thread()
     latents = Latents(options.source, options.out / f"{options.source}-latents")
-    ahead = Next(options.source, options.out / f"{options.source}-next")
+    ways = [way for way in WAYS if ":".join(way) in (options.only or [":".join(way)])]
+    ahead = Next(options.source, options.out / f"{options.source}-next", ways)
     seconds = options.seconds or SECONDS
     match options.verb:
         case "simulate":

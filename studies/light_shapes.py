@@ -4,7 +4,8 @@
     python -m studies.light_shapes OUT --images FOLDER --seconds 300 --seeds 0 1
 
 `dual` has the usual light network. That of `coarse` begins at the second level, by patches of twice the side, with as
-many channels as the heavy network has there: more multiply-adds in fewer, wider layers.
+many channels as the heavy network has there: more multiply-adds in fewer, wider layers. That of `bare`, of images
+alone, has no blocks at its finest level, and is as wide as the heavy network at the others.
 
 Of a system OUT has the trajectories of studies/forecasts.py. Of each plan: the held-out loss of x_hat and the fair
 CRPS, of `coarse` over `dual`, the latter with an interval over starts and trainings; milliseconds of a member, of 1, 16
@@ -45,7 +46,8 @@ from studies.where import losses
 from tools.gpu.cifar10 import Images, image_errors
 
 Pair = TypeVar("Pair", TwoConditional, TwoNetworks)
-SHAPES: tuple[Any, ...] = ("dual", "coarse")
+SHAPES: tuple[Any, ...] = ("dual", "coarse")  # of forecasts
+OF_IMAGES: tuple[Any, ...] = (*SHAPES, "bare")
 SETTINGS = {"kuramoto-sivashinsky": Setting(16), "kolmogorov": Setting(8)}
 STEPS, COUNT, ROUNDS = (4, 8), 512, 9  # COUNT: held-out windows of a loss
 
@@ -58,6 +60,16 @@ def coarse(networks: Pair) -> Pair:
     pairs = zip(light.levels[1:], heavy.levels[1:], strict=True)
     levels = tuple(replace(level, channels=wide.channels) for level, wide in pairs)
     return replace(networks, light=replace(light, levels=levels, patch=2 * light.patch))
+
+
+def bare(networks: TwoNetworks) -> TwoNetworks:
+    """The pair with a light network that has no blocks at its finest level."""
+    heavy, light = networks.encoder, networks.light
+    assert isinstance(heavy, UViTConfig)
+    assert isinstance(light, UViTConfig)
+    pairs = zip(light.levels[1:], heavy.levels[1:], strict=True)
+    levels = replace(light.levels[0], blocks=0), *(replace(level, channels=wide.channels) for level, wide in pairs)
+    return replace(networks, light=replace(light, levels=levels))
 
 
 @dataclass(frozen=True)
@@ -134,7 +146,8 @@ class OfImages(Contest):
     def untimed(self, network: str, method: str, seed: int) -> dr.Experiment:
         experiment = Auto(dr.DataConfig(self.source), "tiny", "dual")(Silent())
         assert isinstance(experiment.networks, TwoNetworks)
-        return experiment if network == "dual" else replace(experiment, networks=coarse(experiment.networks))
+        shapes = {"dual": experiment.networks, "coarse": coarse(experiment.networks), "bare": bare(experiment.networks)}
+        return replace(experiment, networks=shapes[network])
 
     def experiment(self, network: Any, method: str, setting: Setting, updates: int, seed: int) -> dr.Experiment:
         experiment = super().experiment(network, method, setting, updates, seed)
@@ -150,7 +163,7 @@ class OfImages(Contest):
         """Trains and scores what is missing, shapes in turn."""
         fit = TIERS["tiny"].fit
         setting, judge = Setting(fit.batch_size, fit.optim.lr, fit.ema_halflife), None
-        for seed, shape in ((seed, shape) for seed in seeds for shape in SHAPES):
+        for seed, shape in ((seed, shape) for seed in seeds for shape in OF_IMAGES):
             which = self.which("final", shape, "diffusion", setting, seconds, seed)
             if not self.rows_with(**which):
                 row = self.fit(which)

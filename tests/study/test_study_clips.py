@@ -58,10 +58,13 @@ def test_clips_are_written_without_loss(tmp_path: Path, monkeypatch: pytest.Monk
     packed = DataConfig(str(tmp_path / "flow-packed")).images("test", lambda *_: None)
     assert np.array_equal(packed.images[np.arange(2)].reshape(32, 1, 16, 16), found[2])
     assert packed.frames_each == clips.WINDOW
+    pieces = clips.held_out(Next("flow", tmp_path / "flow-next").data)
+    assert np.array_equal(pixels_of(np.concatenate(pieces)), found[2])
+    assert [len(piece) for piece in pieces] == [clips.WINDOW] * 2
 
 
 def test_every_way_is_searched_and_scored_on_the_same_frames(tiny: Path) -> None:
-    ahead = Next("sprites", tiny / "sprites-next")
+    ahead = Next("sprites", tiny / "sprites-next", WAYS)
 
     def run() -> list[contest.Row]:
         ahead.search_settings(0.01)
@@ -71,6 +74,9 @@ def test_every_way_is_searched_and_scored_on_the_same_frames(tiny: Path) -> None
         ahead.score([0, 1], 0.01)
         return ahead.rows
 
+    some = replace(ahead, ways=WAYS[:1])
+    some.search_settings(0.01)
+    assert {(row["network"], row["method"]) for row in some.rows_with(part="setting")} == {WAYS[0]}
     rows = run()
     assert run() == rows
     ahead.times()

@@ -9,9 +9,9 @@ from PIL import Image
 import dualrate as dr
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
-from dualrate.experiment.network_configs import TwoConditional
+from dualrate.experiment.network_configs import TwoConditional, TwoNetworks
 from studies import light_shapes
-from studies.light_shapes import SHAPES, OfImages, coarse
+from studies.light_shapes import OF_IMAGES, OfImages, bare, coarse
 
 
 def test_it_begins_at_the_second_level_as_wide_as_the_heavy_network() -> None:
@@ -22,6 +22,17 @@ def test_it_begins_at_the_second_level_as_wide_as_the_heavy_network() -> None:
     pair = coarse(TwoConditional(heavy, light, (1, 4, 4)))
     assert pair.light.levels == (dr.Level("conv", 16, 1),)
     assert pair.light.sides(0) == heavy.sides(1)
+    assert pair.build(GaussianProcess(Cosine()))
+
+
+def test_a_bare_one_has_no_blocks_where_it_is_finest() -> None:
+    heavy, light = (
+        dr.UViTConfig(8, 3, (dr.Level("conv", fine, 1), dr.Level("conv", wide, blocks)), embedding=16)
+        for fine, wide, blocks in ((8, 16, 3), (4, 8, 1))
+    )
+    pair = bare(TwoNetworks(heavy, light))
+    assert isinstance(pair.light, dr.UViTConfig)
+    assert pair.light.levels == (dr.Level("conv", 4, 0), dr.Level("conv", 16, 1))
     assert pair.build(GaussianProcess(Cosine()))
 
 
@@ -42,10 +53,10 @@ def test_pairs_of_images_are_trained_and_compared_in_each_shape(
     shapes = OfImages("images", tmp_path / "out", str(tmp_path / "images"))
     (tmp_path / "out").mkdir()
     shapes.train_all(1.0, [0])
-    assert [row["network"] for row in shapes.rows] == list(SHAPES)
+    assert [row["network"] for row in shapes.rows] == list(OF_IMAGES)
     _, _, dual, *lines = shapes.comparison(1.0).splitlines()
     assert "1.000, 1.000, 1.000" in dual
-    assert len(lines) == 1
+    assert len(lines) == 2
     assert (tmp_path / "kept.json").is_file()
     known = len(shapes.rows)
     shapes.train_all(1.0, [0])  # nothing is missing
