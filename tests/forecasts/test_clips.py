@@ -378,6 +378,16 @@ def test_windows_that_attend_may_roll(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not np.array_equal(ensemble[0, 0], ensemble[0, 1])
 
 
+@pytest.mark.parametrize("window", ["attention", "causal"])
+def test_a_single_frame_attends_to_none_and_does_not_roll(tmp_path: Path, window: Any) -> None:
+    recipe = Clips(DataConfig(str(save(tmp_path / "mine.gif", drawn(20, 8, 8)))), past=2, window=window, size="mini")
+    alone = recipe()
+    assert alone.networks == replace(recipe, window="channels")().networks
+    assert not getattr(alone.networks, "leads", None)
+    with pytest.raises(ValueError, match="several frames.* --frames 4"):
+        replace(recipe, trained_by="rolling")()
+
+
 @pytest.mark.parametrize(("recipe", "prefix"), [("clips", ""), ("clips", "clips:"), ("forecast", "clips:")])
 def test_a_training_takes_the_options_that_are_documented_for_clips(recipe: str, prefix: str, tmp_path: Path) -> None:
     file = save(tmp_path / "mine.gif", drawn(20, 8, 8))

@@ -206,7 +206,7 @@ def test_another_decoder_makes_another_forecast(model: Model, tmp_path: Path) ->
 
 
 def test_commands_take_the_codec_where_it_acts(place: Path, model: Model) -> None:
-    words = f"--codec {place / 'codec'} --data.source {place / 'clips'} --trained-by rolling --no-difference"
+    words = f"--codec {place / 'codec'} --data.source {place / 'clips'} --trained-by rolling --no-difference --frames 4"
     command: Any = parsed(["train", "clips", *words.split(), "--window", "causal", "--size", "mini"])
     assert isinstance(command.experiment.condition, LatentForecast)
     assert command.experiment.data == DataConfig(f"clips:{place / 'clips'}", size=SIDE, channels=1)
@@ -251,3 +251,5 @@ def test_what_a_codec_does_not_encode_is_refused_with_the_way(place: Path) -> No
             replace(ready, data=data)()
     with pytest.raises(ValueError, match="forecast without --every: drop that"):
         replace(ready, every=2)()
+    with pytest.raises(ValueError, match="give --frames 8"):
+        replace(ready, trained_by="rolling", difference=False, frames=2)()  # one latent of two frames

@@ -98,7 +98,8 @@ class Forecasting(Ranged):
     window: Literal["channels", "leads", "attention", "causal"] = "channels"
     """How the frames of a window are made. channels: together, as channels of one image. leads: each by itself, given
     its lead time; one heavy call serves all, and forecast --stride can leave frames out. attention: together, each
-    given its lead time and attending to the others. causal: as attention, but to those before it alone."""
+    given its lead time and attending to the others. causal: as attention, but to those before it alone. The last two
+    make a single frame as channels does."""
     difference: bool = False
     """Train on differences from the last known frame, for data that change little from frame to frame."""
     every: Annotated[int, Range(1, 256)] = 1
@@ -140,9 +141,10 @@ class Forecasting(Ranged):
 
     def __call__(self, progress: Reporter | None = None) -> Experiment:
         """The experiment for these fields. Raises ValueError for a source that holds none, and as `read_fields`."""
-        source, apart = self.data.source, self.window != "channels"
+        source, apart = self.data.source, self.window == "leads" or self.window != "channels" and self.frames > 1
         if apart and (self.trained_by == "refiner" or (self.trained_by, self.window) == ("rolling", "leads")):
             raise ValueError(f"{self.trained_by} makes the frames of a window together: drop --window {self.window}")
+        self.check_rolls()
         if self.trained_by == "refiner" and self.rate == "both":
             raise ValueError("refiner has no state that a second heavy network would see: drop --rate both")
         if self.difference and (self.every > 1 or self.noise):
@@ -219,6 +221,11 @@ class Forecasting(Ranged):
         process = of_frames.get(self.trained_by, usual)
         return Experiment(name, networks, method, tier.fit, self.data, process, condition=task)
 
+    def check_rolls(self, each: int = 1) -> None:
+        """Raises ValueError where a window that is to roll is one frame, or one latent of `each` frames."""
+        if self.trained_by == "rolling" and self.frames <= each:
+            raise ValueError(f"what rolls are several frames, or latents, of a window: give --frames {4 * each}")
+
     def of_latents(self, task: Forecast, frame: Shape) -> tuple[LatentForecast, Shape] | None:
         """The same forecast of latents of frames, and (C, H, W) of one; None: networks see the frames themselves."""
         return None
@@ -241,6 +248,7 @@ class Clips(Forecasting):
             if options := [name for name in WITHOUT_CODEC if getattr(self, name) != getattr(Forecasting(), name)]:
                 raise ValueError(f"latents are forecast without --{', --'.join(options)}: drop that, or --codec")
             each, (channels, side, _) = clip_codec(self.codec)[1:]
+            self.check_rolls(each)
             past, frames = (-(-count // each) * each for count in (past, frames))
             usual = {"size": side, "channels": channels}
         if data.source.startswith(CLIPS):
@@ -347,7 +355,7 @@ RECIPES = {
     ),
     "clips": (
         "frames of your own clips that come next: GIF, WEBP, MP4, folders of pictures, or sprites that bounce",
-        Clips(DataConfig("moving-sprites"), past=2, frames=4, window="attention", difference=True, size="mini"),
+        Clips(DataConfig("moving-sprites"), past=2, window="attention", difference=True, size="mini"),
     ),
     "sphere-forecast": (
         "barotropic flow on the sphere, observed at every fourth point with noise, one to three days ahead",
