@@ -79,8 +79,12 @@ class RollOuts(Contest):
     def search_samplers(self, seconds: float, cells: Sequence[Row] = ()) -> None:
         """Scores every cell of seed 0."""
         for which in self.trainings([0], seconds):
-            steps = STEPS[which["method"].split("-")[0]]
-            self.rows_of(which, "search", [{"steps": count} | cell for count, cell in product(steps, cells or CELLS)])
+            every = product(self.steps(which["method"]), cells or CELLS)
+            self.rows_of(which, "search", [{"steps": count} | cell for count, cell in every])
+
+    def steps(self, method: str) -> tuple[int, ...]:
+        """Numbers of steps that a method is scored in."""
+        return STEPS[method.split("-")[0]]
 
     def score(self, seeds: Sequence[int], seconds: float) -> None:
         """Scores each training by the best cell of every number of steps."""

@@ -33,7 +33,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(roll_outs, "STEPS", {"diffusion": (2,), "rolling": (1, 2)})
     small = {
         "SIDE": 16, "WAYS": WAYS, "CELLS": clips.CELLS[::3], "BATCHES": (2, 4), "FIRST": (2,), "AHEAD": 3,
-        "CHOOSING": 2, "TIMED": 2, "ROUNDS": 1,
+        "CHOOSING": 2, "TIMED": 2, "ROUNDS": 1, "MORE_STEPS": 3,
         "feature_net": lambda train, test, progress: train_feature_net(train, test, epochs=1),
     }  # fmt: skip
     for name, value in small.items():
@@ -88,7 +88,7 @@ def test_every_way_is_searched_and_scored_on_the_same_frames(tiny: Path) -> None
         finals = ahead.rows_with(kind="final", network=network, method=method)
         assert {(row["batch"], row["rate"]) for row in finals} == {(best["batch"], best["rate"])}
     scores = ahead.rows_with(part="score")
-    assert len(scores) == 2 * 4  # trainings, steps of all ways
+    assert len(scores) == 2 * 5  # trainings, steps of all ways
     for row in scores:
         assert np.shape(row["crps"]) == (3, 3)
         assert row["distance"] > 0
@@ -96,7 +96,7 @@ def test_every_way_is_searched_and_scored_on_the_same_frames(tiny: Path) -> None
     assert np.mean(truth["crps"]) == 0 < np.mean(still["crps"])
     lines = clips.table(ahead.rows).splitlines()
     assert [line.split("|")[2].strip() for line in lines[2:]] == [
-        "last frame", "truth", "frame after frame", "windows of 2", "Rolling Diffusion",
+        "last frame", "truth", "frame after frame", "frame after frame", "windows of 2", "Rolling Diffusion",
     ]  # fmt: skip
 
 
