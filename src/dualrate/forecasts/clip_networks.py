@@ -5,8 +5,10 @@
                                                     rates those of either network, whose context is of all latents
     x_hat^k = D(x_t^k, z_0^k)                       a decoder, at one rate, or at two: heavy once a latent
 
-Pieces share weights, and none sees another but in the prior. So the bound of methods/unified_latents.py is of whole
-clips, and encoder and decoder take clips of any number of pieces, which their channels say.
+Networks of decoders predict x, not v: the noise of a patch of several frames is more than their narrow levels carry
+(Li and He 2025, arXiv 2511.13720). Pieces share weights, and none sees another but in the prior. So the bound of
+methods/unified_latents.py is of whole clips, and encoder and decoder take clips of any number of pieces, which their
+channels say.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from torch import Tensor, nn
 from dualrate.config.ranges import ClipFrames, Lead, Ranged
 from dualrate.denoisers.denoiser import Conditional, Denoiser, DualRate, DualRateConditional, Plain
 from dualrate.diffusion.context import Shape
-from dualrate.diffusion.process import Process
+from dualrate.diffusion.prediction import v_from_x
+from dualrate.diffusion.process import Process, per_row
 from dualrate.experiment.network_configs import OneConditional, OneNetwork, TwoConditional, TwoNetworks, of_kind
 from dualrate.methods.unified_latents import LatentNetworks
 from dualrate.networks.body import BodyConfig
@@ -77,12 +80,13 @@ def _rows(y: Tensor, like: Tensor, pieces: int) -> Tensor:
 
 
 class PieceDecoder(ConditionalBody):
-    """forward: (z_t, log_snr, y, label) -> v, of each piece by itself. shape: of a piece of y."""
+    """forward: (z_t, log_snr, y, label) -> v, by x of each piece by itself. shape: of a piece of y."""
 
     def forward(self, z_t: Tensor, log_snr: Tensor, y: Tensor, label: Tensor | None) -> Tensor:
         count = z_t.shape[1] // self.config.shape[0]
         y = _rows(y, z_t, count)
-        return rejoined(super().forward(parted(z_t, count), log_snr.repeat_interleave(count), y, label), count)
+        x = rejoined(super().forward(parted(z_t, count), log_snr.repeat_interleave(count), y, label), count)
+        return v_from_x(z_t, x.to(z_t.dtype), per_row(log_snr, z_t))
 
 
 class PieceReader(ConditionEncoder):
@@ -99,7 +103,7 @@ class PieceReader(ConditionEncoder):
 
 
 class PieceLight(nn.Module):
-    """forward: (z_t, log_snr, label, features) -> v, of each piece by itself."""
+    """forward: (z_t, log_snr, label, features) -> v, by x of each piece by itself."""
 
     def __init__(self, config: BodyConfig) -> None:
         super().__init__()
@@ -108,7 +112,8 @@ class PieceLight(nn.Module):
     def forward(self, z_t: Tensor, log_snr: Tensor, label: Tensor | None, features: Sequence[Tensor]) -> Tensor:
         count = z_t.shape[1] // self.channels
         levels = tuple(_rows(level, z_t, count) for level in features)
-        return rejoined(self.net(parted(z_t, count), log_snr.repeat_interleave(count), label, levels), count)
+        x = rejoined(self.net(parted(z_t, count), log_snr.repeat_interleave(count), label, levels), count)
+        return v_from_x(z_t, x.to(z_t.dtype), per_row(log_snr, z_t))
 
 
 class LatentRows(ByLead):

@@ -36,7 +36,8 @@ from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.shared import training
 
 LOG_SNR = 5.0  # of z_0
-PROCESS, WEIGHTING = NoisyEnd(Cosine(log_snr_max=LOG_SNR)), Sigmoid(3.0)
+PROCESS = NoisyEnd(Cosine(log_snr_max=LOG_SNR))
+WEIGHTING = Sigmoid()  # of decoders, of a bias as SiD2 has at 64 pixels
 SIDE, HEAD = 8, 48  # positions of a latent; width of an attention head
 Rate = Literal["single", "dual"]
 FIT = training(6000, 16, 1e-3, 200, decay="cosine", ema_halflife=20_000, sample_every=1000)
