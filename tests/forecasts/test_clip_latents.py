@@ -212,19 +212,36 @@ def test_either_network_of_a_pair_is_that_of_one_rate() -> None:
     assert isinstance(ClipPrior(heavy, leads, FRAMES).beside(None, "base"), TwoClipPriors)
 
 
+LATENTS = PIECES * CHANNELS, 8, 8
+
+
+def decoders_of(kind: str) -> OneClipDecoder | TwoClipDecoders:
+    """Decoders of clips at one rate or two."""
+    of_clip: Any = {"frames": FRAMES, "leads": leads_of(PIECES)}
+    light, heavy = piece_decoder(SIDE, OF_PIECE, "light"), piece_decoder(SIDE, OF_PIECE, "heavy")
+    if kind == "one":
+        return OneClipDecoder(light, LATENTS, **of_clip)
+    return TwoClipDecoders(heavy, light, LATENTS, **of_clip)
+
+
+@pytest.mark.parametrize("kind", ["one", "two"])
+def test_networks_of_decoders_predict_x(kind: str) -> None:
+    """What their heads, 0 at first, say is x_hat whatever the noise."""
+    _, decoder = decoders_of(kind).build(dr.GaussianProcess(Cosine()))
+    y, z = torch.randn(2, *LATENTS), torch.randn(2, FRAMES * COLOURS, SIDE, SIDE)
+    for time in (0.0, 0.3, 1.0):
+        t = torch.full((2,), time, dtype=torch.float64)
+        x_hat = decoder.denoise(z, t, decoder.encode(z, t, Cond(given=y)), Cond(given=y))
+        torch.testing.assert_close(x_hat, torch.zeros_like(z), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["one", "two"])
 def test_members_of_a_clip_are_those_of_its_latents(kind: str) -> None:
     """Two samples of each of two clips, in a call and one by one; the heavy network is called once a latent."""
-    shape = (PIECES * CHANNELS, 8, 8)
-    of_clip: Any = {"frames": FRAMES, "leads": leads_of(PIECES)}
-    light, heavy = piece_decoder(SIDE, OF_PIECE, "light"), piece_decoder(SIDE, OF_PIECE, "heavy")
-    config = (
-        OneClipDecoder(light, shape, **of_clip) if kind == "one" else TwoClipDecoders(heavy, light, shape, **of_clip)
-    )
-    process = dr.GaussianProcess(Cosine())
+    config, process = decoders_of(kind), dr.GaussianProcess(Cosine())
     networks, decoder = config.build(process)
     alive(networks)
-    y, z = torch.randn(2, *shape), torch.randn(4, FRAMES * COLOURS, SIDE, SIDE)
+    y, z = torch.randn(2, *LATENTS), torch.randn(4, FRAMES * COLOURS, SIDE, SIDE)
     assert config.shape == z.shape[1:]
 
     def made(z: Tensor, y: Tensor) -> Tensor:

@@ -384,7 +384,7 @@ def test_a_single_frame_attends_to_none_and_does_not_roll(tmp_path: Path, window
     alone = recipe()
     assert alone.networks == replace(recipe, window="channels")().networks
     assert not getattr(alone.networks, "leads", None)
-    with pytest.raises(ValueError, match="several frames.* --frames 4"):
+    with pytest.raises(ValueError, match=r"several frames.* --frames 4"):
         replace(recipe, trained_by="rolling")()
 
 

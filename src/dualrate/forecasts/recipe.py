@@ -141,7 +141,7 @@ class Forecasting(Ranged):
 
     def __call__(self, progress: Reporter | None = None) -> Experiment:
         """The experiment for these fields. Raises ValueError for a source that holds none, and as `read_fields`."""
-        source, apart = self.data.source, self.window == "leads" or self.window != "channels" and self.frames > 1
+        source, apart = self.data.source, self.window == "leads" or (self.window != "channels" and self.frames > 1)
         if apart and (self.trained_by == "refiner" or (self.trained_by, self.window) == ("rolling", "leads")):
             raise ValueError(f"{self.trained_by} makes the frames of a window together: drop --window {self.window}")
         self.check_rolls()
