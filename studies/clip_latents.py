@@ -25,7 +25,7 @@ from studies.forecasts import interval
 
 LATENTS, SETTLED = 400.0, 60.0  # seconds of a first stage; of one that settles batch and rate
 EACH: tuple[Any, ...] = ("4", "1")  # frames of a latent
-FACTORS = "3", "1.5", "6"  # of the loss, the first one while batch and rate are searched
+FACTORS = "3", "12", "48"  # of the loss, the first one while batch and rate are searched
 SETTINGS = Setting(2, 1e-3), Setting(2, 2e-3), Setting(4, 2e-3)
 PRICED = 3  # the part of its updates after which a first stage prices its latents
 KEPT, TOGETHER, RESAMPLES = 64, 4, 2000  # clips that latents are scored on; of a mean; resamples of these
