@@ -88,9 +88,9 @@ def _plan_and_licence(folder: Path) -> tuple[str, str] | None:
         return None
     with naming(folder / CARD):
         card = (folder / CARD).read_text(errors="replace") if (folder / CARD).is_file() else ""
-    plan = re.search(r"^\| plan \| (\d+) steps, (\d+) heavy", card, re.MULTILINE)
+    plan = re.search(r"^\| plan \| ([\d,]+) steps?, ([\d,]+) heavy", card, re.MULTILINE)
     licence = re.search(r"^license: (.+)$", card, re.MULTILINE)
-    return f"{plan[1]}/{plan[2]}" if plan else UNKNOWN, printable(licence[1]) if licence else UNKNOWN
+    return f"{plan[1]}/{plan[2]}".replace(",", "") if plan else UNKNOWN, printable(licence[1]) if licence else UNKNOWN
 
 
 def read_score(file: Path, model: Model) -> dict[str, Any]:
