@@ -42,7 +42,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.diffusion.context import Shape
-from dualrate.networks.blocks import NoiseEmbedding, TransformerBlock, modulated
+from dualrate.networks.blocks import NoiseEmbedding, TransformerBlock, modulated, zero_init
 from dualrate.networks.body import BodyConfig
 from dualrate.networks.dual import check_pair, of_last, projections
 
@@ -135,8 +135,7 @@ class ByLead(nn.Module):
             head = math.gcd(64, width)
             block = FrameAttention(len(leads), width, config.embedding, head, causal=causal)
             config.coarsest(self.net).append(block)
-            nn.init.zeros_(self.lead.mlp[-1].weight)  # pyright: ignore[reportArgumentType]
-            nn.init.zeros_(self.lead.mlp[-1].bias)  # pyright: ignore[reportArgumentType]
+            zero_init(self.lead.mlp[-1])
 
     def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()) -> Tensor:
         count = len(self.leads)
@@ -192,8 +191,7 @@ class ConditionEncoder(nn.Module):
 
     def disconnect(self) -> None:
         """Zero every way from the heavy network into the light one, which then sees y alone."""
-        for way in self.projections.parameters():
-            nn.init.zeros_(way)
+        zero_init(self.projections)
 
 
 class ConditionReader(ConditionEncoder):
@@ -205,8 +203,7 @@ class ConditionReader(ConditionEncoder):
     def __init__(self, config: BodyConfig, encoder: BodyConfig, light: BodyConfig, shape: Shape) -> None:
         super().__init__(config, light, shape)
         self.heavy, self.to_heavy = ConditionMaps(shape, encoder), projections(config, encoder)
-        for way in self.to_heavy.parameters():
-            nn.init.zeros_(way)
+        zero_init(self.to_heavy)
 
     def forward(self, log_snr: Tensor, y: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
         """Features, finest first: for the light network as in `ConditionEncoder`, then as many for the encoder."""
