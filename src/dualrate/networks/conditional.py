@@ -189,10 +189,6 @@ class ConditionEncoder(nn.Module):
         """log_snr: (B,); y: (B, c, h, w); label: (B,) int64 or None -> (B, light C_i, H_i, W_i), finest first."""
         return sums_at_levels(self.light, self.projections, y, self.net.features(log_snr, y, label)[0])
 
-    def disconnect(self) -> None:
-        """Zero every way from the heavy network into the light one, which then sees y alone."""
-        zero_init(self.projections)
-
 
 class ConditionReader(ConditionEncoder):
     """forward: (log_snr at t = 1, y, label) -> features for a light network, then for the encoder of its context.
