@@ -5,7 +5,6 @@ Nothing is sent anywhere but by `push`.
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -62,14 +61,13 @@ def export_pipeline(
     Raises what `load` and `DualRatePipeline.of` raise; ValueError for a score of other weights, and any other `out`.
     """
     out = as_path(out)
-    check_target(out, TOP, {*TOP, *ROLES, VAE, TEXTS, "scheduler", CARD, MANIFEST}, "a pipeline")
+    target = check_target(out, TOP, {*TOP, *ROLES, VAE, TEXTS, "scheduler", CARD, MANIFEST}, "a pipeline")
     stored = read_stored(run, note)
     model = stored.model()
     scored = None if score is None else read_score(as_path(score), model)
     choice = choice.settled(model, note or warnings.warn)
     pipeline = DualRatePipeline.of(model, choice, guidance)
     drawer = choice.drawer(model, guidance=guidance)
-    target = Path(os.path.realpath(out))  # a link stays one
     before = _plan_and_licence(target)
     with new_folder(target, replace=True) as folder:
         pipeline.save_pretrained(folder)
