@@ -161,7 +161,8 @@ class Forecasting(Ranged):
         how = ClipReading.of(self.data, task.span)
         content = find_fields(source, names=names, levels=self.data.levels, clips=how)[1]
         content = content.picked([name for name in content.variables if name not in externals.variables])
-        geometry = Geometry.of(content, sphere=self.geometry == "sphere", periodic=self.periodic or _periodic(source))
+        periodic = self.periodic or (source in SIMULATIONS and SIMULATIONS[source][0].periodic)
+        geometry = Geometry.of(content, sphere=self.geometry == "sphere", periodic=periodic)
         if self.geometry == "sphere":
             check_even(source, geometry.axes)
         in_order = ordered(content)[0]
@@ -304,10 +305,6 @@ def by_lead(networks: NetworksConfig, leads: Sequence[int], *, attention: bool, 
             "or regression"
         )
     return replace(networks, **how)  # pyright: ignore[reportArgumentType]
-
-
-def _periodic(source: str) -> bool:
-    return source in SIMULATIONS and SIMULATIONS[source][0].periodic
 
 
 def heavy_network(
