@@ -21,20 +21,20 @@ ROOT = Path(__file__).resolve().parent.parent
 # Lines of code. Above the first budget, for what later issues added: forecasts (2,900), pipelines (3,200), texts (400),
 # carriers (8,500: calls that are compiled on a CPU).
 CODE = {
-    "engine": 8536,
-    "carriers": 8605,
-    "forecasts": 7840,
-    "pipelines": 4052,
-    "texts": 745,
-    "services": 1505,
-    "front": 3115,
+    "engine": 8522,
+    "carriers": 8599,
+    "forecasts": 7833,
+    "pipelines": 4047,
+    "texts": 740,
+    "services": 1504,
+    "front": 3111,
 }
 REFUSALS = 10  # lines in 100 of code
 VAGUE = 1.5  # in 1,000 identifiers
 VAGUE_BESIDE = {"studies": 3, "tools": 1, "benchmarks": 2}  # the same of what stands beside the package
 EVASIVE = 0  # docstrings
 EVASIVE_BESIDE = {"tests": 0, "studies": 0, "tools": 0, "benchmarks": 1}
-TWICE = 4  # public names that two modules define, beside the roles on the list of tools/house.py
+TWICE = 2  # public names that two modules define, beside the roles on the list of tools/house.py
 LONGEST = 450  # lines of a file
 LONGER: dict[str, int] = {}  # lines of each now; no file joins them, and none of them grows
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dualrate.data.conditions import Inpainting
-from dualrate.data.decode import _webp_size, decode, resize
+from dualrate.data.decode import _webp_size, decode, resize, sides_of
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -199,6 +199,12 @@ def test_bad_files_are_refused_by_name(data: bytes, reason: str, recwarn: pytest
     with pytest.raises(ValueError, match=rf"^cat\.jpg: .*{reason}"):
         decode(data, "cat.jpg")
     assert len(recwarn) == 0
+
+
+def test_the_sides_of_what_is_refused_are_not_known() -> None:
+    assert sides_of(encoded(Image.new("L", (5, 3)), "PNG")) == (3, 5)
+    for data in (b"", b"not an image", png_with_header(7_072, 7_072)):
+        assert sides_of(data) is None
 
 
 def bombs() -> dict[str, bytes]:

@@ -22,7 +22,7 @@ from dualrate.experiment.data_config import DataConfig
 from dualrate.forecasts.condition import Forecast, Windows
 from dualrate.forecasts.externals import EQUINOX, TILT, Externals, Forcings, beside, zenith
 from dualrate.forecasts.folder import write_forecast
-from dualrate.forecasts.geometry import as_text, from_text
+from dualrate.forecasts.geometry import from_text, to_text
 from dualrate.forecasts.recipe import Forecasting
 from dualrate.forecasts.rollout import begins, roll_out, with_stride
 from dualrate.forecasts.starts import Starts, held_out_starts, read_starts
@@ -141,11 +141,11 @@ def test_members_share_what_is_known_of_their_start() -> None:
 
 def test_packed_fields_are_restored() -> None:
     fields = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
-    np.testing.assert_array_equal(from_text(as_text(fields), np.float32), fields)
+    np.testing.assert_array_equal(from_text(to_text(fields), np.float32), fields)
     with pytest.raises(ValueError, match="is no static field"):
-        from_text(as_text(fields)[:-8], np.float32)
+        from_text(to_text(fields)[:-8], np.float32)
     with pytest.raises(ValueError, match=r"\(1 of 0 bytes\)"):  # however many it holds
-        from_text("0x0x0:" + as_text(fields).partition(":")[2])
+        from_text("0x0x0:" + to_text(fields).partition(":")[2])
 
 
 # Runs

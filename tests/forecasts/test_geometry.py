@@ -31,7 +31,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.experiment.experiment import Start
 from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.folder import shown, write_forecast
-from dualrate.forecasts.geometry import Geometry, Order, as_text, circles, from_text, row_areas
+from dualrate.forecasts.geometry import Geometry, Order, circles, from_text, row_areas, to_text
 from dualrate.forecasts.metadata import Coordinate, Description
 from dualrate.forecasts.sources import find_fields
 from dualrate.forecasts.starts import held_out_starts, read_starts
@@ -404,7 +404,7 @@ def test_every_part_of_a_loss_is_weighed(
 
 def test_a_mask_is_packed_in_a_short_text() -> None:
     hidden = np.random.default_rng(0).random((3, 5, 7)) < 0.3
-    np.testing.assert_array_equal(from_text(as_text(hidden)), hidden)
+    np.testing.assert_array_equal(from_text(to_text(hidden)), hidden)
     geometry = Geometry().masked(hidden)
     assert from_plain(Geometry, to_plain(geometry)) == geometry
     for text in ("", "3x5:AAAA", "3x5x7:AAAA", "3x5x7:!", "999999x999999x9:eJwDAAAAAAE="):
@@ -516,7 +516,7 @@ def test_a_start_in_another_file_needs_no_mask_and_no_order(tmp_path: Path) -> N
 
 
 def test_what_a_file_says_of_order_is_no_part_of_a_run_and_a_mask_is() -> None:
-    mask = as_text(np.eye(4, dtype=bool)[None])
+    mask = to_text(np.eye(4, dtype=bool)[None])
     plain = Forecast()
     assert replace(plain, geometry=Geometry(order=Order(True))).identity == plain.identity
     assert replace(plain, geometry=Geometry(mask=mask)).identity["condition"]["mask"] == mask

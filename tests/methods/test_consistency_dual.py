@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from methods.one_gaussian import PROCESS, C
+from methods.two_networks import NET, Recorded, images, randomised
 from theory.common import f64
 from torch import Tensor, nn
 
-import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate, Plain, posterior_mean
 from dualrate.diffusion.context import Batch, Cond, Context, Refresh, Reuse
 from dualrate.diffusion.random import Draws
@@ -22,22 +22,7 @@ from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.step import move_weights
 from dualrate.sampling.trajectory import trajectory
 
-NET = dr.UViTConfig(
-    8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16
-)
 PLANS = [(4, 2), (8, 3), (4, 1)]
-
-
-def randomised(network: nn.Module) -> nn.Module:
-    torch.manual_seed(0)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    return network.double()
-
-
-def images(rows: int, first: int = 0) -> Batch:
-    draws = Draws(3, torch.arange(first, first + rows))
-    return Batch(draws.normal("x", 1, 8, 8).double(), draws.row % 3, draws.row)
 
 
 def method(steps: int, heavy: int | None, head: bool = True) -> Any:
@@ -51,22 +36,6 @@ def method(steps: int, heavy: int | None, head: bool = True) -> Any:
 def of_kept(method: Consistency, batch: Batch) -> Any:
     with torch.no_grad():
         return method.pairs(batch, Draws(0, batch.sample))
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """Keeps what a denoiser answers."""
-
-    inner: dr.Denoiser
-    answers: list[Tensor]
-    reuse: Reuse = Reuse.OWN
-
-    def encode(self, z, t, cond) -> Context:
-        return self.inner.encode(z, t, cond)
-
-    def denoise(self, z, t, context, cond) -> Tensor:
-        self.answers.append(self.inner.denoise(z, t, context, cond))
-        return self.answers[-1]
 
 
 @pytest.mark.parametrize(("steps", "heavy"), PLANS)
@@ -83,7 +52,7 @@ def test_pairs_are_those_of_the_sampler_and_so_is_what_the_light_network_is_trai
     x_hat = own.student.denoise(z_t, t, context, cond)
     paths = {}
     for source in sources:
-        row, recorded = batch[source : source + 1], Recorded(own.student, [])
+        row, recorded = batch[source : source + 1], Recorded(own.student, [], Reuse.OWN)
         z = Draws(0, row.sample).normal("rollout start", 1, 8, 8).double()
         with torch.no_grad():
             path = list(trajectory(recorded, DDIM(PROCESS), own.plan, z, Cond(row.label), no_noise))

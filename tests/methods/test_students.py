@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 from methods.one_gaussian import PROCESS, C, Scale, data
+from methods.two_networks import NET, Recorded, images, randomised
 from theory.held_context import NeededContext, two_band_variance
 from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate, Plain
-from dualrate.diffusion.context import Batch, Cond, Context, Refresh, Reuse
+from dualrate.diffusion.context import Batch, Cond, Refresh, Reuse
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.weighting import Sigmoid
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching
@@ -23,32 +24,17 @@ from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.trajectory import trajectory
 
-NET = dr.UViTConfig(
-    8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16
-)
 PLAN = dr.StepPlan.uniform(8, 4)
 UNEVEN = dr.StepPlan.at(5, (0, 3, 4))
 
 
-def randomised(network: nn.Module) -> nn.Module:
-    torch.manual_seed(0)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    return network
-
-
-def images(rows: int, first: int = 0) -> Batch:
-    draws = Draws(3, torch.arange(first, first + rows))
-    return Batch(draws.normal("x", 1, 8, 8).double(), draws.row % 3, draws.row)
-
-
 def dual(head: bool = True) -> DualRate:
     encoder, light = ContextEncoder(replace(NET, head=head), NET), LightBody(NET)
-    return DualRate(randomised(encoder).double(), randomised(light).double(), PROCESS)
+    return DualRate(randomised(encoder), randomised(light), PROCESS)
 
 
 def dual_method(states: StateSource, head: bool = True, **changes) -> MomentMatching:
-    student, teacher = dual(head), randomised(UViT(NET)).double()
+    student, teacher = dual(head), randomised(UViT(NET))
     auxiliary = copy.deepcopy(teacher)
     with torch.no_grad():
         for parameter in auxiliary.parameters():
@@ -65,22 +51,6 @@ SOURCES = [
     SegmentRollout(PLAN, PROCESS), SegmentRollout(UNEVEN, PROCESS, pairs=2),
     FullRollout(PLAN, PROCESS), FullRollout(UNEVEN, PROCESS, pairs=3),
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """Keeps what a denoiser answers."""
-
-    inner: dr.Denoiser
-    answers: list[Tensor]
-    reuse: Reuse = Reuse.MARKOV
-
-    def encode(self, z, t, cond) -> Context:
-        return self.inner.encode(z, t, cond)
-
-    def denoise(self, z, t, context, cond) -> Tensor:
-        self.answers.append(self.inner.denoise(z, t, context, cond))
-        return self.answers[-1]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +92,7 @@ def sampler_path(source, student, batch: Batch, cond: Cond, start: int) -> tuple
     z = normal("rollout start")
     if isinstance(source, SegmentRollout):
         z = PROCESS.add_noise(batch.x, torch.tensor([source.plan.t[start]], dtype=torch.float64), normal("z_tau"))
-    recorded = Recorded(student, [])
+    recorded = Recorded(student, [], Reuse.MARKOV)
 
     def draw(i: int, j: int) -> Tensor:
         return normal(f"rollout step {i} draw {j}")
@@ -340,7 +310,7 @@ def test_auxiliary_and_teacher_draw_the_same_dropout_masks():
     """So the gap between two networks with the same weights is zero, not the difference of two masks."""
     config = replace(NET, levels=tuple(replace(level, dropout=0.5) for level in NET.levels))
     method = dual_method(SOURCES[0])
-    teacher = randomised(UViT(config)).double().train()
+    teacher = randomised(UViT(config)).train()
     method = replace(method, teacher=Plain(teacher, PROCESS), auxiliary=Plain(copy.deepcopy(teacher), PROCESS))
     batch = images(8)
     for loss in (method.student_loss, method.auxiliary_loss):
@@ -352,7 +322,7 @@ def test_auxiliary_and_teacher_draw_the_same_dropout_masks():
 @pytest.mark.parametrize("head", [True, False])
 def test_the_instant_version_differentiates_the_networks(head):
     """The derivative along nu against central differences in the teacher's parameters."""
-    student, teacher, batch = dual(head), randomised(UViT(NET)).double(), images(8)
+    student, teacher, batch = dual(head), randomised(UViT(NET)), images(8)
     method = InstantMomentMatching(
         networks=nn.ModuleDict({"encoder": student.encoder, "light": student.light}), student=student,
         teacher=Plain(teacher, PROCESS), process=PROCESS, weighting=Sigmoid(),

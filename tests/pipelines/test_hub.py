@@ -111,15 +111,15 @@ def test_the_card_names_no_address_that_cannot_work(exported):
     assert re.findall(r'(?:from_pretrained|snapshot_download)\("(.*?)"', card) == ["FOLDER", "OWNER/NAME"]
 
 
-@pytest.mark.parametrize("card", [True, False])
-def test_a_replaced_export_says_what_changed(card, run, tmp_path, monkeypatch, capsys):
-    line = ["export", run, "--to", "diffusers", tmp_path / "pipe", "--steps", 4, "--heavy"]
-    assert call(monkeypatch, *line, 2, "--license", "mit") == 0
+@pytest.mark.parametrize(("card", "first"), [(True, (4, 2)), (True, (1, 1)), (True, (1200, 8)), (False, (4, 2))])
+def test_a_replaced_export_says_what_changed(card, first, run, tmp_path, monkeypatch, capsys):
+    line = ["export", run, "--to", "diffusers", tmp_path / "pipe", "--steps"]
+    assert call(monkeypatch, *line, first[0], "--heavy", first[1], "--license", "mit") == 0
     assert "replaced" not in capsys.readouterr().err
     if not card:
         (tmp_path / "pipe" / "README.md").unlink()
-    assert call(monkeypatch, *line, 1) == 0
-    was = ("4/2", "mit") if card else ("unknown", "unknown")
+    assert call(monkeypatch, *line, 4, "--heavy", 1) == 0
+    was = ("{}/{}".format(*first), "mit") if card else ("unknown", "unknown")
     message = f"replaced {tmp_path / 'pipe'}: 4/1 steps (was {was[0]}), licence unknown (was {was[1]})"
     assert message in capsys.readouterr().err
 

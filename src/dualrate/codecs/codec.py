@@ -141,7 +141,7 @@ class Pixels:
 ON_PIXELS = Pixels()
 
 
-def _in_parts(call: Callable[[slice, Draws], Tensor], image: Shape, draws: Draws) -> Tensor:
+def in_parts(call: Callable[[slice, Draws], Tensor], image: Shape, draws: Draws) -> Tensor:
     """Results of `call` on some rows at a time, which bounds the memory: `AT_ONCE` pixels of images."""
     size = max(1, AT_ONCE // (image[1] * image[2]))
     parts = [slice(first, first + size) for first in range(0, len(draws.row), size)]
@@ -152,7 +152,7 @@ def _in_parts(call: Callable[[slice, Draws], Tensor], image: Shape, draws: Draws
 def decoded(codec: Codec, x: Tensor, draws: Draws) -> Tensor:
     """`Codec.decode`, some rows at a time."""
     image = codec.image_shape((x.shape[1], x.shape[2], x.shape[3]))
-    return _in_parts(lambda part, rows: codec.decode(x[part], rows), image, draws)
+    return in_parts(lambda part, rows: codec.decode(x[part], rows), image, draws)
 
 
 def with_noise(codec: Codec, x: Tensor, draws: Draws) -> Tensor:
@@ -170,7 +170,7 @@ def noisy_latents(codec: Codec, images: Tensor, draws: Draws) -> Tensor:
         moments = codec.encode(images[part])
         return with_noise(codec, moments.sample(rows.normal("latent", *moments.mean.shape[1:])), rows)
 
-    return _in_parts(encoded, (images.shape[1], images.shape[2], images.shape[3]), draws)
+    return in_parts(encoded, (images.shape[1], images.shape[2], images.shape[3]), draws)
 
 
 def round_trip(codec: Codec, images: Tensor, draws: Draws) -> Tensor:

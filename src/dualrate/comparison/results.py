@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dualrate.comparison.rows import MeasuredCandidate, Saving, saving
 from dualrate.comparison.yardstick import Yardstick
+from dualrate.config.ranges import many
 from dualrate.diffusion.plan import StepPlan
 from dualrate.metrics.quality import QualityScore
 from dualrate.report.figures import pareto_figure, plan_figure, svg
@@ -262,8 +263,7 @@ def verdict(results: ComparisonResults) -> list[str]:
 def _in_words(row: Row, *, with_sampler: bool) -> str:
     """Names a plan for a sentence: "dual-rate in 16 steps, 4 of them heavy"."""
     heavy = "" if row.num_heavy == row.num_steps else f", {row.num_heavy} of them heavy"
-    steps = f"{row.num_steps} step{'s' * (row.num_steps > 1)}"
-    return f"{row.network} in {steps}{heavy}{f', by {row.sampler}' * with_sampler}"
+    return f"{row.network} in {many(row.num_steps, 'step')}{heavy}{f', by {row.sampler}' * with_sampler}"
 
 
 def _told_apart(score: QualityScore, other: QualityScore, noun: str) -> str:

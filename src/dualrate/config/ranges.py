@@ -23,12 +23,13 @@ import typing
 from collections.abc import Sized
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path, PurePath
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from dualrate.system.terminal import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,7 @@ def checked(name: str, value: Any, kind: Any) -> Any:
     except (ValueError, OverflowError):
         parts = [part for part in (kind, *get_args(kind)) if get_origin(part) is Literal]
         listed = [str(choice) for part in parts for choice in get_args(part)]
-        close = get_close_matches(value, listed, 1) if isinstance(value, str) else ()
-        near = f" (did you mean {close[0]}?)" if close else ""
+        near = did_you_mean(value, listed) if isinstance(value, str) else ""
         raise ValueError(f"{name} is {described(kind)}, got {value!r}{near}") from None
 
 

@@ -204,10 +204,14 @@ def image_of(name: str, item: Content, options: Options) -> np.ndarray:
     """The image, (C, H, W) uint8. Raises ValueError for what is no image, OSError for a file that cannot be read."""
     if isinstance(item, np.ndarray):
         return resize(item, size=options.size, channels=options.channels)
+    return decode(_file_of(item), name, size=options.size, channels=options.channels)
+
+
+def _file_of(item: Path | Member | bytes) -> bytes:
+    """The bytes of an encoded image. Raises OSError for a file that cannot be read."""
     if isinstance(item, Path):
-        item = read_bytes(item, MAX_BYTES)
-    data = item.read() if isinstance(item, Member) else item
-    return decode(data, name, size=options.size, channels=options.channels)
+        return read_bytes(item, MAX_BYTES)
+    return item.read() if isinstance(item, Member) else item
 
 
 ORIENTATION, TURNED = 0x0112, 5  # the EXIF tag, and from which of its values on sides are exchanged
@@ -218,12 +222,7 @@ def sides_of(item: Content) -> tuple[int, int] | None:
     if isinstance(item, np.ndarray):
         return item.shape[1], item.shape[2]
     try:
-        data = (
-            read_bytes(item, MAX_BYTES) if isinstance(item, Path) else item.read() if isinstance(item, Member) else item
-        )
-        _check_size(_webp_size(data[:30]))
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            warnings.simplefilter("ignore")
+        with _opened(io.BytesIO(_file_of(item)), "") as (image, _):
             whole = image.format == "PNG" and "exif" not in image.info  # it would be decoded to look for more
             turned = not whole and image.getexif().get(ORIENTATION, 1) >= TURNED
             return (image.width, image.height) if turned else (image.height, image.width)

@@ -157,16 +157,13 @@ class CategoricalProcess(Process):
 
     def _evidence(self, z: Tensor, intact: Tensor, lost: Tensor) -> Tensor:
         """q(z | x) of every x, for intact = a_t and lost = 1 - a_t."""
-        return expand(intact, z) * z + expand(lost, z) * self._blurred(z)
+        by_chance = (self.pi(z) * z).sum(AXIS, keepdim=True)  # <pi, z>
+        return expand(intact, z) * z + expand(lost, z) * by_chance
 
     def _explaining(self, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
         """x / q(z | x), 0 where x cannot give z."""
         evidence = self._evidence(z, *shares(self.schedule, t))
         return x / evidence.masked_fill(evidence <= 0, math.inf)
-
-    def _blurred(self, z: Tensor) -> Tensor:
-        """(..., 1, H, W): <pi, z>."""
-        return (self.pi(z) * z).sum(AXIS, keepdim=True)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from html import escape
 from itertools import pairwise
 from typing import Literal, SupportsIndex
 
+from dualrate.config.ranges import many
 from dualrate.config.serial import from_plain
 from dualrate.diffusion.brief import brief
 from dualrate.diffusion.context import Refresh
@@ -78,8 +79,7 @@ class StepPlan:
     @property
     def counts(self) -> str:
         """Steps and heavy calls in words."""
-        steps, heavy = self.num_steps, self.num_heavy
-        return f"{steps} step{'s' * (steps != 1)}, {heavy} heavy call{'s' * (heavy != 1)}"
+        return f"{many(self.num_steps, 'step')}, {many(self.num_heavy, 'heavy call')}"
 
     @property
     def num_steps(self) -> int:

@@ -16,6 +16,7 @@ from dualrate.config.ranges import Lead, Ranged, Side
 from dualrate.denoisers.denoiser import BothRates, Conditional, Denoiser, DualRate, DualRateConditional, Plain
 from dualrate.diffusion.context import Shape
 from dualrate.diffusion.process import Process
+from dualrate.networks.blocks import zero_init
 from dualrate.networks.body import BodyConfig
 from dualrate.networks.conditional import ConditionalBody, ConditionEncoder, ConditionReader, of_frames
 from dualrate.networks.dual import ContextEncoder, LightBody, check_pair, disconnect, require_same_fields
@@ -262,9 +263,7 @@ class TwoConditional(PackageNetworks, Ranged):
         return encoder.net if role == "encoder" else nn.ModuleDict({"net": net, "latent": encoder.light})
 
     def disconnect(self, networks: nn.ModuleDict) -> None:
-        encoder = networks["encoder"]
-        assert isinstance(encoder, ConditionEncoder)
-        encoder.disconnect()
+        zero_init(networks.get_submodule("encoder.projections"))
 
 
 @dataclass(frozen=True)
@@ -303,7 +302,5 @@ class ThreeConditional(PackageNetworks, Ranged):
         return nn.ModuleDict({"net": net, "latent": maps[role]}) if role in maps else reader.net
 
     def disconnect(self, networks: nn.ModuleDict) -> None:
-        reader = networks["reader"]
-        assert isinstance(reader, ConditionReader)
-        reader.disconnect()
+        zero_init(networks.get_submodule("reader.projections"))
         disconnect(networks["encoder"], networks["light"])

@@ -7,7 +7,6 @@ other distance.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dualrate.data.images import ImageSet
 from dualrate.drawing.drawer import spread
@@ -59,15 +58,11 @@ def windows_of(fields: Fields, forecast: Forecast) -> ImageSet:
         pixels_of(forecast.statistics.restored(windows.frames(part)).numpy())
         for part in np.array_split(some, -(-len(some) // 64))
     ]
+    clips = np.concatenate(parts)
     return ImageSet(
-        _flat(parts),
+        clips.reshape(len(clips), -1, *clips.shape[3:]),
         None,
         (),
         f"{fields.name.partition('/')[0]}-{frames}-frames/{fields.name.rpartition('/')[2]}",
         frames_each=frames,
     )
-
-
-def _flat(parts: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    clips = np.concatenate(parts)
-    return clips.reshape(len(clips), -1, *clips.shape[3:])

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dualrate.forecasts.file_checks import check_count
+from dualrate.forecasts.file_checks import check_claim
 from dualrate.forecasts.metadata import (
     SAME_AXIS,
     Coordinate,
@@ -161,7 +161,7 @@ def fields_of(
         listed = ", ".join(channel for part in whole for channel in part.channels)
         raise NoFields(f"{path} has no variable {', '.join(names)}: it has {listed}")
     counts = [first[dim] for dim in layout.trajectories]
-    check_count(path, count := math.prod(counts))
+    check_claim(path, count := math.prod(counts), "trajectories")
     grid, frames = grid_of([first[dim] for dim in layout.space]), first[layout.time]
     variables = tuple(channel for part in parts for channel in part.channels)
 

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.forecasts.geometry import Geometry, as_text, from_text, static_of
+from dualrate.forecasts.geometry import Geometry, from_text, static_of, to_text
 from dualrate.forecasts.statistics import as_float32, survey
 from dualrate.forecasts.trajectories import FieldSource, Trajectory, timing_of
 
@@ -200,7 +200,7 @@ def packed_statics(source: str, fields: FieldSource, names: Sequence[str]) -> st
         if not inside.size or not inside.std():
             raise ValueError(f"{name} is the same at all points, which tells networks nothing: drop --static {name}")
         planes.append(np.nan_to_num((plane - inside.mean()) / inside.std(), posinf=0, neginf=0))
-    return as_text(np.stack(planes).astype("<f4")) if planes else ""
+    return to_text(np.stack(planes).astype("<f4")) if planes else ""
 
 
 @lru_cache(maxsize=16)

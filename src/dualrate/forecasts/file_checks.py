@@ -95,7 +95,7 @@ def check_netcdf(path: Path) -> None:
     with h5py.File(path, "r") as file:
         for name, data in file.items():
             if isinstance(data, h5py.Dataset) and len(data.shape or ()) == 1:
-                _check_length(f"{path}: {name}", data.shape[0])
+                check_claim(f"{path}: {name}", data.shape[0], "numbers along one axis")
 
 
 def is_classic(path: Path) -> bool:
@@ -110,9 +110,10 @@ def is_classic(path: Path) -> bool:
     return begin[:3] == b"CDF"
 
 
-def _check_length(place: str, length: int) -> None:
-    if length > MOST:
-        raise ValueError(f"{place} claims {length:,} numbers along one axis; at most {MOST:,} are read")
+def check_claim(place: str | Path, count: int, what: str) -> None:
+    """Raises ValueError for more trajectories, or numbers along an axis (`what`), than any file holds."""
+    if count > MOST:
+        raise ValueError(f"{place} claims {count:,} {what}; at most {MOST:,} are read")
 
 
 def array_of(path: Path, group: Any, name: str) -> Any:
@@ -162,12 +163,6 @@ def check_size(place: str, size: int) -> None:
             f"{place} takes {size:,} bytes at once; the most on this machine, of {MEMORY:,} bytes of memory, is "
             f"{MEMORY // SHARE:,}"
         )
-
-
-def check_count(place: str | Path, trajectories: int) -> None:
-    """Raises ValueError for more trajectories than any file holds."""
-    if trajectories > MOST:
-        raise ValueError(f"{place} claims {trajectories:,} trajectories; at most {MOST:,} are read")
 
 
 # Zarr
@@ -310,7 +305,7 @@ def _check_shape(place: str, shape: list[int], chunk: list[int], itemsize: int) 
     ):
         raise ValueError(f"{place} has the shape {shape} and chunks of {chunk}; expected as many whole numbers")
     if len(shape) == 1:
-        _check_length(place, shape[0])
+        check_claim(place, shape[0], "numbers along one axis")
     check_size(f"{place}: a chunk {chunk}", math.prod(chunk) * itemsize)
 
 

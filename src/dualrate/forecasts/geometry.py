@@ -176,7 +176,7 @@ class Geometry:
         """This geometry with these points hidden, (C, H, W). Raises ValueError for a channel of which all would be."""
         if (whole := np.flatnonzero(hidden.all((1, 2)))).size:
             raise ValueError(f"the mask hides all points of channel {whole[0]}: leave that variable out")
-        return replace(self, mask=as_text(hidden) if hidden.any() else "")
+        return replace(self, mask=to_text(hidden) if hidden.any() else "")
 
 
 # Order
@@ -313,7 +313,7 @@ def row_areas(latitudes: NDArray[np.float64]) -> NDArray[np.float64]:
 # Masks
 
 
-def as_text(numbers: NDArray[Any]) -> str:
+def to_text(numbers: NDArray[Any]) -> str:
     """Hidden points or float32 (C, H, W) as a short text."""
     raw = np.packbits(numbers) if numbers.dtype == bool else numbers.astype("<f4")
     content = base64.b64encode(zlib.compress(raw.tobytes(), 9)).decode()
@@ -370,7 +370,7 @@ def static_of(source: str, fields: FieldSource, name: str, words: Sequence[str] 
 
 @lru_cache(maxsize=4)
 def from_text(text: str, dtype: type = bool) -> NDArray[Any]:
-    """The inverse of `packed`, of float32 or bool. Raises ValueError for what is none."""
+    """The inverse of `to_text`, of float32 or bool. Raises ValueError for what is none."""
     try:
         sizes, _, content = text.partition(":")
         channels, height, width = map(int, sizes.split("x"))

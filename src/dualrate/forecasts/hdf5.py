@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dualrate.data.source import reading, split_named
 from dualrate.forecasts.file_checks import (
     array_of,
-    check_count,
+    check_claim,
     check_hdf5,
     check_written,
     missing_of_hdf5,
@@ -107,7 +107,7 @@ def _pdearena(file: Any, path: Path) -> FieldSource | None:
         if parts[0].ndim not in allowed or 0 in parts[0].shape or len({part.shape for part in parts}) > 1:
             shapes = ", ".join(f"{split}/{key} {group[key].shape}" for key in names or planes)
             raise ValueError(f"{path}: {shapes}; expected one shape, (trajectory, time, x) or {EXPECTED}")
-        check_count(path, len(parts[0]))
+        check_claim(path, len(parts[0]), "trajectories")
         _check_parts(path, parts)
         channels, *space = inner if names and len(inner) > 1 else (len(parts), *inner)
         shape = channels, *grid_of(space)
@@ -217,7 +217,7 @@ def _well(file: Any, path: Path, split: str) -> FieldSource | None:
         return Lazy((frames, len(variables), *grid), read, timing, path)
 
     count, dimensions = samples.pop(), file["dimensions"]
-    check_count(path, count)
+    check_claim(path, count, "trajectories")
     times = whole_of(path, dimensions, "time") if "time" in dimensions else None
     timings = timings_of(path, "dimensions/time", times, count, frames)
     step = common_step(timing.step for timing in timings)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dualrate.codecs.codec import AT_ONCE, Codec, CodecFolder, with_noise
+from dualrate.codecs.codec import Codec, CodecFolder, in_parts, with_noise
 from dualrate.codecs.diffusion import decoding_of
 from dualrate.config.ranges import Side
 from dualrate.data.cache import cache_dir
@@ -72,13 +72,13 @@ class ClipCoder(Coder):
 
     def decoded(self, x: Tensor, draws: Draws) -> Tensor:
         """Frames (N, each, C, H, W) of latents (N, c, h, w)."""
-        decoding, size, parts = decoding_of(self.codec), max(1, AT_ONCE // (self.shape[1] * self.shape[2])), []
-        with whole_products():
-            for first in range(0, len(x), size):
-                rows = Draws(draws.seed, draws.row[first : first + size])
-                z_0 = with_noise(self.codec, x[first : first + size], rows)
-                parts.append(decoding.images(z_0, self.shape, rows) if decoding else self.codec.decode(z_0, rows))
-        return (torch.cat(parts).unflatten(1, (self.each, -1)) + 1) * 127.5
+        decoding = decoding_of(self.codec)
+
+        def images(part: slice, rows: Draws) -> Tensor:
+            z_0 = with_noise(self.codec, x[part], rows)
+            return decoding.images(z_0, self.shape, rows) if decoding else self.codec.decode(z_0, rows)
+
+        return (in_parts(images, self.shape, draws).unflatten(1, (self.each, -1)) + 1) * 127.5
 
     def received(self, past: Tensor) -> Tensor:
         latents = self.encoded(past.unflatten(1, (-1, self.each)).flatten(0, 1))

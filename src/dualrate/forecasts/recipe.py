@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,11 +40,12 @@ from dualrate.forecasts.trajectories import FieldSource
 from dualrate.networks.conditional import ratios
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.auto import name_of
+from dualrate.recipes.shared import training
 from dualrate.recipes.tasks import Rate, TrainedBy, conditional_networks
 from dualrate.report.table import Table, as_text
 from dualrate.system.folders import some_of
 from dualrate.system.progress import PlainReporter, Reporter
-from dualrate.training.config import FitConfig, OptimConfig
+from dualrate.training.config import FitConfig
 
 OfFrames = Literal["rolling", "refiner"]
 Size = Literal["mini", "tiny", "small", "base"]
@@ -51,11 +53,6 @@ SIDE = 64  # of clips, if nothing else is asked for
 WITHOUT_CODEC = "every", "periodic", "mask", "static", "forcings", "weights", "anomalies"  # options
 CHANNELS = 40  # that are listed
 COARSEST = 32  # positions a side of the last level, unless it is of transformer blocks: then half
-
-
-def _fit(iterations: int, batch_size: int, lr: float, warmup: int) -> FitConfig:
-    optim = OptimConfig(lr=lr, betas=(0.9, 0.99), warmup=warmup, decay="cosine")
-    return FitConfig(iterations, batch_size, optim=optim, ema_halflife=20_000, checkpoint_every=250, sample_every=1000)
 
 
 @dataclass(frozen=True)
@@ -74,8 +71,9 @@ class ForecastTier:
     patch: int = 1
 
 
+_fit = partial(training, decay="cosine", ema_halflife=20_000, sample_every=1000)
 TIERS: dict[Size, ForecastTier] = {  # batches of the first two: docs/results/forecasts.md
-    "mini": ForecastTier((32, 64), (1, 3), replace(_fit(7000, 8, 2e-3, 100), ema_halflife=5000), patch=2),
+    "mini": ForecastTier((32, 64), (1, 3), _fit(7000, 8, 2e-3, 100, ema_halflife=5000), patch=2),
     "tiny": ForecastTier((48, 96), (2, 4), _fit(12_000, 16, 2e-3, 200)),
     "small": ForecastTier((64, 128), (2, 6), _fit(20_000, 128, 7e-4, 500)),
     "base": ForecastTier((128, 256), (2, 8), _fit(100_000, 256, 4e-4, 1000), transformers=512, embedding=512),
@@ -165,7 +163,8 @@ class Forecasting(Ranged):
         how = ClipReading.of(self.data, task.span)
         content = find_fields(source, names=names, levels=self.data.levels, clips=how)[1]
         content = content.picked([name for name in content.variables if name not in externals.variables])
-        geometry = Geometry.of(content, sphere=self.geometry == "sphere", periodic=self.periodic or _periodic(source))
+        periodic = self.periodic or (source in SIMULATIONS and SIMULATIONS[source][0].periodic)
+        geometry = Geometry.of(content, sphere=self.geometry == "sphere", periodic=periodic)
         if self.geometry == "sphere":
             check_even(source, geometry.axes)
         in_order = ordered(content)[0]
@@ -314,10 +313,6 @@ def by_lead(networks: NetworksConfig, leads: Sequence[int], *, attention: bool, 
             "or regression"
         )
     return replace(networks, **how)  # pyright: ignore[reportArgumentType]
-
-
-def _periodic(source: str) -> bool:
-    return source in SIMULATIONS and SIMULATIONS[source][0].periodic
 
 
 def heavy_network(

@@ -163,15 +163,15 @@ def _column(score: Score, index: int) -> Score:
 
 def rows_of(key: str, values: Sequence[float], columns: dict[str, Score]) -> list[dict[str, float | None]]:
     """Rows for JSON, of each value of a key: columns of scores, with _low and _high."""
-    parts = {name + end: part for name, score in columns.items() for end, part in _parts(score)}
+    parts = {
+        f"{name}{end}": part
+        for name, score in columns.items()
+        for end, part in (("", score.value), ("_low", score.low), ("_high", score.high))
+    }
     return [
         {key: value} | {name: float(part[i]) if math.isfinite(part[i]) else None for name, part in parts.items()}
         for i, value in enumerate(values)
     ]
-
-
-def _parts(score: Score) -> tuple[tuple[str, NDArray[np.float64]], ...]:
-    return ("", score.value), ("_low", score.low), ("_high", score.high)
 
 
 class ForecastScorer:

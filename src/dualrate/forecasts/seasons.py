@@ -20,7 +20,7 @@ from torch import Tensor
 from dualrate.drawing.drawer import spread
 from dualrate.forecasts.externals import hours_between, hours_of_step, year_parts
 from dualrate.forecasts.fields import Fields
-from dualrate.forecasts.geometry import as_text, from_text
+from dualrate.forecasts.geometry import from_text, to_text
 from dualrate.forecasts.statistics import AT_A_TIME, Statistics, survey
 from dualrate.forecasts.trajectories import Lazy, timing_of
 
@@ -98,7 +98,7 @@ class Anomalies:
         coefficients = curves(fields, parts, self.harmonics).astype(np.float32)
         if fields.hidden is not None:  # of which the mean is known
             coefficients[1:, fields.hidden] = 0
-        anomalies = replace(self, hours=hours, coefficients=as_text(coefficients.reshape(-1, *coefficients.shape[2:])))
+        anomalies = replace(self, hours=hours, coefficients=to_text(coefficients.reshape(-1, *coefficients.shape[2:])))
 
         def beside(number: int) -> Lazy:
             def read(first: int, stop: int) -> NDArray[np.float32]:

@@ -39,7 +39,7 @@ from dualrate.data.images import to_float
 from dualrate.data.source import DataProgress, hidden, printable, read_arrays, reading, resolved, silent, split_named
 from dualrate.forecasts.clips import CLIPS, ClipReading, read_clips
 from dualrate.forecasts.datasets import NoFields
-from dualrate.forecasts.file_checks import check_count, check_size
+from dualrate.forecasts.file_checks import check_claim, check_size
 from dualrate.forecasts.hdf5 import HDF5, read_hdf5
 from dualrate.forecasts.netcdf import LABELLED, read_labelled
 from dualrate.forecasts.several import check_same_kind, joined
@@ -216,7 +216,7 @@ def step_of(path: Path, step: NDArray[Any] | None) -> float | None:
 
 def _of_array(source: str, array: NDArray[Any], names: tuple[str, ...] | None, step: float | None) -> FieldSource:
     shape = array.shape
-    check_count(source, shape[0] if shape else 0)
+    check_claim(source, shape[0] if shape else 0, "trajectories")
     if len(shape) not in (4, 5) or 0 in shape or array.dtype.kind not in "fiu":
         single = "; of one trajectory give array[None], without channels array[None, :, None]" * (len(shape) == 3)
         raise ValueError(f"{source} is {array.dtype} {shape}; expected numbers {EXPECTED}{single}")

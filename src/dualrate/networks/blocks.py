@@ -30,6 +30,7 @@ from dualrate.config.ranges import Precision
 from dualrate.system.device import pays
 
 Value = TypeVar("Value")
+Part = TypeVar("Part", bound=nn.Module)
 
 
 SMALL = 4, 4096  # fewer rows, and fewer positions of all rows: a CPU's casts take longer than bfloat16 saves
@@ -97,12 +98,11 @@ def copied(value: Value, network: nn.Module, *, bfloat16: bool) -> Value:
 AS_CPU = {"cpu"}  # kinds of device on which attention is not one kernel, and whose autocast leaves norms as they are
 
 
-def zero_init(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    """The layer with weights and bias zero."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
+def zero_init(part: Part) -> Part:
+    """The part of a network with all its weights zero."""
+    for weight in part.parameters():
+        nn.init.zeros_(weight)
+    return part
 
 
 class PeriodicConv2d(nn.Conv2d):

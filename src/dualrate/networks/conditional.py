@@ -42,7 +42,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.diffusion.context import Shape
-from dualrate.networks.blocks import NoiseEmbedding, TransformerBlock, modulated
+from dualrate.networks.blocks import NoiseEmbedding, TransformerBlock, modulated, zero_init
 from dualrate.networks.body import BodyConfig
 from dualrate.networks.dual import check_pair, of_last, projections
 
@@ -135,8 +135,7 @@ class ByLead(nn.Module):
             head = math.gcd(64, width)
             block = FrameAttention(len(leads), width, config.embedding, head, causal=causal)
             config.coarsest(self.net).append(block)
-            nn.init.zeros_(self.lead.mlp[-1].weight)  # pyright: ignore[reportArgumentType]
-            nn.init.zeros_(self.lead.mlp[-1].bias)  # pyright: ignore[reportArgumentType]
+            zero_init(self.lead.mlp[-1])
 
     def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()) -> Tensor:
         count = len(self.leads)
@@ -190,11 +189,6 @@ class ConditionEncoder(nn.Module):
         """log_snr: (B,); y: (B, c, h, w); label: (B,) int64 or None -> (B, light C_i, H_i, W_i), finest first."""
         return sums_at_levels(self.light, self.projections, y, self.net.features(log_snr, y, label)[0])
 
-    def disconnect(self) -> None:
-        """Zero every way from the heavy network into the light one, which then sees y alone."""
-        for way in self.projections.parameters():
-            nn.init.zeros_(way)
-
 
 class ConditionReader(ConditionEncoder):
     """forward: (log_snr at t = 1, y, label) -> features for a light network, then for the encoder of its context.
@@ -205,8 +199,7 @@ class ConditionReader(ConditionEncoder):
     def __init__(self, config: BodyConfig, encoder: BodyConfig, light: BodyConfig, shape: Shape) -> None:
         super().__init__(config, light, shape)
         self.heavy, self.to_heavy = ConditionMaps(shape, encoder), projections(config, encoder)
-        for way in self.to_heavy.parameters():
-            nn.init.zeros_(way)
+        zero_init(self.to_heavy)
 
     def forward(self, log_snr: Tensor, y: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
         """Features, finest first: for the light network as in `ConditionEncoder`, then as many for the encoder."""

@@ -33,7 +33,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from dualrate.diffusion.prediction import v_from_x, x_from_v
-from dualrate.networks.blocks import LinearInFloat32, NoiseEmbedding
+from dualrate.networks.blocks import LinearInFloat32, NoiseEmbedding, zero_init
 from dualrate.networks.body import BodyConfig
 
 First = TypeVar("First")
@@ -179,10 +179,6 @@ def disconnect(encoder: nn.Module, light: nn.Module) -> None:
     """
     assert isinstance(light, LightBody)
     assert isinstance(encoder.projections, nn.ModuleList)
-    ways = [*encoder.projections.parameters(), *light.tau.mlp[-1].parameters()]
-    if isinstance(encoder.pixels, nn.Module):
-        ways += encoder.pixels.parameters()
-    if light.gate is not None:
-        ways += light.gate.parameters()
-    for way in ways:
-        nn.init.zeros_(way)
+    for way in (encoder.projections, encoder.pixels, light.tau.mlp[-1], light.gate):
+        if isinstance(way, nn.Module):
+            zero_init(way)

@@ -182,9 +182,7 @@ class Autoencoder:
     def fingerprint(self) -> str:
         return self._hash
 
-    @property
-    def latents(self) -> str:
-        return self._hash
+    latents = fingerprint
 
     @property
     def device(self) -> torch.device:

@@ -5,7 +5,6 @@ Nothing is sent anywhere but by `push`.
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -62,14 +61,13 @@ def export_pipeline(
     Raises what `load` and `DualRatePipeline.of` raise; ValueError for a score of other weights, and any other `out`.
     """
     out = as_path(out)
-    check_target(out, TOP, {*TOP, *ROLES, VAE, TEXTS, "scheduler", CARD, MANIFEST}, "a pipeline")
+    target = check_target(out, TOP, {*TOP, *ROLES, VAE, TEXTS, "scheduler", CARD, MANIFEST}, "a pipeline")
     stored = read_stored(run, note)
     model = stored.model()
     scored = None if score is None else read_score(as_path(score), model)
     choice = choice.settled(model, note or warnings.warn)
     pipeline = DualRatePipeline.of(model, choice, guidance)
     drawer = choice.drawer(model, guidance=guidance)
-    target = Path(os.path.realpath(out))  # a link stays one
     before = _plan_and_licence(target)
     with new_folder(target, replace=True) as folder:
         pipeline.save_pretrained(folder)
@@ -88,9 +86,9 @@ def _plan_and_licence(folder: Path) -> tuple[str, str] | None:
         return None
     with naming(folder / CARD):
         card = (folder / CARD).read_text(errors="replace") if (folder / CARD).is_file() else ""
-    plan = re.search(r"^\| plan \| (\d+) steps, (\d+) heavy", card, re.MULTILINE)
+    plan = re.search(r"^\| plan \| ([\d,]+) steps?, ([\d,]+) heavy", card, re.MULTILINE)
     licence = re.search(r"^license: (.+)$", card, re.MULTILINE)
-    return f"{plan[1]}/{plan[2]}" if plan else UNKNOWN, printable(licence[1]) if licence else UNKNOWN
+    return f"{plan[1]}/{plan[2]}".replace(",", "") if plan else UNKNOWN, printable(licence[1]) if licence else UNKNOWN
 
 
 def read_score(file: Path, model: Model) -> dict[str, Any]:

@@ -45,7 +45,7 @@ from dualrate.experiment.data_config import DataConfig
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.methods.denoising import DenoisingConfig
-from dualrate.networks.blocks import NoiseEmbedding, layer_norm
+from dualrate.networks.blocks import NoiseEmbedding, layer_norm, zero_init
 from dualrate.networks.dual import Features, LightBody, LightNetwork, disconnect
 from dualrate.networks.uvit import UViTConfig
 from dualrate.pipelines.classes.kind import BLOCKS
@@ -184,8 +184,7 @@ class OwnLight(LightNetwork):
         super().__init__()
         inner: Any = net.net
         self.net, self.tau = net, NoiseEmbedding(inner.inner_dim)
-        for weight in self.tau.mlp[-1].parameters():
-            nn.init.zeros_(weight)
+        zero_init(self.tau.mlp[-1])
 
     def joined(
         self, z: Tensor, log_snr: Tensor, label: Tensor | None, features: Features, tau: Tensor, present: Tensor | None

@@ -149,8 +149,7 @@ def first(seconds: float = 120) -> Experiment:
 
 def early_exit() -> Experiment:
     """Exits of the heavy network, whose run --method.backbone-from names: ten minutes of one CPU core."""
-    optim = OptimConfig(lr=2e-3, betas=(0.9, 0.99), warmup=20, decay="cosine")
-    fit = replace(FIT, iterations=500, batch_size=32, optim=optim, ema_halflife=2000, sample_every=250)
+    fit = training(500, 32, 2e-3, 20, decay="cosine", ema_halflife=2000, sample_every=250)
     return Experiment("fashion-mnist-early-exit", EarlyExitNetwork(HEAVY), EarlyExitConfig(), fit)
 
 

@@ -116,11 +116,10 @@ def export(run: str | Path, out: str | Path, note: Note | None = None) -> None:
     run, out = as_path(run), as_path(out)
     if (run / WEIGHTS).is_file():
         raise ValueError(f"{run} holds released weights: copy the directory, or export the run that they are from")
-    check_target(out)
+    target = check_target(out)
     stored = store.read_stored(run, note)
     if stored.state is None:
         raise ValueError(f"{run} is a model of diffusers, and no run: there is nothing to release; copy the folder")
-    target = Path(os.path.realpath(out))  # a link stays one
     with new_folder(target, replace=True) as folder, own_defaults():
         store.write_experiment(folder, stored.experiment)
         rounded = {  # counters and the like stay as they are
@@ -135,10 +134,11 @@ def export(run: str | Path, out: str | Path, note: Note | None = None) -> None:
 
 def check_target(
     out: Path, required: Collection[str] = RELEASED, allowed: Collection[str] = FILES, what: str = "released weights"
-) -> None:
-    """Raises ValueError unless released weights may be written to `out`, or something else that a folder is made of.
+) -> Path:
+    """The folder that `out` is, or links to, for released weights or something else that a folder is made of.
 
     required, allowed: names that it has in any case, and all that it may have; what: it is called
+    Raises ValueError unless it may be written there.
     """
     check_link(out)
     target = Path(os.path.realpath(out))
@@ -153,3 +153,4 @@ def check_target(
     if names and not set(required) <= set(names) <= set(allowed):
         foreign = [name for name in names if name not in allowed] or names
         raise ValueError(f"{out} holds {some_of(foreign)}: choose a new or empty directory, or {what} to replace")
+    return target

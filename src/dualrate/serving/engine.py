@@ -226,7 +226,7 @@ class Engine:
         Raises Full where they would be more than there is room for.
         """
         with self.changed:
-            at_work, most = sum(drawing.rows for drawing in self._drawings), self.capacity.images
+            at_work, most = self.images_at_work, self.capacity.images
             if not self._open or at_work + images > most:
                 raise Full(
                     f"{at_work} images are at work, and of {images} more there would be over {most}: try again in a "

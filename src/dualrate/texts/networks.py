@@ -12,6 +12,7 @@ from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.categorical import CategoricalProcess
 from dualrate.diffusion.process import Process
 from dualrate.experiment.network_configs import NOISE, PackageNetworks, of_kind
+from dualrate.networks.blocks import zero_init
 from dualrate.texts.noise_planes import NoisePlanes
 from dualrate.texts.transformer import LightTokens, TokenEncoder, TokensConfig, TokenTransformer, check_tokens
 
@@ -81,5 +82,4 @@ class TwoTransformers(TokenNetworks):
         light = networks["light"]
         assert isinstance(light, LightTokens)
         for part in (networks.get_submodule("encoder.projections"), light.tau.mlp[-1], light.changed):
-            for weight in part.parameters():
-                nn.init.zeros_(weight)
+            zero_init(part)
