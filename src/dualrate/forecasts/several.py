@@ -59,6 +59,13 @@ def _in_time(files: Sequence[Named]) -> Named:
     times = {path: timing_of(fields.trajectories[0]).times for path, fields in files}
     if untimed := [path for path, each in times.items() if not len(each)]:
         raise ValueError(f"{untimed[0]} does not say its times, by which {len(files)} files are joined: write them")
+    clocks = {file: _clock(each[0]) for file, each in times.items()}
+    if strange := [file for file, clock in clocks.items() if clock != clocks[files[0][0]]]:
+        (path, _), file = files[0], strange[0]
+        raise ValueError(
+            f"the times of {path} are {clocks[path]} from {times[path][0]}, and those of {file} {clocks[file]} from "
+            f"{times[file][0]}: bring them to one (xarray: data.convert_calendar), or name those that fit"
+        )
     same = [np.array_equal(each, times[files[0][0]]) for each in times.values()]
     path, first = files[0]
     if all(same):
@@ -83,6 +90,12 @@ def _in_time(files: Sequence[Named]) -> Named:
     note = next((fields.note for _, fields in files if fields.note), "")
     step = common_step(trajectory.timing.step for trajectory in trajectories)
     return path, replace(files[0][1], splits={"": trajectories}, step=step, note=note)
+
+
+def _clock(time: Any) -> str:
+    """The kind of a time in words: a number, a date, or one of another calendar."""
+    calendar = getattr(time, "calendar", "")
+    return f"dates of the calendar {calendar}" if calendar else "dates" if time.dtype.kind == "M" else "numbers"
 
 
 def _chained(path: Path, parts: Sequence[Trajectory]) -> Lazy:
