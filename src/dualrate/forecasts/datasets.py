@@ -127,7 +127,10 @@ def fields_of(
     if not arrays:
         among = f"{path} has the variables {list(data.data_vars)} over {list(data.sizes)}"
         raise NoFields(
-            f"{among}, none of them {', '.join(names)} over time and space" * bool(names)
+            f"{path} has no variables at its top, and those in groups are not read: write a group to a file of its own "
+            "(xarray: open_dataset(FILE, group=NAME).to_netcdf(OTHER))"
+            * (not data.variables)
+            or f"{among}, none of them {', '.join(names)} over time and space" * bool(names)
             or f"{among}: {', '.join(alone)} have no axes of space" * bool(alone)
             or f"{among}, none with a dimension called {' or '.join(TIME)}, and of space"
         )

@@ -8,6 +8,7 @@ FILE.grib, ...        where cfgrib is installed
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
@@ -50,7 +51,8 @@ def _read(path: Path, read: Callable[[Any, Callable[..., None]], FieldSource]) -
     kind = "zarr" if ending == ".zarr" else "GRIB" if ending in GRIB else "NetCDF"
     how = _engine(path, kind)
     with naming(path), reading(path, kind), _naming_calendar(path):
-        data = _opened(path, kind, how)
+        with warnings.catch_warnings(action="ignore"):  # of dates before 1582, and of several fill values
+            data = _opened(path, kind, how)
         return read(data, lambda *names: _check_written(path, data, *names))
 
 
