@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -255,19 +256,31 @@ def test_a_video_is_read_as_it_was_written(tmp_path: Path) -> None:
     np.testing.assert_allclose(half.trajectories[0][0:5][:, 0, 8, 8], shades[::2], atol=6)
 
 
-def test_a_video_that_was_taken_on_its_side_is_upright(tmp_path: Path) -> None:
-    """The matrix of its track turns it clockwise: what was left is on top."""
-    frames = np.zeros((4, 32, 48, 3), np.uint8)
-    frames[:, :, :24] = 200
-    file = video(tmp_path / "clip.mp4", frames)
-    one, words = 1 << 16, (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
-    as_stored, turned = (np.array(each, ">i4").tobytes() for each in (words, (0, one, 0, -one, 0, 0, 0, 0, 1 << 30)))
+ONE = 1 << 16
+TURNS: dict[str, tuple[tuple[int, ...], Any]] = {  # a, b, c, d of x' = a x + c y, y' = b x + d y, and what is shown
+    "clockwise": ((0, ONE, -ONE, 0), lambda frame: np.rot90(frame, -1)),
+    "counter": ((0, -ONE, ONE, 0), lambda frame: np.rot90(frame)),
+    "half": ((-ONE, 0, 0, -ONE), lambda frame: np.rot90(frame, 2)),
+    "mirror": ((-ONE, 0, 0, ONE), lambda frame: frame[:, ::-1]),
+    "flip": ((ONE, 0, 0, -ONE), lambda frame: frame[::-1]),
+    "across": ((0, ONE, ONE, 0), lambda frame: frame.transpose(1, 0, 2)),
+}
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_a_video_that_was_taken_on_its_side_or_in_a_mirror_is_upright(tmp_path: Path, turn: str) -> None:
+    """As the matrix of its track says."""
+    frame = np.zeros((32, 48, 3), np.uint8)
+    frame[:16, :24], frame[:16, 24:], frame[16:, :24] = 200, 140, 70
+    file = video(tmp_path / "clip.mp4", np.stack([frame] * 4))
+    (a, b, c, d), shown = TURNS[turn]
+    words = (ONE, 0, 0, 0, ONE, 0, 0, 0, 1 << 30), (a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    as_stored, turned = (np.array(each, ">i4").tobytes() for each in words)
     head, _, rest = file.read_bytes().partition(b"tkhd")
     assert as_stored in rest[:100]
     file.write_bytes(head + b"tkhd" + rest.replace(as_stored, turned, 1))
     whole = read_clips(file, WHOLE).trajectories[0][0:4]
-    assert whole.shape == (4, 3, 48, 32)
-    assert whole[:, :, :20].mean() > 180 > 20 > whole[:, :, 28:].mean()
+    np.testing.assert_allclose(whole[0].transpose(1, 2, 0).astype(int), shown(frame).astype(int), atol=40)
 
 
 def test_a_damaged_video_is_refused_by_name(tmp_path: Path) -> None:
@@ -295,6 +308,21 @@ def test_a_video_that_ends_too_soon_is_refused_by_name(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
     with pytest.raises(ValueError, match=r"clip.mkv: cannot be decoded .*ends after \d frame"):
         read_clips(file, WHOLE)
+
+
+def test_a_video_may_begin_late(tmp_path: Path) -> None:
+    av: Any = pytest.importorskip("av")
+    file = tmp_path / "late.mkv"
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for i in range(8):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 20 * i, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = 100 + i, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    source = read_clips(file, WHOLE)
+    assert (source.trajectories[0].shape[0], source.step) == (8, pytest.approx(0.1))
 
 
 def test_a_video_may_stand_still_at_its_end(tmp_path: Path) -> None:

@@ -252,6 +252,14 @@ def _animated(clip: Path, files: Sequence[Path], how: ClipReading) -> Timed:
         begins += lasts
 
 
+def upright(pixels: Pixels, matrix: NDArray[np.int32]) -> Pixels:
+    """Pixels (H, W, C) turned and mirrored by quarters, as a display matrix says: x to (a, b) and y to (c, d)."""
+    a, b, _, c, d = matrix[:5].tolist()
+    if abs(b) > abs(a):
+        pixels, a, d = pixels.transpose(1, 0, 2), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
 def _video(clip: Path, files: Sequence[Path], how: ClipReading) -> Timed:
     """Frames of a video, upright, of the formats above whatever it is called; no other file or address is opened."""
     try:
@@ -274,11 +282,16 @@ def _video(clip: Path, files: Sequence[Path], how: ClipReading) -> Timed:
                 if frame.is_corrupt:
                     raise ValueError(f"its frame at {frame.time} s is damaged")
                 start = frame.time if start is None else start
-                pixels = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90).transpose(2, 0, 1)
+                pixels = frame.to_ndarray(format="rgb24")
+                if (matrix := frame.side_data.get("DISPLAYMATRIX")) is not None:
+                    pixels = upright(pixels, np.frombuffer(matrix, np.int32))
+                pixels = pixels.transpose(2, 0, 1)
                 begins = None if frame.time is None or start is None else frame.time - start
                 yield resize(np.ascontiguousarray(pixels), size=how.size, channels=how.channels), begins
             alone, lasts = len(container.streams) == 1, (container.duration or 0) / av.time_base
-            early = begins is not None and begins < lasts / 2  # told of a stream that does not say how many it has
+            early = (
+                begins is not None and (start or 0) + begins < lasts / 2
+            )  # told of a stream that does not say how many it has
             if count < WHOLE * stream.frames or (alone and early and not stream.frames):
                 raise ValueError(f"it ends after {count} frame(s), before it says so")
     except (av.FFmpegError, ValueError, IndexError) as error:
