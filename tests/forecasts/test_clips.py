@@ -106,7 +106,9 @@ def test_at_a_rate_the_frames_are_those_that_are_shown_then(tmp_path: Path) -> N
     frames, lasts = drawn(5), [200, 100, 300, 100, 100]
     begins = np.cumsum([0, *lasts[:-1]]) / 1000
     file = save(tmp_path / "uneven.gif", frames, lasts)
-    assert read_clips(file, WHOLE).step is None
+    uneven = read_clips(file, WHOLE)
+    assert uneven.step is None
+    assert uneven.note == "clips of a rate that changes are read frame by frame: --data.fps brings them to one"
     for rate in (10.0, 5.0, 2.5, 3.0):
         times = np.arange(np.floor(begins[-1] * rate + 1e-9) + 1) / rate
         shown = np.searchsorted(begins, times + 1e-9, side="right") - 1
@@ -190,6 +192,60 @@ def test_a_clip_that_cannot_be_used_is_refused_or_skipped_by_name(tmp_path: Path
     assert source.note.startswith("skipped 5 of 6 clips: ")
     with pytest.raises(ValueError, match=r"holds no clip that can be used, skipped: short\.gif"):
         read_clips(bad["short"][0], replace(how, on_bad="skip"))
+
+
+def test_links_are_followed_and_one_to_nowhere_is_a_clip_that_is_broken(tmp_path: Path) -> None:
+    save(tmp_path / "disk" / "0.gif", drawn(4))
+    place = tmp_path / "in"
+    place.mkdir()
+    (place / "a").symlink_to(tmp_path / "disk")
+    assert read_clips(place, WHOLE).trajectories[0].shape[0] == 4
+    (place / "b.gif").symlink_to(tmp_path / "gone.gif")
+    with pytest.raises(ValueError, match=r"No such file .*b.gif.*--data.on-bad skip"):
+        read_clips(place, WHOLE)
+    source = read_clips(place, replace(WHOLE, on_bad="skip"))
+    assert len(source.trajectories) == 1
+    assert source.note.startswith("skipped 1 of 2 clips: b.gif")
+    (place / "up").symlink_to(place)
+    with pytest.raises(ValueError, match="up is a link to a folder above it"):
+        read_clips(place, WHOLE)
+
+
+@pytest.mark.parametrize("beside", ["more/2.gif", "2.gif", "0.png"])
+def test_clips_beside_folders_of_splits_are_refused(tmp_path: Path, beside: str) -> None:
+    for split in ("train", "test"):
+        save(tmp_path / "in" / split / "0.gif", drawn(4))
+    if beside == "0.png":
+        Image.fromarray(drawn(1)[0]).save(tmp_path / "in" / beside)
+    else:
+        save(tmp_path / "in" / beside, drawn(4))
+    with pytest.raises(
+        ValueError, match=r"in holds folders of splits \(.*train.*\) and others \(.*\): move the others"
+    ):
+        read_clips(tmp_path / "in", replace(WHOLE, on_bad="skip"))
+
+
+def test_files_that_are_no_clips_are_counted(tmp_path: Path) -> None:
+    for name in ("in/a.mpg", "in/b.tif", "in/c.tif", "talk.ts"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"content")
+    with pytest.raises(ValueError, match=r"in holds no clips: expected GIF.*\.jpg.*; there are 2 x \.tif, 1 x \.mpg"):
+        read_clips(tmp_path / "in", WHOLE)
+    with pytest.raises(ValueError, match=r"talk.ts holds no clips: expected GIF.*\.mp4.*; there are 1 x \.ts"):
+        read_clips(tmp_path / "talk.ts", WHOLE)
+    save(tmp_path / "in" / "0.gif", drawn(4))
+    assert read_clips(tmp_path / "in", WHOLE).note == "skipped the files 2 x .tif, 1 x .mpg, which are no clips"
+
+
+def test_numbers_that_are_missing_in_a_folder_of_pictures_are_said(tmp_path: Path) -> None:
+    for name, numbers in {"gap": (0, 1, 2, 3, 7, 8), "second": (0, 2, 4, 6), "clock": (0, 33, 67, 100, 190)}.items():
+        folder = tmp_path / "in" / name
+        folder.mkdir(parents=True)
+        for number, frame in zip(numbers, drawn(8), strict=False):
+            Image.fromarray(frame).save(folder / f"cam1_{number}.png")
+    source = read_clips(tmp_path / "in", WHOLE)
+    assert source.note == "frames are missing by their numbers, over which clips go on: gap after 3"
+    assert [each.shape[0] for each in source.trajectories] == [5, 6, 4]
 
 
 def test_places_without_clips_are_refused(tmp_path: Path) -> None:
