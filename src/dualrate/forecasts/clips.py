@@ -98,12 +98,13 @@ def find_clips(place: Path) -> tuple[list[Path], str]:
         return [place], ""
     clips, beside, gaps, strange = [], [], [], [place] * place.is_file()
     for folder, files in folders_below(place) if place.is_dir() else ():
-        moving = [file for file in files if holds_clip(file)]
-        pictures = [file for file in files if file.suffix.lower() in SUFFIXES and file not in moving]
+        moving, pictures, rest = kinds = [], [], []
+        for file in files:
+            kinds[0 if holds_clip(file) else 1 if file.suffix.lower() in SUFFIXES else 2].append(file)
         clips += moving or [folder] * bool(pictures)
         beside += pictures * bool(moving)
-        gaps += [f"{folder.name} after {last}" for last in missing_after([] if moving else pictures)[:1]]
-        strange += [file for file in files if file not in moving and file not in pictures]
+        gaps += [f"{folder.name} after {last:.15g}" for last in missing_after([] if moving else pictures)[:1]]
+        strange += rest
     if not clips:
         raise ValueError(
             f"{place} holds no clips: expected GIF, animated WEBP, {', '.join(VIDEOS)}, or folders of pictures "
@@ -116,9 +117,9 @@ def find_clips(place: Path) -> tuple[list[Path], str]:
     return [clips[i] for i in order], "; ".join(notes)
 
 
-def missing_after(pictures: Sequence[Path]) -> list[int]:
+def missing_after(pictures: Sequence[Path]) -> list[float]:
     """The last numbers in names that the next one does not follow; none where most are not evenly spaced."""
-    numbers = np.unique([int(each[-1]) for file in pictures if (each := re.findall("[0-9]+", file.stem))])
+    numbers = np.unique([float(each[-1]) for file in pictures if (each := re.findall("[0-9]+", file.stem))])
     steps = np.diff(numbers)
     even = len(numbers) == len(pictures) > 2 and np.median(steps) == steps.min()
     return numbers[:-1][steps > steps.min()].tolist() if even else []
