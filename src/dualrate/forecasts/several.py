@@ -41,6 +41,7 @@ def check_same_kind(first: Named, other: Named, *, splits: bool = False) -> None
             ("axes of space", fields.axes, other_fields.axes),
             ("points", fields.space, other_fields.space),
             ("variables", *[each.variables if splits else () for each in (fields, other_fields)]),
+            ("times as", *["" if splits else _clock(each) for each in (fields, other_fields)]),
             ("number of trajectories", *[0 if splits else len(each.trajectories) for each in (fields, other_fields)]),
         )
         if mine != theirs
@@ -48,6 +49,14 @@ def check_same_kind(first: Named, other: Named, *, splits: bool = False) -> None
     names = fields.variables if fields.variables == other_fields.variables else ()
     for mine, theirs in (*pairs, *fields.metadata.differences(other_fields.metadata, names)):
         raise ValueError(f"{path} has {mine}, and {other_path} has {theirs}: bring them to one, or name those that fit")
+
+
+def _clock(fields: FieldSource) -> str:
+    """The kind of the times of frames in words."""
+    if not len(times := timing_of(fields.trajectories[0]).times):
+        return "none"
+    calendar = getattr(times[0], "calendar", "")
+    return f"dates of the calendar {calendar}" if calendar else "dates" if times.dtype.kind == "M" else "numbers"
 
 
 def _in_time(files: Sequence[Named]) -> Named:
@@ -59,13 +68,6 @@ def _in_time(files: Sequence[Named]) -> Named:
     times = {path: timing_of(fields.trajectories[0]).times for path, fields in files}
     if untimed := [path for path, each in times.items() if not len(each)]:
         raise ValueError(f"{untimed[0]} does not say its times, by which {len(files)} files are joined: write them")
-    clocks = {file: _clock(each[0]) for file, each in times.items()}
-    if strange := [file for file, clock in clocks.items() if clock != clocks[files[0][0]]]:
-        (path, _), file = files[0], strange[0]
-        raise ValueError(
-            f"the times of {path} are {clocks[path]} from {times[path][0]}, and those of {file} {clocks[file]} from "
-            f"{times[file][0]}: bring them to one (xarray: data.convert_calendar), or name those that fit"
-        )
     same = [np.array_equal(each, times[files[0][0]]) for each in times.values()]
     path, first = files[0]
     if all(same):
@@ -90,12 +92,6 @@ def _in_time(files: Sequence[Named]) -> Named:
     note = next((fields.note for _, fields in files if fields.note), "")
     step = common_step(trajectory.timing.step for trajectory in trajectories)
     return path, replace(files[0][1], splits={"": trajectories}, step=step, note=note)
-
-
-def _clock(time: Any) -> str:
-    """The kind of a time in words: a number, a date, or one of another calendar."""
-    calendar = getattr(time, "calendar", "")
-    return f"dates of the calendar {calendar}" if calendar else "dates" if time.dtype.kind == "M" else "numbers"
 
 
 def _chained(path: Path, parts: Sequence[Trajectory]) -> Lazy:
