@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from dualrate.forecasts.file_checks import (
 )
 from dualrate.forecasts.metadata import Description, Metadata
 from dualrate.forecasts.trajectories import FieldSource
-from dualrate.system.files import check_regular, naming, whole
+from dualrate.system.files import check_regular, check_room, naming, whole
 from dualrate.system.folders import new_folder
 
 NETCDF, GRIB = (".nc", ".nc4", ".cdf"), (".grib", ".grib1", ".grib2", ".grb", ".grb1", ".grb2")
@@ -236,7 +236,10 @@ def write_dataset(path: Path, data: Any, time: str) -> None:
 
     coordinates = {str(name): encode_cf_variable(data[name].variable, name=name) for name in data.coords}
     beside = [name for name in coordinates if name not in data.sizes]
+    needed = 4 * sum(variable.size for variable in data.data_vars.values())
     with naming(path), _new_file(path) as (file, create):
+        if path.suffix == ".nc":  # a store is smaller than its numbers
+            check_room(path.absolute().parent, needed, "take another format")
         file.attrs.update(data.attrs)
         for name, labels in coordinates.items():
             attributes = {key: value for key, value in labels.attrs.items() if key != "_FillValue"}
@@ -265,8 +268,15 @@ def _new_file(path: Path) -> Iterator[tuple[Any, Callable[..., Any]]]:
     if path.suffix == ".nc":
         import h5netcdf
 
-        with whole(path) as aside, h5netcdf.File(aside, "w", locking=False) as file:  # `whole` holds a lock of its own
-            yield file, _create_in_netcdf
+        with whole(path) as aside:
+            file = h5netcdf.File(aside, "w", locking=False)  # `whole` holds a lock of its own
+            try:
+                yield file, _create_in_netcdf
+            except BaseException:
+                with suppress(RuntimeError):  # that of what could not be written says less
+                    file.close()
+                raise
+            file.close()
         return
     import zarr
 
