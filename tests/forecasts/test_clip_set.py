@@ -141,6 +141,17 @@ def test_what_clips_cannot_do_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         parsed(f"data prepare {tmp_path / 'in'} {tmp_path / 'out'} --size 8 --frames 2".split()).run()
 
 
+def test_notes_on_clips_name_the_options_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "in" / "0.gif", drawn(8))
+    save(tmp_path / "in" / "1.gif", drawn(8), [100, 300] * 4)
+    save(tmp_path / "in" / "2.gif", drawn(3))
+    words = "--size 8 --frames 4 --on-bad skip"
+    parsed(f"data prepare {tmp_path / 'in'} {tmp_path / 'out'} {words}".split()).run()
+    said = "".join(capsys.readouterr())
+    assert "clips of a rate that changes are read frame by frame: --fps brings them to one" in said
+    assert "more of them a second (--fps)" in said
+
+
 def test_a_net_of_clips_without_labels_tells_turns_and_order() -> None:
     """Eight classes: four turns, and the same with the odd frames after the even ones."""
     clip = torch.arange(4 * 3 * 2 * 2).reshape(1, 12, 2, 2)

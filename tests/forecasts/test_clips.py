@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,9 @@ def test_at_a_rate_the_frames_are_those_that_are_shown_then(tmp_path: Path) -> N
     frames, lasts = drawn(5), [200, 100, 300, 100, 100]
     begins = np.cumsum([0, *lasts[:-1]]) / 1000
     file = save(tmp_path / "uneven.gif", frames, lasts)
-    assert read_clips(file, WHOLE).step is None
+    uneven = read_clips(file, WHOLE)
+    assert uneven.step is None
+    assert uneven.note == "clips of a rate that changes are read frame by frame: --data.fps brings them to one"
     for rate in (10.0, 5.0, 2.5, 3.0):
         times = np.arange(np.floor(begins[-1] * rate + 1e-9) + 1) / rate
         shown = np.searchsorted(begins, times + 1e-9, side="right") - 1
@@ -191,6 +194,60 @@ def test_a_clip_that_cannot_be_used_is_refused_or_skipped_by_name(tmp_path: Path
         read_clips(bad["short"][0], replace(how, on_bad="skip"))
 
 
+def test_links_are_followed_and_one_to_nowhere_is_a_clip_that_is_broken(tmp_path: Path) -> None:
+    save(tmp_path / "disk" / "0.gif", drawn(4))
+    place = tmp_path / "in"
+    place.mkdir()
+    (place / "a").symlink_to(tmp_path / "disk")
+    assert read_clips(place, WHOLE).trajectories[0].shape[0] == 4
+    (place / "b.gif").symlink_to(tmp_path / "gone.gif")
+    with pytest.raises(ValueError, match=r"No such file .*b.gif.*--data.on-bad skip"):
+        read_clips(place, WHOLE)
+    source = read_clips(place, replace(WHOLE, on_bad="skip"))
+    assert len(source.trajectories) == 1
+    assert source.note.startswith("skipped 1 of 2 clips: b.gif")
+    (place / "up").symlink_to(place)
+    with pytest.raises(ValueError, match="up is a link to a folder above it"):
+        read_clips(place, WHOLE)
+
+
+@pytest.mark.parametrize("beside", ["more/2.gif", "2.gif", "0.png"])
+def test_clips_beside_folders_of_splits_are_refused(tmp_path: Path, beside: str) -> None:
+    for split in ("train", "test"):
+        save(tmp_path / "in" / split / "0.gif", drawn(4))
+    if beside == "0.png":
+        Image.fromarray(drawn(1)[0]).save(tmp_path / "in" / beside)
+    else:
+        save(tmp_path / "in" / beside, drawn(4))
+    with pytest.raises(
+        ValueError, match=r"in holds folders of splits \(.*train.*\) and others \(.*\): move the others"
+    ):
+        read_clips(tmp_path / "in", replace(WHOLE, on_bad="skip"))
+
+
+def test_files_that_are_no_clips_are_counted(tmp_path: Path) -> None:
+    for name in ("in/a.mpg", "in/b.tif", "in/c.tif", "talk.ts"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"content")
+    with pytest.raises(ValueError, match=r"in holds no clips: expected GIF.*\.jpg.*; there are 2 x \.tif, 1 x \.mpg"):
+        read_clips(tmp_path / "in", WHOLE)
+    with pytest.raises(ValueError, match=r"talk.ts holds no clips: expected GIF.*\.mp4.*; there are 1 x \.ts"):
+        read_clips(tmp_path / "talk.ts", WHOLE)
+    save(tmp_path / "in" / "0.gif", drawn(4))
+    assert read_clips(tmp_path / "in", WHOLE).note == "skipped the files 2 x .tif, 1 x .mpg, which are no clips"
+
+
+def test_numbers_that_are_missing_in_a_folder_of_pictures_are_said(tmp_path: Path) -> None:
+    for name, numbers in {"gap": (0, 1, 2, 3, 7, 8), "second": (0, 2, 4, 6), "clock": (0, 33, 67, 100, 190)}.items():
+        folder = tmp_path / "in" / name
+        folder.mkdir(parents=True)
+        for number, frame in zip(numbers, drawn(8), strict=False):
+            Image.fromarray(frame).save(folder / f"cam1_{number}.png")
+    source = read_clips(tmp_path / "in", WHOLE)
+    assert source.note == "frames are missing by their numbers, over which clips go on: gap after 3"
+    assert [each.shape[0] for each in source.trajectories] == [5, 6, 4]
+
+
 def test_places_without_clips_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there are no clips .*gone"):
         read_clips(tmp_path / "gone", WHOLE)
@@ -255,19 +312,31 @@ def test_a_video_is_read_as_it_was_written(tmp_path: Path) -> None:
     np.testing.assert_allclose(half.trajectories[0][0:5][:, 0, 8, 8], shades[::2], atol=6)
 
 
-def test_a_video_that_was_taken_on_its_side_is_upright(tmp_path: Path) -> None:
-    """The matrix of its track turns it clockwise: what was left is on top."""
-    frames = np.zeros((4, 32, 48, 3), np.uint8)
-    frames[:, :, :24] = 200
-    file = video(tmp_path / "clip.mp4", frames)
-    one, words = 1 << 16, (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
-    as_stored, turned = (np.array(each, ">i4").tobytes() for each in (words, (0, one, 0, -one, 0, 0, 0, 0, 1 << 30)))
+ONE = 1 << 16
+TURNS: dict[str, tuple[tuple[int, ...], Any]] = {  # a, b, c, d of x' = a x + c y, y' = b x + d y, and what is shown
+    "clockwise": ((0, ONE, -ONE, 0), lambda frame: np.rot90(frame, -1)),
+    "counter": ((0, -ONE, ONE, 0), lambda frame: np.rot90(frame)),
+    "half": ((-ONE, 0, 0, -ONE), lambda frame: np.rot90(frame, 2)),
+    "mirror": ((-ONE, 0, 0, ONE), lambda frame: frame[:, ::-1]),
+    "flip": ((ONE, 0, 0, -ONE), lambda frame: frame[::-1]),
+    "across": ((0, ONE, ONE, 0), lambda frame: frame.transpose(1, 0, 2)),
+}
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_a_video_that_was_taken_on_its_side_or_in_a_mirror_is_upright(tmp_path: Path, turn: str) -> None:
+    """As the matrix of its track says."""
+    frame = np.zeros((32, 48, 3), np.uint8)
+    frame[:16, :24], frame[:16, 24:], frame[16:, :24] = 200, 140, 70
+    file = video(tmp_path / "clip.mp4", np.stack([frame] * 4))
+    (a, b, c, d), shown = TURNS[turn]
+    words = (ONE, 0, 0, 0, ONE, 0, 0, 0, 1 << 30), (a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    as_stored, turned = (np.array(each, ">i4").tobytes() for each in words)
     head, _, rest = file.read_bytes().partition(b"tkhd")
     assert as_stored in rest[:100]
     file.write_bytes(head + b"tkhd" + rest.replace(as_stored, turned, 1))
     whole = read_clips(file, WHOLE).trajectories[0][0:4]
-    assert whole.shape == (4, 3, 48, 32)
-    assert whole[:, :, :20].mean() > 180 > 20 > whole[:, :, 28:].mean()
+    np.testing.assert_allclose(whole[0].transpose(1, 2, 0).astype(int), shown(frame).astype(int), atol=40)
 
 
 def test_a_damaged_video_is_refused_by_name(tmp_path: Path) -> None:
@@ -295,6 +364,21 @@ def test_a_video_that_ends_too_soon_is_refused_by_name(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
     with pytest.raises(ValueError, match=r"clip.mkv: cannot be decoded .*ends after \d frame"):
         read_clips(file, WHOLE)
+
+
+def test_a_video_may_begin_late(tmp_path: Path) -> None:
+    av: Any = pytest.importorskip("av")
+    file = tmp_path / "late.mkv"
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for i in range(8):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 20 * i, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = 100 + i, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    source = read_clips(file, WHOLE)
+    assert (source.trajectories[0].shape[0], source.step) == (8, pytest.approx(0.1))
 
 
 def test_a_video_may_stand_still_at_its_end(tmp_path: Path) -> None:

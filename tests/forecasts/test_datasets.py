@@ -11,6 +11,7 @@ import pytest
 import xarray
 
 from dualrate.experiment.data_config import DataConfig
+from dualrate.forecasts.fields import read_fields
 from dualrate.forecasts.recipe import Forecasting
 from dualrate.forecasts.sources import find_fields
 from dualrate.system.progress import Silent
@@ -195,6 +196,20 @@ def test_numbers_outside_a_valid_range_are_never_trained_on(tmp_path: Path) -> N
     packed = xarray.Dataset({"t": (("time", "y", "x"), values, {"valid_range": np.int16([-800, 1200])})})
     read = frames(saved(packed, tmp_path / "packed.nc", encoding=packing))
     assert np.argwhere(np.isnan(read)).tolist() == [[3, 0, 1, 2]]
+
+
+@pytest.mark.parametrize(("kind", "engine"), [("f4", "h5netcdf"), ("f8", "h5netcdf"), ("f4", "scipy")])
+def test_what_was_never_written_is_missing_whether_it_is_said_or_not(tmp_path: Path, kind: str, engine: Any) -> None:
+    """NetCDF puts 15 * 2^119 there."""
+    values = np.full((4, 5, 6), 280, kind)
+    values[1, 2, 3] = 15 * 2.0**119
+    data = xarray.Dataset({"t": (("time", "y", "x"), values), "height": (("y", "x"), values[1])})
+    data.to_netcdf(tmp_path / "a.nc", engine=engine, encoding={name: {"_FillValue": None} for name in data})
+    source = find_fields(tmp_path / "a.nc")[1]
+    assert np.argwhere(np.isnan(source.trajectories[0][0:4])).tolist() == [[1, 0, 2, 3]]
+    assert np.argwhere(np.isnan(source.statics["height"]())).tolist() == [[2, 3]]
+    with pytest.raises(ValueError, match=r"frame 1, channel 0 \(t\) holds nan"):
+        read_fields(tmp_path / "a.nc", "train")
 
 
 @pytest.mark.parametrize("layout", ["pdearena", "well"])

@@ -1,5 +1,6 @@
 """Scores of a forecast, of the last frame again, and of random frames, where all are known in closed form."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from dualrate.forecasts.fields import Fields
 from dualrate.forecasts.folder import write_forecast
 from dualrate.forecasts.page import _spectra, _steady_panel, forecast_page
 from dualrate.forecasts.rollout import forecast_of
+from dualrate.forecasts.scores import Score
 from dualrate.forecasts.stability import Stability
 from dualrate.forecasts.starts import Starts, held_out_starts
 from dualrate.report.figures import svg
@@ -116,6 +118,15 @@ def test_tables_and_plain_values(found):
     left = np.array([math.sqrt(1 - RHO ** (2 * t)) for t in LEADS]) / math.sqrt(math.pi)
     np.testing.assert_allclose(found.by_variable["u0"].crps.value, left, rtol=0.04)
     np.testing.assert_allclose(found.by_variable["u1"].crps.value, 3 * left, rtol=0.04)
+
+
+@pytest.mark.filterwarnings("error")
+def test_beside_a_baseline_that_is_perfect_there_is_no_skill_and_no_warning(found):
+    mine, base = found.by_name["forecast"], found.by_name["persistence"]
+    exact = replace(base, crps=Score(0 * base.crps.value, 0 * base.crps.replicates, base.crps.groups))
+    scores = replace(found, by_name={"forecast": mine, "persistence": exact})
+    assert np.isneginf(scores.skill["persistence"].value).all()
+    json.loads(json.dumps(scores.plain()), parse_constant=pytest.fail)
 
 
 def test_a_constant_channel_counts_in_no_score(autoregression, found, tmp_path):

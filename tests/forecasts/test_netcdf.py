@@ -49,6 +49,25 @@ def test_times_of_netcdf_that_are_not_understood_are_refused(tmp_path: Path, tim
         find_fields(tmp_path / "data.nc")
 
 
+def test_a_file_of_groups_alone_says_that_they_are_not_read(tmp_path: Path) -> None:
+    data = xarray.Dataset({"u": (("time", "x"), np.zeros((4, 8), np.float32))})
+    data.to_netcdf(tmp_path / "a.nc", engine="h5netcdf", group="fields")
+    with pytest.raises(ValueError, match=r"a.nc has no variables at its top, .* group"):
+        find_fields(tmp_path / "a.nc")
+
+
+@pytest.mark.filterwarnings("error")
+def test_dates_of_old_and_several_fill_values_are_read_without_a_warning(tmp_path: Path) -> None:
+    values = np.zeros((4, 8), np.float32)
+    values[1, 2], values[2, 3] = -9999, 1e20
+    fills = {"_FillValue": np.float32(1e20), "missing_value": np.float32(-9999)}
+    time = ("time", np.arange(4), {"units": "days since 0001-01-01"})
+    xarray.Dataset({"u": (("time", "x"), values, fills)}, {"time": time}).to_netcdf(tmp_path / "a.nc", engine="scipy")
+    (trajectory,) = find_fields(tmp_path / "a.nc")[1].trajectories
+    assert np.argwhere(np.isnan(trajectory[0:4])).tolist() == [[1, 0, 0, 2], [2, 0, 0, 3]]
+    assert timing_of(trajectory).step == 24
+
+
 def test_times_of_netcdf_under_other_names(tmp_path: Path) -> None:
     hours = np.datetime64("2020-01-01", "ns") + np.array([0, 6, 12, 18, 48, 54]) * np.timedelta64(1, "h")
     frames = ARRAY[0, :, 0]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5netcdf
 import numpy as np
 import pytest
 import xarray
@@ -223,3 +226,32 @@ def test_a_store_replaces_one_that_is_there_and_is_whole(tmp_path: Path) -> None
     assert [path.name for path in chunks] == ["0.0.0.0.0"]
     with pytest.raises(ValueError, match=r"different dimensions|several dimensions"):
         read_fields(tmp_path / "out" / "forecast.zarr", "train")
+
+
+def test_a_disk_without_room_is_said_before_netcdf_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = xarray.Dataset({"u": (("time", "x"), np.zeros((50, 20), np.float32))})
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=3999))
+    with pytest.raises(OSError, match=r"is to hold 4,000 bytes more, and 3,999 are free there: make room for 1, or"):
+        write_dataset(tmp_path / "a.nc", data, "time")
+    write_dataset(tmp_path / "a.zarr", data, "time")
+    assert [each.name for each in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_an_error_of_writing_netcdf_is_none_of_closing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a disk that others fill meanwhile."""
+    data = xarray.Dataset({"u": (("time", "x"), np.zeros((50, 20), np.float32))})
+    close = h5netcdf.File.close
+
+    def failing(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def unflushed(file: Any) -> None:
+        close(file)
+        raise RuntimeError("file write failed")
+
+    monkeypatch.setattr(h5netcdf.Variable, "__setitem__", failing)
+    monkeypatch.setattr(h5netcdf.File, "close", unflushed)
+    with pytest.raises(OSError, match=r"No space left on device: '.*a.nc'"):
+        write_dataset(tmp_path / "a.nc", data, "time")
+    assert not [*tmp_path.iterdir()]

@@ -63,6 +63,19 @@ def test_files_with_a_gap_between_them_or_the_same_times_are_refused(months: Pat
         find_fields(months)
 
 
+@pytest.mark.parametrize("clock", ["noleap", "360_day", "numbers"])
+def test_files_with_times_of_other_kinds_are_refused(months: Path, clock: str) -> None:
+    with xarray.open_dataset(months / "b.nc", engine="h5netcdf") as data:
+        other = data.load()
+    count = other.sizes["time"]
+    times = np.arange(count) if clock == "numbers" else xarray.date_range("2020-01-04", periods=count, calendar=clock)
+    other.assign_coords(time=times).to_netcdf(months / "b.nc", engine="h5netcdf")
+    with pytest.raises(
+        ValueError, match=rf"a.nc has the times as dates, and .*b.nc has (.* calendar )?{clock}: bring them to one"
+    ):
+        find_fields(months)
+
+
 def test_a_gap_within_a_file_is_none_that_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "m" / "a.nc", 0, 10)
     later = xarray.open_dataset(tmp_path / "m" / "a.nc").load().isel(time=[0, 1, 4, 5])

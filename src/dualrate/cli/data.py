@@ -49,7 +49,12 @@ class _Images(Ranged):
         try:
             self.perform()
         except ValueError as error:
-            raise ValueError(re.sub(r"--data\.(?=size|channels|on-bad|label|fps)", "--", str(error))) from error
+            raise ValueError(self.options_here(str(error))) from error
+
+    @staticmethod
+    def options_here(text: str) -> str:
+        """A message in which options are called as they are here."""
+        return re.sub(r"--data\.(?=size|channels|on-bad|label|fps)", "--", text)
 
     def perform(self) -> None:
         """Do what the command is for."""
@@ -125,11 +130,11 @@ class Prepare(_ToFolder):
         if self.label is not None or self.nproc != 1:
             raise ValueError("clips are packed by one process, and their folders are classes: drop --label and --nproc")
         shape, cut = {"size": self.size, "channels": self.channels}, Cut(frames, self.lead, self.stride)
-        how = {"fps": self.fps, "on_bad": self.on_bad, "shard_bytes": self.shard_mib * MIB}
+        how: dict[str, Any] = {"fps": self.fps, "on_bad": self.on_bad, "shard_bytes": self.shard_mib * MIB}
         with closing(reporter()) as progress:
-            return prepare_clips(
-                self.source, self.out, cut, **shape, **how, progress=data_progress(progress, PREPARING)
-            )
+            say = data_progress(progress, PREPARING)
+            how["progress"] = lambda done, total, text: say(done, total, self.options_here(text))
+            return prepare_clips(self.source, self.out, cut, **shape, **how)
 
 
 @dataclass(frozen=True, kw_only=True)

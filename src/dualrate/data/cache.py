@@ -19,7 +19,6 @@ import io
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from dualrate.data.source import SPLITS, DataProgress, Item, Items, Raw, Source,
 from dualrate.system.files import (
     blaming,
     check_regular,
+    check_room,
     naming,
     read_json,
     when_seen,
@@ -301,12 +301,7 @@ def pack(
             shards[split].append(Shard(f"{split}-{i:05}.bin", name, raw.items[part], part.stop - first, labels))
     missing = [shard for listed in shards.values() for shard in listed if not _is_done(folder / shard.file, size)]
     left, total = sum(shard.count for shard in missing), sum(raw.count for _, raw in splits.values())
-    needed, free = left * size, shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            f"{folder} is to hold {needed:,} bytes more, and {free:,} are free there: make room for "
-            f"{needed - free:,}, or ask for a smaller size; the same command goes on"
-        )
+    check_room(folder, left * size, "ask for a smaller size")
     done = total - left
     progress(done, total, what)
     for shard, _ in mapper(job, missing):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 
@@ -50,18 +50,14 @@ def folder_source(path: Path, split: Split) -> Source:
 
 def _splits(path: Path) -> dict[str, Path]:
     """The sub-folders by split; none if they are classes. Raises ValueError if they are neither or cannot be used."""
-    folders, images = _scan(path)
+    folders, files = _scan(path)
     splits: dict[str, list[Path]] = {}
     for folder in folders:
         splits.setdefault(split_named(folder.name), []).append(folder)
     classes = [folder.name for folder in splits.pop("", [])]
     names = some_of([folder.name for same in splits.values() for folder in same])
-    if classes and "train" in splits and len(splits) > 1:
-        raise ValueError(
-            f"{path} holds folders of splits ({names}) and others ({some_of(classes)}): move the others elsewhere, or "
-            "name one folder as the source"
-        )
-    if splits and not classes and not images and "train" not in splits:
+    check_splits_alone(path, [folder.name for folder in folders])
+    if splits and not classes and not _images(files) and "train" not in splits:
         raise ValueError(
             f"{path} holds folders of splits ({names}), and none to train on: expected one that is named train; to "
             f"train on one of these, name it: {folders[0]}"
@@ -75,9 +71,22 @@ def _splits(path: Path) -> dict[str, Path]:
     return {kind: same[0] for kind, same in splits.items()}
 
 
+def check_splits_alone(path: Path, names: Iterable[str]) -> None:
+    """Raises ValueError where a folder holds training data, another split and, by their names, others beside these."""
+    splits = {name: split_named(name) for name in names}
+    others = [name for name, split in splits.items() if not split]
+    if others and "train" in splits.values() and len({*splits.values()}) > 2:
+        named_so = some_of([name for name, split in splits.items() if split])
+        raise ValueError(
+            f"{path} holds folders of splits ({named_so}) and others ({some_of(others)}): move the others elsewhere, "
+            "or name one folder as the source"
+        )
+
+
 def _folder(root: Path) -> tuple[list[Path], Listed]:
     """The image files of a folder of classes or of images alone, in order."""
-    folders, flat = _scan(root)
+    folders, files = _scan(root)
+    flat = _images(files)
     by_class = {folder.name: images_below(folder, (root.resolve(),)) for folder in folders}
     if not flat and not any(by_class.values()):
         endings = counted(_suffixes(root)) or "no files at all"
@@ -99,11 +108,12 @@ def _folder(root: Path) -> tuple[list[Path], Listed]:
 
 def _suffixes(root: Path) -> Counter[str]:
     """The number of files of each ending below a folder; hidden ones are not counted."""
-    counts = Counter[str]()
-    for _, folders, names in os.walk(root):
-        folders[:] = (name for name in folders if not hidden(name))
-        counts.update(Path(name).suffix.lower() for name in names if not hidden(name))
-    return Counter({printable(suffix) or "no suffix": count for suffix, count in counts.items()})
+    return endings_of(file for _, files in folders_below(root) for file in files)
+
+
+def endings_of(files: Iterable[Path]) -> Counter[str]:
+    """The number of files of each ending."""
+    return Counter(printable(file.suffix.lower()) or "no suffix" for file in files)
 
 
 def images_below(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
@@ -111,15 +121,28 @@ def images_below(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
 
     Raises as `folder_source`.
     """
-    folders, images = _scan(folder, above)
-    inner = (images_below(inside, (*above, folder.resolve())) for inside in folders)
-    return sorted([*images, *(file for files in inner for file in files)])
+    return sorted(image for _, files in folders_below(folder, above) for image in _images(files))
+
+
+def folders_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, list[Path]]]:
+    """A folder and all below it, each with its files, sorted; without hidden ones. above: as of `images_below`
+
+    Raises as `folder_source`.
+    """
+    folders, files = _scan(folder, above)
+    yield folder, files
+    for inside in folders:
+        yield from folders_below(inside, (*above, folder.resolve()))
+
+
+def _images(files: Iterable[Path]) -> list[Path]:
+    return [file for file in files if file.name.lower().endswith(SUFFIXES)]
 
 
 def _scan(folder: Path, above: tuple[Path, ...] = ()) -> tuple[list[Path], list[Path]]:
-    """The sub-folders and images of a folder, sorted."""
+    """The sub-folders and files of a folder, sorted."""
     through = (*above, folder.resolve())
-    folders, images = [], []
+    folders, files = [], []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path = folder / entry.name
         if hidden(entry.name):
@@ -128,9 +151,9 @@ def _scan(folder: Path, above: tuple[Path, ...] = ()) -> tuple[list[Path], list[
             if entry.is_symlink() and any(upper.is_relative_to(path.resolve()) for upper in through):
                 raise ValueError(f"{path} is a link to a folder above it, so that it holds itself; remove the link")
             folders.append(path)
-        elif entry.name.lower().endswith(SUFFIXES):
-            images.append(path)
-    return folders, images
+        else:
+            files.append(path)
+    return folders, files
 
 
 def by_number(names: Sequence[str]) -> list[int]:

@@ -203,9 +203,9 @@ def skipped(names: Sequence[str], noun: str, which: str = "") -> str:
     return f"skipped {many(len(names), noun)}{which} ({some_of(names, 5)})" if names else ""
 
 
-def skipped_files(counts: Mapping[str, int]) -> str:
-    """A note on files that are no images by their endings, by ending; empty without any."""
-    return f"skipped the files {counted(counts)}, which are no images" if counts else ""
+def skipped_files(counts: Mapping[str, int], nouns: str = "images") -> str:
+    """A note on files that are no images by their endings, by ending; empty without any. nouns: what others are not"""
+    return f"skipped the files {counted(counts)}, which are no {nouns}" if counts else ""
 
 
 def counted(counts: Mapping[str, int]) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,11 +24,21 @@ from numpy.typing import NDArray
 
 from dualrate.data.cache import cache_dir
 from dualrate.data.decode import MAX_PIXELS, OnBad, Options, frames_of, image_of, resize
-from dualrate.data.folders import by_number
-from dualrate.data.source import SUFFIXES, DataProgress, hidden, printable, reading, silent, split_named
+from dualrate.data.folders import by_number, check_splits_alone, endings_of, folders_below
+from dualrate.data.source import (
+    SUFFIXES,
+    DataProgress,
+    counted,
+    hidden,
+    printable,
+    reading,
+    silent,
+    skipped_files,
+    split_named,
+)
 from dualrate.forecasts.metadata import Description, Metadata
 from dualrate.forecasts.trajectories import FieldSource, Lazy, Trajectory, common_step
-from dualrate.system.files import check_regular, naming, read_json, shown, whole, write_whole
+from dualrate.system.files import ABSENT, check_regular, naming, read_json, shown, whole, write_whole
 from dualrate.system.folders import some_of
 
 CLIPS = "clips:"  # begins a source of them
@@ -84,23 +94,35 @@ def find_clips(place: Path) -> tuple[list[Path], str]:
 
     Raises ValueError where there are none.
     """
-    if place.is_file():
+    if place.is_file() and place.suffix.lower() in (*SUFFIXES, *VIDEOS, ""):
         return [place], ""
-    clips, beside = [], []
-    for root, folders, names in os.walk(place):
-        folders[:] = [name for name in folders if not hidden(name)]
-        files = [Path(root, name) for name in names if not hidden(name)]
-        moving = [file for file in files if holds_clip(file)]
-        pictures = [file for file in files if file.suffix.lower() in SUFFIXES and file not in moving]
-        clips += moving or [Path(root)] * bool(pictures)
+    clips, beside, gaps, strange = [], [], [], [place] * place.is_file()
+    for folder, files in folders_below(place) if place.is_dir() else ():
+        moving, pictures, rest = kinds = [], [], []
+        for file in files:
+            kinds[0 if holds_clip(file) else 1 if file.suffix.lower() in SUFFIXES else 2].append(file)
+        clips += moving or [folder] * bool(pictures)
         beside += pictures * bool(moving)
+        gaps += [f"{folder.name} after {last:.15g}" for last in missing_after([] if moving else pictures)[:1]]
+        strange += rest
     if not clips:
         raise ValueError(
-            f"{place} holds no clips: expected GIF, animated WEBP, {', '.join(VIDEOS)}, or folders of pictures"
+            f"{place} holds no clips: expected GIF, animated WEBP, {', '.join(VIDEOS)}, or folders of pictures "
+            f"({', '.join(SUFFIXES)}); there are {counted(endings_of(strange)) or 'no files at all'}"
         )
     order = by_number([clip.relative_to(place).as_posix() for clip in clips])
-    note = f"pictures beside clips are left out: {some_of([file.name for file in beside])}" if beside else ""
-    return [clips[i] for i in order], note
+    notes = [f"pictures beside clips are left out: {some_of([file.name for file in beside])}"] * bool(beside)
+    notes += [f"frames are missing by their numbers, over which clips go on: {some_of(gaps)}"] * bool(gaps)
+    notes += [skipped_files(endings_of(strange), "clips")] * bool(strange)
+    return [clips[i] for i in order], "; ".join(notes)
+
+
+def missing_after(pictures: Sequence[Path]) -> list[float]:
+    """The last numbers in names that the next one does not follow; none where most are not evenly spaced."""
+    numbers = np.unique([float(each[-1]) for file in pictures if (each := re.findall("[0-9]+", file.stem))])
+    steps = np.diff(numbers)
+    even = len(numbers) == len(pictures) > 2 and np.median(steps) == steps.min()
+    return numbers[:-1][steps > steps.min()].tolist() if even else []
 
 
 def read_clips(place: Path, how: ClipReading, progress: DataProgress = silent) -> FieldSource:
@@ -113,10 +135,12 @@ def read_clips(place: Path, how: ClipReading, progress: DataProgress = silent) -
         raise FileNotFoundError(f"there are no clips {place}: name a file or folder of them")
     clips, note = find_clips(place)
     tops = [clip.relative_to(place).parts[:1] for clip in clips]
+    check_splits_alone(place, dict.fromkeys("".join(top) or "pictures" for top in tops))
     named = place.is_dir() and all(len(top) == 1 and split_named(top[0]) for top in tops)
     splits: dict[str, list[Trajectory]] = {}
     steps: list[float | None] = []
     skipped: list[str] = []
+    uneven = False
     first: tuple[Path, tuple[int, ...]] | None = None
     for i, (clip, top) in enumerate(zip(clips, tops, strict=True)):
         progress(i, len(clips), "reading clips")
@@ -134,7 +158,9 @@ def read_clips(place: Path, how: ClipReading, progress: DataProgress = silent) -
                     f"{clip} has frames of {size[1]} x {size[0]} pixels, and {first[0]} of {usual[1]} x {usual[0]}: "
                     "bring all to one size by --data.size"
                 )
-        except ValueError as error:
+        except (ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in ABSENT:
+                raise
             if how.on_bad == "fail":
                 raise ValueError(f"{error}; or leave such clips out by --data.on-bad skip") from error
             skipped.append(f"{printable(clip.name)} ({shown(error)})")
@@ -142,13 +168,14 @@ def read_clips(place: Path, how: ClipReading, progress: DataProgress = silent) -
         above = clip.relative_to(place).parts[named:-1]
         splits.setdefault(top[0] if named else "", []).append(replace(frames, label="".join(above[:1])))
         steps.append(step)
+        uneven = uneven or (step is None and clip.is_file() and frames.shape[0] > 1)
     if not splits:
         raise ValueError(f"{place} holds no clip that can be used, skipped: {some_of(skipped)}")
     step = common_step(steps)
-    if step is None and len({*steps}) > 1:
-        rates = sorted({1 / each for each in steps if each})
-        note += "; " * bool(note) + "clips of other frame rates" + f" ({rates[0]:.3g} to {rates[-1]:.3g})" * bool(rates)
-        note += " are read frame by frame: --data.fps brings them to one"
+    if step is None and (uneven or len({*steps}) > 1):
+        rates = [1 / each for each in steps if each]
+        kinds = "a rate that changes" if uneven else f"other frame rates ({min(rates):.3g} to {max(rates):.3g})"
+        note += "; " * bool(note) + f"clips of {kinds} are read frame by frame: --data.fps brings them to one"
     if skipped:
         note += "; " * bool(note) + f"skipped {len(skipped)} of {len(clips)} clips: {some_of(skipped)}"
     colours = COLOURS if how.channels == 3 else GREY
@@ -157,7 +184,7 @@ def read_clips(place: Path, how: ClipReading, progress: DataProgress = silent) -
 
 def _cached(clip: Path, how: ClipReading) -> tuple[Lazy, float | None]:
     """The frames of a clip, from the cache where they are there, and the seconds between them. Raises as `decode`."""
-    files = [clip] if clip.is_file() else _pictures(clip)
+    files = _pictures(clip) if clip.is_dir() else [clip]
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     made_as = json.dumps([1, stats, how.size, how.channels, how.rate])
     array = cache_dir() / "clips" / f"{hashlib.sha256(made_as.encode()).hexdigest()[:32]}.npy"
@@ -252,6 +279,14 @@ def _animated(clip: Path, files: Sequence[Path], how: ClipReading) -> Timed:
         begins += lasts
 
 
+def upright(pixels: Pixels, matrix: NDArray[np.int32]) -> Pixels:
+    """Pixels (H, W, C) turned and mirrored by quarters, as a display matrix says: x to (a, b) and y to (c, d)."""
+    a, b, _, c, d = matrix[:5].tolist()
+    if abs(b) > abs(a):
+        pixels, a, d = pixels.transpose(1, 0, 2), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
 def _video(clip: Path, files: Sequence[Path], how: ClipReading) -> Timed:
     """Frames of a video, upright, of the formats above whatever it is called; no other file or address is opened."""
     try:
@@ -274,11 +309,16 @@ def _video(clip: Path, files: Sequence[Path], how: ClipReading) -> Timed:
                 if frame.is_corrupt:
                     raise ValueError(f"its frame at {frame.time} s is damaged")
                 start = frame.time if start is None else start
-                pixels = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90).transpose(2, 0, 1)
+                pixels = frame.to_ndarray(format="rgb24")
+                if (matrix := frame.side_data.get("DISPLAYMATRIX")) is not None:
+                    pixels = upright(pixels, np.frombuffer(matrix, np.int32))
+                pixels = pixels.transpose(2, 0, 1)
                 begins = None if frame.time is None or start is None else frame.time - start
                 yield resize(np.ascontiguousarray(pixels), size=how.size, channels=how.channels), begins
             alone, lasts = len(container.streams) == 1, (container.duration or 0) / av.time_base
-            early = begins is not None and begins < lasts / 2  # told of a stream that does not say how many it has
+            early = (
+                begins is not None and (start or 0) + begins < lasts / 2
+            )  # told of a stream that does not say how many it has
             if count < WHOLE * stream.frames or (alone and early and not stream.frames):
                 raise ValueError(f"it ends after {count} frame(s), before it says so")
     except (av.FFmpegError, ValueError, IndexError) as error:

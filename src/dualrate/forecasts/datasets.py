@@ -95,8 +95,7 @@ class Part:
         if self.at is not None and self.at != (*range(self.variable.sizes[layout.channel]),):
             place[layout.channel] = list(self.at)
         order = [dim for dim in (layout.time, layout.channel, *layout.space) if dim]
-        values = self.variable.isel(place).transpose(*order).values
-        values = valid(values, self.variable.attrs, self.variable.encoding)
+        values = _numbers(self.variable.isel(place).transpose(*order))
         return values if layout.channel else values[:, None]
 
 
@@ -127,7 +126,10 @@ def fields_of(
     if not arrays:
         among = f"{path} has the variables {list(data.data_vars)} over {list(data.sizes)}"
         raise NoFields(
-            f"{among}, none of them {', '.join(names)} over time and space" * bool(names)
+            f"{path} has no variables at its top, and those in groups are not read: write a group to a file of its own "
+            "(xarray: open_dataset(FILE, group=NAME).to_netcdf(OTHER))"
+            * (not data.variables)
+            or f"{among}, none of them {', '.join(names)} over time and space" * bool(names)
             or f"{among}: {', '.join(alone)} have no axes of space" * bool(alone)
             or f"{among}, none with a dimension called {' or '.join(TIME)}, and of space"
         )
@@ -190,12 +192,16 @@ def fields_of(
         "; ".join(notes),
         Metadata(described, _points(data, layout.space, {*TRAJECTORY, *times, *aside}), *_units(clock)),
         {
-            str(name): lambda name=name: data[name].transpose(*layout.space).values.reshape(grid).astype(np.float64)
+            str(name): lambda name=name: _numbers(data[name].transpose(*layout.space)).reshape(grid).astype(np.float64)
             for name, variable in data.data_vars.items()
             if {*variable.dims} == {*layout.space} and variable.dtype.kind in "fiub"
         },
         varying,
     )
+
+
+def _numbers(variable: Any) -> NDArray[Any]:
+    return valid(variable.values, variable.attrs, variable.encoding)
 
 
 def times_of(data: Any) -> set[str]:

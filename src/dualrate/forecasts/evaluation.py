@@ -88,10 +88,11 @@ class ForecastReport:
     def skill(self) -> dict[str, Score]:
         """1 - CRPS / CRPS of each baseline: 0 for one that is no better, 1 for a perfect forecast."""
         mine, *baselines = (scores.crps for scores in self.by_name.values())
-        return {
-            name: Score(1 - mine.value / crps.value, 1 - mine.replicates / crps.replicates, mine.groups)
-            for name, crps in zip(list(self.by_name)[1:], baselines, strict=True)
-        }
+        with np.errstate(divide="ignore", invalid="ignore"):  # of a baseline that is perfect
+            return {
+                name: Score(1 - mine.value / crps.value, 1 - mine.replicates / crps.replicates, mine.groups)
+                for name, crps in zip(list(self.by_name)[1:], baselines, strict=True)
+            }
 
     def plain(self) -> dict[str, Any]:
         """Values for JSON: scores by lead time, until when each forecast correlates, and shares of ranks."""

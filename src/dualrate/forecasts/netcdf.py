@@ -8,8 +8,9 @@ FILE.grib, ...        where cfgrib is installed
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from dualrate.forecasts.file_checks import (
 )
 from dualrate.forecasts.metadata import Description, Metadata
 from dualrate.forecasts.trajectories import FieldSource
-from dualrate.system.files import check_regular, naming, whole
+from dualrate.system.files import check_regular, check_room, naming, whole
 from dualrate.system.folders import new_folder
 
 NETCDF, GRIB = (".nc", ".nc4", ".cdf"), (".grib", ".grib1", ".grib2", ".grb", ".grb1", ".grb2")
@@ -50,7 +51,8 @@ def _read(path: Path, read: Callable[[Any, Callable[..., None]], FieldSource]) -
     kind = "zarr" if ending == ".zarr" else "GRIB" if ending in GRIB else "NetCDF"
     how = _engine(path, kind)
     with naming(path), reading(path, kind), _naming_calendar(path):
-        data = _opened(path, kind, how)
+        with warnings.catch_warnings(action="ignore"):  # of dates before 1582, and of several fill values
+            data = _opened(path, kind, how)
         return read(data, lambda *names: _check_written(path, data, *names))
 
 
@@ -234,7 +236,10 @@ def write_dataset(path: Path, data: Any, time: str) -> None:
 
     coordinates = {str(name): encode_cf_variable(data[name].variable, name=name) for name in data.coords}
     beside = [name for name in coordinates if name not in data.sizes]
+    needed = 4 * sum(variable.size for variable in data.data_vars.values())
     with naming(path), _new_file(path) as (file, create):
+        if path.suffix == ".nc":  # a store is smaller than its numbers
+            check_room(path.absolute().parent, needed, "take another format")
         file.attrs.update(data.attrs)
         for name, labels in coordinates.items():
             attributes = {key: value for key, value in labels.attrs.items() if key != "_FillValue"}
@@ -263,8 +268,15 @@ def _new_file(path: Path) -> Iterator[tuple[Any, Callable[..., Any]]]:
     if path.suffix == ".nc":
         import h5netcdf
 
-        with whole(path) as aside, h5netcdf.File(aside, "w", locking=False) as file:  # `whole` holds a lock of its own
-            yield file, _create_in_netcdf
+        with whole(path) as aside:
+            file = h5netcdf.File(aside, "w", locking=False)  # `whole` holds a lock of its own
+            try:
+                yield file, _create_in_netcdf
+            except BaseException:
+                with suppress(RuntimeError):  # that of what could not be written says less
+                    file.close()
+                raise
+            file.close()
         return
     import zarr
 

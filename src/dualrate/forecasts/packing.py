@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PACKING = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned")
+UNWRITTEN = 15 * 2.0**119  # of float and double
 
 
 def physical(values: NDArray[Any], attributes: Mapping[str, Any]) -> NDArray[Any]:
@@ -24,8 +25,11 @@ def physical(values: NDArray[Any], attributes: Mapping[str, Any]) -> NDArray[Any
 def valid(values: NDArray[Any], attributes: Mapping[str, Any], packing: Mapping[str, Any]) -> NDArray[Any]:
     """Unpacked numbers, NaN where they lie outside their valid range. packing: how they were packed
 
-    A range in whole numbers is one of packed numbers, if they were packed.
+    A range in whole numbers is one of packed numbers, if they were packed. What NetCDF puts where nothing was
+    written is NaN too.
     """
+    if values.dtype.kind == "f" and values.itemsize > 2 and (unwritten := values == UNWRITTEN).any():
+        values = np.where(unwritten, values.dtype.type("nan"), values)
     limits = attributes.get("valid_range", (attributes.get("valid_min"), attributes.get("valid_max")))
     low, high = (None, None) if np.size(limits) != 2 else limits
     if (low is None and high is None) or values.dtype.kind not in "fiu":

@@ -41,6 +41,7 @@ def check_same_kind(first: Named, other: Named, *, splits: bool = False) -> None
             ("axes of space", fields.axes, other_fields.axes),
             ("points", fields.space, other_fields.space),
             ("variables", *[each.variables if splits else () for each in (fields, other_fields)]),
+            ("times as", *["" if splits else _clock(each) for each in (fields, other_fields)]),
             ("number of trajectories", *[0 if splits else len(each.trajectories) for each in (fields, other_fields)]),
         )
         if mine != theirs
@@ -48,6 +49,14 @@ def check_same_kind(first: Named, other: Named, *, splits: bool = False) -> None
     names = fields.variables if fields.variables == other_fields.variables else ()
     for mine, theirs in (*pairs, *fields.metadata.differences(other_fields.metadata, names)):
         raise ValueError(f"{path} has {mine}, and {other_path} has {theirs}: bring them to one, or name those that fit")
+
+
+def _clock(fields: FieldSource) -> str:
+    """The kind of the times of frames in words."""
+    if not len(times := timing_of(fields.trajectories[0]).times):
+        return "none"
+    calendar = getattr(times[0], "calendar", "")
+    return f"dates of the calendar {calendar}" if calendar else "dates" if times.dtype.kind == "M" else "numbers"
 
 
 def _in_time(files: Sequence[Named]) -> Named:

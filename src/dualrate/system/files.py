@@ -14,6 +14,7 @@ import mmap
 import os
 import re
 import secrets
+import shutil
 import stat
 import sys
 import time
@@ -89,6 +90,16 @@ def check_regular(path: Path, limit: int | None = None) -> None:
         raise ValueError(f"{path} is {kinds.get(stat.S_IFMT(status.st_mode), 'a device')}; expected a file")
     if limit is not None and status.st_size > limit:
         raise ValueError(f"{path} has more than {limit:,} bytes, the most that is accepted here")
+
+
+def check_room(folder: Path, needed: int, way: str) -> None:
+    """Raises OSError where the disk of a folder has no room for so many bytes. way: out of it"""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{folder} is to hold {needed:,} bytes more, and {free:,} are free there: make room for "
+            f"{needed - free:,}, or {way}; the same command goes on"
+        )
 
 
 def when_seen(path: Path, seconds: float) -> Path:
