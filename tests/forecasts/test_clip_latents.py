@@ -226,7 +226,7 @@ def decoders_of(kind: str) -> OneClipDecoder | TwoClipDecoders:
 
 @pytest.mark.parametrize("kind", ["one", "two"])
 def test_networks_of_decoders_predict_x(kind: str) -> None:
-    """What their heads, 0 at first, say is x_hat whatever the noise."""
+    """Their heads are 0 at first, and so is x_hat, whatever the noise."""
     _, decoder = decoders_of(kind).build(dr.GaussianProcess(Cosine()))
     y, z = torch.randn(2, *LATENTS), torch.randn(2, FRAMES * COLOURS, SIDE, SIDE)
     for time in (0.0, 0.3, 1.0):

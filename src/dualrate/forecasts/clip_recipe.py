@@ -91,7 +91,7 @@ class ClipStages(Ranged):
         encoder = ClipEncoderConfig(side, of_piece, self.latent_channels, widths, frames=frames, pieces=pieces)
         prior = of_latent(self.latent_channels, 96, 2)
         networks = ClipLatents(encoder, prior, piece_decoder(side, of_piece, "light"))
-        method = UnifiedLatentsConfig(3.0, decoder_weighting=WEIGHTING, priced_from=400)
+        method = UnifiedLatentsConfig(12.0, decoder_weighting=WEIGHTING, priced_from=400)
         codec = DiffusionDecoding(channels=channels, factor=side // SIDE, log_snr=LOG_SNR)
         first = Experiment("clip-latents-first", networks, method, FIT, self.data, PROCESS, codec)
         base = base_model(self.rate, self.latent_channels, clips.num_classes, pieces, frames)
