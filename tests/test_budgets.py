@@ -22,12 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # carriers (8,500: calls that are compiled on a CPU).
 CODE = {
     "engine": 8522,
-    "carriers": 8599,
-    "forecasts": 7833,
+    "carriers": 8611,
+    "forecasts": 7902,
     "pipelines": 4047,
     "texts": 740,
     "services": 1504,
-    "front": 3111,
+    "front": 3114,
 }
 REFUSALS = 10  # lines in 100 of code
 VAGUE = 1.5  # in 1,000 identifiers
