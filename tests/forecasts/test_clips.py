@@ -244,7 +244,7 @@ def test_numbers_that_are_missing_in_a_folder_of_pictures_are_said(tmp_path: Pat
         for number, frame in zip(numbers, drawn(8), strict=False):
             Image.fromarray(frame).save(folder / f"cam1_{number}.png")
     source = read_clips(tmp_path / "in", WHOLE)
-    assert source.note == "frames are missing by their numbers, over which clips go on: gap after 3"
+    assert source.note == "the numbers of pictures jump, and clips go on there: gap after 3"
     assert [each.shape[0] for each in source.trajectories] == [5, 6, 4]
 
 
@@ -468,7 +468,7 @@ def test_a_single_frame_attends_to_none_and_does_not_roll(tmp_path: Path, window
     alone = recipe()
     assert alone.networks == replace(recipe, window="channels")().networks
     assert not getattr(alone.networks, "leads", None)
-    with pytest.raises(ValueError, match=r"several frames.* --frames 4"):
+    with pytest.raises(ValueError, match=r"two frames or more .* --frames 4"):
         replace(recipe, trained_by="rolling")()
 
 

@@ -391,7 +391,7 @@ def test_variables_count_in_the_loss_as_is_said(tmp_path: Path) -> None:
 def test_every_part_of_a_loss_is_weighed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained_by: str, rate: str
 ) -> None:
-    made = experiment(saved(waves(), tmp_path / "a.nc"), trained_by=trained_by, rate=rate)
+    made = experiment(saved(waves(), tmp_path / "a.nc"), trained_by=trained_by, rate=rate, frames=2)
     method: Any = made.method.prepare(made, Start(True, torch.device("cpu"), False, *[pytest.fail] * 3)).method
     batch = Batches(made.seen(made.load("train")), 4, 0).batch(0).to("cpu")
     assert method.loss(batch, 0, batch.draws(0)).total > 0

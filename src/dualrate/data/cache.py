@@ -301,7 +301,7 @@ def pack(
             shards[split].append(Shard(f"{split}-{i:05}.bin", name, raw.items[part], part.stop - first, labels))
     missing = [shard for listed in shards.values() for shard in listed if not _is_done(folder / shard.file, size)]
     left, total = sum(shard.count for shard in missing), sum(raw.count for _, raw in splits.values())
-    check_room(folder, left * size, "ask for a smaller size")
+    check_room(folder, left * size, "ask for a smaller size; the same command goes on")
     done = total - left
     progress(done, total, what)
     for shard, _ in mapper(job, missing):

@@ -108,7 +108,11 @@ def _folder(root: Path) -> tuple[list[Path], Listed]:
 
 def _suffixes(root: Path) -> Counter[str]:
     """The number of files of each ending below a folder; hidden ones are not counted."""
-    return endings_of(file for _, files in folders_below(root) for file in files)
+    files: list[Path] = []
+    for _, folders, names in os.walk(root):  # through no link: nothing below need be readable for a count
+        folders[:] = (name for name in folders if not hidden(name))
+        files += (Path(name) for name in names if not hidden(name))
+    return endings_of(files)
 
 
 def endings_of(files: Iterable[Path]) -> Counter[str]:

@@ -41,6 +41,7 @@ from dualrate.forecasts.trajectories import FieldSource, Lazy, Trajectory, commo
 from dualrate.system.files import ABSENT, check_regular, naming, read_json, shown, whole, write_whole
 from dualrate.system.folders import some_of
 
+DATES = 10_000_000  # numbers from here on may be such as 20200131
 CLIPS = "clips:"  # begins a source of them
 VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
 FORMATS = "mov,matroska,avi"  # of FFmpeg, of these
@@ -112,16 +113,16 @@ def find_clips(place: Path) -> tuple[list[Path], str]:
         )
     order = by_number([clip.relative_to(place).as_posix() for clip in clips])
     notes = [f"pictures beside clips are left out: {some_of([file.name for file in beside])}"] * bool(beside)
-    notes += [f"frames are missing by their numbers, over which clips go on: {some_of(gaps)}"] * bool(gaps)
+    notes += [f"the numbers of pictures jump, and clips go on there: {some_of(gaps)}"] * bool(gaps)
     notes += [skipped_files(endings_of(strange), "clips")] * bool(strange)
     return [clips[i] for i in order], "; ".join(notes)
 
 
 def missing_after(pictures: Sequence[Path]) -> list[float]:
-    """The last numbers in names that the next one does not follow; none where most are not evenly spaced."""
+    """The last numbers in names that the next one does not follow; none where most are not evenly spaced, or dates."""
     numbers = np.unique([float(each[-1]) for file in pictures if (each := re.findall("[0-9]+", file.stem))])
     steps = np.diff(numbers)
-    even = len(numbers) == len(pictures) > 2 and np.median(steps) == steps.min()
+    even = len(numbers) == len(pictures) > 2 and np.median(steps) == steps.min() and numbers[-1] < DATES
     return numbers[:-1][steps > steps.min()].tolist() if even else []
 
 
@@ -174,7 +175,10 @@ def read_clips(place: Path, how: ClipReading, progress: DataProgress = silent) -
     step = common_step(steps)
     if step is None and (uneven or len({*steps}) > 1):
         rates = [1 / each for each in steps if each]
-        kinds = "a rate that changes" if uneven else f"other frame rates ({min(rates):.3g} to {max(rates):.3g})"
+        some = (
+            f"{min(rates):.3g} to {max(rates):.3g}" if all(steps) else f"{rates[0]:.3g}, and none" if rates else "none"
+        )
+        kinds = "a rate that changes" if uneven else f"other frame rates ({some})"
         note += "; " * bool(note) + f"clips of {kinds} are read frame by frame: --data.fps brings them to one"
     if skipped:
         note += "; " * bool(note) + f"skipped {len(skipped)} of {len(clips)} clips: {some_of(skipped)}"

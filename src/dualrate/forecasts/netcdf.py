@@ -239,7 +239,7 @@ def write_dataset(path: Path, data: Any, time: str) -> None:
     needed = 4 * sum(variable.size for variable in data.data_vars.values())
     with naming(path), _new_file(path) as (file, create):
         if path.suffix == ".nc":  # a store is smaller than its numbers
-            check_room(path.absolute().parent, needed, "take another format")
+            check_room(path.absolute().parent, needed, "write .zarr, which is packed")
         file.attrs.update(data.attrs)
         for name, labels in coordinates.items():
             attributes = {key: value for key, value in labels.attrs.items() if key != "_FillValue"}

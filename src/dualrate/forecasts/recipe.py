@@ -223,7 +223,9 @@ class Forecasting(Ranged):
     def check_rolls(self, each: int = 1) -> None:
         """Raises ValueError where a window that is to roll is one frame, or one latent of `each` frames."""
         if self.trained_by == "rolling" and self.frames <= each:
-            raise ValueError(f"what rolls are several frames, or latents, of a window: give --frames {4 * each}")
+            raise ValueError(
+                f"rolling needs a window of two frames or more (with --codec latents): give --frames {4 * each}"
+            )
 
     def of_latents(self, task: Forecast, frame: Shape) -> tuple[LatentForecast, Shape] | None:
         """The same forecast of latents of frames, and (C, H, W) of one; None: networks see the frames themselves."""
@@ -240,7 +242,7 @@ class Clips(Forecasting):
     are rounded up to whole latents."""
 
     def __call__(self, progress: Reporter | None = None) -> Experiment:
-        data, past, frames = self.data, self.past, self.frames
+        data, past, frames, window = self.data, self.past, self.frames, self.window
         data = data if is_fields(data.source) else replace(data, source=f"{CLIPS}{data.source}")
         usual = {"size": SIDE}
         if self.codec is not None:
@@ -249,10 +251,11 @@ class Clips(Forecasting):
             each, (channels, side, _) = clip_codec(self.codec)[1:]
             self.check_rolls(each)
             past, frames = (-(-count // each) * each for count in (past, frames))
+            window = "channels" if frames == each and window in ("attention", "causal") else window  # of one latent
             usual = {"size": side, "channels": channels}
         if data.source.startswith(CLIPS):
             data = replace(data, **{name: getattr(data, name) or value for name, value in usual.items()})
-        return Forecasting.__call__(replace(self, data=data, past=past, frames=frames), progress)
+        return Forecasting.__call__(replace(self, data=data, past=past, frames=frames, window=window), progress)
 
     def of_latents(self, task: Forecast, frame: Shape) -> tuple[LatentForecast, Shape] | None:
         if self.codec is None:

@@ -35,13 +35,14 @@ def joined(files: Sequence[Named]) -> Named:
 def check_same_kind(first: Named, other: Named, *, splits: bool = False) -> None:
     """Raises ValueError for other places; of one split for another number of trajectories, else for other variables."""
     (path, fields), (other_path, other_fields) = first, other
+    clocks = [_clock(each) for each in (fields, other_fields)]
     pairs = [
         (f"the {what} {mine}", str(theirs))
         for what, mine, theirs in (
             ("axes of space", fields.axes, other_fields.axes),
             ("points", fields.space, other_fields.space),
             ("variables", *[each.variables if splits else () for each in (fields, other_fields)]),
-            ("times as", *["" if splits else _clock(each) for each in (fields, other_fields)]),
+            ("times as", *(("", "") if splits or "" in clocks else clocks)),
             ("number of trajectories", *[0 if splits else len(each.trajectories) for each in (fields, other_fields)]),
         )
         if mine != theirs
@@ -52,9 +53,9 @@ def check_same_kind(first: Named, other: Named, *, splits: bool = False) -> None
 
 
 def _clock(fields: FieldSource) -> str:
-    """The kind of the times of frames in words."""
+    """The kind of the times of frames in words; empty without any."""
     if not len(times := timing_of(fields.trajectories[0]).times):
-        return "none"
+        return ""
     calendar = getattr(times[0], "calendar", "")
     return f"dates of the calendar {calendar}" if calendar else "dates" if times.dtype.kind == "M" else "numbers"
 

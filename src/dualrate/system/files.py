@@ -98,7 +98,7 @@ def check_room(folder: Path, needed: int, way: str) -> None:
     if needed > free:
         raise OSError(
             f"{folder} is to hold {needed:,} bytes more, and {free:,} are free there: make room for "
-            f"{needed - free:,}, or {way}; the same command goes on"
+            f"{needed - free:,}, or {way}"
         )
 
 
