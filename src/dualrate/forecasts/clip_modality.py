@@ -12,7 +12,9 @@ from torch import Tensor
 
 from dualrate.diffusion.context import Shape
 from dualrate.experiment.modality import Modality
+from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.image_grid import Pictures, save_grid, side_by_side
+from dualrate.system.progress import Reporter
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class OfClips(Modality):
 
     def makes(self, experiment: Any) -> bool:
         return experiment.networks.frames > 1
+
+    def evaluator_by(self, folder: Path, data: Any, device: Any, progress: Reporter) -> Evaluator[Any] | None:
+        from dualrate.forecasts.i3d import FILE, i3d_evaluator
+
+        return i3d_evaluator(folder, data, device, progress) if (folder / FILE).is_file() else None
 
     def files(self, model: Any) -> Pictures:
         return ClipFiles(model.image_shape, model.experiment.networks.frames)
