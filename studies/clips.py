@@ -279,8 +279,11 @@ def table(rows: Sequence[Row]) -> str:
     means, firsts = resampled(scored, plan_of, crps), resampled(scored, plan_of, first)
     best = means[min(means, key=lambda plan: means[plan][0])]
     macs = {plan_of(row): row["macs"] for row in scored}
-    timed = [row for row in rows if row.get("part") == "time"] or scored
-    ms = {plan: float(np.median([row["ms"] for row in timed if plan_of(row) == plan])) for plan in macs}
+    timed = {plan_of(row): row["ms"] for row in rows if row.get("part") == "time"}
+    ms = {
+        plan: timed.get(plan) or float(np.median([row["ms"] for row in scored if plan_of(row) == plan]))
+        for plan in macs
+    }
     large = [plan for plan in means if plan[0] == "single"]
     lines: list[list[object]] = []
     baselines = {row["method"]: row for row in rows if row.get("part") == "baseline"}

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = {
     "engine": 8522,
     "carriers": 8615,
-    "forecasts": 8034,
+    "forecasts": 8037,
     "pipelines": 4047,
     "texts": 740,
     "services": 1504,
