@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,7 +28,7 @@ def saved(folder: Path) -> Path:
         elif part.ndim == 5:  # weights that keep what is seen alive
             nn.init.kaiming_normal_(part)
     folder.mkdir()
-    torch.save(net.state_dict(), folder / FILE)
+    save_file(net.state_dict(), folder / FILE)
     return folder
 
 
@@ -88,6 +89,6 @@ def test_a_folder_is_known_by_its_file_and_others_are_refused(tmp_path: Path) ->
         (folder / FILE).write_bytes(content)
         with pytest.raises(ValueError, match="does not hold the tensors of I3D"):
             load_i3d(folder, FRAMES, "cpu")
-    torch.save({"logits.conv3d.bias": torch.zeros(3)}, folder / FILE)
+    save_file({"logits.conv3d.bias": torch.zeros(3)}, folder / FILE)
     with pytest.raises(ValueError, match="does not hold the tensors of I3D"):
         load_i3d(folder, FRAMES, "cpu")

