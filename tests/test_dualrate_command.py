@@ -235,7 +235,7 @@ def listed(folder: Path) -> dict[str, dict]:
     ]
     np.savez(folder / "fields.npz", fields=np.random.default_rng(0).normal(size=(10, 20, 1, 64)).astype(np.float32))
     ahead = [
-        (name, "--data.source", str(folder / "fields.npz"), "--rate", rate, "--trained-by", method)
+        (name, "--data.source", str(folder / "fields.npz"), "--rate", rate, "--trained-by", method, "--frames", "3")
         for name in ("forecast", "ks-forecast", "sphere-forecast")
         for rate, method in (("dual", "diffusion"), ("single", "crps"), ("dual", "residual"), ("dual", "rolling"))
     ]

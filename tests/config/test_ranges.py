@@ -143,6 +143,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.forecasts.clips.ClipReading",
     "dualrate.forecasts.clip_modality.ClipFiles",
     "dualrate.forecasts.clip_set.ClipWindows",
+    "dualrate.forecasts.i3d.ClipNet",
     "dualrate.data.images.ImageSet",
     "dualrate.forecasts.externals.Externals",
     "dualrate.forecasts.externals.Forcings",
