@@ -21,7 +21,7 @@ FRAMES = 9
 def saved(folder: Path) -> Path:
     """A folder of random weights."""
     torch.manual_seed(0)
-    net = I3D()
+    net = I3D(FRAMES)
     for name, part in net.state_dict().items():
         if "running" in name:  # statistics that are not 0 and 1
             part.uniform_(0.5, 1.5).sub_(1.0 if name.endswith("mean") else 0.0)
@@ -43,7 +43,7 @@ def test_windows_are_whole_and_zeros_are_more_behind(size: int, width: int, step
 
 
 def test_it_has_the_layers_and_numbers_of_the_paper() -> None:
-    net = I3D()
+    net = I3D(FRAMES)
     assert sum(weight.numel() for weight in net.parameters()) == 12_697_264
     shapes = {name: tuple(weight.shape) for name, weight in net.state_dict().items()}
     assert shapes["Conv3d_1a_7x7.conv3d.weight"] == (64, 3, 7, 7, 7)
@@ -74,7 +74,7 @@ def test_features_are_of_each_clip_in_grey_as_in_colours(tmp_path: Path) -> None
     torch.testing.assert_close(net.features(grey[1:].repeat(3, 1)), features[1:], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(net.features(grey[1:, ::-1].copy()), features[1:], rtol=1e-3)  # time backwards
     with pytest.raises(ValueError, match="9 frames or more, got 8 frames"):
-        ClipNet(net.module, net.identity, 8, net.device).features(grey[:, :8])
+        ClipNet(I3D(8), net.identity, net.device).features(grey[:, :8])
 
 
 def test_a_folder_is_known_by_its_file_and_others_are_refused(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_folder_is_known_by_its_file_and_others_are_refused(tmp_path: Path) ->
     assert MODALITY.evaluator_by(tmp_path, data, "cpu", Silent()) is None
     judge = MODALITY.evaluator_by(folder, data, "cpu", Silent())
     assert judge is not None
-    assert (judge.net.metric, judge.net.frames) == ("FD-I3D", FRAMES)
+    assert (judge.net.metric, judge.net.module.frames) == ("FD-I3D", FRAMES)
     for content in (b"", b"no tensors", (folder / FILE).read_bytes()[:1000]):
         (folder / FILE).write_bytes(content)
         with pytest.raises(ValueError, match="does not hold the tensors of I3D"):

