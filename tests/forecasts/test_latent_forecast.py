@@ -251,5 +251,7 @@ def test_what_a_codec_does_not_encode_is_refused_with_the_way(place: Path) -> No
             replace(ready, data=data)()
     with pytest.raises(ValueError, match="forecast without --every: drop that"):
         replace(ready, every=2)()
+    single = replace(ready, frames=2)  # one latent of two frames, which attends to none
+    assert single().networks == replace(single, window="channels")().networks
     with pytest.raises(ValueError, match="give --frames 8"):
-        replace(ready, trained_by="rolling", difference=False, frames=2)()  # one latent of two frames
+        replace(ready, trained_by="rolling", difference=False, frames=2)()

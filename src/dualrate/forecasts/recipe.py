@@ -139,10 +139,14 @@ class Forecasting(Ranged):
 
     def __call__(self, progress: Reporter | None = None) -> Experiment:
         """The experiment for these fields. Raises ValueError for a source that holds none, and as `read_fields`."""
-        source, apart = self.data.source, self.window == "leads" or (self.window != "channels" and self.frames > 1)
+        source = self.data.source
+        apart = self.window == "leads" or (self.window != "channels" and self.window_length > 1)
         if apart and (self.trained_by == "refiner" or (self.trained_by, self.window) == ("rolling", "leads")):
             raise ValueError(f"{self.trained_by} makes the frames of a window together: drop --window {self.window}")
-        self.check_rolls()
+        if self.trained_by == "rolling" and self.window_length == 1:
+            raise ValueError(
+                f"rolling needs a window of two frames or more (with --codec latents): give --frames {4 * self.frames}"
+            )
         if self.trained_by == "refiner" and self.rate == "both":
             raise ValueError("refiner has no state that a second heavy network would see: drop --rate both")
         if self.difference and (self.every > 1 or self.noise):
@@ -220,12 +224,10 @@ class Forecasting(Ranged):
         process = of_frames.get(self.trained_by, usual)
         return Experiment(name, networks, method, tier.fit, self.data, process, condition=task)
 
-    def check_rolls(self, each: int = 1) -> None:
-        """Raises ValueError where a window that is to roll is one frame, or one latent of `each` frames."""
-        if self.trained_by == "rolling" and self.frames <= each:
-            raise ValueError(
-                f"rolling needs a window of two frames or more (with --codec latents): give --frames {4 * each}"
-            )
+    @property
+    def window_length(self) -> int:
+        """Frames of a window, or the latents that networks make in place of them."""
+        return self.frames
 
     def of_latents(self, task: Forecast, frame: Shape) -> tuple[LatentForecast, Shape] | None:
         """The same forecast of latents of frames, and (C, H, W) of one; None: networks see the frames themselves."""
@@ -242,20 +244,22 @@ class Clips(Forecasting):
     are rounded up to whole latents."""
 
     def __call__(self, progress: Reporter | None = None) -> Experiment:
-        data, past, frames, window = self.data, self.past, self.frames, self.window
+        data, past, frames = self.data, self.past, self.frames
         data = data if is_fields(data.source) else replace(data, source=f"{CLIPS}{data.source}")
         usual = {"size": SIDE}
         if self.codec is not None:
             if options := [name for name in WITHOUT_CODEC if getattr(self, name) != getattr(Forecasting(), name)]:
                 raise ValueError(f"latents are forecast without --{', --'.join(options)}: drop that, or --codec")
             each, (channels, side, _) = clip_codec(self.codec)[1:]
-            self.check_rolls(each)
             past, frames = (-(-count // each) * each for count in (past, frames))
-            window = "channels" if frames == each and window in ("attention", "causal") else window  # of one latent
             usual = {"size": side, "channels": channels}
         if data.source.startswith(CLIPS):
             data = replace(data, **{name: getattr(data, name) or value for name, value in usual.items()})
-        return Forecasting.__call__(replace(self, data=data, past=past, frames=frames, window=window), progress)
+        return Forecasting.__call__(replace(self, data=data, past=past, frames=frames), progress)
+
+    @property
+    def window_length(self) -> int:
+        return self.frames if self.codec is None else self.frames // clip_codec(self.codec)[1]
 
     def of_latents(self, task: Forecast, frame: Shape) -> tuple[LatentForecast, Shape] | None:
         if self.codec is None:
