@@ -34,7 +34,7 @@ from dualrate.experiment.network_configs import TwoConditional, TwoNetworks
 from dualrate.metrics.distances import kernel_distance
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import CARD, FeatureNet, train_feature_net
-from dualrate.networks.uvit import UViTConfig
+from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.auto import TIERS, Auto
 from dualrate.system.progress import Silent
 from studies.common import RESULTS, Row, add_rows, command, markdown, on_one_thread, save
@@ -52,23 +52,25 @@ SETTINGS = {"kuramoto-sivashinsky": Setting(16), "kolmogorov": Setting(8)}
 STEPS, COUNT, ROUNDS = (4, 8), 512, 9  # COUNT: held-out windows of a loss
 
 
-def coarse(networks: Pair) -> Pair:
-    """The pair with a light network from the second level on."""
+def beyond_finest(networks: Pair) -> tuple[Level, ...]:
+    """The light network's levels but the finest, as wide as those of the heavy one."""
     heavy, light = networks.encoder, networks.light
     assert isinstance(heavy, UViTConfig)
     assert isinstance(light, UViTConfig)
     pairs = zip(light.levels[1:], heavy.levels[1:], strict=True)
-    levels = tuple(replace(level, channels=wide.channels) for level, wide in pairs)
-    return replace(networks, light=replace(light, levels=levels, patch=2 * light.patch))
+    return tuple(replace(level, channels=wide.channels) for level, wide in pairs)
+
+
+def coarse(networks: Pair) -> Pair:
+    """The pair with a light network from the second level on."""
+    light: Any = networks.light
+    return replace(networks, light=replace(light, levels=beyond_finest(networks), patch=2 * light.patch))
 
 
 def bare(networks: TwoNetworks) -> TwoNetworks:
     """The pair with a light network that has no blocks at its finest level."""
-    heavy, light = networks.encoder, networks.light
-    assert isinstance(heavy, UViTConfig)
-    assert isinstance(light, UViTConfig)
-    pairs = zip(light.levels[1:], heavy.levels[1:], strict=True)
-    levels = replace(light.levels[0], blocks=0), *(replace(level, channels=wide.channels) for level, wide in pairs)
+    light: Any = networks.light
+    levels = replace(light.levels[0], blocks=0), *beyond_finest(networks)
     return replace(networks, light=replace(light, levels=levels))
 
 

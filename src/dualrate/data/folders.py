@@ -74,11 +74,11 @@ def _splits(path: Path) -> dict[str, Path]:
 def check_splits_alone(path: Path, names: Iterable[str]) -> None:
     """Raises ValueError where a folder holds training data, another split and, by their names, others beside these."""
     splits = {name: split_named(name) for name in names}
-    others = [name for name, split in splits.items() if not split]
-    if others and "train" in splits.values() and len({*splits.values()}) > 2:
+    beside = [name for name, split in splits.items() if not split]
+    if beside and "train" in splits.values() and len({*splits.values()}) > 2:
         named_so = some_of([name for name, split in splits.items() if split])
         raise ValueError(
-            f"{path} holds folders of splits ({named_so}) and others ({some_of(others)}): move the others elsewhere, "
+            f"{path} holds folders of splits ({named_so}) and others ({some_of(beside)}): move the others elsewhere, "
             "or name one folder as the source"
         )
 

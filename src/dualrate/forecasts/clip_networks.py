@@ -23,7 +23,7 @@ from dualrate.config.ranges import ClipFrames, Lead, Ranged
 from dualrate.denoisers.denoiser import Conditional, Denoiser, DualRate, DualRateConditional, Plain
 from dualrate.diffusion.context import Shape
 from dualrate.diffusion.prediction import v_from_x
-from dualrate.diffusion.process import Process, per_row
+from dualrate.diffusion.process import Process
 from dualrate.experiment.network_configs import OneConditional, OneNetwork, TwoConditional, TwoNetworks, of_kind
 from dualrate.methods.unified_latents import LatentNetworks
 from dualrate.networks.body import BodyConfig
@@ -86,7 +86,7 @@ class PieceDecoder(ConditionalBody):
         count = z_t.shape[1] // self.config.shape[0]
         y = _rows(y, z_t, count)
         x = rejoined(super().forward(parted(z_t, count), log_snr.repeat_interleave(count), y, label), count)
-        return v_from_x(z_t, x.to(z_t.dtype), per_row(log_snr, z_t))
+        return v_from_x(z_t, x.to(z_t.dtype), log_snr)
 
 
 class PieceReader(ConditionEncoder):
@@ -113,7 +113,7 @@ class PieceLight(nn.Module):
         count = z_t.shape[1] // self.channels
         levels = tuple(_rows(level, z_t, count) for level in features)
         x = rejoined(self.net(parted(z_t, count), log_snr.repeat_interleave(count), label, levels), count)
-        return v_from_x(z_t, x.to(z_t.dtype), per_row(log_snr, z_t))
+        return v_from_x(z_t, x.to(z_t.dtype), log_snr)
 
 
 class LatentRows(ByLead):

@@ -175,10 +175,10 @@ def read_clips(place: Path, how: ClipReading, progress: DataProgress = silent) -
     step = common_step(steps)
     if step is None and (uneven or len({*steps}) > 1):
         rates = [1 / each for each in steps if each]
-        some = (
-            f"{min(rates):.3g} to {max(rates):.3g}" if all(steps) else f"{rates[0]:.3g}, and none" if rates else "none"
-        )
-        kinds = "a rate that changes" if uneven else f"other frame rates ({some})"
+        kinds = "a rate that changes"
+        if not uneven:
+            ends = " to ".join(f"{rate:.3g}" for rate in sorted({min(rates), max(rates)}))
+            kinds = f"other frame rates ({ends}{', and none' * (None in steps)})"
         note += "; " * bool(note) + f"clips of {kinds} are read frame by frame: --data.fps brings them to one"
     if skipped:
         note += "; " * bool(note) + f"skipped {len(skipped)} of {len(clips)} clips: {some_of(skipped)}"
