@@ -212,6 +212,38 @@ def test_what_was_never_written_is_missing_whether_it_is_said_or_not(tmp_path: P
         read_fields(tmp_path / "a.nc", "train")
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "fill"),
+    [
+        ("i2", -32767),
+        ("u2", 65535),
+        ("i4", -2147483647),
+        ("u4", 4294967295),
+        ("i8", -9223372036854775806),
+        ("u8", 18446744073709551614),
+    ],
+)
+def test_whole_numbers_that_were_never_written_are_missing(tmp_path: Path, kind: str, fill: int, packed: bool) -> None:
+    """NetCDF puts these numbers there (NC_FILL_SHORT and so on), unless the file says another fill."""
+    values = np.full((4, 5, 6), 80, kind)
+    values[1, 2, 3] = fill
+    packing = {"scale_factor": 0.01, "add_offset": 280.0} if packed else {}
+    says = {"t": packing, "other": packing | {"_FillValue": values.dtype.type(0)}}
+    data = xarray.Dataset({name: (("time", "y", "x"), values, more) for name, more in says.items()})
+    read = frames(saved(data, tmp_path / "a.nc"))
+    assert np.argwhere(np.isnan(read)).tolist() == [[1, 0, 2, 3]]
+    assert np.nanmin(read[:, 0]) == np.nanmax(read[:, 0]) == pytest.approx(280.8 if packed else 80)
+    data[["t"]].to_zarr(tmp_path / "a.zarr", zarr_format=2)  # which has no such numbers
+    assert np.isfinite(frames(tmp_path / "a.zarr")).all()
+
+
+def test_every_byte_is_a_number(tmp_path: Path) -> None:
+    values = np.arange(-128, 128).astype(np.int8).reshape(4, 8, 8)
+    data = xarray.Dataset({"t": (("time", "y", "x"), values)})
+    np.testing.assert_array_equal(frames(saved(data, tmp_path / "a.nc"))[:, 0], values)
+
+
 @pytest.mark.parametrize("layout", ["pdearena", "well"])
 def test_hdf5_is_unpacked_as_its_attributes_say(tmp_path: Path, layout: str) -> None:
     raw = np.random.default_rng(0).integers(-100, 100, (3, 5, 4, 6)).astype(np.int16)

@@ -55,6 +55,16 @@ def test_starts_within_a_file_are_scored_against_what_follows_them(tmp_path: Pat
     assert "starts: 4 of an array" in str(results[1])
 
 
+def test_a_dataset_is_not_packed_anew_as_the_files_that_it_came_from(tmp_path: Path, model: dr.Model) -> None:
+    """Of files that are packed in several ways, xarray keeps the packing of the first."""
+    packing = {name: {"dtype": "int16", "scale_factor": 1e-4, "add_offset": 0.5} for name in ("t", "s")}
+    data = OWN.copy()
+    for name, encoding in packing.items():
+        data[name].encoding = encoding
+    starts = dr.forecast(model, data, **HOW).written.starts
+    np.testing.assert_allclose(starts.past[0], frames_of(OWN)[-2:], rtol=1e-6)
+
+
 def test_latest_frames_have_nothing_to_be_scored_against(tmp_path: Path, model: dr.Model) -> None:
     result = dr.forecast(model, saved(OWN, tmp_path / "own.nc"), **HOW)
     assert result.scores is None

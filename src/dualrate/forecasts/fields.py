@@ -76,14 +76,10 @@ class Fields(TrainingSet):
 
     def frames(self, trajectory: int, first: int, count: int) -> NDArray[np.float32]:
         """Frames (count, C, H, W) in a row, not normalised. Raises IndexError beyond the ends of a trajectory."""
-        if not 0 <= first <= first + count <= self.trajectories[trajectory].shape[0]:
-            length = self.trajectories[trajectory].shape[0]
-            raise IndexError(
-                f"{self.name}: frames {first} to {first + count - 1} of {length} in trajectory {trajectory}"
-            )
-        return self.statistics.filled(
-            as_float32(self.name, self.trajectories[trajectory][first : first + count]), self.hidden
-        )
+        whole, end = self.trajectories[trajectory], first + count
+        if not 0 <= first <= end <= whole.shape[0]:
+            raise IndexError(f"{self.name}: frames {first} to {end - 1} of {whole.shape[0]} in trajectory {trajectory}")
+        return self.statistics.filled(as_float32(self.name, whole[first:end]), self.hidden)
 
     def windows(self, count: int) -> NDArray[np.int64]:
         """(K, 2): trajectory and first frame of every window of `count` frames that follow one another.
@@ -169,15 +165,5 @@ def read_fields(
             f"{source} has the channels {', '.join(fields.variables)}; the statistics are of "
             f"{len(statistics.mean)}: give fields with the channels that the run was trained on"
         )
-    return Fields(
-        name,
-        chosen,
-        fields.variables,
-        fields.step,
-        statistics,
-        hashed,
-        fields.axes,
-        metadata=fields.metadata,
-        hidden=hidden,
-        forced=forced,
-    )
+    described = fields.variables, fields.step, statistics, hashed, fields.axes
+    return Fields(name, chosen, *described, metadata=fields.metadata, hidden=hidden, forced=forced)

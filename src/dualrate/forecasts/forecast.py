@@ -20,6 +20,7 @@ from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.model import Model
 from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, bad_news, forecast_scores, judged
 from dualrate.forecasts.folder import PAGE, SCORES, ForecastWritten, Format, write_forecast
+from dualrate.forecasts.packing import unrounded
 from dualrate.forecasts.page import forecast_page
 from dualrate.forecasts.rollout import Frame, forecast_of, with_stride
 from dualrate.forecasts.starts import TO_SCORE, Starts, held_out_starts, read_starts
@@ -92,7 +93,7 @@ class ForecastResult:
 class InXarray(Protocol):
     """A Dataset or a DataArray."""
 
-    def to_netcdf(self, path: Any) -> Any: ...
+    def to_netcdf(self, path: Any, *, encoding: Any) -> Any: ...
 
 
 def forecast(
@@ -164,7 +165,7 @@ def starts_of(
     with TemporaryDirectory() as folder:
         file = Path(folder, "array.npy" if write is None else "array.nc")
         if write is not None:
-            write(file)
+            write(file, encoding=unrounded(starts))
         elif isinstance(starts, bytes):
             file.write_bytes(starts)
         else:

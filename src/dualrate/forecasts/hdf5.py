@@ -224,15 +224,8 @@ def _well(file: Any, path: Path, split: str) -> FieldSource | None:
     note = next((timing.note for timing in timings if timing.note), "")
     clock = "" if times is None else text_of(dimensions["time"].attrs.get("units", ""))
     points = _coordinates(path, dimensions, {name: i for i, name in enumerate(axes)}, count, space)
-    return FieldSource(
-        {split: [trajectory(*each) for each in enumerate(timings)]},
-        tuple(variables),
-        step,
-        tuple(axes),
-        note,
-        Metadata(tuple(described), points, clock),
-        statics,
-    )
+    splits, metadata = {split: [*map(trajectory, range(count), timings)]}, Metadata(tuple(described), points, clock)
+    return FieldSource(splits, tuple(variables), step, tuple(axes), note, metadata, statics)
 
 
 def _text(name: str | bytes) -> str:

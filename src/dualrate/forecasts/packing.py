@@ -9,37 +9,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 PACKING = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned")
-UNWRITTEN = 15 * 2.0**119  # of float and double
+UNWRITTEN = {"f4": 15 * 2.0**119, "f8": 15 * 2.0**119, "i2": 1 - 2**15, "i4": 1 - 2**31, "i8": 2 - 2**63}
+UNWRITTEN |= {"u2": 2**16 - 1, "u4": 2**32 - 1, "u8": 2**64 - 2}  # by the kind that is stored
+ANOTHER = {"_FillValue", "_Unsigned", "filters"}  # say that whole numbers have another fill; the last is of zarr
 
 
 def physical(values: NDArray[Any], attributes: Mapping[str, Any]) -> NDArray[Any]:
     """Numbers of a dataset that nothing has decoded yet, by the conventions of NetCDF as xarray knows them."""
+    stored = values.dtype
     if packing := {name: attributes[name] for name in PACKING if name in attributes}:
         from xarray import Variable, conventions
 
         dims = [f"axis{i}" for i in range(values.ndim)]
         values = conventions.decode_cf_variable("", Variable(dims, values, packing)).values
-    return valid(values, attributes, attributes)
+    return valid(values, attributes, packing | {"dtype": stored})
+
+
+def unrounded(data: Any) -> dict[Any, dict[str, Any]]:
+    """The encoding that writes the numbers of a Dataset or DataArray as they are, whatever whole numbers packed them in
+    the files that they came from."""
+    variables = data.data_vars if hasattr(data, "data_vars") else {data.name: data}
+    return {
+        name: {"dtype": each.dtype} | {key: each.encoding[key] for key in PACKING[:2] if key in each.encoding}
+        for name, each in variables.items()
+        if each.dtype.kind == "f" and name is not None
+    }
 
 
 def valid(values: NDArray[Any], attributes: Mapping[str, Any], packing: Mapping[str, Any]) -> NDArray[Any]:
-    """Unpacked numbers, NaN where they lie outside their valid range. packing: how they were packed
+    """Unpacked numbers, NaN where they lie outside their valid range. packing: how they were packed, and their dtype
 
     A range in whole numbers is one of packed numbers, if they were packed. What NetCDF puts where nothing was
-    written is NaN too.
+    written is NaN too, of whole numbers where nothing says another fill.
     """
-    if values.dtype.kind == "f" and values.itemsize > 2 and (unwritten := values == UNWRITTEN).any():
-        values = np.where(unwritten, values.dtype.type("nan"), values)
+    scale, offset = (float(np.squeeze(packing.get(name, usual))) for name, usual in zip(PACKING, (1, 0), strict=False))
+    packed, outside = (scale, offset) != (1, 0), np.zeros(values.shape, bool)
+    stored = np.dtype(packing.get("dtype", values.dtype)).str[1:]
+    if stored in UNWRITTEN and (stored[0] == "f" or not ANOTHER & {*packing}):
+        fill = UNWRITTEN[stored]
+        outside = np.abs(values - (fill * scale + offset)) <= abs(scale) / 2 if packed else values == fill
     limits = attributes.get("valid_range", (attributes.get("valid_min"), attributes.get("valid_max")))
     low, high = (None, None) if np.size(limits) != 2 else limits
-    if (low is None and high is None) or values.dtype.kind not in "fiu":
-        return values
-    scale, offset = (float(np.squeeze(packing.get(name, usual))) for name, usual in zip(PACKING, (1, 0), strict=False))
-    outside = np.zeros(values.shape, bool)
     for limit, sign in ((low, 1), (high, -1)):
-        if limit is not None:
+        if limit is not None and values.dtype.kind in "fiu":
             limit, slack = np.squeeze(limit), 0.0
-            if limit.dtype.kind in "iu" and (scale, offset) != (1, 0):
+            if limit.dtype.kind in "iu" and packed:
                 limit, slack = limit * scale + offset, abs(scale) / 2
             outside |= sign * values < sign * limit - slack
     return np.where(outside, np.float32("nan"), values) if outside.any() else values
