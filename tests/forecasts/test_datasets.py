@@ -14,6 +14,7 @@ from dualrate.experiment.data_config import DataConfig
 from dualrate.forecasts.fields import read_fields
 from dualrate.forecasts.recipe import Forecasting
 from dualrate.forecasts.sources import find_fields
+from dualrate.forecasts.trajectories import timing_of
 from dualrate.system.progress import Silent
 
 LATITUDES, LONGITUDES, LEVELS = np.linspace(60, -60, 4), np.arange(6) * 60.0, np.array([500.0, 850.0, 1000.0])
@@ -242,6 +243,50 @@ def test_every_byte_is_a_number(tmp_path: Path) -> None:
     values = np.arange(-128, 128).astype(np.int8).reshape(4, 8, 8)
     data = xarray.Dataset({"t": (("time", "y", "x"), values)})
     np.testing.assert_array_equal(frames(saved(data, tmp_path / "a.nc"))[:, 0], values)
+
+
+def test_variables_that_are_no_numbers_are_left_out_and_named(tmp_path: Path) -> None:
+    spans = (V[:, 0] * 1000).astype("m8[s]").astype("m8[ns]")
+    others = {"station": np.full((12, 4, 6), "ab"), "span": spans, "seen": HOURS[:, None, None] + spans}
+    data = era5()[["sp"]].assign({name: (("valid_time", *PLACE), each) for name, each in others.items()})
+    source = find_fields(saved(data, tmp_path / "a.nc"))[1]
+    assert (source.variables, source.note) == (("sp",), "left out, as they are no numbers: station, span, seen")
+    assert read_fields(tmp_path / "a.nc", "train").shape == (1, 4, 6)
+
+
+def of_cfgrib(steps: int = 3) -> xarray.Dataset:
+    """A forecast of so many steps from each time, as cfgrib reads GRIB."""
+    step = (6 * (1 + np.arange(steps)) * np.timedelta64(1, "h")).astype("m8[ns]")
+    values = np.stack([V[:, 0]] * steps, 1)
+    return xarray.Dataset(
+        {"t2m": (("time", "step", "latitude", "longitude"), values)},
+        {
+            "time": ("time", HOURS, {"standard_name": "forecast_reference_time"}),
+            "step": ("step", step, {"standard_name": "forecast_period"}),
+            "valid_time": (("time", "step"), HOURS[:, None] + step, {"standard_name": "time"}),
+            **PLACE,
+        },
+    )
+
+
+@pytest.mark.parametrize("form", ["along", "single"])
+def test_frames_a_step_after_their_analyses_have_their_own_dates(tmp_path: Path, form: str) -> None:
+    data = of_cfgrib(1) if form == "along" else of_cfgrib(1).isel(step=0)
+    (trajectory,) = find_fields(saved(data, tmp_path / "a.nc"))[1].trajectories
+    np.testing.assert_array_equal(timing_of(trajectory).times, HOURS + np.timedelta64(6, "h"))
+
+
+@pytest.mark.parametrize("form", ["all", "one", "numbers"])
+def test_steps_of_forecasts_have_dates_whether_these_are_written_or_not(tmp_path: Path, form: str) -> None:
+    data = of_cfgrib().drop_vars("valid_time")
+    if form == "numbers":  # as of WeatherBench 2
+        data = data.assign_coords(step=("step", [6, 12, 18], {"units": "hours"})).rename(step="prediction_timedelta")
+    data = data.isel(time=2) if form == "one" else data
+    source = find_fields(saved(data, tmp_path / "a.nc"))[1]
+    assert (source.step, source.metadata.time) == (6, "hours")
+    times = [timing_of(trajectory).times.tolist() for trajectory in source.trajectories]
+    starts = HOURS[2:3] if form == "one" else HOURS
+    assert times == (starts[:, None] + np.arange(1, 4) * np.timedelta64(6, "h")).tolist()
 
 
 @pytest.mark.parametrize("layout", ["pdearena", "well"])

@@ -104,6 +104,24 @@ def test_files_of_the_same_times_are_trajectories(tmp_path: Path) -> None:
     np.testing.assert_array_equal(source.trajectories[12][0:6], V[:6, :1] + 12)
 
 
+@pytest.mark.parametrize("dated", [True, False])
+def test_files_of_forecasts_are_trajectories_from_the_first_start_on(tmp_path: Path, dated: bool) -> None:
+    (tmp_path / "m").mkdir()
+    steps = np.arange(4) * np.timedelta64(6, "h")
+    for start, (name, count) in enumerate({"c": 4, "a": 4, "b": 3}.items()):
+        data = xarray.Dataset(
+            {"u": (("step", "lat", "lon"), V[:count, 0] + start)},
+            {"step": steps[:count], "time": HOURS[start], "lat": np.arange(4.0), "lon": np.arange(6.0)},
+        )
+        data = data.assign_coords(valid_time=data.time + data.step) if dated else data
+        data.to_netcdf(tmp_path / "m" / f"{name}.nc", engine="h5netcdf")
+    source = find_fields(tmp_path / "m")[1]
+    assert ([trajectory.shape[0] for trajectory in source.trajectories], source.step) == ([4, 4, 3], 6)
+    for start, trajectory in enumerate(source.trajectories):
+        np.testing.assert_array_equal(trajectory[0:3], V[:3, :1] + start)
+        assert timing_of(trajectory).times[0] == HOURS[start]
+
+
 def test_splits_are_folders_or_in_names(tmp_path: Path) -> None:
     for folder, (train, test) in {"f": ("train/a.nc", "test/a.nc"), "n": ("u_train.nc", "u_test.nc")}.items():
         (tmp_path / folder).mkdir()
@@ -111,6 +129,18 @@ def test_splits_are_folders_or_in_names(tmp_path: Path) -> None:
         write(tmp_path / folder / test, 12, 24)
         assert len(read_fields(tmp_path / folder, "train")) == 12
         np.testing.assert_array_equal(read_fields(tmp_path / folder, "test").frames(0, 0, 12), V[12:, :1])
+
+
+def test_names_that_say_a_test_split_alone_have_a_way_out(months: Path) -> None:
+    for file in [*months.iterdir()]:
+        file.rename(file.with_stem(f"tas_evaluation_{file.stem}"))  # as CORDEX calls what is driven by a reanalysis
+    with pytest.raises(ValueError, match=r"only the split eval: .*, or call its files and folders otherwise"):
+        read_fields(months, "train")
+
+
+def test_a_folder_of_folders_says_the_pattern_that_reads_it(months: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no files of fields; .*a pattern \('FOLDER/\*\*/\*.nc'\) names those"):
+        find_fields(months.parent)
 
 
 def test_files_of_other_places_are_refused(months: Path) -> None:

@@ -114,7 +114,8 @@ def fields_of(
     aside = {name for variable in data.variables.values() for name in _describing(variable)} & {*data.variables}
     over_time = {str(name): variable for name, variable in data.data_vars.items() if {*variable.dims} & times}
     alone = [name for name, each in over_time.items() if {*each.dims} <= {*times, *TRAJECTORY} and name not in aside]
-    arrays = {name: each for name, each in over_time.items() if name not in aside and name not in alone}
+    strange = [name for name, each in over_time.items() if each.dtype.kind not in "fiubc" and name not in alone]
+    arrays = {name: each for name, each in over_time.items() if name not in {*aside, *alone, *strange}}
     varying = tuple(arrays)
     if names:
         wanted = [each for each in names if each not in arrays]  # names of levels, perhaps
@@ -147,17 +148,8 @@ def fields_of(
         )
     if 0 in first.values() or (layout.channel in CHANNEL and len(arrays) > 1):
         raise ValueError(f"{path}: its variables {list(arrays)} have the dimensions {first}; expected {EXPECTED}")
-    whole = [
-        _part(
-            path,
-            name,
-            each,
-            replace(layouts[name], trajectories=layout.trajectories, space=layout.space),
-            levels,
-            names,
-        )
-        for name, each in arrays.items()
-    ]
+    alike = {"trajectories": layout.trajectories, "space": layout.space}
+    whole = [_part(path, name, arrays[name], replace(each, **alike), levels, names) for name, each in layouts.items()]
     parts = [part for each in whole if (part := each.narrowed(names)).channels]
     if not parts:
         listed = ", ".join(channel for part in whole for channel in part.channels)
@@ -183,6 +175,7 @@ def fields_of(
     left_out = [name for name in data.variables if name in aside and name not in data.sizes]
     notes = [f"left out, as they describe others: {', '.join(map(str, left_out))}"] * bool(left_out)
     notes += [f"left out, as they are over time alone: {', '.join(alone)}"] * bool(alone)
+    notes += [f"left out, as they are no numbers: {', '.join(strange)}"] * bool(strange)
     notes += list(dict.fromkeys(timing.note for timing in timings if timing.note))[:1]
     return FieldSource(
         {"": [one_of(*each) for each in enumerate(timings)]},
@@ -197,6 +190,7 @@ def fields_of(
             if {*variable.dims} == {*layout.space} and variable.dtype.kind in "fiub"
         },
         varying,
+        str(data[layout.time].values[0]) if layout.time in LEADS and layout.time in data.coords else "",
     )
 
 
@@ -317,20 +311,35 @@ def _describing(variable: Any) -> list[str]:
 
 
 def _clock(path: Path, data: Any, layout: Layout) -> Any | None:
-    """The coordinate with the times of frames: that of their dimension, or another along it, (trajectory, time)."""
+    """The coordinate with the times of frames: that of their dimension, or another along it, (trajectory, time); or
+    lead times and the dates of their starts together."""
     time = layout.time
 
     def rank(each: Any) -> tuple[bool, ...]:
         named = each.name in TIME, each.attrs.get("standard_name") == "time"
-        return _are_dates(each) and any(named), each.name == time, *named, _are_dates(each)
+        start = each.attrs.get("standard_name") == "forecast_reference_time"  # a frame comes a lead time later
+        return _are_dates(each) and any(named), each.name == time and not start, *named, _are_dates(each)
 
-    along = [each for each in data.coords.values() if time in each.dims]
+    along = [each.isel(dict.fromkeys(layout.single, 0), missing_dims="ignore") for each in data.coords.values()]
+    along = [each for each in along if time in each.dims]
     best = max(along, key=rank, default=None)
     if best is None or not (any(rank(best)) or _is_time(best)):
         return None
     if not {*best.dims} <= {*layout.trajectories, time}:
         raise ValueError(f"{path}: {best.name} is over {best.dims}; expected times over {time} alone")
-    return best.transpose(..., time)
+    return _dated(data, best.transpose(..., time), layout) if time in LEADS else best.transpose(..., time)
+
+
+def _dated(data: Any, clock: Any, layout: Layout) -> Any:
+    """Lead times as the dates of frames, where one coordinate has those of their starts."""
+    from xarray.coders import CFTimedeltaCoder
+
+    starts = [
+        each for each in data.coords.values() if {*each.dims} <= {*layout.trajectories} and each.dtype.kind == "M"
+    ]
+    lead = CFTimedeltaCoder(decode_via_units=True).decode(clock.variable).values
+    dated = len(starts) == 1 and lead.dtype.kind == "m"
+    return (starts[0] + clock.copy(data=lead)).rename(clock.name) if dated else clock
 
 
 def _times(clock: Any | None, layout: Layout, counts: Sequence[int]) -> NDArray[Any] | None:

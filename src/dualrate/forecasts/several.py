@@ -1,7 +1,7 @@
 """Fields in several files: pieces of time of the same variables, other variables at the same times, or members.
 
 Files of the same variables are joined in time, in the order of their times, which may have no gap between files; with
-the same times each is a trajectory. What they make is then joined variable by variable.
+the same times, or of forecasts, each is a trajectory. What they make is then joined variable by variable.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ def joined(files: Sequence[Named]) -> Named:
     return _beside([_in_time(group) for group in groups.values()])
 
 
-def check_same_kind(first: Named, other: Named, *, splits: bool = False) -> None:
-    """Raises ValueError for other places; of one split for another number of trajectories, else for other variables."""
+def check_same_kind(first: Named, other: Named, *, splits: bool = False, apart: bool = False) -> None:
+    """Raises ValueError for other places; of one split for another number of trajectories, unless they stay apart, else
+    for other variables."""
     (path, fields), (other_path, other_fields) = first, other
     clocks = [_clock(each) for each in (fields, other_fields)]
+    counts = [0 if splits or apart else len(each.trajectories) for each in (fields, other_fields)]
     pairs = [
         (f"the {what} {mine}", str(theirs))
         for what, mine, theirs in (
@@ -43,7 +45,7 @@ def check_same_kind(first: Named, other: Named, *, splits: bool = False) -> None
             ("points", fields.space, other_fields.space),
             ("variables", *[each.variables if splits else () for each in (fields, other_fields)]),
             ("times as", *(("", "") if splits or "" in clocks else clocks)),
-            ("number of trajectories", *[0 if splits else len(each.trajectories) for each in (fields, other_fields)]),
+            ("number of trajectories", *counts),
         )
         if mine != theirs
     ]
@@ -62,19 +64,21 @@ def _clock(fields: FieldSource) -> str:
 
 def _in_time(files: Sequence[Named]) -> Named:
     """Files of the same variables, one after the other."""
+    forecasts = files[0][1].begins != "" and len({fields.begins for _, fields in files}) == 1
     for file in files[1:]:
-        check_same_kind(files[0], file)
+        check_same_kind(files[0], file, apart=forecasts)
     if len(files) == 1:
         return files[0]
     times = {path: timing_of(fields.trajectories[0]).times for path, fields in files}
     if untimed := [path for path, each in times.items() if not len(each)]:
         raise ValueError(f"{untimed[0]} does not say its times, by which {len(files)} files are joined: write them")
     same = [np.array_equal(each, times[files[0][0]]) for each in times.values()]
-    path, first = files[0]
-    if all(same):
-        trajectories = [trajectory for _, fields in files for trajectory in fields.trajectories]
-        return path, replace(first, splits={"": trajectories})
     files = sorted(files, key=lambda each: times[each[0]][0])
+    path, first = files[0]
+    if all(same) or forecasts:
+        trajectories = [trajectory for _, fields in files for trajectory in fields.trajectories]
+        step = common_step(fields.step for _, fields in files)
+        return path, replace(first, splits={"": trajectories}, step=step)
     for (before, _), (after, _) in pairwise(files):
         if not times[before][-1] < times[after][0]:
             raise ValueError(

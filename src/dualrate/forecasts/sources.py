@@ -110,7 +110,7 @@ def _read_file(path: Path) -> FieldSource:
     if path.is_dir():
         raise ValueError(
             f"{path} holds no files of fields; expected some that end with {', '.join((*LABELLED, *HDF5))}, or "
-            f"{FRAMES}FOLDER for one of pictures"
+            f"{FRAMES}FOLDER for one of pictures; a pattern ('FOLDER/**/*.nc') names those in folders below"
         )
     if path.suffix.lower() in HDF5:
         return read_hdf5([("", path)], path)

@@ -86,6 +86,7 @@ class FieldSource:
     metadata: units, names and coordinates, where the source says them
     statics: variables over space alone, (H, W) each, read when asked for
     varying: variables over time and space, those that are not read as well
+    begins: of forecasts, whose frames are their steps, the first step; else empty
     """
 
     splits: Mapping[str, Sequence[Trajectory]]
@@ -96,6 +97,7 @@ class FieldSource:
     metadata: Metadata = Metadata()
     statics: Mapping[str, Callable[[], NDArray[Any]]] = field(default_factory=dict)
     varying: tuple[str, ...] = ()
+    begins: str = ""
 
     @property
     def space(self) -> tuple[int, ...]:
