@@ -197,6 +197,7 @@ def test_flat_folder_has_no_labels(tmp_path: Path, load: Load) -> None:
     [
         ([], "no images in .*looked for .jpg.*no files at all"),
         (["a/x.tif", "y.txt"], "no images in .*1 x .t"),
+        (["train/data-0.arrow", "a.heic"], "no images in .*: convert other pictures, .* write Arrow as Parquet"),
         (["0.png", "a/1.png"], "expected either one sub-folder per class, or images alone"),
         (["a/0.png", "b/1.txt"], "class folders without images .*: b"),
     ],

@@ -89,7 +89,8 @@ def _folder(root: Path) -> tuple[list[Path], Listed]:
     flat = _images(files)
     by_class = {folder.name: images_below(folder, (root.resolve(),)) for folder in folders}
     if not flat and not any(by_class.values()):
-        endings = counted(_suffixes(root)) or "no files at all"
+        counts, hint = counted(_suffixes(root)), "convert other pictures, unpack archives, write Arrow as Parquet"
+        endings = f"{counts}: {hint}" if counts else "no files at all"
         raise ValueError(
             f"no images in {root}: looked for {', '.join(SUFFIXES)} directly or in sub-folders, for .tar files "
             f"directly or in train/ and test/, for .parquet files directly or in data/; there are {endings}"
