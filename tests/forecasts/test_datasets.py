@@ -239,6 +239,17 @@ def test_whole_numbers_that_were_never_written_are_missing(tmp_path: Path, kind:
     assert np.isfinite(frames(tmp_path / "a.zarr")).all()
 
 
+def test_static_fields_of_which_pieces_are_missing_are_refused_when_they_are_read(tmp_path: Path) -> None:
+    path, kept = tmp_path / "a.zarr", {"write_empty_chunks": True}
+    data = era5()[["sp", "lsm"]].drop_vars("expver")
+    data.to_zarr(path, zarr_format=2, encoding={"sp": kept, "lsm": kept | {"chunks": (2, 6)}})
+    assert find_fields(path)[1].statics["lsm"]().all()
+    (path / "lsm" / "1.0").unlink()
+    source = find_fields(path)[1]
+    with pytest.raises(ValueError, match=r"lsm: 1 of 2 piece\(s\).*are not there"):
+        source.statics["lsm"]()
+
+
 def test_every_byte_is_a_number(tmp_path: Path) -> None:
     values = np.arange(-128, 128).astype(np.int8).reshape(4, 8, 8)
     data = xarray.Dataset({"t": (("time", "y", "x"), values)})

@@ -63,6 +63,17 @@ def test_fields_of_the_well_that_never_change_are_static(tmp_path: Path) -> None
     np.testing.assert_array_equal(fields.statics["floor"](), floor)
 
 
+def test_static_fields_of_which_pieces_are_missing_are_refused_when_they_are_read(tmp_path: Path) -> None:
+    write_well(tmp_path / "a.hdf5")
+    with h5py.File(tmp_path / "a.hdf5", "a") as file:
+        file["t0_fields"].attrs["field_names"] = np.array(["density", "floor"], h5py.string_dtype())
+        file["t0_fields"].create_dataset("floor", (3, 6), "f4", chunks=(1, 6))[:2] = 1.0
+        file["t0_fields/floor"].attrs["sample_varying"] = file["t0_fields/floor"].attrs["time_varying"] = False
+    fields = find_fields(tmp_path / "a.hdf5")[1]
+    with pytest.raises(ValueError, match=r"floor: 1 of 3 piece\(s\).*are not there"):
+        fields.statics["floor"]()
+
+
 def test_files_whose_names_say_their_split(tmp_path: Path) -> None:
     for split, part in (("train", LINE[:18]), ("test", LINE[18:])):
         with h5py.File(tmp_path / f"KS_{split}_20.h5", "w") as file:

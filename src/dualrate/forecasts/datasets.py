@@ -167,6 +167,10 @@ def fields_of(
 
         return Lazy((frames, len(variables), *grid), read, timing, path)
 
+    def static(name: str) -> NDArray[Any]:
+        check([name], [])
+        return _numbers(data[name].transpose(*layout.space)).reshape(grid).astype(np.float64)
+
     clock = _clock(path, data, layout)
     labels = {dim for variable in arrays.values() for dim in variable.dims} | {getattr(clock, "name", None)}
     check([*arrays], [str(name) for name in data.coords if name in labels or _is_place(data[name])])
@@ -185,7 +189,7 @@ def fields_of(
         "; ".join(notes),
         Metadata(described, _points(data, layout.space, {*TRAJECTORY, *times, *aside}), *_units(clock)),
         {
-            str(name): lambda name=name: _numbers(data[name].transpose(*layout.space)).reshape(grid).astype(np.float64)
+            str(name): lambda name=str(name): static(name)
             for name, variable in data.data_vars.items()
             if {*variable.dims} == {*layout.space} and variable.dtype.kind in "fiub"
         },

@@ -184,7 +184,7 @@ def _well(file: Any, path: Path, split: str) -> FieldSource | None:
             data = array_of(path, group, name)
             if not data.attrs.get("time_varying", True):
                 if data.ndim == len(axes) and not data.attrs.get("sample_varying", True):
-                    statics[name] = lambda data=data: physical(data[...], data.attrs).reshape(grid_of(data.shape))
+                    statics[name] = lambda data=data: _static(path, data)
                 continue
             parts.append((data, bool(data.attrs.get("sample_varying", True))))
             components = int(np.prod(data.shape[1 + parts[-1][1] + len(axes) :]))
@@ -226,6 +226,11 @@ def _well(file: Any, path: Path, split: str) -> FieldSource | None:
     points = _coordinates(path, dimensions, {name: i for i, name in enumerate(axes)}, count, space)
     splits, metadata = {split: [*map(trajectory, range(count), timings)]}, Metadata(tuple(described), points, clock)
     return FieldSource(splits, tuple(variables), step, tuple(axes), note, metadata, statics)
+
+
+def _static(path: Path, data: Any) -> NDArray[Any]:
+    _check_parts(path, [data])
+    return physical(data[...], data.attrs).reshape(grid_of(data.shape))
 
 
 def _text(name: str | bytes) -> str:

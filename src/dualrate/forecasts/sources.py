@@ -177,10 +177,8 @@ def _read_several(members: Sequence[tuple[str, Path]], names: Sequence[str], lev
     _, path, first = splits[0]
     for _, other_path, fields in splits[1:]:
         check_same_kind((path, first), (other_path, fields), splits=True)
-    note = "; ".join(
-        [first.note] * bool(first.note)
-        + [f"without fields: {some_of([file.name for file in without])}"] * bool(without)
-    )
+    notes = [first.note, f"without fields: {some_of([file.name for file in without])}" * bool(without)]
+    note = "; ".join(filter(None, notes))
     return replace(first, splits={split: fields.splits[""] for split, _, fields in splits}, note=note)
 
 

@@ -210,5 +210,4 @@ def check_variables(path: Path, name: str, forecast: Forecast, names: tuple[str,
 
 def have_names(variables: tuple[str, ...]) -> bool:
     """Whether they are names that a source gave, and no numbers of channels: pressure levels are names."""
-    count = len(variables)
-    return bool(variables) and variables not in (numbered(count), tuple(map(str, range(count))))
+    return bool(variables) and variables not in (numbered(len(variables)), tuple(map(str, range(len(variables)))))
