@@ -13,6 +13,7 @@ from forecasts.made_globes import LATITUDES, saved, small_networks, untrained, w
 
 import dualrate as dr
 from dualrate.forecasts.geometry import row_areas
+from dualrate.forecasts.packing import unrounded
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +57,7 @@ def test_starts_within_a_file_are_scored_against_what_follows_them(tmp_path: Pat
 
 
 def test_a_dataset_is_not_packed_anew_as_the_files_that_it_came_from(tmp_path: Path, model: dr.Model) -> None:
-    """Of files that are packed in several ways, xarray keeps the packing of the first."""
+    """xarray keeps the packing of the first of several files."""
     packing = {name: {"dtype": "int16", "scale_factor": 1e-4, "add_offset": 0.5} for name in ("t", "s")}
     data = OWN.copy()
     for name, encoding in packing.items():
@@ -139,3 +140,11 @@ def test_the_command_scores_starts_of_a_file(
     assert (tmp_path / "a" / "scores.json").exists()
     assert call(monkeypatch, "forecast", run, *options, "--out", tmp_path / "b") == 0
     assert "nothing comes after them to score against; --starts (in Python" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("name", ["t", None])
+def test_a_field_alone_is_not_packed_anew_either(name: str | None) -> None:
+    field = OWN["t"].rename(name)
+    field.encoding = {"dtype": "int16", "scale_factor": 0.5}
+    assert unrounded(field) == ({"t": {"dtype": field.dtype, "scale_factor": 0.5}} if name else {})
+    assert unrounded(xarray.Dataset()) == {}
