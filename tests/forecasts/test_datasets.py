@@ -189,7 +189,11 @@ def test_times_of_a_climatology_are_numbers(tmp_path: Path) -> None:
 def test_numbers_outside_a_valid_range_are_never_trained_on(tmp_path: Path) -> None:
     values = V[:, 0].copy()
     values[3, 1, 2] = 999
-    for name, limits in (("range", {"valid_range": [200.0, 400.0]}), ("max", {"valid_max": 400.0})):
+    for name, limits in (
+        ("range", {"valid_range": [200.0, 400.0]}),
+        ("max", {"valid_max": 400.0}),
+        ("text", {"valid_max": "400"}),
+    ):
         data = xarray.Dataset({"t": (("time", "y", "x"), values, limits)})
         read = frames(saved(data, tmp_path / f"{name}.nc"))
         assert np.argwhere(np.isnan(read)).tolist() == [[3, 0, 1, 2]]
@@ -248,6 +252,15 @@ def test_static_fields_of_which_pieces_are_missing_are_refused_when_they_are_rea
     source = find_fields(path)[1]
     with pytest.raises(ValueError, match=r"lsm: 1 of 2 piece\(s\).*are not there"):
         source.statics["lsm"]()
+
+
+def test_a_file_of_one_time_says_how_it_gets_the_dimension(tmp_path: Path) -> None:
+    data = era5("level", "time").isel(time=0)
+    with pytest.raises(
+        ValueError, match=r"none with a dimension called time or .*data.expand_dims\('time'\) of xarray"
+    ):
+        find_fields(saved(data, tmp_path / "a.nc"))
+    assert find_fields(saved(data.expand_dims("time"), tmp_path / "b.nc"))[1].trajectories[0].shape[0] == 1
 
 
 def test_every_byte_is_a_number(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_splits_are_folders_or_in_names(tmp_path: Path) -> None:
 def test_names_that_say_a_test_split_alone_have_a_way_out(months: Path) -> None:
     for file in [*months.iterdir()]:
         file.rename(file.with_stem(f"tas_evaluation_{file.stem}"))  # as CORDEX calls what is driven by a reanalysis
-    with pytest.raises(ValueError, match=r"only the split eval: .*, or call its files and folders otherwise"):
+    with pytest.raises(ValueError, match=r"only the split eval: .*, or rename what is no split"):
         read_fields(months, "train")
 
 

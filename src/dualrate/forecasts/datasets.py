@@ -132,7 +132,8 @@ def fields_of(
             * (not data.variables)
             or f"{among}, none of them {', '.join(names)} over time and space" * bool(names)
             or f"{among}: {', '.join(alone)} have no axes of space" * bool(alone)
-            or f"{among}, none with a dimension called {' or '.join(TIME)}, and of space"
+            or f"{among}, none with a dimension called {' or '.join(TIME)}, and of space: a file "
+            "of one time gets its dimension by data.expand_dims('time') of xarray"
         )
     layouts = {name: _layout(path, data, name, variable, times, levels) for name, variable in arrays.items()}
     shapes = {

@@ -52,7 +52,7 @@ def valid(values: NDArray[Any], attributes: Mapping[str, Any], packing: Mapping[
     low, high = (None, None) if np.size(limits) != 2 else limits
     for limit, sign in ((low, 1), (high, -1)):
         if limit is not None and values.dtype.kind in "fiu":
-            limit, slack = np.squeeze(limit), 0.0
+            limit, slack = np.squeeze(float(limit) if isinstance(limit, str) else limit), 0.0
             if limit.dtype.kind in "iu" and packed:
                 limit, slack = limit * scale + offset, abs(scale) / 2
             outside |= sign * values < sign * limit - slack

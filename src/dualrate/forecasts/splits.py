@@ -29,10 +29,7 @@ def divided(
     if test:
         chosen = splits.get("train" if split == "train" else test)
         if chosen is None:
-            raise ValueError(
-                f"{source} holds only the split {test}: name a source that has training fields, "
-                "or call its files and folders otherwise if that is none"
-            )
+            raise ValueError(f"{source} holds only the split {test}: name training fields, or rename what is no split")
         return splits.get("train"), chosen, (0, 0)
     every = splits["train"] if "train" in splits else next(iter(splits.values()))
     if len(every) > 1:
