@@ -140,7 +140,6 @@ def _longer(fit: FitConfig, out: Path, *, anew: bool) -> str:
     """The command line by which the networks see ENOUGH samples. anew: in another directory"""
     settings = {"--fit.iterations": [str(math.ceil(ENOUGH / fit.batch_size))]}
     settings |= {"--out": [f"{out}-longer"]} if anew else {}
-    (_, words), *options = (options_of(sys.argv[1:]) | settings).items()
-    longer = [(name, *values) for name, values in options if name != "--fit.max-seconds"]
-    command = ["dualrate", *words, *chain.from_iterable(longer)]
-    return printable(shlex.join(command))
+    options = options_of(sys.argv[1:]) | settings
+    longer = ([name] * bool(name) + values for name, values in options.items() if name != "--fit.max-seconds")
+    return printable(shlex.join(["dualrate", *chain.from_iterable(longer)]))
