@@ -434,7 +434,7 @@ def test_a_training_that_ends_early_says_the_command_by_which_it_goes_on(monkeyp
     by_clock = ["--fit.max_seconds=0.1", "--fit.iterations", 10**6, "--fit.checkpoint-every", 10**6]
     for before, more, ends in (
         ([], [], "on"),
-        (["--import", "math"], [], "on"),
+        (["--import", "math", "--import", "json"], [], "on"),
         ([], [*by_clock, "--fit.sample-every", 10**6], "anew"),
     ):
         assert call(monkeypatch, *before, "train", "tiny", "--out", f"{ends}{len(before)}", *more) == 0
