@@ -432,17 +432,22 @@ def test_the_same_command_says_why_nothing_is_left_to_do(monkeypatch, capsys):
 
 def test_a_training_that_ends_early_says_the_command_by_which_it_goes_on(monkeypatch, capsys):
     by_clock = ["--fit.max_seconds=0.1", "--fit.iterations", 10**6, "--fit.checkpoint-every", 10**6]
-    for more, ends in (([], "on"), ([*by_clock, "--fit.sample-every", 10**6], "anew")):
-        assert call(monkeypatch, "train", "tiny", "--out", ends, *more) == 0
+    for before, more, ends in (
+        ([], [], "on"),
+        (["--import", "math", "--import", "json"], [], "on"),
+        ([], [*by_clock, "--fit.sample-every", 10**6], "anew"),
+    ):
+        assert call(monkeypatch, *before, "train", "tiny", "--out", f"{ends}{len(before)}", *more) == 0
         (line,) = [line for line in capsys.readouterr().err.splitlines() if "too early to judge" in line]
         way, command = line.partition(f"; to train {ends}: dualrate ")[1:]
         assert way
         words = shlex.split(command)
+        assert words[: len(before)] == before
         at = words.index("--fit.iterations") + 1
         assert int(words[at]) > 10_000
         assert call(monkeypatch, *words[:at], "3", *words[at + 1 :]) == 0
         assert "finished at iteration 3" in capsys.readouterr().err
-    assert Path("anew-longer").is_dir()
+    assert Path("anew0-longer").is_dir()
 
 
 # Odd data

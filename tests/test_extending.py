@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -140,6 +142,19 @@ def test_the_method_lowers_its_loss(beside):
     fit(method, Data(), config, beside / "fit", identity={})
     assert loss() < 0.7 * before
     assert isinstance(method.networks, nn.ModuleDict)
+
+
+def test_the_loss_of_two_networks_trains_both():
+    (lines,) = re.findall(r"the middle of its loss is\n\n((?:    .*\n)+)", PAGE.read_text())
+    process = dr.GaussianProcess(Cosine())
+    networks, model = dr.TwoNetworks(NET, NET).build(process)
+    batch = Batch(torch.randn(4, 1, 8, 8), torch.arange(4) % 2, torch.arange(4))
+    values = {"self": SimpleNamespace(process=process, model=model), "batch": batch, "draws": batch.draws(0)}
+    t = torch.linspace(0.1, 0.7, 4, dtype=torch.float64)
+    exec(textwrap.dedent(lines), values | {"t": t, "tau": t + 0.2, "cond": batch.cond}, values)
+    values["x_hat"].square().mean().backward()
+    for role in ("encoder", "light"):
+        assert any(weight.grad is not None for weight in networks[role].parameters()), role
 
 
 class Thrice(dr.Step):

@@ -109,7 +109,7 @@ def test_without_a_model_the_usage_is_told(arguments, code, capsys):
     assert "usage: dualrate adapt RUN" in capsys.readouterr().out
 
 
-def test_one_picture_is_enough(root, tmp_path, monkeypatch):
+def test_one_picture_is_enough(root, tmp_path, monkeypatch, capsys):
     """As in the paper; nothing is held out of it, and the times are the published ones."""
     place = tmp_path / "picture" / "0"
     place.mkdir(parents=True)
@@ -117,6 +117,7 @@ def test_one_picture_is_enough(root, tmp_path, monkeypatch):
     out = tmp_path / "out"
     few = ("--fit.iterations", 3, "--fit.precision", "float32")
     assert call(monkeypatch, "adapt", root / "base", "--images", place.parent, *few, "--out", out) == 0
+    assert "too early to judge" not in capsys.readouterr().err  # 60 samples are the whole training
     adapted = load(out)
     assert adapted.serves.grid == (*SLOW, *FAST, 0.0)
     layers = layers_of(adapted.networks["model"].net).values()

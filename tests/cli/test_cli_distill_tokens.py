@@ -85,7 +85,7 @@ def test_a_student_that_starts_from_two_networks_reads_the_noise_that_is_asked_f
     ("options", "message"),
     [
         (("--version", "instant", "--student", "plain"), "no Gaussian noise"),
-        (("--method", "consistency"), "no Gaussian noise"),
+        (("--method", "consistency"), "make students by moments"),
         (("--method", "em"), "no Gaussian noise"),
         (("--method", "consistency", "--top-p", 0.9), "does not take --top-p"),
     ],

@@ -230,6 +230,9 @@ def test_a_model_that_never_went_without_a_context_is_called_at_the_first_step(d
     method = replace(dual.experiment.method, times=TimeSampler(dropout=0.0))
     always = replace(dual, experiment=replace(dual.experiment, method=method))
     assert sampler_of(always, SamplingOptions())[1].refresh == StepPlan.uniform(32, 8).refresh
+    assert Choice(8, 0).drawer(dual).plan.num_alone == 8
+    with pytest.raises(ValueError, match="not trained without a context, and 8 of the plan's 8 steps have no context"):
+        Choice(8, 0).drawer(always)
 
 
 def test_a_sampler_that_is_named_has_its_own_settings_and_grid(heavy):

@@ -281,7 +281,7 @@ def require_gaussian(process: Process, name: str) -> GaussianProcess:
     """The process, if its noise is Gaussian. Raises ValueError, with the name, for another."""
     if not isinstance(process, GaussianProcess):
         raise ValueError(
-            f"{name} has no Gaussian noise of one level ({type(process).__name__}), which this needs: take the "
-            "ancestral sampler, whose plans compare tries; docs/tokens.md says what else there is for tokens"
+            f"{name} has no Gaussian noise of one level ({type(process).__name__}), which this needs: of tokens "
+            "make students by moments, and let compare try plans; docs/tokens.md says what else there is"
         )
     return process

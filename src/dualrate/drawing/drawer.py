@@ -141,9 +141,9 @@ class Drawer(Ranged):
         check_calls(self.step, self.plan, model.shape)
         check_reuse(model.denoiser, self.step, self.plan)
         model.serves.check_step(self.step)
-        if model.blind_alone and self.plan.num_alone:
+        if model.untrained_alone and self.plan.num_alone:
             raise ValueError(
-                f"{model.name} sees its condition by heavy calls alone, and {self.plan.num_alone} of the plan's "
+                f"{model.name} was not trained without a context, and {self.plan.num_alone} of the plan's "
                 f"{self.plan.num_steps} steps have no context: begin with a heavy call (heavy 1 or more, places even, "
                 "no switch_at), or take another plan"
             )

@@ -148,7 +148,7 @@ def _means(model: Model, t: tuple[float, ...], bfloat16: bool, images: ByteBatch
         with torch.no_grad():
             cond = read(denoiser, cond)
         means = {"errors": search.measure_errors(denoiser, model.gaussian, t, batch.x, cond, draws).errors}
-        if model.blind_alone:
+        if model.untrained_alone:
             means["errors"][:, search.NO_CONTEXT] = np.inf
         if len(t) <= search.FEWEST:
             return means

@@ -216,9 +216,9 @@ class Model:
         return self.num_classes > 0 and networks.null_class and method.drops_labels
 
     @property
-    def blind_alone(self) -> bool:
-        """Whether a step without a context sees nothing of the condition. Another run's network sees it all."""
-        return self.experiment.networks.blind_alone and self.called_by is None
+    def untrained_alone(self) -> bool:
+        """Whether its light network never trained without a context. Another run's network, called then, did."""
+        return self.denoiser.reuse is Reuse.MARKOV and not self.serves.drops and self.called_by is None
 
     @property
     def device(self) -> torch.device:

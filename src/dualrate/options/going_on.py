@@ -59,10 +59,10 @@ def _by_history(out: Path, free: Container[str]) -> str | None:
 
 
 def options_of(words: Sequence[str]) -> dict[str, list[str]]:
-    """The values of each option; those before the first one by the name of none."""
+    """The values of each option; those before the first one, and modules to import, by the name of none."""
     name, options = "", dict[str, list[str]]()
     for word in words:
-        if re.match("--[A-Za-z]", word):
+        if re.match("--(?!import$)[A-Za-z]", word):
             name, equals, value = word.partition("=")
             name = name.replace("_", "-")
             options[name] = [value] if equals else []

@@ -28,11 +28,14 @@ from dualrate.training.distributed import launched_world
 from dualrate.training.resume import OtherRun
 
 Trained = TypeVar("Trained", bound="OfExperiment")
+ENOUGH = 100_000  # samples of a training, below which its pictures say little
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Ranged):
     """Choices of where a training runs, and how."""
+
+    enough = ENOUGH  # samples, of fewer it is too early to judge. No annotation: no option
 
     out: Path | None = None
     """Run directory; runs/<name> if not given."""
@@ -79,7 +82,7 @@ class Run(Ranged):
                 )
             except OtherRun as refused:
                 raise with_way_on(refused, out, experiment) from None
-        report_end(result, experiment.fit, out, progress, whole=whole)
+        report_end(result, experiment.fit, out, progress, whole=whole, enough=self.enough)
         return result
 
 
@@ -111,13 +114,11 @@ def of_model(
     return override(kind(recipe(rest[0])), rest, name, recipe)
 
 
-ENOUGH = 100_000  # samples of a training, below which its pictures say little
-
-
-def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter, *, whole: bool = True) -> None:
+def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter, *, whole: bool, enough: int) -> None:
     """Note how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again.
 
     whole: whether it was all that the command does, so that the same one with more iterations goes on
+    enough: as of `Run`
     """
     why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
     idle, more = result.iteration == result.begun and result.stopped != "signal", ""
@@ -127,10 +128,10 @@ def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter,
         more = "; its learning rate is 0: name another --out" if over else f"; to go on, raise --fit.{option}"
     nothing = "nothing is left to do: " if idle else ""
     spent = f"at iteration {result.iteration} after {result.seconds:.0f} s of training"
-    if not idle and (samples := result.iteration * fit.batch_size) < ENOUGH:
+    if not idle and (samples := result.iteration * fit.batch_size) < enough:
         further = whole and result.stopped != "signal" and fit.optim.decay_seconds is None
         way = f"; to train {'anew' if over else 'on'}: {_longer(fit, out, anew=over)}" if further else ""
-        progress.note(f"too early to judge: the networks saw {samples:,} samples, and {ENOUGH:,} are few{way}")
+        progress.note(f"too early to judge: the networks saw {samples:,} samples, and {enough:,} are few{way}")
     progress.note(f"{nothing}{why} {spent}: {out}{more}")
     if result.stopped == "signal":
         raise SystemExit(75)
@@ -138,9 +139,7 @@ def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter,
 
 def _longer(fit: FitConfig, out: Path, *, anew: bool) -> str:
     """The command line by which the networks see ENOUGH samples. anew: in another directory"""
-    settings = {"--fit.iterations": [str(math.ceil(ENOUGH / fit.batch_size))]}
-    settings |= {"--out": [f"{out}-longer"]} if anew else {}
-    (_, words), *options = (options_of(sys.argv[1:]) | settings).items()
-    longer = [(name, *values) for name, values in options if name != "--fit.max-seconds"]
-    command = ["dualrate", *words, *chain.from_iterable(longer)]
-    return printable(shlex.join(command))
+    iterations, elsewhere = str(math.ceil(ENOUGH / fit.batch_size)), {"--out": [f"{out}-longer"]} if anew else {}
+    options = options_of(sys.argv[1:]) | {"--fit.iterations": [iterations]} | elsewhere
+    longer = ([name] * bool(name) + values for name, values in options.items() if name != "--fit.max-seconds")
+    return printable(shlex.join(["dualrate", *chain.from_iterable(longer)]))
