@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from pipelines.models import diffusers
-from pipelines.tiny_pipelines import Pixels, of_dit
+from pipelines.tiny_pipelines import Pixels, of_dit, of_sd3
 
 import dualrate as dr
 
@@ -74,6 +74,22 @@ def test_a_sampling_that_another_thread_interrupts_ends_in_an_error_and_the_othe
         torch.testing.assert_close(pool.submit(draw, 1).result(), right, rtol=0, atol=0)  # the same thread, anew
         torch.testing.assert_close(draw(1), right, rtol=0, atol=0)
     assert [len(calls) for calls in handle.samplings["transformer"]] == [5, 12, 12, 12]
+
+
+def test_a_sampling_that_was_given_up_is_no_obstacle_to_the_next_of_its_thread():
+    """Draw as a server, where a callback ends what a client left, and another thread draws before the next."""
+    pipe, draw = of_sd3()
+
+    def stop(pipe, step, time, given):
+        pipe._interrupt = step == 0
+        return {}
+
+    later = {"num_inference_steps": 3, "sigmas": [0.7, 0.4, 0.2]}
+    with dr.accelerate(pipe, "fora", refresh=2), ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        right = draw(**later)
+        one.submit(draw, callback_on_step_end=stop).result()
+        other.submit(draw).result()
+        torch.testing.assert_close(one.submit(draw, **later).result(), right, rtol=0, atol=0)
 
 
 def test_an_error_in_a_thread_leaves_the_sampling_of_another_alone():
