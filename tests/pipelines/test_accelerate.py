@@ -408,6 +408,16 @@ def test_compiled_blocks_are_compiled_though_their_first_calls_are_counted():
     assert graphs
 
 
+def test_gradients_go_through_calls_that_are_counted_too():
+    """As where a loop guides by the gradient of what the network makes."""
+    pipe, _ = of_dit()
+    with dr.accelerate(pipe.transformer, "fora", refresh=2):
+        for time in (900, 800, 700):
+            state = torch.randn(1, 4, 8, 8, requires_grad=True)
+            pipe.transformer(state, torch.tensor([time]), torch.tensor([1])).sample.sum().backward()
+            assert state.grad is not None
+
+
 def test_a_copy_of_a_pipeline_has_a_network_of_its_own():
     pipe, _ = of_dit()
     with dr.accelerate(pipe, "fora", refresh=Still()):

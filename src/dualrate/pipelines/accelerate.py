@@ -206,8 +206,8 @@ def check_uncompiled(name: str, net: Any) -> None:
     if getattr(net, "_orig_mod", net) is not net or net._compiled_call_impl is not None:
         raise ValueError(
             f"{name} is compiled as a whole, so its blocks cannot stand aside: take the network that is not "
-            f"(pipe.{name} = pipe.{name}._orig_mod), accelerate it, and compile its blocks "
-            f"(pipe.{name}.compile_repeated_blocks())"
+            f"(pipe.{name} = pipe.{name}._orig_mod, or after pipe.{name}.compile() a network that is loaded anew), "
+            f"accelerate it, and compile its blocks (pipe.{name}.compile_repeated_blocks())"
         )
 
 

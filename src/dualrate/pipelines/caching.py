@@ -118,8 +118,9 @@ class CacheMethod(ABC):
         if (cache.shapes, part) in self.costs:
             return call()
         outputs: list[Out] = []
+        with_gradients = torch.set_grad_enabled(torch.is_grad_enabled())  # as the caller has them
         with COUNTING, torch.compiler.set_stance("force_eager"):
-            self.costs[cache.shapes, part] = macs_of(lambda: outputs.append(call()))
+            self.costs[cache.shapes, part] = macs_of(with_gradients(lambda: outputs.append(call())))
         return outputs[0]
 
     def copied(self, blocks: Iterable[nn.Module], through: Callable[[Named], Any]) -> Any:
