@@ -76,6 +76,23 @@ def test_a_sampling_that_another_thread_interrupts_ends_in_an_error_and_the_othe
     assert [len(calls) for calls in handle.samplings["transformer"]] == [5, 12, 12, 12]
 
 
+def test_a_sampling_is_interrupted_by_one_that_fails_too():
+    reached, going_on = threading.Event(), threading.Event()
+    pipe, interrupted = drawing(of_dit()[0].transformer, pausing(4, reached, going_on))
+    _, failing = drawing(pipe.transformer)
+    block = pipe.transformer.transformer_blocks[-1]
+    with dr.accelerate(pipe, refresh=3), ThreadPoolExecutor(1) as pool:
+        future = pool.submit(interrupted, 0)
+        assert reached.wait(60)
+        hook = block.register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            failing(1)
+        hook.remove()
+        going_on.set()
+        with pytest.raises(RuntimeError, match="another thread began"):
+            future.result()
+
+
 def test_a_sampling_that_was_given_up_is_no_obstacle_to_the_next_of_its_thread():
     """Draw as a server, where a callback ends what a client left, and another thread draws before the next."""
     pipe, draw = of_sd3()

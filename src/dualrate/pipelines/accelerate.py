@@ -252,6 +252,7 @@ class _Network:
         self.thread, self.left = 0, dict[int, float]()  # of the sampling; times at which threads were interrupted
         self.on, self.digests = True, Digests()
         self.warned_of: Any = None
+        self.times: Any = None
         self.forget()
         self.check_scheduler()
         self.place = "_old_forward" if "_hf_hook" in vars(self.net) else "forward"  # offloading stays outside
@@ -275,7 +276,6 @@ class _Network:
         """Drop all that is of a sampling."""
         self.steps, self.unpriced = 0, True
         self.now: tuple[float, Any] | None = None
-        self.times: Any = None
         self.earlier: dict[Hashable, Cache] = {}  # of the step before
         self.caches: dict[Hashable, Cache] = {}
         self.branches: dict[Hashable, int] = {}
