@@ -348,7 +348,7 @@ class _Network:
         return self.caches[branch]
 
     def change_thread(self, time: float, fresh: bool) -> bool:
-        """Whether another thread calls; fresh: at new times. Raises RuntimeError where its sampling was interrupted."""
+        """Whether another thread calls; fresh: at new times. Raises RuntimeError where that one was interrupted."""
         thread = threading.get_ident()
         if thread == self.thread:
             return False

@@ -76,7 +76,7 @@ def draws_noise(scheduler: Any) -> bool:
 
 
 def times_left(times: Any, time: float) -> list[float]:
-    """A scheduler's times from the nearest to this one on, of equal ones the last: networks may be told it in bfloat16.
+    """A scheduler's times from the nearest to this one on, of equal ones the last: networks may take bfloat16.
 
     A solver that calls twice a step repeats times, and begins at the last of them.
     """
