@@ -379,6 +379,45 @@ def test_compiled_blocks_are_taken_and_a_compiled_network_is_not():
         dr.accelerate(pipe, "toca")
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_network_that_is_compiled_later_is_refused_as_it_draws(in_place):
+    pipe, draw = of_dit()
+    net = pipe.transformer
+    with dr.accelerate(pipe, "toca", refresh=2):
+        if in_place:
+            net.compile(backend="eager")
+        else:
+            pipe.transformer = torch.compile(net, backend="eager")
+        with pytest.raises(ValueError, match="transformer is compiled as a whole"):
+            draw()
+
+
+def test_compiled_blocks_are_compiled_though_their_first_calls_are_counted():
+    pipe, draw = of_dit()
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    with dr.accelerate(pipe, "fora", refresh=2):
+        for block in pipe.transformer.transformer_blocks:
+            block.compile(backend=backend)
+        draw()
+    assert graphs
+
+
+def test_gradients_go_through_calls_that_are_counted_too():
+    """As where a loop guides by the gradient of what the network makes."""
+    pipe, _ = of_dit()
+    with dr.accelerate(pipe.transformer, "fora", refresh=2):
+        for time in (900, 800, 700):
+            state = torch.randn(1, 4, 8, 8, requires_grad=True)
+            pipe.transformer(state, torch.tensor([time]), torch.tensor([1])).sample.sum().backward()
+            assert state.grad is not None
+
+
 def test_a_copy_of_a_pipeline_has_a_network_of_its_own():
     pipe, _ = of_dit()
     with dr.accelerate(pipe, "fora", refresh=Still()):
@@ -705,6 +744,8 @@ def warned():
         (diffusers.DPMSolverMultistepScheduler, {}, False),
         (diffusers.FlowMatchEulerDiscreteScheduler, {"stochastic_sampling": True}, True),
         (diffusers.FlowMatchEulerDiscreteScheduler, {}, False),
+        (diffusers.LCMScheduler, {}, True),
+        (diffusers.TCDScheduler, {}, True),
         (diffusers.DDIMScheduler, {}, False),
         (diffusers.EulerDiscreteScheduler, {}, False),
     ],
@@ -733,6 +774,41 @@ def test_few_steps_are_warned_of(count, warned):
     with dr.accelerate(made[0], "fora"):
         draw()
     assert len(warned(f"{count} steps are few")) == (count <= 8)
+
+
+class Counted(Policy):
+    """Notes where it is asked, and the calls of the sampling that it is told."""
+
+    asked: list[tuple[int, int]] = []  # noqa: RUF012  # of all copies
+
+    def refresh(self, step, change):
+        self.asked.append((step, self.steps))
+        return False
+
+
+@pytest.mark.parametrize("left_out", [0, 6])
+@pytest.mark.parametrize("scheduler", [diffusers.HeunDiscreteScheduler, diffusers.DDIMScheduler])
+def test_a_policy_is_told_the_calls_of_its_sampling(scheduler, left_out, warned):
+    """Count them of a solver that calls twice a step, and of one that begins later, as from an image."""
+    net, scheduler = randomised(dit()).eval(), scheduler()
+    scheduler.set_timesteps(12)
+    times = scheduler.timesteps[left_out:]
+    Counted.asked.clear()
+    with torch.no_grad(), dr.accelerate(net, "fora", refresh=Counted(), scheduler=scheduler):
+        for time in times:
+            scheduler._step_index = (getattr(scheduler, "_step_index", None) or 0) + 1
+            net(torch.randn(1, 4, 8, 8), time.to(torch.bfloat16).expand(1), torch.tensor([0]))
+    assert Counted.asked == [(step, len(times)) for step in range(1, len(times))]
+    assert len(warned("steps are few")) == (len(times.unique()) <= 8)
+
+
+@pytest.mark.parametrize("made", [of_flux, of_sd3])
+def test_a_sampling_that_skips_nothing_is_warned_of_as_it_ends_whatever_the_unit_of_time(made, warned):
+    pipe, draw = made()
+    handle = dr.accelerate(pipe, "fora", refresh=1)
+    draw(num_inference_steps=12)
+    assert len(warned("no call was skipped")) == 1
+    handle.remove()
 
 
 @pytest.mark.parametrize("alone", [False, True])

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from pipelines.models import diffusers
-from pipelines.tiny_pipelines import Pixels, of_dit
+from pipelines.tiny_pipelines import Pixels, of_dit, of_sd3
 
 import dualrate as dr
 
@@ -74,6 +74,39 @@ def test_a_sampling_that_another_thread_interrupts_ends_in_an_error_and_the_othe
         torch.testing.assert_close(pool.submit(draw, 1).result(), right, rtol=0, atol=0)  # the same thread, anew
         torch.testing.assert_close(draw(1), right, rtol=0, atol=0)
     assert [len(calls) for calls in handle.samplings["transformer"]] == [5, 12, 12, 12]
+
+
+def test_a_sampling_is_interrupted_by_one_that_fails_too():
+    reached, going_on = threading.Event(), threading.Event()
+    pipe, interrupted = drawing(of_dit()[0].transformer, pausing(4, reached, going_on))
+    _, failing = drawing(pipe.transformer)
+    block = pipe.transformer.transformer_blocks[-1]
+    with dr.accelerate(pipe, refresh=3), ThreadPoolExecutor(1) as pool:
+        future = pool.submit(interrupted, 0)
+        assert reached.wait(60)
+        hook = block.register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            failing(1)
+        hook.remove()
+        going_on.set()
+        with pytest.raises(RuntimeError, match="another thread began"):
+            future.result()
+
+
+def test_a_sampling_that_was_given_up_is_no_obstacle_to_the_next_of_its_thread():
+    """Draw as a server, where a callback ends what a client left, and another thread draws before the next."""
+    pipe, draw = of_sd3()
+
+    def stop(pipe, step, time, given):
+        pipe._interrupt = step == 0
+        return {}
+
+    later = {"num_inference_steps": 3, "sigmas": [0.7, 0.4, 0.2]}
+    with dr.accelerate(pipe, "fora", refresh=2), ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        right = draw(**later)
+        one.submit(draw, callback_on_step_end=stop).result()
+        other.submit(draw).result()
+        torch.testing.assert_close(one.submit(draw, **later).result(), right, rtol=0, atol=0)
 
 
 def test_an_error_in_a_thread_leaves_the_sampling_of_another_alone():

@@ -33,7 +33,7 @@ from dualrate.pipelines.caching import Cache, CachedLevels, CachedTokens, CacheM
 from dualrate.pipelines.classes.catalogue import KINDS
 from dualrate.pipelines.folder import way_to_load
 from dualrate.pipelines.policies import Fixed, Policy
-from dualrate.pipelines.schedulers import draws_noise, read_scheduler
+from dualrate.pipelines.schedulers import draws_noise, read_scheduler, times_left
 
 MethodName = Literal["fora", "taylor", "polynomial", "deep-cache", "toca", "duca"]
 METHODS: tuple[str, ...] = get_args(MethodName)
@@ -201,14 +201,19 @@ def accelerate(
     return Accelerated([_Network(name, *by_method, pipe) for name, by_method in methods.items()])
 
 
-def check_free(name: str, net: Any) -> None:
-    """Raises ValueError for a network whose blocks cannot stand aside, and for one that another tool has changed."""
+def check_uncompiled(name: str, net: Any) -> None:
+    """Raises ValueError for a network that is compiled as a whole, so that its blocks cannot stand aside."""
     if getattr(net, "_orig_mod", net) is not net or net._compiled_call_impl is not None:
         raise ValueError(
             f"{name} is compiled as a whole, so its blocks cannot stand aside: take the network that is not "
-            f"(pipe.{name} = pipe.{name}._orig_mod), accelerate it, and compile its blocks "
-            f"(pipe.{name}.compile_repeated_blocks())"
+            f"(pipe.{name} = pipe.{name}._orig_mod, or after pipe.{name}.compile() a network that is loaded anew), "
+            f"accelerate it, and compile its blocks (pipe.{name}.compile_repeated_blocks())"
         )
+
+
+def check_free(name: str, net: Any) -> None:
+    """Raises ValueError as `check_uncompiled`, and for a network that another tool has changed."""
+    check_uncompiled(name, net)
     for place in ("forward", "_old_forward"):
         wrapped = net.__dict__.get(place)
         if isinstance(wrapped, functools.partial) and wrapped.func is _forward:
@@ -247,6 +252,7 @@ class _Network:
         self.thread, self.left = 0, dict[int, float]()  # of the sampling; times at which threads were interrupted
         self.on, self.digests = True, Digests()
         self.warned_of: Any = None
+        self.times: Any = None
         self.forget()
         self.check_scheduler()
         self.place = "_old_forward" if "_hf_hook" in vars(self.net) else "forward"  # offloading stays outside
@@ -270,7 +276,6 @@ class _Network:
         """Drop all that is of a sampling."""
         self.steps, self.unpriced = 0, True
         self.now: tuple[float, Any] | None = None
-        self.times: Any = None
         self.earlier: dict[Hashable, Cache] = {}  # of the step before
         self.caches: dict[Hashable, Cache] = {}
         self.branches: dict[Hashable, int] = {}
@@ -287,16 +292,18 @@ class _Network:
             )
         self.warned_of = scheduler
 
-    def begin(self, times: Any) -> None:
-        """Start a sampling, of which the scheduler has these times."""
+    def begin(self, times: Any, time: float) -> None:
+        """Start a sampling at a time, of which the scheduler has these times. Raises as `check_uncompiled`."""
         self.check_cost()
         self.forget()
+        check_uncompiled(self.name, getattr(self.pipe, self.name, self.net))
         self.check_scheduler()
         self.times, self.convention = times, convention(self.pipe.scheduler, self.method)
-        self.steps = getattr(self.pipe.scheduler, "num_inference_steps", None) or (0 if times is None else len(times))
-        if 0 < self.steps <= FEW:
+        left = times_left(times, time)
+        self.steps, different = len(left), len(set(left))
+        if 0 < different <= FEW:
             warnings.warn(
-                f"{self.steps} steps are few: features change much from one to the next, so a cache hardly pays. Take "
+                f"{different} steps are few: features change much from one to the next, so a cache hardly pays. Take "
                 "fewer steps without it, or a student (docs/distil.md)",
                 stacklevel=2,
             )
@@ -308,29 +315,25 @@ class _Network:
         calls = self.samplings[-1] if self.samplings and self.unpriced else []
         (macs, plain), idle = cost_of(calls), call_counts(calls)["full"] == len(calls) > FEW
         if macs > plain or idle:
-            self.unpriced = False
-            why = "too few calls were skipped: raise the threshold of {policy}"
+            self.unpriced, policy = False, self.method.policy
+            changes = [call.change for call in calls if call.change]
+            why = f"too few calls were skipped: raise the threshold of {policy}"
             if idle:
-                changes = [call.change for call in calls if call.change]
-                why = (
-                    f"no call was skipped: the smallest change was {min(changes):.2g}, so raise the threshold of "
-                    "{policy} above it"
-                    if changes
-                    else "no call was skipped: {policy} has none to skip, or the condition changes at every step"
-                )
-            warnings.warn(
-                f"{self.name} cost {share_of_plain(macs, plain, self.name)}, as "
-                f"{why.format(policy=self.method.policy)}; or remove() the cache",
-                stacklevel=2,
-            )
+                why = f"no call was skipped: {policy} has none to skip, or the condition changes at every step"
+            if idle and changes:
+                least = f"the smallest change was {min(changes):.2g}"
+                why = f"no call was skipped: {least}, so raise the threshold of {policy} above it"
+            cost = share_of_plain(macs, plain, self.name)
+            warnings.warn(f"{self.name} cost {cost}, as {why}; or remove() the cache", stacklevel=2)
 
     def cache(self, time: float, shapes: tuple[Any, ...], condition: Hashable) -> Cache:
         """The cache of a call at a step of the scheduler, of these shapes of tensors and this condition."""
         scheduler = self.pipe.scheduler
         times, step = getattr(scheduler, "timesteps", None), getattr(scheduler, "step_index", None)
         step = getattr(scheduler, "counter", None) if step is None else step  # of PNDM, which repeats a time
-        if self.change_thread(time) or self.now is None or time > self.now[0] or times is not self.times:
-            self.begin(times)
+        fresh = times is not self.times
+        if self.change_thread(time, fresh) or self.now is None or time > self.now[0] or fresh:
+            self.begin(times, time)
         if self.now != (time, step):  # in bfloat16 two steps may have the same time
             self.now, self.earlier, self.caches = (time, step), self.caches, {}
         called = ((shapes, condition, rank) for rank in itertools.count())
@@ -344,12 +347,12 @@ class _Network:
             self.caches[branch] = Cache(policy, shapes, deque(maxlen=self.method.order + 1))
         return self.caches[branch]
 
-    def change_thread(self, time: float) -> bool:
-        """Whether another thread than the latest calls. Raises RuntimeError where its sampling was interrupted."""
+    def change_thread(self, time: float, fresh: bool) -> bool:
+        """Whether another thread calls; fresh: at new times. Raises RuntimeError where that one was interrupted."""
         thread = threading.get_ident()
         if thread == self.thread:
             return False
-        if time < self.left.pop(thread, time):
+        if time < self.left.pop(thread, time) and not fresh:
             raise RuntimeError(
                 f"another thread began a sampling with this {self.name} before the one of this thread ended, and a "
                 f"cache is of one at a time: let each thread accelerate a pipeline whose {self.name} is a copy.copy() "
@@ -410,6 +413,7 @@ def _digest(x: Tensor) -> int:
     return int((mixed ^ mixed >> 29).sum())
 
 
+@torch.compiler.disable  # what it notes would be frozen in a graph
 def _forward(network: _Network, *positional: Any, **named: Any) -> Any:
     """A function, for a partial of it is copied with the network it is of."""
     net, method = network.net, network.method
@@ -439,6 +443,6 @@ def _forward(network: _Network, *positional: Any, **named: Any) -> Any:
     macs, plain = method.macs(cache, did)
     calls.append(CallRecord(branch, cache.step, did, cache.change, macs, plain))
     cache.step += 1
-    if times is not None and float(times[-1]) == time:
+    if len(set(times_left(times, time))) == 1:
         network.check_cost()
     return out

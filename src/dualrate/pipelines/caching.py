@@ -14,6 +14,7 @@ A call goes through a copy of the network that shares all parts but the blocks. 
 from __future__ import annotations
 
 import inspect
+import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,7 +37,7 @@ Named = dict[str, Any]
 Run = Callable[[Any], Any]  # a call of a copy of the network
 Out = TypeVar("Out")
 SKIPS = "res_hidden_states_tuple"
-
+COUNTING = threading.RLock()  # no block is compiled then: torch never compiles again what it met under a counter
 
 LEVELS = {f"{kind}{way}Block2D" for kind in ("", "Attn", "CrossAttn") for way in ("Down", "Up")}
 
@@ -117,7 +118,9 @@ class CacheMethod(ABC):
         if (cache.shapes, part) in self.costs:
             return call()
         outputs: list[Out] = []
-        self.costs[cache.shapes, part] = macs_of(lambda: outputs.append(call()))
+        with_gradients = torch.set_grad_enabled(torch.is_grad_enabled())  # as the caller has them
+        with COUNTING, torch.compiler.set_stance("force_eager"):
+            self.costs[cache.shapes, part] = macs_of(with_gradients(lambda: outputs.append(call())))
         return outputs[0]
 
     def copied(self, blocks: Iterable[nn.Module], through: Callable[[Named], Any]) -> Any:
@@ -201,9 +204,8 @@ class Features(CacheMethod):
             guess = dict(zip(names, [None] * dropped + sums, strict=True))
             after = ran("last", blocks[last:], guess)
             if verified:
-                cache.change = _error(
-                    features[-1], after[HIDDEN] - guess[HIDDEN] if first_added is None else first_added
-                )
+                real = after[HIDDEN] - guess[HIDDEN] if first_added is None else first_added
+                cache.change = _error(features[-1], real)
             elif first_added is not None:
                 cache.change = _change(first_added, cache.seen)
             if not sees or not cache.policy.refresh(cache.step, cache.change):
@@ -340,15 +342,12 @@ class CachedLevels(CacheMethod):
 
 def _layers(block: Any, part: slice) -> Any:
     """Some layers of a level."""
-    return sharing(
-        block, **{name: getattr(block, name)[part] for name in ("resnets", "attentions") if hasattr(block, name)}
-    )
+    layers = {name: getattr(block, name)[part] for name in ("resnets", "attentions") if hasattr(block, name)}
+    return sharing(block, **layers)
 
 
-def _change(now: Tensor, before: Tensor | None) -> float:
-    """The relative change, in L1; 0 where there is nothing before."""
-    if before is None:
-        return 0.0
+def _change(now: Tensor, before: Any) -> float:
+    """The relative change, in L1."""
     return float((now.float() - before.float()).abs().mean() / before.float().abs().mean())
 
 

@@ -131,13 +131,12 @@ def pipeline_card(
         "cost of an image": f"{drawer.cost.macs / 1e9:.4g} GMACs, {drawer.cost.flops / 1e9:.4g} GFLOPs",
         "licence": f"{UNKNOWN}: ask who made it" if license == UNKNOWN else license,
     }
-    of_texts = model.experiment.condition.labelled
     arguments = "class_labels=[0]" if model.num_classes else "batch_size=4"
     loading = LOADING.format(
         address=repository or "FOLDER",
         where="" if repository else "FOLDER is this folder, or OWNER/NAME once it is on the Hub.\n\n",
         repository=repository or "OWNER/NAME",
-        labels='"a red circle"' if of_texts else arguments,
+        labels='"a red circle"' if model.experiment.condition.labelled else arguments,
     )
     lines = ["---", data.to_yaml(), "---", "", f"# {name}", "", *rows(about), "", loading, "", "## Quality", ""]
     lines += [*quality, "", "## Made by, in order", "", *history(stored.path), ""]

@@ -28,7 +28,7 @@ class Policy(Ranged, ABC):
     """When a call refreshes, all rows of its batch. Each cache has a copy, new in every sampling, so it may count.
 
     sees:  what `change` is of: "first block", "forecast of first" or "forecast of last"; "": nothing, and it is 0
-    steps: of the sampling, as its scheduler says; 0: nothing says it
+    steps: calls that the sampling makes of its condition, by its scheduler's times; 0: nothing says it
     """
 
     sees: Any = ""

@@ -116,11 +116,8 @@ class PromptSet(TrainingSet):
 
     @property
     def fingerprint(self) -> str:
-        content = [
-            self.encoder,
-            self.packed.dataset["empty"],
-            *(shard["sha256"] for shard in self.packed.part["shards"]),
-        ]
+        content = [self.encoder, self.packed.dataset["empty"]]
+        content += [shard["sha256"] for shard in self.packed.part["shards"]]
         return hashlib.sha256("".join(content).encode()).hexdigest()
 
     def __len__(self) -> int:

@@ -14,6 +14,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, get_args
 
+import torch
+
 from dualrate.diffusion.prediction import TO_V, Convention, Discrete, Flow
 from dualrate.diffusion.schedule import Betas, Kind, RectifiedFlow, Schedule
 from dualrate.system.files import shown
@@ -62,16 +64,24 @@ def read_scheduler(config: Mapping[str, Any], tokens: int = 0) -> tuple[Schedule
 
 STOCHASTIC = {
     "DDPMScheduler", "DDPMParallelScheduler", "DDPMWuerstchenScheduler", "DPMSolverSDEScheduler", "SASolverScheduler",
+    "LCMScheduler", "TCDScheduler", "SCMScheduler", "FlowMatchLCMScheduler", "CMStochasticIterativeScheduler",
 }  # fmt: skip
 
 
 def draws_noise(scheduler: Any) -> bool:
     """Whether a scheduler adds noise at its steps, by its class and configuration."""
     name, config = type(scheduler).__name__, getattr(scheduler, "config", {})
-    kind = str(config.get("algorithm_type", ""))
-    return (
-        name in STOCHASTIC or "Ancestral" in name or kind.startswith("sde-") or bool(config.get("stochastic_sampling"))
-    )
+    by_setting = str(config.get("algorithm_type")).startswith("sde-") or bool(config.get("stochastic_sampling"))
+    return by_setting or name in STOCHASTIC or "Ancestral" in name
+
+
+def times_left(times: Any, time: float) -> list[float]:
+    """A scheduler's times from the nearest to this one on, of equal ones the last: networks may take bfloat16.
+
+    A solver that calls twice a step repeats times, and begins at the last of them.
+    """
+    every = [] if times is None else torch.as_tensor(times).tolist()
+    return every[min(reversed(range(len(every))), key=lambda i: abs(every[i] - time), default=0) :]
 
 
 def _flow(name: str, config: Mapping[str, Any], tokens: int) -> tuple[Schedule, Convention]:
