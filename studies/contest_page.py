@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dualrate.report.figures import log_axis, png
 from dualrate.system.files import write_whole
 from studies.common import RESULTS, Row, kept_in, markdown, place
-from studies.contest import mean
+from studies.contest import BY_STEPS, mean
 from studies.equal_score import TAILS, at_equal_score, resampled
 from studies.forecasts import PAGE, SYSTEMS, crps, interval
 
@@ -30,9 +30,10 @@ WORDS = {
     "dual": "two rates", "single": "large", "crps": "CRPS, one call", "medium + single": "medium, large",
     "medium + broad + single": "medium, broad, large", "crps-4": "CRPS of four draws, one call",
     "consistency-1": "consistency, 1 step", "consistency-2": "consistency, 2 steps", "moments-2": "moments, 2 steps",
+    "frozen": "diffusion, large as a frozen encoder",
 }  # fmt: skip
 COLOURS = {"dual": "C3", "single": "C0", "broad": "C4", "medium": "C2", "light": "C1"}
-MARKS = {"diffusion": ("o", "-"), "crps": ("*", ""), "ML-EM": ("s", "")}  # others: a small cross
+MARKS = {"diffusion": ("o", "-"), "frozen": ("v", ":"), "crps": ("*", ""), "ML-EM": ("s", "")}  # others: a small cross
 Plan = tuple[str, str, Any]  # a network, what trained it, and steps or, of ML-EM, a cell
 COSTS = [("macs", 1), ("macs", 16), ("ms", 1), ("ms", 16)]
 COUNTS = 1, 16, 50  # members of a start of the table of members and of the figure, where they were counted
@@ -103,7 +104,7 @@ def score_table(rows: Sequence[Row]) -> str:
     lines = []
     for plan in ordered:
         network, method, steps = plan
-        listed = method != "diffusion" or steps in LISTED
+        listed = method not in BY_STEPS or steps in LISTED
         if not (listed if network in ("dual", "single") else plan == best[network, method]):
             continue
         training = trainings[plan][0]
@@ -126,14 +127,14 @@ def ratio_table(rows: Sequence[Row]) -> str:
     singles = [plan for plan in scores["CRPS"] if plan[0] != "dual"]
     best = min(singles, key=lambda plan: scores["CRPS"][plan][0])
     lines = []
-    pairs = [plan for plan in scores["CRPS"] if plan[0] == "dual" and (plan[1] != "diffusion" or plan[2] in SHOWN)]
+    pairs = [plan for plan in scores["CRPS"] if plan[0] == "dual" and (plan[1] not in BY_STEPS or plan[2] in SHOWN)]
     for plan in sorted(pairs):
         cells = [interval(scores["CRPS"][plan] - scores["CRPS"][best], 4)]
         for metric, of in [*(("CRPS", of) for of in COSTS), ("energy score", COSTS[1])]:
             timed = [rival for rival in singles if rival in cost[of]]
             measured = plan in cost[of] and timed
             cells.append(str(at_equal_score(scores[metric], cost[of], plan, timed)) if measured else "")
-        lines.append([f"{word(plan[1])}, {plan[2]} steps" if plan[1] == "diffusion" else word(plan[1]), *cells])
+        lines.append([f"{word(plan[1])}, {plan[2]} steps" if plan[1] in BY_STEPS else word(plan[1]), *cells])
     heads = [
         "CRPS less that of the best single network",
         "ratio at equal CRPS: multiply-adds, of 1",

@@ -176,7 +176,7 @@ def main() -> None:
         for values in settings.values():
             values.setdefault("prediction", prediction(high(values)))
     if options.verb != "page":
-        save(FILE, json.dumps(settings) + "\n")
+        save(FILE, json.dumps(settings, indent=1) + "\n")
     if options.verb != "singles":
         page()
     if all("ratio" in values for values in settings.values()):

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from studies.excess import FILE, KNOBS, high, kendall, prediction, wrong
+from studies.excess import FILE, GARMENTS, KNOBS, high, kendall, prediction, wrong
 
 
 def setting(excess: float, *ratio: float | None) -> dict:
@@ -54,7 +54,7 @@ def test_a_ratio_on_the_other_side_refutes_beyond_its_interval(
 def test_the_file_has_the_predictions_that_its_losses_make() -> None:
     if FILE.exists():
         settings = json.loads(FILE.read_text())
-        assert list(settings) == list(KNOBS)
+        assert list(settings) == [*KNOBS, GARMENTS]
         for values in settings.values():
             assert all(math.isfinite(loss) for losses in values["losses"].values() for loss in losses)
             assert values["prediction"] == prediction(high(values))

@@ -161,7 +161,7 @@ class ForecastReport:
             (name, *(f"{rows[i][score]:.4f}" for score in ("brier", "frequency") for i in ends))
             for name, rows in self.events.items()
         ]
-        note = "Brier score: lower is better; share: how often it happened; reliability is in scores.json"
+        note = "Brier score: lower is better; share: how often it happened; reliability is in the JSON"
         return tables + [Table(header, tuple(lines), (note,), texts=1)] * bool(lines)
 
 
@@ -266,7 +266,7 @@ def _by_lead(x: Frame, leads: int) -> Iterator[Tensor]:
 
 def _how_points_count(over_latitudes: bool, geometry: Geometry) -> Iterator[str]:
     if geometry.spherical:
-        yield "points count by their area; scores of points that all count alike are in scores.json, under plain"
+        yield "points count by their area; scores of points that all count alike are in the JSON, under plain"
     elif over_latitudes:
         yield "all points count alike, near the poles too: scores are not weighted by area, the cosine of latitude"
     if geometry.mask:
