@@ -24,6 +24,7 @@ from dualrate.forecasts.fields import read_fields
 from dualrate.forecasts.folder import write_forecast
 from dualrate.forecasts.rolling import RollingConfig
 from dualrate.forecasts.rolling_process import Rolling
+from dualrate.forecasts.simulations import SIMULATIONS, KuramotoSivashinsky
 from dualrate.forecasts.start_checks import have_names
 from dualrate.forecasts.starts import held_out_starts, read_starts
 from dualrate.methods.denoising import DenoisingConfig
@@ -203,6 +204,17 @@ def test_fields_that_changed_since_the_training_are_refused(source, tmp_path):
     old = replace(model.experiment.condition, fingerprint="")
     assert old.identity == model.experiment.condition.identity
     assert len(held_out_starts(replace(model, experiment=replace(model.experiment, condition=old)), 2, 3)) == 3
+
+
+def test_a_simulation_is_the_same_data_on_a_machine_that_rounds_in_another_way(tmp_path, monkeypatch):
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
+    small = KuramotoSivashinsky(points=WIDTH, burn_in=1.0)
+    monkeypatch.setitem(SIMULATIONS, "kuramoto-sivashinsky", (small, 20, 6))
+    model = model_of("kuramoto-sivashinsky", tmp_path / "run", 1)
+    starts = held_out_starts(model, 2)
+    rounded = replace(model.experiment.condition, fingerprint=model.experiment.condition.fingerprint[::-1])
+    elsewhere = replace(model, experiment=replace(model.experiment, condition=rounded))
+    np.testing.assert_array_equal(held_out_starts(elsewhere, 2).past, starts.past)
 
 
 def test_a_forecast_from_a_file_needs_no_training_data(source, tmp_path):
