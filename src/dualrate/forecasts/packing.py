@@ -26,8 +26,7 @@ def physical(values: NDArray[Any], attributes: Mapping[str, Any]) -> NDArray[Any
 
 
 def unrounded(data: Any) -> dict[Any, dict[str, Any]]:
-    """The encoding that writes the numbers of a Dataset or DataArray as they are, whatever whole numbers packed them in
-    the files that they came from."""
+    """The encoding that writes the numbers of a Dataset or DataArray as they are, whatever packed them in its file."""
     variables = getattr(data, "data_vars", {getattr(data, "name", None): data})
     return {
         name: {"dtype": each.dtype} | {key: each.encoding[key] for key in PACKING[:2] if key in each.encoding}

@@ -150,11 +150,13 @@ def _members(source: str) -> list[tuple[str, Path]]:
         files = [(split, file) for place, split in places for file in sorted(place.iterdir())]
     else:
         return []
-    for endings in (HDF5, LABELLED):
-        some = [(split, file) for split, file in files if file.suffix.lower() in endings and not hidden(file.name)]
-        if some:
-            return [(split or _split_in(file.stem), file.resolve()) for split, file in some]
-    return []
+    of_fields = [(split, file) for split, file in files if not hidden(file.name)]
+    kinds = [[each for each in of_fields if each[1].suffix.lower() in endings] for endings in (HDF5, LABELLED)]
+    if all(kinds):
+        (_, first), (_, other) = (kind[0] for kind in kinds)
+        way = f"name those of one kind, such as '{first.parent / '*'}{other.suffix}'"
+        raise ValueError(f"{source} holds fields of two kinds, {first.name} and {other.name}: {way}")
+    return [(split or _split_in(file.stem), file.resolve()) for kind in kinds for split, file in kind]
 
 
 def _split_in(stem: str) -> str:
