@@ -153,9 +153,8 @@ def _members(source: str) -> list[tuple[str, Path]]:
     of_fields = [(split, file) for split, file in files if not hidden(file.name)]
     kinds = [[each for each in of_fields if each[1].suffix.lower() in endings] for endings in (HDF5, LABELLED)]
     if all(kinds):
-        (_, first), (_, other) = (kind[0] for kind in kinds)
-        way = f"name those of one kind, such as '{first.parent / '*'}{other.suffix}'"
-        raise ValueError(f"{source} holds fields of two kinds, {first.name} and {other.name}: {way}")
+        h5, nc = (kind[0][1] for kind in kinds)
+        raise ValueError(f"{source} holds {h5.name} and {nc.name}: name one kind, such as '{nc.parent}/*{nc.suffix}'")
     return [(split or _split_in(file.stem), file.resolve()) for kind in kinds for split, file in kind]
 
 
