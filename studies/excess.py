@@ -79,8 +79,9 @@ class Knob(Contest):
         return [dr.load(str(self.folder(row))) for row in rows]
 
     def ratio(self) -> Ratio:
-        scores = resampled(self.rows, contest_page.plan_of, crps)
-        cost = {contest_page.plan_of(row): row["macs"]["1"] for row in self.rows}
+        rows = self.rows_with(kind="final")
+        scores = resampled(rows, contest_page.plan_of, crps)
+        cost = {contest_page.plan_of(row): row["macs"]["1"] for row in rows}
         return at_equal_score(scores, cost, ("dual", "diffusion", STEPS), [key for key in scores if key[0] != "dual"])
 
 
