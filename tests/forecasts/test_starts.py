@@ -206,7 +206,7 @@ def test_fields_that_changed_since_the_training_are_refused(source, tmp_path):
     assert len(held_out_starts(replace(model, experiment=replace(model.experiment, condition=old)), 2, 3)) == 3
 
 
-def test_a_simulation_is_the_same_data_on_a_machine_that_rounds_in_another_way(tmp_path, monkeypatch):
+def test_a_simulation_that_another_machine_rounded_in_another_way_is_no_other_data(tmp_path, monkeypatch):
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
     small = KuramotoSivashinsky(points=WIDTH, burn_in=1.0)
     monkeypatch.setitem(SIMULATIONS, "kuramoto-sivashinsky", (small, 20, 6))

@@ -5,7 +5,7 @@ Systems of waves are u_t = L u + N(u), with a linear part L that is diagonal ove
 time-stepping for stiff PDEs", SIAM J. Sci. Comput. 26, 2005. All is in float64; frames are float32.
 
 A trajectory is a function of (seed, its number): the same bits however many are made, on one machine and version of
-torch. Elsewhere rounding differs, which chaos makes another trajectory of the same law after forty Lyapunov times.
+torch. Elsewhere rounding differs, which chaos makes another trajectory of the same law after some Lyapunov times.
 """
 
 from __future__ import annotations
