@@ -16,7 +16,10 @@ from dualrate.diffusion.random import Draws
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.planning import measured_errors
 from dualrate.experiment.data_config import DataConfig
+from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import OneNetwork
+from dualrate.experiment.switching import switched
+from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level
 from dualrate.options.console import reporter
 from dualrate.runs.store import called_by
@@ -70,6 +73,24 @@ def test_beside_two_rates_another_network_s_errors_take_the_place_of_the_light_o
     alone, beside = errors_of(runs["two"], None), errors_of(runs["two"], runs["large"])
     np.testing.assert_array_equal(alone.errors[:, :-1], beside.errors[:, :-1])
     assert (alone.errors[:, NO_CONTEXT] != beside.errors[:, NO_CONTEXT]).all()
+
+
+@pytest.mark.parametrize("path", [None, "where it is"])
+def test_a_network_that_makes_the_first_steps_need_not_be_a_run(runs, path):
+    large, small = dr.load(runs["large"]), dr.load(runs["small"])
+    model = switched(large, small if path else replace(small, path=None))
+    assert not model.untrained_alone
+    assert Choice(8, switch_at=0.6).drawer(model).plan.num_alone
+
+
+def test_errors_without_a_context_that_were_measured_before_are_not_taken(runs, monkeypatch):
+    run = dr.load(runs["two"])
+    method = replace(run.experiment.method, times=TimeSampler(dropout=0.0))
+    always = replace(run, experiment=replace(run.experiment, method=method))
+    for untrained in (False, True):
+        monkeypatch.setattr(Model, "untrained_alone", untrained)
+        errors = measured_errors(always, grid=8, images=8, progress=reporter()).errors
+        assert np.isinf(errors[:, NO_CONTEXT]).all() == untrained
 
 
 @pytest.mark.parametrize(

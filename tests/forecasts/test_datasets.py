@@ -330,6 +330,21 @@ def test_hdf5_is_unpacked_as_its_attributes_say(tmp_path: Path, layout: str) -> 
     np.testing.assert_allclose(read, expected)
 
 
+@pytest.mark.parametrize(("fill", "missing"), [(0, False), (65535, True)])
+def test_whole_numbers_in_hdf5_have_the_fill_that_it_says(tmp_path: Path, fill: int, missing: bool) -> None:
+    """NetCDF says its own, and h5py that nothing but 0 was never written."""
+    values = np.full((2, 5, 4, 6), 65535, np.uint16)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("train/u", data=values, fillvalue=fill)
+    assert np.isnan(find_fields(tmp_path / "a.h5")[1].trajectories[0][0:5].astype(float)).all() == missing
+
+
+def test_bounds_of_time_are_named_once(tmp_path: Path) -> None:
+    data = era5()[["sp"]].assign(spans=(("valid_time", "nv"), np.stack([HOURS, HOURS], 1)))
+    data.valid_time.attrs["bounds"], data.valid_time.encoding["units"] = "spans", "hours since 2000-01-01"
+    assert find_fields(saved(data, tmp_path / "a.nc"))[1].note == "left out, as they describe others: spans"
+
+
 def test_grib_says_what_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.grib").write_bytes(b"GRIB")
     monkeypatch.setitem(__import__("sys").modules, "cfgrib", None)

@@ -122,6 +122,19 @@ def test_files_of_forecasts_are_trajectories_from_the_first_start_on(tmp_path: P
         assert timing_of(trajectory).times[0] == HOURS[start]
 
 
+def test_files_of_one_step_each_follow_one_another(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    for i in range(4):
+        data = xarray.Dataset(
+            {"u": (("step", "lat", "lon"), V[i : i + 1, 0])},
+            {"step": [np.timedelta64(6, "h")], "valid_time": ("step", HOURS[i : i + 1])}
+            | {"lat": np.arange(4.0), "lon": np.arange(6.0)},
+        )
+        data.to_netcdf(tmp_path / "m" / f"{i}.nc", engine="h5netcdf")
+    (trajectory,) = find_fields(tmp_path / "m")[1].trajectories
+    np.testing.assert_array_equal(trajectory[0:4], V[:4, :1])
+
+
 def test_splits_are_folders_or_in_names(tmp_path: Path) -> None:
     for folder, (train, test) in {"f": ("train/a.nc", "test/a.nc"), "n": ("u_train.nc", "u_test.nc")}.items():
         (tmp_path / folder).mkdir()

@@ -392,6 +392,15 @@ def test_a_network_that_is_compiled_later_is_refused_as_it_draws(in_place):
             draw()
 
 
+def test_a_network_is_called_though_its_pipeline_lets_go_of_it():
+    pipe, _ = of_dit()
+    net = pipe.transformer
+    with dr.accelerate(pipe, "fora", refresh=2) as handle, torch.no_grad():
+        pipe.transformer = None
+        net(torch.randn(1, 4, 8, 8), torch.tensor([900]), torch.tensor([1]))
+        assert [len(calls) for calls in handle.samplings["transformer"]] == [1]
+
+
 def test_compiled_blocks_are_compiled_though_their_first_calls_are_counted():
     pipe, draw = of_dit()
     graphs = []

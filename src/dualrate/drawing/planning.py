@@ -91,18 +91,18 @@ def measured_errors(
 ) -> Errors:
     """Errors of the model on its training data, over a grid of so many steps, and its bend; kept in the user's cache.
 
-    A conditional model's are of held-out images with their conditions. Those without a context are infinite where such
-    a step sees nothing of the condition, so that no plan has one.
+    A conditional model's are of held-out images with their conditions. Those without a context are infinite where no
+    such step was trained, so that no plan has one.
     images: spread over the data set; all of them if there are fewer
     spacing: of the grid, as a sampler's (sampling/grids.py)
     mapper: measures batches of ROWS images
     Raises what `require_plannable`, `measured_on` and `every_call` raise; ValueError for a damaged file.
     """
     require_plannable(model)
-    conditions, t = model.given, grid_times(spacing, model.process.schedule, grid)
-    source = measured_on(model)
-    images, data = min(images, len(source)), source.fingerprint
-    of = [model.identity, model.experiment.drawing, data, grid, images, spacing, pays(model.device)]
+    conditions, source = model.given, measured_on(model)
+    images, t = min(images, len(source)), grid_times(spacing, model.process.schedule, grid)
+    of = [model.identity, model.experiment.drawing, source.fingerprint, grid, images, spacing, pays(model.device)]
+    of += ["untrained alone"] * model.untrained_alone
     of += [conditions.of.fingerprint] if isinstance(conditions, HeldOut) else []
     file = cache_dir() / "plans" / f"{hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]}.json"
     if file.exists():

@@ -20,7 +20,7 @@ from dualrate.data.cache import cache_dir
 from dualrate.data.condition_rows import Given, HeldOut
 from dualrate.data.conditions import Condition
 from dualrate.denoisers.catalogue import denoiser_named
-from dualrate.denoisers.denoiser import Denoiser
+from dualrate.denoisers.denoiser import Denoiser, abilities
 from dualrate.diffusion.context import Reuse, Shape
 from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.experiment.experiment import Experiment
@@ -212,13 +212,13 @@ class Model:
     @property
     def guides(self) -> bool:
         """Whether there is something to guide against: a null class that was trained."""
-        networks, method = self.experiment.networks, self.experiment.method
-        return self.num_classes > 0 and networks.null_class and method.drops_labels
+        return self.num_classes > 0 and self.experiment.networks.null_class and self.experiment.method.drops_labels
 
     @property
     def untrained_alone(self) -> bool:
         """Whether its light network never trained without a context. Another run's network, called then, did."""
-        return self.denoiser.reuse is Reuse.MARKOV and not self.serves.drops and self.called_by is None
+        light = self.called_by is None and not abilities(self.denoiser).alone_differs
+        return light and self.denoiser.reuse is Reuse.MARKOV and not self.serves.drops
 
     @property
     def device(self) -> torch.device:

@@ -112,10 +112,10 @@ def fields_of(
     """
     times = times_of(data)
     aside = {name for variable in data.variables.values() for name in _describing(variable)} & {*data.variables}
-    over_time = {str(name): variable for name, variable in data.data_vars.items() if {*variable.dims} & times}
-    alone = [name for name, each in over_time.items() if {*each.dims} <= {*times, *TRAJECTORY} and name not in aside]
+    over_time = {str(name): each for name, each in data.data_vars.items() if {*each.dims} & times and name not in aside}
+    alone = [name for name, each in over_time.items() if {*each.dims} <= {*times, *TRAJECTORY}]
     strange = [name for name, each in over_time.items() if each.dtype.kind not in "fiubc" and name not in alone]
-    arrays = {name: each for name, each in over_time.items() if name not in {*aside, *alone, *strange}}
+    arrays = {name: each for name, each in over_time.items() if name not in {*alone, *strange}}
     varying = tuple(arrays)
     if names:
         wanted = [each for each in names if each not in arrays]  # names of levels, perhaps
@@ -195,7 +195,7 @@ def fields_of(
             if {*variable.dims} == {*layout.space} and variable.dtype.kind in "fiub"
         },
         varying,
-        str(data[layout.time].values[0]) if layout.time in LEADS and layout.time in data.coords else "",
+        str(data[layout.time].values[0]) if frames > 1 and layout.time in {*LEADS} & {*data.coords} else "",
     )
 
 

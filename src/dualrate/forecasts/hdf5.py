@@ -143,7 +143,7 @@ def _of_hdf5(path: Path, parts: Sequence[Any], number: int, shape: tuple[int, ..
     """A trajectory of one array of all channels, or of an array for each."""
 
     def read(i: int, j: int) -> NDArray[Any]:
-        frames = [physical(part[number, i:j], part.attrs) for part in parts]
+        frames = [physical(part[number, i:j], part) for part in parts]
         return np.stack(frames, 1).reshape(j - i, *shape[1:])
 
     return Lazy(shape, read, timing, path)  # pyright: ignore[reportArgumentType]
@@ -209,7 +209,7 @@ def _well(file: Any, path: Path, split: str) -> FieldSource | None:
     def trajectory(number: int, timing: Timing) -> Lazy:
         def read(first: int, last: int) -> NDArray[Any]:
             arrays = [
-                physical(data[number, first:last] if varies else data[first:last], data.attrs) for data, varies in parts
+                physical(data[number, first:last] if varies else data[first:last], data) for data, varies in parts
             ]
             wide = [array.reshape(last - first, *grid, -1) for array in arrays]
             return np.moveaxis(np.concatenate(wide, -1), -1, 1)
@@ -230,7 +230,7 @@ def _well(file: Any, path: Path, split: str) -> FieldSource | None:
 
 def _static(path: Path, data: Any) -> NDArray[Any]:
     _check_parts(path, [data])
-    return physical(data[...], data.attrs).reshape(grid_of(data.shape))
+    return physical(data[...], data).reshape(grid_of(data.shape))
 
 
 def _text(name: str | bytes) -> str:

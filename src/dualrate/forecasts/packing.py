@@ -14,24 +14,24 @@ UNWRITTEN |= {"u2": 2**16 - 1, "u4": 2**32 - 1, "u8": 2**64 - 2}  # by the kind 
 ANOTHER = {"_FillValue", "_Unsigned", "filters"}  # say that whole numbers have another fill; the last is of zarr
 
 
-def physical(values: NDArray[Any], attributes: Mapping[str, Any]) -> NDArray[Any]:
-    """Numbers of a dataset that nothing has decoded yet, by the conventions of NetCDF as xarray knows them."""
-    stored = values.dtype
+def physical(values: NDArray[Any], data: Any) -> NDArray[Any]:
+    """Numbers of a dataset of h5py, by the conventions of NetCDF as xarray knows them."""
+    attributes, storage = data.attrs, {"dtype": data.dtype} if data.fillvalue else {}  # 0 unless NetCDF wrote it
     if packing := {name: attributes[name] for name in PACKING if name in attributes}:
         from xarray import Variable, conventions
 
         dims = [f"axis{i}" for i in range(values.ndim)]
         values = conventions.decode_cf_variable("", Variable(dims, values, packing)).values
-    return valid(values, attributes, packing | {"dtype": stored})
+    return valid(values, attributes, packing | storage)
 
 
 def unrounded(data: Any) -> dict[Any, dict[str, Any]]:
     """The encoding that writes the numbers of a Dataset or DataArray as they are, whatever packed them in its file."""
-    variables = getattr(data, "data_vars", {getattr(data, "name", None): data})
+    variables = getattr(data, "data_vars", {getattr(data, "name", None) or "__xarray_dataarray_variable__": data})
     return {
         name: {"dtype": each.dtype} | {key: each.encoding[key] for key in PACKING[:2] if key in each.encoding}
         for name, each in variables.items()
-        if each.dtype.kind == "f" and name is not None
+        if each.dtype.kind == "f"
     }
 
 
@@ -44,7 +44,7 @@ def valid(values: NDArray[Any], attributes: Mapping[str, Any], packing: Mapping[
     scale, offset = (float(np.squeeze(packing.get(name, usual))) for name, usual in zip(PACKING, (1, 0), strict=False))
     packed, outside = (scale, offset) != (1, 0), np.zeros(values.shape, bool)
     stored = np.dtype(packing.get("dtype", values.dtype)).str[1:]
-    if stored in UNWRITTEN and (stored[0] == "f" or not ANOTHER & {*packing}):
+    if stored in UNWRITTEN and (stored[0] == "f" or ("dtype" in packing and not ANOTHER & {*packing})):
         fill = UNWRITTEN[stored]
         outside = np.abs(values - (fill * scale + offset)) <= abs(scale) / 2 if packed else values == fill
     limits = attributes.get("valid_range", (attributes.get("valid_min"), attributes.get("valid_max")))

@@ -86,7 +86,7 @@ class FieldSource:
     metadata: units, names and coordinates, where the source says them
     statics: variables over space alone, (H, W) each, read when asked for
     varying: variables over time and space, those that are not read as well
-    begins: of forecasts, whose frames are their steps, the first step; else empty
+    begins: of forecasts, whose frames are their steps, two or more, the first step; else empty
     """
 
     splits: Mapping[str, Sequence[Trajectory]]

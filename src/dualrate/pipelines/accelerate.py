@@ -203,7 +203,7 @@ def accelerate(
 
 def check_uncompiled(name: str, net: Any) -> None:
     """Raises ValueError for a network that is compiled as a whole, so that its blocks cannot stand aside."""
-    if getattr(net, "_orig_mod", net) is not net or net._compiled_call_impl is not None:
+    if getattr(net, "_orig_mod", net) is not net or getattr(net, "_compiled_call_impl", None) is not None:
         raise ValueError(
             f"{name} is compiled as a whole, so its blocks cannot stand aside: take the network that is not "
             f"(pipe.{name} = pipe.{name}._orig_mod, or after pipe.{name}.compile() a network that is loaded anew), "
