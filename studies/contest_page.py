@@ -33,7 +33,8 @@ WORDS = {
     "frozen": "diffusion, large as a frozen encoder",
 }  # fmt: skip
 COLOURS = {"dual": "C3", "single": "C0", "broad": "C4", "medium": "C2", "light": "C1"}
-MARKS = {"diffusion": ("o", "-"), "frozen": ("v", ":"), "crps": ("*", ""), "ML-EM": ("s", "")}  # others: a small cross
+MARKS = {"diffusion": ("o", "-"), "frozen": ("v", ":"), "crps": ("*", ""), "crps-4": ("d", ""), "ML-EM": ("s", ""),
+         "consistency-1": ("P", ""), "moments-2": ("X", "")}  # others: a small cross  # fmt: skip
 Plan = tuple[str, str, Any]  # a network, what trained it, and steps or, of ML-EM, a cell
 COSTS = [("macs", 1), ("macs", 16), ("ms", 1), ("ms", 16)]
 COUNTS = 1, 16, 50  # members of a start of the table of members and of the figure, where they were counted
@@ -190,7 +191,7 @@ def figure(rows: Sequence[Row]) -> Figure:
     scored = [*finals(rows), *levels(rows)]
     scores, cost = resampled(scored, plan_of, crps), costs(rows)
     counts = [count for count in COUNTS if cost["macs", count]]
-    canvas = Figure((4.5 * len(counts), 3.6), layout="constrained")
+    canvas = Figure((4.5 * len(counts), 4.2), layout="constrained")
     panels = canvas.subplots(1, len(counts), sharey=True)
     curves: dict[tuple[str, str], list[Plan]] = defaultdict(list)
     for plan in sorted(scores, key=lambda plan: cost["macs", 1][plan]):
@@ -212,7 +213,7 @@ def figure(rows: Sequence[Row]) -> Figure:
     least = min(each[0] for each in scores.values())
     panels[0].set_ylim(0.92 * least, 1.7 * least)  # what is far worse stands in the table
     panels[0].set_ylabel("fair CRPS")
-    panels[-1].legend(fontsize=7)
+    canvas.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7)
     return canvas
 
 
