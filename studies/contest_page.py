@@ -33,8 +33,10 @@ WORDS = {
     "frozen": "diffusion, large as a frozen encoder",
 }  # fmt: skip
 COLOURS = {"dual": "C3", "single": "C0", "broad": "C4", "medium": "C2", "light": "C1"}
-MARKS = {"diffusion": ("o", "-"), "frozen": ("v", ":"), "crps": ("*", ""), "crps-4": ("d", ""), "ML-EM": ("s", ""),
-         "consistency-1": ("P", ""), "moments-2": ("X", "")}  # others: a small cross  # fmt: skip
+MARKS = {
+    "diffusion": ("o", "-"), "frozen": ("v", ":"), "crps": ("*", ""), "crps-4": ("d", ""), "ML-EM": ("s", ""),
+    "consistency-1": ("P", ""), "moments-2": ("X", ""),
+}  # others: a small cross  # fmt: skip
 Plan = tuple[str, str, Any]  # a network, what trained it, and steps or, of ML-EM, a cell
 COSTS = [("macs", 1), ("macs", 16), ("ms", 1), ("ms", 16)]
 COUNTS = 1, 16, 50  # members of a start of the table of members and of the figure, where they were counted

@@ -12,8 +12,8 @@ CRPS, of `coarse` over `dual`, the latter with an interval over starts and train
 and 64 of a start.
 
 Images are a source of `train auto --size tiny --rate dual`. The error of x_hat is that of held-out images on the same
-noise, by contexts of an age as in 16 steps of which 4 are heavy; distances are in a feature net that is trained here.
-Rows are kept in docs/results/light-shapes.json.
+noise, by contexts of an age as in 16 steps of which 4 are heavy; distances are in a feature net that is trained here;
+shares are those of `benchmarks.calls`. docs/results/light-shapes.json keeps the rows of each processor.
 """
 
 from __future__ import annotations
@@ -28,14 +28,19 @@ import numpy as np
 import torch
 
 import dualrate as dr
+from benchmarks import workloads
+from benchmarks.calls import CPU, over
+from benchmarks.interleave import interleaved, quotient
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.process import require_gaussian
 from dualrate.experiment.network_configs import TwoConditional, TwoNetworks
 from dualrate.metrics.distances import kernel_distance
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import CARD, FeatureNet, train_feature_net
+from dualrate.networks.blocks import in_bfloat16
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.auto import TIERS, Auto
+from dualrate.system.device import environment
 from dualrate.system.progress import Silent
 from studies.common import RESULTS, Row, add_rows, command, markdown, on_one_thread, save
 from studies.contest import Contest, Setting
@@ -137,6 +142,7 @@ class Shapes(Contest):
 KEPT = RESULTS / "light-shapes.json"
 AGES, TIMES, HELD_OUT = (0.0, 1 / 16, 3 / 16), 6, 1000  # of contexts, of errors, images of both
 PLANS, DRAWN, EPOCHS = (8, 16), 5000, 3  # steps and images of a distance, epochs of the net that it is in
+TOGETHER, PLAN, TIMED = (1, 64), dr.StepPlan.uniform(16, 4), 5.0  # images and plan of a time, seconds of measuring it
 
 
 @dataclass(frozen=True)
@@ -174,7 +180,24 @@ class OfImages(Contest):
                 judge = judge or self.evaluator(*sets)
                 add_rows(self.out, [row | scored(model, sets[1], judge)])
                 print(shape, seed, self.rows_with(**which)[0], flush=True)
-        save(KEPT, json.dumps(self.rows, indent=0) + "\n")
+        here = environment(CPU)["processor"]
+        elsewhere = [row for row in json.loads(KEPT.read_text()) if row["processor"] != here] if KEPT.exists() else []
+        rows = [row | {"processor": here} for row in self.rows]
+        save(KEPT, json.dumps(elsewhere + rows, indent=0) + "\n")
+
+    def shares(self, seconds: float) -> str:
+        """Shares of light calls, and times of samples over those of `dual`, by how many images are drawn together."""
+        rows = {shape: self.rows_with(kind="final", network=shape, seconds=seconds)[0] for shape in OF_IMAGES}
+        models, lines = {shape: dr.load(str(self.folder(row))) for shape, row in rows.items()}, []
+        for count in TOGETHER:
+            bfloat16 = in_bfloat16("auto", CPU, (count, *models["dual"].shape))
+            samples = {shape: workloads.sampling(model, PLAN, count, bfloat16) for shape, model in models.items()}
+            rounds = interleaved(samples, CPU, seconds=TIMED)
+            for shape, model in models.items():
+                calls, cost = workloads.a_call_each(model, count, bfloat16), model.call_cost
+                share = over(calls["heavy"], calls["light"], TIMED, cost.light / cost.heavy)
+                lines.append([shape, count, share, quotient(rounds, shape, "dual")["cpu"]])
+        return markdown(["network", "images", "share", "time of a sample"], lines, texts=1)
 
     def comparison(self, seconds: float) -> str:
         """Ratios over `dual`, by training; thirds of the errors from low noise to high."""
@@ -238,6 +261,8 @@ def main() -> None:
     shapes = OfImages("images", options.out, options.images) if options.images else Shapes(options.system, options.out)
     shapes.train_all(options.seconds, options.seeds)
     print(shapes.comparison(options.seconds))
+    if isinstance(shapes, OfImages):
+        print(shapes.shares(options.seconds))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The other shapes of light networks."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 from PIL import Image
 
 import dualrate as dr
+from benchmarks.calls import CPU
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiment.network_configs import TwoConditional, TwoNetworks
+from dualrate.system.device import environment
 from studies import light_shapes
 from studies.light_shapes import OF_IMAGES, OfImages, bare, coarse
 
@@ -48,7 +51,9 @@ def test_pairs_of_images_are_trained_and_compared_in_each_shape(
             Image.fromarray(grey).save(folder / f"{i}.png")
     for name, value in {"AGES": (0.25,), "TIMES": 3, "HELD_OUT": 8, "PLANS": (2,), "DRAWN": 200, "EPOCHS": 1}.items():
         monkeypatch.setattr(light_shapes, name, value)
-    monkeypatch.setattr(light_shapes, "KEPT", tmp_path / "kept.json")
+    kept, of_another = tmp_path / "kept.json", {"processor": "another", "kind": "final"}
+    kept.write_text(json.dumps([of_another, {"processor": environment(CPU)["processor"]}]))
+    monkeypatch.setattr(light_shapes, "KEPT", kept)
     monkeypatch.setattr(OfImages, "speed", lambda *of: 500.0)  # two updates a second
     shapes = OfImages("images", tmp_path / "out", str(tmp_path / "images"))
     (tmp_path / "out").mkdir()
@@ -57,7 +62,14 @@ def test_pairs_of_images_are_trained_and_compared_in_each_shape(
     _, _, dual, *lines = shapes.comparison(1.0).splitlines()
     assert "1.000, 1.000, 1.000" in dual
     assert len(lines) == 2
-    assert (tmp_path / "kept.json").is_file()
+    first, *rows = json.loads(kept.read_text())
+    assert first == of_another
+    assert [row["network"] for row in rows] == list(OF_IMAGES)
+    monkeypatch.setattr(light_shapes, "TIMED", 0.0)
+    header, _, *timed = shapes.shares(1.0).splitlines()
+    assert "share" in header
+    assert [line.split("|")[-2].strip() for line in timed if "dual" in line] == ["1.000 [1.000, 1.000]"] * 2
+    assert len(timed) == 6
     known = len(shapes.rows)
     shapes.train_all(1.0, [0])  # nothing is missing
     assert len(shapes.rows) == known
