@@ -46,6 +46,14 @@ def test_scores_leave_out_few_steps_and_all_but_the_best_plan_of_further_network
     assert [line for line in lines if line[0] == "medium"] == [["medium", "diffusion", "2"]]
 
 
+def test_few_steps_of_a_frozen_encoder_are_left_out_too() -> None:
+    rows = [*ROWS, *(final("dual", "frozen", steps, 0.5 / steps, 3.0 * steps) for steps in (1, 2, 4))]
+    frozen = contest_page.word("frozen")
+    assert [line[2] for line in cells(contest_page.score_table(rows)) if line[1] == frozen] == ["4"]
+    lines = [line[0] for line in cells(contest_page.ratio_table(rows))]
+    assert [line for line in lines if line.startswith(frozen)] == [f"{frozen}, 4 steps"]
+
+
 def test_ratios_are_interpolated() -> None:
     rows = [*ROWS, final("dual", "crps", 1, 0.4 / 2**0.5, 5.0)]
     one_call, steps = cells(contest_page.ratio_table(rows))

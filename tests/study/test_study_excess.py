@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from studies.excess import FILE, GARMENTS, KNOBS, high, kendall, prediction, wrong
+from studies.common import add_rows
+from studies.excess import FILE, GARMENTS, KNOBS, STEPS, Knob, high, kendall, prediction, wrong
 
 
 def setting(excess: float, *ratio: float | None) -> dict:
@@ -49,6 +52,16 @@ def test_a_ratio_on_the_other_side_refutes_beyond_its_interval(
     excess: float, ratio: tuple[float | None, ...], refuted: bool
 ) -> None:
     assert wrong(setting(excess, *ratio)) is refuted
+
+
+def test_the_ratio_is_of_scores_beside_rows_of_speeds(tmp_path: Path) -> None:
+    def row(network: str, score: float, macs: float) -> dict:
+        which = {"kind": "final", "network": network, "method": "diffusion", "steps": STEPS, "seed": 0}
+        return which | {"crps": np.full((4, 3), score).tolist(), "macs": {"1": macs}}
+
+    knob = Knob(GARMENTS, tmp_path)
+    add_rows(tmp_path, [row("dual", 0.3, 2.0), row("single", 0.3, 6.0), {"kind": "speed", "network": "dual", "ms": 1}])
+    assert knob.ratio().value == pytest.approx(3)
 
 
 def test_the_file_has_the_predictions_that_its_losses_make() -> None:

@@ -66,10 +66,12 @@ def test_pairs_of_images_are_trained_and_compared_in_each_shape(
     assert first == of_another
     assert [row["network"] for row in rows] == list(OF_IMAGES)
     monkeypatch.setattr(light_shapes, "TIMED", 0.0)
+    monkeypatch.setattr(light_shapes, "over", lambda heavy, light, seconds, scale: scale)
     header, _, *timed = shapes.shares(1.0).splitlines()
     assert "share" in header
     assert [line.split("|")[-2].strip() for line in timed if "dual" in line] == ["1.000 [1.000, 1.000]"] * 2
     assert len(timed) == 6
+    assert all(0 < float(line.split("|")[-3]) < 1 for line in timed)  # a light call has fewer multiply-adds
     known = len(shapes.rows)
     shapes.train_all(1.0, [0])  # nothing is missing
     assert len(shapes.rows) == known
