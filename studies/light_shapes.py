@@ -4,12 +4,12 @@
     python -m studies.light_shapes OUT --images FOLDER --seconds 300 --seeds 0 1
 
 `dual` has the usual light network. That of `coarse` begins at the second level, by patches of twice the side, with as
-many channels as the heavy network has there: more multiply-adds in fewer, wider layers. That of `bare`, of images
-alone, has no blocks at its finest level, and is as wide as the heavy network at the others.
+many channels as the heavy network has there: more multiply-adds in fewer, wider layers. That of `bare` has no blocks at
+its finest level, and is as wide as the heavy network at the others.
 
 Of a system OUT has the trajectories of studies/forecasts.py. Of each plan: the held-out loss of x_hat and the fair
-CRPS, of `coarse` over `dual`, the latter with an interval over starts and trainings; milliseconds of a member, of 1, 16
-and 64 of a start.
+CRPS, of each shape over `dual`, the latter with an interval over starts and trainings; milliseconds of a member, of 1,
+16 and 64 of a start.
 
 Images are a source of `train auto --size tiny --rate dual`. The error of x_hat is that of held-out images on the same
 noise, by contexts of an age as in 16 steps of which 4 are heavy; distances are in a feature net that is trained here;
@@ -51,8 +51,7 @@ from studies.where import losses
 from tools.gpu.cifar10 import Images, image_errors
 
 Pair = TypeVar("Pair", TwoConditional, TwoNetworks)
-SHAPES: tuple[Any, ...] = ("dual", "coarse")  # of forecasts
-OF_IMAGES: tuple[Any, ...] = (*SHAPES, "bare")
+SHAPES: tuple[Any, ...] = ("dual", "coarse", "bare")
 SETTINGS = {"kuramoto-sivashinsky": Setting(16), "kolmogorov": Setting(8)}
 STEPS, COUNT, ROUNDS = (4, 8), 512, 9  # COUNT: held-out windows of a loss
 
@@ -72,11 +71,19 @@ def coarse(networks: Pair) -> Pair:
     return replace(networks, light=replace(light, levels=beyond_finest(networks), patch=2 * light.patch))
 
 
-def bare(networks: TwoNetworks) -> TwoNetworks:
+def bare(networks: Pair) -> Pair:
     """The pair with a light network that has no blocks at its finest level."""
     light: Any = networks.light
     levels = replace(light.levels[0], blocks=0), *beyond_finest(networks)
     return replace(networks, light=replace(light, levels=levels))
+
+
+def shaped(experiment: dr.Experiment, shape: str, of: type[Pair]) -> dr.Experiment:
+    """The experiment with the pair in another shape."""
+    networks = experiment.networks
+    assert isinstance(networks, of)
+    shapes = {"dual": networks, "coarse": coarse(networks), "bare": bare(networks)}
+    return replace(experiment, networks=shapes[shape])
 
 
 @dataclass(frozen=True)
@@ -85,8 +92,7 @@ class Shapes(Contest):
 
     def untimed(self, network: str, method: str, seed: int) -> dr.Experiment:
         experiment = self.sized(replace(self.system.windows, size=SIZES[self.name]), "dual")
-        assert isinstance(experiment.networks, TwoConditional)
-        return experiment if network == "dual" else replace(experiment, networks=coarse(experiment.networks))
+        return shaped(experiment, network, TwoConditional)
 
     def plans(self, method: str) -> tuple[int | None, ...]:
         return STEPS
@@ -120,23 +126,22 @@ class Shapes(Contest):
         return {way: each[1:] for way, each in taken.items()}
 
     def comparison(self, seconds: float) -> str:
+        """Scores of each shape, and losses, scores and times over those of `dual`."""
         finals, lost = (self.rows_with(kind=kind, seconds=seconds) for kind in ("final", "loss"))
         errors = {shape: [sum(row["losses"]) for row in lost if row["network"] == shape] for shape in SHAPES}
-        ratios = [b / a for a, b in zip(*errors.values(), strict=True)]
         scores = resampled(finals, lambda row: (row["network"], row["steps"]), crps)
         taken, lines = self.milliseconds(), []
-        for steps in STEPS:
-            usual, new = ([shape, steps] for shape in SHAPES)
-            times = [np.divide(taken[(*new, count)], taken[(*usual, count)]) for count in self.system.shared]
-            cells = [
-                f"{np.median(taken[(*usual, count)]):.2f}, x {np.median(ratio):.2f}"
-                for count, ratio in zip(self.system.shared, times, strict=True)
+        for shape, steps in ((shape, steps) for shape in SHAPES for steps in STEPS):
+            loss = ", ".join(f"{b / a:.3f}" for a, b in zip(errors["dual"], errors[shape], strict=True))
+            times = [
+                f"{np.median(taken[shape, steps, count]):.2f}, x "
+                f"{np.median(np.divide(taken[shape, steps, count], taken['dual', steps, count])):.2f}"
+                for count in self.system.shared
             ]
-            each = [interval(scores[shape, steps], 4) for shape in SHAPES]
-            lines.append([steps, *each, interval(scores["coarse", steps] / scores["dual", steps], 3), *cells])
-        header = ("steps", *SHAPES, "ratio", *(f"ms of {count}" for count in self.system.shared))
-        loss = ", ".join(f"{ratio:.3f}" for ratio in ratios)
-        return f"loss of x_hat, coarse over dual, by seed: {loss}\n\n{markdown(header, lines)}"
+            ratio = interval(scores[shape, steps] / scores["dual", steps], 3)
+            lines.append([shape, steps, loss, interval(scores[shape, steps], 4), ratio, *times])
+        header = ("network", "steps", "loss of x_hat over dual's", "CRPS", "over dual's")
+        return markdown((*header, *(f"ms of {count}" for count in self.system.shared)), lines, texts=1)
 
 
 KEPT = RESULTS / "light-shapes.json"
@@ -152,10 +157,7 @@ class OfImages(Contest):
     source: str
 
     def untimed(self, network: str, method: str, seed: int) -> dr.Experiment:
-        experiment = Auto(dr.DataConfig(self.source), "tiny", "dual")(Silent())
-        assert isinstance(experiment.networks, TwoNetworks)
-        shapes = {"dual": experiment.networks, "coarse": coarse(experiment.networks), "bare": bare(experiment.networks)}
-        return replace(experiment, networks=shapes[network])
+        return shaped(Auto(dr.DataConfig(self.source), "tiny", "dual")(Silent()), network, TwoNetworks)
 
     def experiment(self, network: Any, method: str, setting: Setting, updates: int, seed: int) -> dr.Experiment:
         experiment = super().experiment(network, method, setting, updates, seed)
@@ -171,7 +173,7 @@ class OfImages(Contest):
         """Trains and scores what is missing, shapes in turn."""
         fit = TIERS["tiny"].fit
         setting, judge = Setting(fit.batch_size, fit.optim.lr, fit.ema_halflife), None
-        for seed, shape in ((seed, shape) for seed in seeds for shape in OF_IMAGES):
+        for seed, shape in ((seed, shape) for seed in seeds for shape in SHAPES):
             which = self.which("final", shape, "diffusion", setting, seconds, seed)
             if not self.rows_with(**which):
                 row = self.fit(which)
@@ -187,7 +189,7 @@ class OfImages(Contest):
 
     def shares(self, seconds: float) -> str:
         """Shares of light calls, and times of samples over those of `dual`, by how many images are drawn together."""
-        rows = {shape: self.rows_with(kind="final", network=shape, seconds=seconds)[0] for shape in OF_IMAGES}
+        rows = {shape: self.rows_with(kind="final", network=shape, seconds=seconds)[0] for shape in SHAPES}
         models, lines = {shape: dr.load(str(self.folder(row))) for shape, row in rows.items()}, []
         for count in TOGETHER:
             bfloat16 = in_bfloat16("auto", CPU, (count, *models["dual"].shape))
