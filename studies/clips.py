@@ -55,6 +55,7 @@ from studies.roll_outs import RollOuts, crps, first, name_of, plan_of, sampler_o
 
 PAGE, FILE = RESULTS / "clips.md", RESULTS / "clips.json.xz"
 SIDE, WINDOW = 64, 16  # pixels of a side; frames of a clip that is packed
+Plan = tuple[str, str, int]  # a network, a method, steps
 WAYS: tuple[tuple[Network, str], ...] = tuple(product(("single", "dual"), ("diffusion-1", "diffusion-4", "rolling-4")))
 USUAL: dict[str, Row] = {"diffusion": {"steps": 4}, "rolling": {"steps": 2}}  # that choose batch and rate
 CELLS: tuple[Row, ...] = (
@@ -270,6 +271,18 @@ def named(way: tuple[str, str]) -> tuple[str, str]:
     return "two rates" if way[0] == "dual" else "large", name_of(way[1])
 
 
+def costs(rows: Sequence[Row]) -> tuple[dict[Plan, float], dict[Plan, float]]:
+    """Million multiply-adds and milliseconds a frame; those of scoring where a plan was not timed."""
+    scored = [row for row in rows if row.get("part") == "score"]
+    macs = {plan_of(row): row["macs"] for row in scored}
+    timed = {plan_of(row): row["ms"] for row in rows if row.get("part") == "time"}
+    ms = {
+        plan: timed.get(plan) or float(np.median([row["ms"] for row in scored if plan_of(row) == plan]))
+        for plan in macs
+    }
+    return macs, ms
+
+
 def table(rows: Sequence[Row]) -> str:
     """Frame after frame in each number of steps, other ways in their best one; the kept rows have all.
 
@@ -278,12 +291,7 @@ def table(rows: Sequence[Row]) -> str:
     scored = [row for row in rows if row.get("part") == "score"]
     means, firsts = resampled(scored, plan_of, crps), resampled(scored, plan_of, first)
     best = means[min(means, key=lambda plan: means[plan][0])]
-    macs = {plan_of(row): row["macs"] for row in scored}
-    timed = {plan_of(row): row["ms"] for row in rows if row.get("part") == "time"}
-    ms = {
-        plan: timed.get(plan) or float(np.median([row["ms"] for row in scored if plan_of(row) == plan]))
-        for plan in macs
-    }
+    macs, ms = costs(rows)
     large = [plan for plan in means if plan[0] == "single"]
     lines: list[list[object]] = []
     baselines = {row["method"]: row for row in rows if row.get("part") == "baseline"}
@@ -299,7 +307,7 @@ def table(rows: Sequence[Row]) -> str:
         distances = [row["distance"] for row in some]
         ratios = ""
         if plan[0] == "dual":
-            ratios = "; ".join(str(at_equal_score(means, costs, plan, large)) for costs in (macs, ms))
+            ratios = "; ".join(str(at_equal_score(means, cost, plan, large)) for cost in (macs, ms))
         lines.append(
             [
                 *named(plan[:2]),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from studies.common import add_rows
-from studies.excess import FILE, GARMENTS, KNOBS, STEPS, Knob, high, kendall, prediction, wrong
+from studies.excess import FILE, GARMENTS, KNOBS, STEPS, Knob, high, kendall, prediction, refuted, wrong
 
 
 def setting(excess: float, *ratio: float | None) -> dict:
@@ -52,6 +52,12 @@ def test_a_ratio_on_the_other_side_refutes_beyond_its_interval(
     excess: float, ratio: tuple[float | None, ...], refuted: bool
 ) -> None:
     assert wrong(setting(excess, *ratio)) is refuted
+
+
+def test_a_lost_order_refutes_without_a_ratio_on_the_other_side() -> None:
+    lost = {"a": setting(0.5, 2.2, 1.4, 2.8), "b": setting(0.2, None, None, None)}
+    assert refuted(lost)
+    assert not refuted({**lost, "b": setting(0.2, 1.5, 1.1, 2)})
 
 
 def test_the_ratio_is_of_scores_beside_rows_of_speeds(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dualrate.diffusion.random import Draws
-from studies import sudoku
+from studies import sudoku, where
 from studies.sudoku import SCORED, boards, clues, drawn, is_solved, read_off, table
 
 
@@ -53,6 +53,12 @@ def test_the_table_has_the_best_learning_rate_of_each_and_steps_that_help() -> N
         "| large | energy | 240 | 4 | 0.75 [0.71, 0.79] | 0.50 | 2.0 | 1.0 |",
         "| large | energy | 240 | 1 | 0.50 [0.46, 0.54] | 0.50 | 2.0 | 1.0 |",
     ]
+
+
+def test_a_first_plan_that_is_better_bounds_the_ratio() -> None:
+    alone = where.of_sudoku()[1][0]
+    assert alone.at_most
+    assert alone.low == 0 < alone.value == alone.high
 
 
 def test_what_has_a_row_is_not_trained_again(tmp_path, monkeypatch) -> None:
