@@ -59,7 +59,7 @@ def valid(values: NDArray[Any], attributes: Mapping[str, Any], packing: Mapping[
         for limit in limits[: values.dtype.kind in "fiu"]:
             whole, slack = limit.dtype.kind in "iu", 0.0
             if whole and text_of(packing.get("_Unsigned", "")).lower() == "true":
-                limit = limit.astype(np.int64) % 256 ** int(stored[1:])  # a negative number stands for a large one
+                limit = int(limit) % 256 ** int(stored[1:])  # a negative number stands for a large one
             if whole and packed:
                 limit, slack = limit * scale + offset, abs(scale) / 2
             outside |= values < limit - slack if low else values > limit + slack
