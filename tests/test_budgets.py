@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # carriers (8,500: calls that are compiled on a CPU).
 CODE = {
     "engine": 8522,
-    "carriers": 8611,
+    "carriers": 8612,
     "forecasts": 8037,
     "pipelines": 4047,
     "texts": 739,

@@ -96,6 +96,13 @@ def test_train_is_a_class_unless_all_folders_are_splits(tmp_path: Path, load: Lo
     assert load(tmp_path / "data").class_names == ("ship", "train")
 
 
+def test_a_split_with_a_number_is_no_class(tmp_path: Path, load: Load) -> None:
+    for i, at in enumerate(["train/0", "train/1", "test1/0"]):
+        put(tmp_path / "data" / f"{at}.png", png(i))
+    with pytest.raises(ValueError, match=r"others \(test1\): move the others elsewhere, or name one folder"):
+        load(tmp_path / "data")
+
+
 def notes(load: Load, source: Path, **options: Any) -> list[str]:
     """List what is said of a source that is not used, each once."""
     said: dict[str, None] = {}
