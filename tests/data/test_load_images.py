@@ -96,6 +96,13 @@ def test_train_is_a_class_unless_all_folders_are_splits(tmp_path: Path, load: Lo
     assert load(tmp_path / "data").class_names == ("ship", "train")
 
 
+def test_a_split_with_a_number_is_no_class(tmp_path: Path, load: Load) -> None:
+    for i, at in enumerate(["train/0", "train/1", "test1/0"]):
+        put(tmp_path / "data" / f"{at}.png", png(i))
+    with pytest.raises(ValueError, match=r"others \(test1\): move the others elsewhere, or name one folder"):
+        load(tmp_path / "data")
+
+
 def notes(load: Load, source: Path, **options: Any) -> list[str]:
     """List what is said of a source that is not used, each once."""
     said: dict[str, None] = {}
@@ -113,6 +120,7 @@ def notes(load: Load, source: Path, **options: Any) -> list[str]:
         ("train", "eval", ""),
         ("train", "Validation", "unlabeled"),
         ("train", "test", "val"),
+        ("train2017", "val2017", ""),
     ],
 )
 @pytest.mark.parametrize("classes", [("cat", "dog"), ("",)])
@@ -355,6 +363,16 @@ def test_files_without_split_names_are_one_pool(tmp_path: Path, load: Load) -> N
     for images in (train, test):
         assert images.labels is not None
         assert images.labels.tolist() == values(images)
+
+
+@pytest.mark.parametrize("column", ["label", "target"])
+def test_booleans_are_classes(column: str, tmp_path: Path, load: Load) -> None:
+    kinds = pa.array([i % 3 == 0 for i in range(20)])
+    write(tmp_path / "all.parquet", table(list(range(20)), None).append_column(column, kinds))
+    train = load(tmp_path / "all.parquet")
+    assert train.class_names == ("false", "true")
+    assert train.labels is not None
+    assert train.labels.tolist() == [value % 3 == 0 for value in values(train)]
 
 
 @pytest.mark.parametrize("column", ["labels", "Label", "fine_label", "class", "TARGET"])

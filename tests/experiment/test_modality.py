@@ -53,7 +53,7 @@ class OfTones(Modality):
         return ImageSet((127.5 + 127 * waves).astype(np.uint8).reshape(count, 1, 8, 8), None, (), data.source)
 
     def save(self, experiment: Any, samples: Any, file: Any) -> None:
-        np.save(file.with_suffix(".npy"), samples)
+        np.save(file.with_suffix(".npy"), samples())
 
     def yardstick(self) -> type[Yardstick]:
         return Loudness

@@ -193,6 +193,9 @@ def test_numbers_outside_a_valid_range_are_never_trained_on(tmp_path: Path) -> N
         ("range", {"valid_range": [200.0, 400.0]}),
         ("max", {"valid_max": 400.0}),
         ("text", {"valid_max": "400"}),
+        ("type", {"valid_max": "400.f", "valid_min": "a few"}),
+        ("texts", {"valid_range": "200, 400"}),
+        ("fill", {"missing_value": "999."}),
     ):
         data = xarray.Dataset({"t": (("time", "y", "x"), values, limits)})
         read = frames(saved(data, tmp_path / f"{name}.nc"))
@@ -201,6 +204,39 @@ def test_numbers_outside_a_valid_range_are_never_trained_on(tmp_path: Path) -> N
     packed = xarray.Dataset({"t": (("time", "y", "x"), values, {"valid_range": np.int16([-800, 1200])})})
     read = frames(saved(packed, tmp_path / "packed.nc", encoding=packing))
     assert np.argwhere(np.isnan(read)).tolist() == [[3, 0, 1, 2]]
+
+
+def test_limits_of_whole_numbers_are_those_of_what_is_stored(tmp_path: Path) -> None:
+    """Satellites write the upper end of 65530 as -6, of numbers without a sign, and flags as bytes."""
+    values = np.arange(96).reshape(4, 4, 6)
+    stored = (600 * values).astype("u2").astype("i2")
+    packing = {"_Unsigned": "true", "scale_factor": 0.0025, "add_offset": 190.0, "_FillValue": np.int16(-1)}
+    variables = {
+        "lst": (stored, packing | {"valid_range": np.int16([0, -6])}),
+        "flag": ((values % 7).astype("u1"), {"valid_max": np.uint8(5)}),
+        "level": ((values % 7 - 128).astype("i1"), {"valid_min": np.int8(-128)}),
+    }
+    data = xarray.Dataset({name: (("time", "y", "x"), *each) for name, each in variables.items()})
+    missing = np.isnan(frames(saved(data, tmp_path / "a.nc")))
+    assert not missing[:, [0, 2]].any()
+    np.testing.assert_array_equal(missing[:, 1], values % 7 > 5)
+
+
+@pytest.mark.parametrize("levels", [(), (850.0,)])
+def test_versions_of_era5_are_one(tmp_path: Path, levels: tuple[float, ...]) -> None:
+    """The last months are of ERA5T: each time in one of two numbers of `expver`, or named along the times."""
+    data = era5(time="time").drop_vars("expver")[["t"]]
+    final = (data.time < HOURS[8]).expand_dims(expver=np.int32([1, 5])).copy()
+    final[1] = ~final[1]
+    both = data.t.where(final).transpose("time", "expver", ...).to_dataset()
+    read = frames(saved(both, tmp_path / "old.nc"), levels=levels)
+    np.testing.assert_array_equal(read, V[:, [1]] if levels else V)
+    assert np.isnan(frames(saved(both.isel(expver=[0]), tmp_path / "one.nc"))[8:]).all()
+    named = data.assign_coords(expver=("time", ["0001"] * 8 + ["0005"] * 4))
+    for path in (saved(named, tmp_path / "new.nc"), tmp_path / "new.zarr"):
+        if path.suffix == ".zarr":
+            named.to_zarr(path, zarr_format=2)
+        np.testing.assert_array_equal(frames(path), V)
 
 
 @pytest.mark.parametrize(("kind", "engine"), [("f4", "h5netcdf"), ("f8", "h5netcdf"), ("f4", "scipy")])
@@ -313,6 +349,27 @@ def test_steps_of_forecasts_have_dates_whether_these_are_written_or_not(tmp_path
     assert times == (starts[:, None] + np.arange(1, 4) * np.timedelta64(6, "h")).tolist()
 
 
+def test_steps_beside_two_names_of_their_start_have_dates(tmp_path: Path) -> None:
+    data = of_cfgrib().drop_vars("valid_time").isel(time=2)
+    data = data.assign_coords(forecast_reference_time=HOURS[2], issued=HOURS[0])
+    (trajectory,) = find_fields(saved(data, tmp_path / "a.nc"))[1].trajectories
+    np.testing.assert_array_equal(timing_of(trajectory).times, HOURS[2] + data.step.values)
+
+
+def test_months_of_seasonal_forecasts_are_their_steps(tmp_path: Path) -> None:
+    """As the Climate Data Store writes them."""
+    values = np.stack([V[:, 0].reshape(4, 3, 4, 6)] * 2)
+    starts = np.array(["2020-01", "2020-02", "2020-03", "2020-04"], "M8[ns]")
+    names = ("number", "forecast_reference_time", "forecastMonth", "latitude", "longitude")
+    data = xarray.Dataset(
+        {"t2m": (names, values)},
+        {"number": [0, 1], "forecast_reference_time": starts, "forecastMonth": [1, 2, 3], **PLACE},
+    )
+    source = find_fields(saved(data, tmp_path / "a.nc"))[1]
+    assert (len(source.trajectories), source.step, source.variables) == (8, 1, ("t2m",))
+    np.testing.assert_array_equal(source.trajectories[6][0:3][:, 0], V[6:9, 0])
+
+
 @pytest.mark.parametrize("layout", ["pdearena", "well"])
 def test_hdf5_is_unpacked_as_its_attributes_say(tmp_path: Path, layout: str) -> None:
     raw = np.random.default_rng(0).integers(-100, 100, (3, 5, 4, 6)).astype(np.int16)
@@ -417,6 +474,8 @@ def test_files_of_wrf(tmp_path: Path) -> None:
     fields = find_fields(saved(data, tmp_path / "wrfout.nc"))[1]
     assert (fields.variables, fields.step, fields.axes) == (("T2",), 1, ("south_north", "west_east"))
     assert fields.metadata.time == "hours"
+    deep = data.drop_vars("T2").assign(T=(("Time", "bottom_top", *names[1:]), V))
+    assert find_fields(saved(deep, tmp_path / "deep.nc"))[1].variables == ("T_0", "T_1", "T_2")
 
 
 @pytest.mark.parametrize("name", ["realization", "ens", "member_id", "number"])

@@ -69,6 +69,22 @@ def test_labels_say_what_the_step_of_the_file_is(
     assert task.identity == replace(task, months=0).identity
 
 
+@pytest.mark.parametrize(
+    ("frequency", "calendar"),
+    [("MS", "standard"), ("MS", "noleap"), ("ME", "standard"), ("YS", "standard"), ("QS-DEC", "standard")],
+)
+def test_steps_of_months_have_the_dates_of_the_file(tmp_path: Path, frequency: str, calendar: str) -> None:
+    """In the middle of months, as `dated` has them, at their ends and at their beginnings."""
+    data = dated(frequency, calendar)
+    model = untrained(saved(data, tmp_path / "a.nc"), tmp_path / "run", lead=2)
+    result = dr.forecast(model, 2, frames=2, members=1, choice=dr.Choice(1))
+    coder = xarray.coders.CFDatetimeCoder(use_cftime=calendar != "standard")
+    with xarray.open_dataset(tmp_path / "a.nc", engine="h5netcdf", decode_times=coder) as source:
+        for start, valid in zip(result.dataset.init_time.values, result.dataset.valid_time.values, strict=True):
+            (at,) = np.flatnonzero(source.time.values == start)
+            np.testing.assert_array_equal(valid, source.time.values[[at + 2, at + 4]])
+
+
 def test_dates_a_month_apart_by_chance_are_no_months(tmp_path: Path) -> None:
     for frequency in ("30D", "1D", "7D", "365D"):
         task: Any = untrained(saved(dated(frequency, "standard"), tmp_path / f"{frequency}.nc"), tmp_path / frequency)

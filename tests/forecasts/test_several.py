@@ -162,6 +162,40 @@ def test_files_of_other_places_are_refused(months: Path) -> None:
         find_fields(months)
 
 
+def with_units(path: Path, units: str) -> None:
+    with xarray.open_dataset(path, engine="h5netcdf") as data:
+        other = data.load()
+    other.u.attrs = {"units": units} if units else {}
+    path.unlink()  # which may be open
+    other.to_netcdf(path, engine="h5netcdf")
+
+
+def test_files_of_other_units_are_refused_and_those_without_are_named(months: Path) -> None:
+    """Whichever of them the first is."""
+    for name, units in (("a", ""), ("b", "m s-1"), ("c", "")):
+        with_units(months / f"{name}.nc", units)
+    source = find_fields(months)[1]
+    assert [each.units for each in source.metadata.variables] == ["m s-1"]
+    assert source.note == "c.nc, a.nc without units or coordinates that b.nc says, which are taken"
+    with_units(months / "c.nc", "km h-1")
+    with pytest.raises(ValueError, match="has u in m s-1, and .*c.nc has u in km h-1: bring them to one"):
+        find_fields(months)
+
+
+def test_files_of_the_same_variables_in_another_order_are_joined(tmp_path: Path) -> None:
+    write(tmp_path / "m" / "a.nc", 0, 12, "uv")
+    write(tmp_path / "m" / "b.nc", 12, 24, "vu")
+    np.testing.assert_array_equal(whole(tmp_path / "m"), V)
+
+
+def test_files_of_two_kinds_in_folders_of_splits_are_no_pattern(tmp_path: Path) -> None:
+    for file in ("train/a.h5", "test/a.nc"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).touch()
+    with pytest.raises(ValueError, match=r"train/a.h5 and \S*test/a.nc: move one kind elsewhere"):
+        find_fields(tmp_path)
+
+
 def test_files_without_fields_are_left_out_and_named(months: Path) -> None:
     xarray.Dataset({"area": (("lat", "lon"), np.ones((4, 6)))}).to_netcdf(months / "area.nc", engine="h5netcdf")
     (months / "README").write_text("a text")

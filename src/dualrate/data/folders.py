@@ -72,10 +72,12 @@ def _splits(path: Path) -> dict[str, Path]:
 
 
 def check_splits_alone(path: Path, names: Iterable[str]) -> None:
-    """Raises ValueError where a folder holds training data, another split and, by their names, others beside these."""
+    """Raises ValueError where a folder holds training data, another split and, by their names, others beside these; and
+    where one of the others is a split with a number (test1), as it may be no class."""
     splits = {name: split_named(name) for name in names}
     beside = [name for name, split in splits.items() if not split]
-    if beside and "train" in splits.values() and len({*splits.values()}) > 2:
+    unsure = len({*splits.values()}) > 2 or any(split_named(name.rstrip("0123456789-_")) for name in beside)
+    if beside and "train" in splits.values() and unsure:
         named_so = some_of([name for name, split in splits.items() if split])
         raise ValueError(
             f"{path} holds folders of splits ({named_so}) and others ({some_of(beside)}): move the others elsewhere, "

@@ -1,8 +1,8 @@
 """Images in Parquet files, in the layout of Hugging Face `datasets`. pyarrow, of the extra `parquet`, reads them.
 
 Column `image` or `img`, or the one that is asked for (FILE#COLUMN): a struct with `bytes`, or the encoded bytes
-themselves. The column of labels, optional, holds integers or strings: the one that is asked for, else the first of
-`LABEL_COLUMNS`. Class names come from the schema's `huggingface` metadata (ClassLabel), else from the values.
+themselves. The column of labels, optional, holds integers, strings or booleans: the one that is asked for, else the
+first of `LABEL_COLUMNS`. Class names come from the schema's `huggingface` metadata (ClassLabel), else from the values.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _label_column(schema: pa.Schema, file: Path, label: str | None, images: str)
 
 
 def _is_label(kind: pa.DataType) -> bool:
-    return _is_text(kind) or pa.types.is_integer(kind.value_type if pa.types.is_dictionary(kind) else kind)
+    return _is_text(kind) or pa.types.is_integer(_plain(kind)) or pa.types.is_boolean(kind)
 
 
 @contextmanager
@@ -219,7 +219,7 @@ def _image_column(schema: pa.Schema, file: Path, column: str) -> str:
 
 
 def _listed(files: Sequence[Path], column: str | None, images: str) -> Listed:
-    """All rows of files. Raises ValueError where labels, integers or strings, are missing."""
+    """All rows of files; booleans are words. Raises ValueError where labels, integers or strings, are missing."""
     count, columns = 0, []
     for file in files:
         with _opened(file) as parquet:
@@ -237,7 +237,7 @@ def _listed(files: Sequence[Path], column: str | None, images: str) -> Listed:
                     f"column {column} of {file} is {labels.type} with {labels.null_count} nulls; expected integers or "
                     "strings (--data.label names another column)"
                 )
-            columns.append(labels.cast(labels.type.value_type) if pa.types.is_dictionary(labels.type) else labels)
+            columns.append(labels.cast(pa.string() if pa.types.is_boolean(labels.type) else _plain(labels.type)))
     items = _Rows(files, np.arange(count), images)
     if not columns:
         return Listed(items, count, None)
@@ -260,15 +260,20 @@ def columns_of(file: Path) -> dict[str, bool]:
     """The columns of a file, by name: whether each is of texts or whole numbers. Raises ValueError for no Parquet file,
     and for two columns of one name."""
     with _opened(file) as parquet:
-        columns = {column.name: _is_label(column.type) for column in parquet.schema_arrow}
+        kinds = {column.name: column.type for column in parquet.schema_arrow}
+        columns = {name: _is_label(kind) and not pa.types.is_boolean(kind) for name, kind in kinds.items()}
         if len(columns) < len(parquet.schema_arrow):
             raise ValueError("it has several columns of one name")
         return columns
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return pa.types.is_string(_plain(kind)) or pa.types.is_large_string(_plain(kind))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type of the values of a column, which may be kept as numbers of a dictionary."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def table_rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import unicodedata
 import zipfile
 from collections import Counter
@@ -184,7 +185,8 @@ MIXED = (
 def split_named(name: str) -> str:
     """The split that a folder or file of this name, in any case, holds: "train", one of `HELD_OUT`, one that is never
     used ("unlabeled"); empty if no split is called so."""
-    name = _SAME.get(name.lower(), name.lower())
+    name = re.sub(r"(19|20)[0-9]{2}$", "", name.lower())  # of a year, as COCO's are
+    name = _SAME.get(name, name)
     return name if name in _SPLITS else ""
 
 

@@ -102,9 +102,12 @@ class Modality:
         """Files that samples of a `Model` are written to. Raises ValueError, with the way, for others than images."""
         return Pictures(model.image_shape)
 
-    def save(self, experiment: Any, samples: Tensor, file: Path) -> None:
-        """Show samples (N, C, H, W) of training, in [-1, 1], in a file, whose ending it may change."""
-        save_grid(samples, file, columns=10, scale=2)
+    def save(self, experiment: Any, samples: Callable[[], Tensor], file: Path) -> None:
+        """Show samples (N, C, H, W) of training, in [-1, 1], in a file, whose ending it may change.
+
+        samples: draws them, where they are shown
+        """
+        save_grid(samples(), file, columns=10, scale=2)
 
     def model_of(self, path: Path) -> ForeignModel | None:
         """The model in a folder of another library; None: it is none that is known here."""

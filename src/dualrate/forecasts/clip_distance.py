@@ -59,10 +59,5 @@ def windows_of(fields: Fields, forecast: Forecast) -> ImageSet:
         for part in np.array_split(some, -(-len(some) // 64))
     ]
     clips = np.concatenate(parts)
-    return ImageSet(
-        clips.reshape(len(clips), -1, *clips.shape[3:]),
-        None,
-        (),
-        f"{fields.name.partition('/')[0]}-{frames}-frames/{fields.name.rpartition('/')[2]}",
-        frames_each=frames,
-    )
+    name = f"{fields.name.partition('/')[0]}-{frames}-frames/{fields.name.rpartition('/')[2]}"
+    return ImageSet(clips.reshape(len(clips), -1, *clips.shape[3:]), None, (), name, frames_each=frames)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,8 @@ class OfClips(Modality):
     def files(self, model: Any) -> Pictures:
         return ClipFiles(model.image_shape, model.experiment.networks.frames)
 
-    def save(self, experiment: Any, samples: Tensor, file: Path) -> None:
-        save_grid(side_by_side(samples, experiment.networks.frames), file, columns=1, scale=2)
+    def save(self, experiment: Any, samples: Callable[[], Tensor], file: Path) -> None:
+        save_grid(side_by_side(samples(), experiment.networks.frames), file, columns=1, scale=2)
 
 
 MODALITY = OfClips()

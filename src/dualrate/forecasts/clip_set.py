@@ -115,9 +115,8 @@ def prepare_clips(
         split: (f"{title}/{split}", listed[split].raw(listed["train"], f"{title}/{split}", None)) for split in SPLITS
     }
     shape = cut.frames * how.channels, size, size
-    content = hashlib.sha256(
-        repr([(part, [clip.shape for clip in clips[split]]) for split, part in labels.items()]).encode()
-    )
+    shapes = [(part, [clip.shape for clip in clips[split]]) for split, part in labels.items()]
+    content = hashlib.sha256(repr(shapes).encode())
     for clip in (clip for part in clips.values() for clip in part):
         for first in range(0, clip.shape[0], 256):
             content.update(np.ascontiguousarray(clip[first : first + 256]).tobytes())

@@ -75,11 +75,6 @@ class ClipReading:
         return ClipReading(data.size, data.channels or 3, data.on_bad, data.fps, least)
 
 
-def metadata_of(channels: int) -> Metadata:
-    """The metadata of clips of so many channels."""
-    return Metadata(variables=LEVELS.variables[:channels], time=LEVELS.time)
-
-
 def holds_clip(path: Path) -> bool:
     """Whether a file is a clip by itself, by its name, a WEBP by whether it moves."""
     ending = path.suffix.lower()
@@ -183,7 +178,8 @@ def read_clips(place: Path, how: ClipReading, progress: DataProgress = silent) -
     if skipped:
         note += "; " * bool(note) + f"skipped {len(skipped)} of {len(clips)} clips: {some_of(skipped)}"
     colours = COLOURS if how.channels == 3 else GREY
-    return FieldSource(splits, colours, step, note=note, metadata=metadata_of(how.channels))
+    metadata = replace(LEVELS, variables=LEVELS.variables[: how.channels])
+    return FieldSource(splits, colours, step, note=note, metadata=metadata)
 
 
 def _cached(clip: Path, how: ClipReading) -> tuple[Lazy, float | None]:
@@ -320,9 +316,8 @@ def _video(clip: Path, files: Sequence[Path], how: ClipReading) -> Timed:
                 begins = None if frame.time is None or start is None else frame.time - start
                 yield resize(np.ascontiguousarray(pixels), size=how.size, channels=how.channels), begins
             alone, lasts = len(container.streams) == 1, (container.duration or 0) / av.time_base
-            early = (
-                begins is not None and (start or 0) + begins < lasts / 2
-            )  # told of a stream that does not say how many it has
+            early = begins is not None and (start or 0) + begins < lasts / 2
+            # the latter tells of a stream that does not say how many frames it has
             if count < WHOLE * stream.frames or (alone and early and not stream.frames):
                 raise ValueError(f"it ends after {count} frame(s), before it says so")
     except (av.FFmpegError, ValueError, IndexError) as error:

@@ -26,6 +26,9 @@ from dualrate.system.progress import image_progress
 from dualrate.system.workers import mapper
 
 Start = Annotated[int, Range(0, 2**20)]
+SystemName = Literal[
+    "kuramoto-sivashinsky", "kolmogorov", "moving-fashion-mnist", "moving-sprites", "barotropic-t21", "barotropic-t42"
+]
 
 
 @dataclass(frozen=True)
@@ -113,19 +116,7 @@ class Forecast(Ranged, SharedWork):
 class Simulate(Ranged):
     """Make trajectories of a system, into a file that train reads as --data.source."""
 
-    system: Annotated[
-        Positional[
-            Literal[
-                "kuramoto-sivashinsky",
-                "kolmogorov",
-                "moving-fashion-mnist",
-                "moving-sprites",
-                "barotropic-t21",
-                "barotropic-t42",
-            ]
-        ],
-        arg(metavar="NAME"),
-    ]
+    system: Annotated[Positional[SystemName], arg(metavar="NAME")]
     """Kuramoto-Sivashinsky: 1-D, 64 points. Kolmogorov: vorticity of a plane flow, 64 x 64 points.
     moving-fashion-mnist: two garments that bounce in 32 x 32 pixels. moving-sprites: three shapes of
     a colour that bounce in 64 x 64. barotropic-t21, -t42: vorticity and winds on the

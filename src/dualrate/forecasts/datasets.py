@@ -3,8 +3,9 @@
     trajectory (or sample, member, ...), time, maybe channel or level, then one or two of space
 
 Each variable is a channel, or one for each level (`t_850`). Where the steps of a forecast (`step`, `lead_time`) stand
-beside `time`, each time is a trajectory. Bounds and what else describes other variables are left out and named, as are
-variables over time alone; what is over space alone may be a mask (`FieldSource.statics`).
+beside `time`, each time is a trajectory. Along `expver`, versions of the same, each number is of the first version
+that has it. Bounds and what else describes other variables are left out and named, as are variables over time alone;
+what is over space alone may be a mask (`FieldSource.statics`).
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ from dualrate.forecasts.trajectories import (
 # names of dimensions
 TRAJECTORY = ("trajectory", "start", "sample", "member", "ensemble", "number", "realization", "realisation", "run")
 TRAJECTORY += ("batch", "simulation", "ens", "member_id", "ensemble_member")
-LEADS = ("step", "lead_time", "prediction_timedelta", "forecast_period")
+LEADS = ("step", "lead_time", "prediction_timedelta", "forecast_period", "forecastMonth")
+START, VERSIONS = "forecast_reference_time", "expver"  # the latter of ERA5 and, in recent months, ERA5T
 TIME = ("time", "t", "frame", "valid_time", *LEADS)
 CHANNEL = ("channel", "channels", "variable", "field")
 LEVEL = ("level", "levels", "lev", "plev", "pressure_level", "isobaricinhpa", "depth", "deptht", "model_level")
+LEVEL += ("bottom_top",)
 OF_LEVELS = ("air_pressure", "depth", "height", "altitude", "model_level_number")  # standard names
 DESCRIBING = ("bounds", "climatology", "grid_mapping", "cell_measures", "ancillary_variables", "formula_terms")
 
@@ -95,7 +98,10 @@ class Part:
         if self.at is not None and self.at != (*range(self.variable.sizes[layout.channel]),):
             place[layout.channel] = list(self.at)
         order = [dim for dim in (layout.time, layout.channel, *layout.space) if dim]
-        values = _numbers(self.variable.isel(place).transpose(*order))
+        places = [place | {VERSIONS: i} for i in range(self.variable.sizes.get(VERSIONS, 0))] or [place]
+        values, *more = (_numbers(self.variable.isel(each).transpose(*order)) for each in places)
+        for version in more:
+            values = np.where(np.isfinite(values), values, version)
         return values if layout.channel else values[:, None]
 
 
@@ -210,7 +216,8 @@ def times_of(data: Any) -> set[str]:
 
 
 def _layout(path: Path, data: Any, name: str, variable: Any, times: Collection[str], levels: Sequence[float]) -> Layout:
-    dims, single = [str(dim) for dim in variable.dims], []
+    dims = [str(dim) for dim in variable.dims]
+    single = [dim for dim in dims if dim == VERSIONS]
     trajectories = [dim for dim in dims if dim in TRAJECTORY]
     inside = [dim for dim in dims if dim in times]
     leads = [dim for dim in inside if dim in LEADS]
@@ -322,7 +329,7 @@ def _clock(path: Path, data: Any, layout: Layout) -> Any | None:
 
     def rank(each: Any) -> tuple[bool, ...]:
         named = each.name in TIME, each.attrs.get("standard_name") == "time"
-        start = each.attrs.get("standard_name") == "forecast_reference_time"  # a frame comes a lead time later
+        start = each.attrs.get("standard_name") == START  # a frame comes a lead time later
         return _are_dates(each) and any(named), each.name == time and not start, *named, _are_dates(each)
 
     along = [each.isel(dict.fromkeys(layout.single, 0), missing_dims="ignore") for each in data.coords.values()]
@@ -342,8 +349,9 @@ def _dated(data: Any, clock: Any, layout: Layout) -> Any:
     starts = [
         each for each in data.coords.values() if {*each.dims} <= {*layout.trajectories} and each.dtype.kind == "M"
     ]
+    starts = [each for each in starts if START in (each.name, each.attrs.get("standard_name"))] or starts
     lead = CFTimedeltaCoder(decode_via_units=True).decode(clock.variable).values
-    dated = len(starts) == 1 and lead.dtype.kind == "m"
+    dated = len({each.values.tobytes() for each in starts}) == 1 and lead.dtype.kind == "m"
     return (starts[0] + clock.copy(data=lead)).rename(clock.name) if dated else clock
 
 

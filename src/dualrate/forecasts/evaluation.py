@@ -125,11 +125,8 @@ class ForecastReport:
         columns = {
             f"of {name}" if i else f"fair CRPS of {name}": self.by_name[name].crps for i, name in enumerate(baselines)
         }
-        columns |= {
-            "RMSE of mean": forecast.rmse,
-            "spread / skill": forecast.spread_skill,
-            "correlation": forecast.correlation,
-        }
+        columns |= {"RMSE of mean": forecast.rmse, "spread / skill": forecast.spread_skill}
+        columns["correlation"] = forecast.correlation
         lines = []
         for i in shown_leads(len(forecast.leads)):
             crps = (float(part[i]) for part in (forecast.crps.value, forecast.crps.low, forecast.crps.high))
@@ -360,14 +357,9 @@ def judged(model: Model, starts: Starts, x: Frame) -> StabilityReport:
     names, parts = forecast.names, pairs.split(max(1, JUDGED // size))
     training_numbers = torch.cat([steady_numbers(part[:, 1], part[:, 0], spectrum) for part in parts])
     power = torch.cat([spectrum(part[:, 1].double()) for part in parts]).mean(0)
-    stability = Stability.of(
-        forecast.lead_times(frames),
-        [names[c] for c in moving],
-        means[:, moving],
-        training_numbers[:, moving],
-        count_of(starts.groups),
-        from_start=not starts.observed or (forecast.every == 1 and not forecast.noise),
-    )
+    of_moving = [names[c] for c in moving], means[:, moving], training_numbers[:, moving]
+    whole = not starts.observed or (forecast.every == 1 and not forecast.noise)
+    stability = Stability.of(forecast.lead_times(frames), *of_moving, count_of(starts.groups), from_start=whole)
     return StabilityReport(str(stability), stability, power.numpy())
 
 

@@ -76,9 +76,8 @@ class Film:
         some = np.unique(np.linspace(0, length - 1, min(COLUMNS, length)).round().astype(int))
         frames = np.concatenate([np.broadcast_to(p, (len(p), 3, *p.shape[2:]))[some] for p in self.panels.values()])
         scale = math.ceil(LEAST / frames.shape[2])
-        tiles = np.pad(
-            frames.repeat(scale, 2).repeat(scale, 3), ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=BORDER
-        )
+        larger, around = frames.repeat(scale, 2).repeat(scale, 3), ((0, 0), (0, 0), (1, 1), (1, 1))
+        tiles = np.pad(larger, around, constant_values=BORDER)
         height, width = (side + BETWEEN for side in tiles.shape[2:])
         font, grid = ImageFont.load_default(), image_grid(tiles, columns=len(some))
         left = math.ceil(max(font.getlength(name) for name in self.panels)) + 2 * GAP

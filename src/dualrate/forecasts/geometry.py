@@ -31,7 +31,7 @@ from dualrate.denoisers.denoiser import Wrapper
 from dualrate.diffusion.context import Cond, Context, Shape
 from dualrate.forecasts.metadata import Coordinate, Metadata, way
 from dualrate.forecasts.netcdf import LABELLED, read_static
-from dualrate.forecasts.trajectories import GAP, FieldSource, Lazy, Trajectory, timing_of
+from dualrate.forecasts.trajectories import GAP, FieldSource
 
 AT_A_TIME = 2**22  # numbers that are read at once
 EVEN = 1e-2  # of a step: two steps that differ less are the same
@@ -198,27 +198,14 @@ def ordered(fields: FieldSource) -> tuple[FieldSource, Order]:
     order = Order(swapped, flipped, rolled, math.floor(min(columns.values[:1]) / 360) if rolled else None)
     if order == Order():
         return fields, order
-
-    def usual(trajectory: Trajectory) -> Lazy:
-        frames, channels, *space = trajectory.shape
-        height, width = space[::-1] if swapped else space
-        return Lazy((frames, channels, height, width), lambda i, j: order.usual(trajectory[i:j]), timing_of(trajectory))
-
     coordinates = tuple(_reordered(each, order, fields.space) for each in fields.metadata.coordinates)
     names = [axis.partition(" (")[0] for axis in fields.axes]
     in_order = Metadata(fields.metadata.variables, coordinates, fields.metadata.time, fields.metadata.calendar)
     names = names[::-1] if swapped else names
     ways = [way(np.array(axis.values)) for axis in axes_of(names, in_order, len(fields.space))]
-    return (
-        replace(
-            fields,
-            splits={split: [*map(usual, part)] for split, part in fields.splits.items()},
-            statics={name: lambda read=read: order.usual(read()) for name, read in fields.statics.items()},
-            axes=tuple(name + way for name, way in zip(names, ways, strict=False)),
-            metadata=in_order,
-        ),
-        order,
-    )
+    axes = tuple(name + way for name, way in zip(names, ways, strict=False))
+    statics = {name: lambda read=read: order.usual(read()) for name, read in fields.statics.items()}
+    return replace(fields.changed(order.usual), statics=statics, axes=axes, metadata=in_order), order
 
 
 def axes_of(names: Sequence[str], metadata: Metadata, count: int) -> tuple[Coordinate, ...]:

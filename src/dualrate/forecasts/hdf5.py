@@ -74,7 +74,8 @@ def _of_file(file: Any, path: Path, split: str) -> FieldSource:
         file.visit(lambda name: inside.append(name) or (len(inside) > 12 or None))
         raise ValueError(
             f"{path} holds {some_of(inside, 12) or 'nothing'}; expected the groups train, valid or test with pde_* "
-            "or fields (trajectory, time, y, x), or t0_fields, t1_fields"
+            "or fields (trajectory, time, y, x), or t0_fields, t1_fields; write a group of NetCDF (Grid of IMERG) to "
+            "a file of its own (xarray: open_dataset(FILE, group=NAME).to_netcdf(OTHER))"
         )
     return fields
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -42,9 +43,9 @@ class OfFields(Modality):
     def files(self, model: Any) -> NoReturn:
         raise ValueError("a forecast makes fields, not pictures: draw it by dualrate forecast RUN, dr.forecast(model)")
 
-    def save(self, experiment: Any, samples: Tensor, file: Path) -> None:
+    def save(self, experiment: Any, samples: Callable[[], Tensor], file: Path) -> None:
         if (forecast := experiment.condition).of_data is forecast:  # channels of latents show nothing
-            super().save(experiment, forecast.shown(samples), file)
+            super().save(experiment, lambda: forecast.shown(samples()), file)
 
     def score(self, drawer: Any, count: int | None, seed: int, progress: Reporter) -> Evaluation:
         """Score one window from each of `count` held-out starts; clips also by a distance from those of training."""

@@ -5,7 +5,7 @@
     init_time   of each start its latest frame: a date or number, or its number where the source says no times
     number      of a member
     lead_time   from the start to each frame; in hours, where the data has dates
-    valid_time  (init_time, lead_time), their sum
+    valid_time  (init_time, lead_time), their sum; of steps of months so many later, at the same place of the month
 
 Space is as in the file of the training data, or of the starts: its axes, their order, and where longitudes begin.
 Points that the mask hides are NaN. With dates, `decode_timedelta=True` reads lead times as such.
@@ -25,6 +25,7 @@ from xarray.backends.common import BackendArray
 from xarray.core.indexing import IndexingSupport, LazilyIndexedArray, explicit_indexing_adapter
 
 from dualrate.forecasts.condition import Forecast
+from dualrate.forecasts.externals import plain_dates
 from dualrate.forecasts.geometry import Mask, Order, circles
 from dualrate.forecasts.metadata import Coordinate, Description
 from dualrate.forecasts.rollout import Frame
@@ -156,9 +157,27 @@ def _times(starts: Starts, record: Any, forecast: Forecast) -> dict[str, Any]:
         about = {"units": starts.metadata.time}
     standard = {"standard_name": "forecast_reference_time", "long_name": "time of the latest known frame"}
     coordinates[START] = (START, times, standard | about)
-    if forecast.step is None or (times.dtype.kind in "MO" and unit != "hours"):
+    if forecast.months and not forecast.step and times.dtype.kind in "MO":
+        months = [forecast.months * int(each) for each in lead]
+        dates = [[_months_after(date, each) for each in months] for date in plain_dates(times)]
+        valid = np.array(dates, "M8[us]" if times.dtype.kind == "M" else object)
+    elif forecast.step is None or (times.dtype.kind in "MO" and unit != "hours"):
         return coordinates
-    if times.dtype.kind in "MO":
+    elif times.dtype.kind in "MO":
         hours = [timedelta(hours=hour) for hour in lead.tolist()]
-        lead = np.array(hours, "m8[ns]" if times.dtype.kind == "M" else object)
-    return coordinates | {VALID: ((START, LEAD), times[:, None] + lead, {"standard_name": "time"} | about)}
+        valid = times[:, None] + np.array(hours, "m8[ns]" if times.dtype.kind == "M" else object)
+    else:
+        valid = times[:, None] + lead
+    return coordinates | {VALID: ((START, LEAD), valid, {"standard_name": "time"} | about)}
+
+
+def _months_after(date: Any, months: int) -> Any:
+    """The date so many months later: in the middle or on the last day of its month if it is, else on its day."""
+    first = date.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    pairs = (divmod(12 * date.year + date.month - 1 + each, 12) for each in (0, 1, months, months + 1))
+    begun, ended, begin, end = (first.replace(year=year, month=month + 1) for year, month in pairs)
+    if date - begun == (ended - begun) / 2:
+        return begin + (end - begin) / 2
+    if ended - date <= timedelta(days=1):
+        return end - (ended - date)
+    return begin + min(date - begun, end - begin - timedelta(days=1))

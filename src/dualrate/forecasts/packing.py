@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-PACKING = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned")
+from dualrate.forecasts.metadata import text_of
+
+FILLS = ("_FillValue", "missing_value")
+PACKING = ("scale_factor", "add_offset", *FILLS, "_Unsigned")
 UNWRITTEN = {"f4": 15 * 2.0**119, "f8": 15 * 2.0**119, "i2": 1 - 2**15, "i4": 1 - 2**31, "i8": 2 - 2**63}
 UNWRITTEN |= {"u2": 2**16 - 1, "u4": 2**32 - 1, "u8": 2**64 - 2}  # by the kind that is stored
 ANOTHER = {"_FillValue", "_Unsigned", "filters"}  # say that whole numbers have another fill; the last is of zarr
@@ -38,21 +43,37 @@ def unrounded(data: Any) -> dict[Any, dict[str, Any]]:
 def valid(values: NDArray[Any], attributes: Mapping[str, Any], packing: Mapping[str, Any]) -> NDArray[Any]:
     """Unpacked numbers, NaN where they lie outside their valid range. packing: how they were packed, and their dtype
 
-    A range in whole numbers is one of packed numbers, if they were packed. What NetCDF puts where nothing was
-    written is NaN too, of whole numbers where nothing says another fill.
+    A range in whole numbers is one of packed numbers, if they were packed. Fills that are texts, which xarray leaves,
+    are NaN too, and what NetCDF puts where nothing was written, of whole numbers where nothing says another fill.
     """
     scale, offset = (float(np.squeeze(packing.get(name, usual))) for name, usual in zip(PACKING, (1, 0), strict=False))
     packed, outside = (scale, offset) != (1, 0), np.zeros(values.shape, bool)
     stored = np.dtype(packing.get("dtype", values.dtype)).str[1:]
+    fills = [fill for name in FILLS if isinstance(packing.get(name), str) for fill in _numbers(packing[name]).tolist()]
     if stored in UNWRITTEN and (stored[0] == "f" or ("dtype" in packing and not ANOTHER & {*packing})):
-        fill = UNWRITTEN[stored]
-        outside = np.abs(values - (fill * scale + offset)) <= abs(scale) / 2 if packed else values == fill
-    limits = attributes.get("valid_range", (attributes.get("valid_min"), attributes.get("valid_max")))
-    low, high = (None, None) if np.size(limits) != 2 else limits
-    for limit, sign in ((low, 1), (high, -1)):
-        if limit is not None and values.dtype.kind in "fiu":
-            limit, slack = np.squeeze(float(limit) if isinstance(limit, str) else limit), 0.0
-            if limit.dtype.kind in "iu" and packed:
+        fills.append(UNWRITTEN[stored])
+    for fill in fills:
+        outside |= np.abs(values - (fill * scale + offset)) <= abs(scale) / 2 if packed else values == fill
+    lows, highs, both = (_numbers(attributes.get(f"valid_{name}")) for name in ("min", "max", "range"))
+    for low, limits in zip((True, False), (both[:1], both[1:]) if len(both) == 2 else (lows, highs), strict=True):
+        for limit in limits[: values.dtype.kind in "fiu"]:
+            whole, slack = limit.dtype.kind in "iu", 0.0
+            if whole and text_of(packing.get("_Unsigned", "")).lower() == "true":
+                limit = int(limit) % 256 ** int(stored[1:])  # a negative number stands for a large one
+            if whole and packed:
                 limit, slack = limit * scale + offset, abs(scale) / 2
-            outside |= sign * values < sign * limit - slack
+            outside |= values < limit - slack if low else values > limit + slack
     return np.where(outside, np.float32("nan"), values) if outside.any() else values
+
+
+def _numbers(said: Any) -> NDArray[Any]:
+    """The numbers of an attribute, which may be written as text, such as 0s, 4000s; none of other texts."""
+    array = np.ravel(said)
+    if array.dtype.kind in "fiu":
+        return array
+    text = " ".join(map(text_of, array)).strip(" []()")
+    words = [word.rstrip("bBdDfFlLsSuU") for word in re.split(r"[\s,;]+", text)]
+    with suppress(ValueError):
+        numbers = np.array([float(word) for word in words])
+        return numbers.astype(np.int64) if all(word.lstrip("+-").isdecimal() for word in words) else numbers
+    return np.zeros(0)

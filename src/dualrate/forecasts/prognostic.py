@@ -123,9 +123,8 @@ class Prognostic:
         dates = None if times is None else np.resize(np.broadcast_to(times, apart) + latest, len(past))
         if forecast.externals.forcings:
             grid = x.shape[-2], x.shape[-1]
-            forcings = Forcings(
-                forecast.externals, forecast.geometry, grid, dates, lambda number, after: np.zeros(0, np.float32)
-            )
+            about = forecast.externals, forecast.geometry, grid, dates
+            forcings = Forcings(*about, lambda number, after: np.zeros(0, np.float32))
             ahead = partial(forcings, range(len(past)))
         how = {"members": len(members), "batch_size": len(members), "precision": self.precision}
         drawer = self.choice.drawer(self.model, **how).for_seeds(len(past))

@@ -286,9 +286,8 @@ class ForecastScorer:
             leads.append(_from_means(means, count, max(height, width)))
         replicates = {name: torch.stack([lead[name] for lead in leads], 1) for name in leads[0]}
         for name, curve in (("until", "correlation"), ("until_member", "correlation_member")):
-            replicates[name] = torch.stack(
-                [time_until(replicates[curve], self._leads, threshold) for threshold in THRESHOLDS], 1
-            )
+            times = [time_until(replicates[curve], self._leads, threshold) for threshold in THRESHOLDS]
+            replicates[name] = torch.stack(times, 1)
         distance = replicates["spectrum"]  # of a resample it is too long by what chance adds to it a second time
         distance[1:] = (distance[:1] + distance[1:] - distance[1:].mean(0)).clamp(min=0)
         return ForecastScores(

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualrate.forecasts.trajectories import FieldSource, Lazy, Trajectory, common_step, timed, timing_of
+from dualrate.system.folders import some_of
 
 Named = tuple[Path, FieldSource]
 
@@ -28,7 +29,8 @@ def joined(files: Sequence[Named]) -> Named:
     """
     groups: dict[tuple[str, ...], list[Named]] = {}
     for path, fields in files:
-        groups.setdefault(fields.variables, []).append((path, fields))
+        names = next((each for each in groups if {*each} == {*fields.variables}), fields.variables)
+        groups.setdefault(names, []).append((path, fields.picked(names)))
     return _beside([_in_time(group) for group in groups.values()])
 
 
@@ -65,8 +67,9 @@ def _clock(fields: FieldSource) -> str:
 def _in_time(files: Sequence[Named]) -> Named:
     """Files of the same variables, one after the other."""
     forecasts = files[0][1].begins != "" and len({fields.begins for _, fields in files}) == 1
-    for file in files[1:]:
-        check_same_kind(files[0], file, apart=forecasts)
+    best = max(files, key=lambda each: sum(about.units != "" for about in each[1].metadata.variables))
+    for file in files:
+        check_same_kind(best, file, apart=forecasts)
     if len(files) == 1:
         return files[0]
     times = {path: timing_of(fields.trajectories[0]).times for path, fields in files}
@@ -75,10 +78,14 @@ def _in_time(files: Sequence[Named]) -> Named:
     same = [np.array_equal(each, times[files[0][0]]) for each in times.values()]
     files = sorted(files, key=lambda each: times[each[0]][0])
     path, first = files[0]
+    unlike = [file.name for file, fields in files if fields.metadata.unsaid(best[1].metadata, best[1].variables)]
+    without = f"without units or coordinates that {best[0].name} says, which are taken"
+    notes = *[fields.note for _, fields in files if fields.note][:1], *[f"{some_of(unlike)} {without}"] * bool(unlike)
+    more: dict[str, Any] = {"metadata": best[1].metadata, "note": "; ".join(notes)}
     if all(same) or forecasts:
         trajectories = [trajectory for _, fields in files for trajectory in fields.trajectories]
         step = common_step(fields.step for _, fields in files)
-        return path, replace(first, splits={"": trajectories}, step=step)
+        return path, replace(first, splits={"": trajectories}, step=step, **more)
     for (before, _), (after, _) in pairwise(files):
         if not times[before][-1] < times[after][0]:
             raise ValueError(
@@ -94,9 +101,8 @@ def _in_time(files: Sequence[Named]) -> Named:
                 f"there is a gap in time between {before} (to {whole[at - 1]}) and {after} (from {whole[at]}): fetch "
                 "what is missing, or name files without a gap"
             )
-    note = next((fields.note for _, fields in files if fields.note), "")
     step = common_step(trajectory.timing.step for trajectory in trajectories)
-    return path, replace(files[0][1], splits={"": trajectories}, step=step, note=note)
+    return path, replace(first, splits={"": trajectories}, step=step, **more)
 
 
 def _chained(path: Path, parts: Sequence[Trajectory]) -> Lazy:

@@ -154,7 +154,9 @@ def _members(source: str) -> list[tuple[str, Path]]:
     kinds = [[each for each in of_fields if each[1].suffix.lower() in endings] for endings in (HDF5, LABELLED)]
     if all(kinds):
         h5, nc = (kind[0][1] for kind in kinds)
-        raise ValueError(f"{source} holds {h5.name} and {nc.name}: name one kind, such as '{nc.parent}/*{nc.suffix}'")
+        divided = any(split for kind in kinds for split, _ in kind)  # into folders, which no pattern names
+        way = "move one kind elsewhere" if divided else f"name one kind, such as '{nc.parent}/*{nc.suffix}'"
+        raise ValueError(f"{source} holds {h5} and {nc}: {way}")
     return [(split or _split_in(file.stem), file.resolve()) for kind in kinds for split, file in kind]
 
 

@@ -51,11 +51,9 @@ def power_spectrum(fields: Tensor) -> Tensor:
 def spectrum_of(geometry: Geometry) -> Spectrum:
     """Power by degree where fields cover a whole sphere, in latitudes and evenly round it; else by wavenumber."""
     _, latitudes = geometry.latitudes
-    return (
-        partial(power_on_sphere, latitudes=latitudes)
-        if geometry.whole and len(latitudes) <= MOST_ROWS
-        else power_spectrum
-    )
+    if geometry.whole and len(latitudes) <= MOST_ROWS:
+        return partial(power_on_sphere, latitudes=latitudes)
+    return power_spectrum
 
 
 def power_on_sphere(fields: Tensor, latitudes: tuple[float, ...]) -> Tensor:

@@ -17,7 +17,7 @@ from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.externals import months_of_step
 from dualrate.forecasts.metadata import SAME_AXIS, Metadata, level_of, plain_units
 from dualrate.forecasts.rollout import Frame, forecast_of
-from dualrate.forecasts.trajectories import FieldSource, Lazy, Trajectory, numbered, timing_of
+from dualrate.forecasts.trajectories import FieldSource, numbered, timing_of
 
 Note = Callable[[str], None]  # is told what is taken for granted
 NOT_UNITS = ArithmeticError, AssertionError, AttributeError, SyntaxError, TypeError, ValueError, tokenize.TokenError
@@ -94,12 +94,8 @@ def in_units(path: Path, forecast: Forecast, fields: FieldSource, note: Note) ->
     if not changes:
         return fields
     note(f"{path}: converted {', '.join(changes)}")
-
-    def converted(whole: Trajectory) -> Lazy:
-        return Lazy(whole.shape, lambda i, j: whole[i:j] * factors + offsets, timing_of(whole))  # pyright: ignore
-
-    splits = {split: [*map(converted, part)] for split, part in fields.splits.items()}
-    return replace(fields, splits=splits, metadata=replace(fields.metadata, variables=tuple(described)))
+    metadata = replace(fields.metadata, variables=tuple(described))
+    return replace(fields.changed(lambda frames: frames * factors + offsets), metadata=metadata)
 
 
 def conversion(mine: str, theirs: str) -> tuple[float, float] | None:

@@ -111,7 +111,14 @@ def survey(
                 differences.add(np.diff(joined.astype(np.float64), axis=0)[follows])
             last, done = part[-1:], done + len(part)
             progress(done, total, "reading fields")
-    _check_rounding(name, variables, states.mean, exact.deviations, np.sqrt(rounding.mean), 0 if whole else CONSTANT)
+    constant, roundings = 0 if whole else CONSTANT, np.sqrt(rounding.mean)
+    for variable, mean, std, lost in zip(variables, states.mean, exact.deviations, roundings, strict=True):
+        if constant * abs(mean) < std and lost > LOST * std:
+            raise ValueError(
+                f"{name}: {variable} has the mean {mean:g} and the standard deviation {std:g}, and fields are computed "
+                f"in float32, whose numbers are {np.spacing(np.float32(abs(mean))):g} apart there: subtract the mean "
+                "from it first"
+            )
     return digest.hexdigest(), Statistics(tuple(states.mean.tolist()), states.std, differences.std)
 
 
@@ -120,27 +127,6 @@ def _halves(raw: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]
     if raw.dtype.kind in "iu" and raw.dtype.itemsize == 8:
         return (raw >> 32).astype(np.float64) * 2.0**32, (raw & (2**32 - 1)).astype(np.float64)
     return raw.astype(np.float64), np.zeros(raw.shape)
-
-
-def _check_rounding(
-    name: str,
-    variables: tuple[str, ...],
-    means: NDArray[np.float64],
-    deviations: NDArray[np.float64],
-    roundings: NDArray[np.float64],
-    constant: float,
-) -> None:
-    """Raise ValueError where float32 rounds the changes of a variable away.
-
-    constant: a deviation below this share of the mean counts as none
-    """
-    for variable, mean, std, lost in zip(variables, means, deviations, roundings, strict=True):
-        if constant * abs(mean) < std and lost > LOST * std:
-            raise ValueError(
-                f"{name}: {variable} has the mean {mean:g} and the standard deviation {std:g}, and fields are computed "
-                f"in float32, whose numbers are {np.spacing(np.float32(abs(mean))):g} apart there: subtract the mean "
-                "from it first"
-            )
 
 
 class _Moments:

@@ -116,14 +116,17 @@ class FieldSource:
             raise ValueError(f"there is no variable {', '.join(missing)} among {', '.join(self.variables)}")
         order = [self.variables.index(name) for name in names]
         described = tuple(self.metadata.variables[i] for i in order if self.metadata.variables)
-
-        def chosen(whole: Trajectory) -> Lazy:
-            shape = whole.shape[0], len(order), whole.shape[2], whole.shape[3]
-            return Lazy(shape, lambda i, j: whole[i:j][:, order], timing_of(whole))
-
-        splits = {split: [*map(chosen, part)] for split, part in self.splits.items()}
         metadata = replace(self.metadata, variables=described)
-        return replace(self, splits=splits, variables=names, metadata=metadata)
+        return replace(self.changed(lambda frames: frames[:, order]), variables=names, metadata=metadata)
+
+    def changed(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> FieldSource:
+        """The same with frames (T, C, H, W) that are changed when they are read, each by itself."""
+
+        def lazy(whole: Trajectory) -> Lazy:
+            _, *frame = change(np.empty((0, *whole.shape[1:]))).shape
+            return Lazy((whole.shape[0], *frame), lambda i, j: change(whole[i:j]), timing_of(whole))  # pyright: ignore[reportArgumentType]
+
+        return replace(self, splits={split: [*map(lazy, part)] for split, part in self.splits.items()})
 
     @property
     def trajectories(self) -> list[Trajectory]:

@@ -368,18 +368,12 @@ def save_samples(model: Model, file: Path) -> None:
     experiment, seeds, (plan, *_) = model.experiment, range(SHOWN), model.serves.ladder([SHOWN_STEPS])
     labels = [seed % model.num_classes for seed in seeds] if model.num_classes else None
     step = make_step(model.serves.sampler or ANCESTRAL, model.process)
-    drawn = sample_batches(
-        model.denoiser,
-        step,
-        model.process.served(plan),
-        model.shape,
-        seeds,
-        labels,
-        device=model.device,
-        given=model.given,
-    )
-    draws = Draws(0, torch.tensor(seeds, device=model.device))
-    samples = decoded(model.codec, torch.cat(list(drawn)), draws)
+
+    def samples() -> Tensor:
+        parts = model.denoiser, step, model.process.served(plan), model.shape, seeds, labels
+        drawn = torch.cat(list(sample_batches(*parts, device=model.device, given=model.given)))
+        return decoded(model.codec, drawn, Draws(0, torch.tensor(seeds, device=model.device)))
+
     file.parent.mkdir(exist_ok=True)
     maker_of(experiment).save(experiment, samples, file)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dualrate.data.images import ImageSet, to_uint8
 from dualrate.data.source import DataProgress, Split
@@ -72,10 +71,10 @@ class OfTexts(Modality):
 
         return TextFiles(model.image_shape, model.experiment.codec.alphabet)
 
-    def save(self, experiment: Any, samples: Tensor, file: Path) -> None:
+    def save(self, experiment: Any, samples: Any, file: Path) -> None:
         from dualrate.system.files import write_whole
 
-        write_whole(file.with_suffix(".txt"), self.passage(experiment, to_uint8(samples).cpu().numpy()) + "\n")
+        write_whole(file.with_suffix(".txt"), self.passage(experiment, to_uint8(samples()).cpu().numpy()) + "\n")
 
 
 MODALITY = OfTexts()
