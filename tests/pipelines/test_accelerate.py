@@ -379,6 +379,53 @@ def test_compiled_blocks_are_taken_and_a_compiled_network_is_not():
         dr.accelerate(pipe, "toca")
 
 
+@pytest.mark.parametrize(
+    ("made", "method", "place"),
+    [
+        (of_sd3, "toca", "transformer_blocks.1"),
+        (of_sd3, "duca", "transformer_blocks.0"),
+        (of_unet, "deep-cache", "up_blocks.1"),
+    ],
+)
+def test_hooks_on_what_runs_in_part_are_refused_before_and_as_it_draws(made, method, place):
+    """They would see some of the tokens or layers, or act twice."""
+    pipe, draw = made()
+    block, own = network(pipe).get_submodule(place), draw()
+
+    def replaced():
+        block.forward = partial(block.forward)  # as those who offload do
+        return SimpleNamespace(remove=lambda: delattr(block, "forward"))
+
+    for hook in (
+        lambda: block.register_forward_hook(lambda module, inputs, output: None),
+        lambda: block.register_forward_pre_hook(lambda module, inputs: None),
+        replaced,
+    ):
+        with dr.accelerate(pipe, method, refresh=1):
+            later = hook()
+            with pytest.raises(ValueError, match=r"runs in part.*nor hooked: take that off, hook its parts"):
+                draw()
+            later.remove()
+            draw()
+        later = hook()
+        with pytest.raises(ValueError, match=r"runs in part.*nor hooked|has another forward"):
+            dr.accelerate(pipe, method, refresh=1)
+        later.remove()
+    same(draw(), own)
+
+
+def test_hooks_on_whole_blocks_see_all_of_what_full_calls_make():
+    pipe, draw = of_sd3()
+    block, seen = pipe.transformer.transformer_blocks[0], []
+    block.register_forward_hook(lambda module, inputs, output: seen.append((module, output[1].shape)))
+    draw()
+    whole = seen[0]
+    seen.clear()
+    with dr.accelerate(pipe, refresh=2):
+        draw()
+    assert seen == [whole] * (STEPS // 2)
+
+
 @pytest.mark.parametrize("in_place", [True, False])
 def test_a_network_that_is_compiled_later_is_refused_as_it_draws(in_place):
     pipe, draw = of_dit()

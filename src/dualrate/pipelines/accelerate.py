@@ -293,10 +293,11 @@ class _Network:
         self.warned_of = scheduler
 
     def begin(self, times: Any, time: float) -> None:
-        """Start a sampling at a time, of which the scheduler has these times. Raises as `check_uncompiled`."""
+        """Start a sampling at a time, of which the scheduler has these times. Raises as where it was accelerated."""
         self.check_cost()
         self.forget()
         check_uncompiled(self.name, getattr(self.pipe, self.name, self.net))
+        self.method.check_parted()
         self.check_scheduler()
         self.times, self.convention = times, convention(self.pipe.scheduler, self.method)
         left = times_left(times, time)
