@@ -441,9 +441,10 @@ def _forward(network: _Network, *positional: Any, **named: Any) -> Any:
             if network.thread == threading.get_ident():
                 network.forget()
         raise
-    macs, plain = method.macs(cache, did)
-    calls.append(CallRecord(branch, cache.step, did, cache.change, macs, plain))
+    calls.append(CallRecord(branch, cache.step, did, cache.change, *method.macs(cache, did)))
     cache.step += 1
+    if cache.step == cache.policy.steps:  # its last: what it holds may be large, and decoding comes next
+        cache.past.clear()
     if len(set(times_left(times, time))) == 1:
         network.check_cost()
     return out
