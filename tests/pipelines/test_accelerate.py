@@ -718,6 +718,17 @@ def test_fixed_runs_the_first_steps_whole(first):
     assert steps(handle) == ([0, 4, 8] if first == 1 else [0, 1, 2, 6, 10])
 
 
+@pytest.mark.parametrize(
+    ("every", "first", "did"), [(3, 1, "FKPFKPFKPFKP"), (3, 3, "FFFKPFKPFKPF"), (4, 2, "FFPKPFPKPFPK")]
+)
+def test_the_step_before_the_next_full_one_is_partial_whatever_the_first_ones(every, first, did):
+    pipe, draw = of_dit(steps=12)
+    with dr.accelerate(pipe, "duca", refresh=Fixed(every, first)) as handle:
+        draw()
+    letters = {"full": "F", "partial": "P", "skipped": "K"}
+    assert "".join(letters[call.did] for call in calls(handle)) == did
+
+
 def speca(errors, threshold, decay, least, most, first):
     """Whole steps by the published rule, of errors that a forecast at each step would have."""
     whole, forecasts, error = [], 0, 0.0

@@ -264,7 +264,8 @@ class CachedTokens(CacheMethod):
     def call(self, run: Run, cache: Cache, schedule: Schedule | None, t: Tensor) -> tuple[Any, Did]:
         cut: Any = CutTokens(cast(Any, _OneCall(self, run)), self.by == "attention")
         of_call = (None, None, None)
-        every = cast(Fixed, cache.policy).every
+        policy = cast(Fixed, cache.policy)
+        ahead = policy.every - (cache.step - policy.first + 1) % policy.every  # steps to the next refresh
         if not cache.past or cache.policy.refresh(cache.step, 0.0):
             if cut.scores and (cache.shapes, "plain") not in self.costs:  # a call more, once
                 self.counted(cache, "plain", lambda: run(self.net))
@@ -272,7 +273,7 @@ class CachedTokens(CacheMethod):
             cache.past.appendleft(Context((*features, torch.zeros_like(features[-1]))))
             return out, "full"
         sums, attention, received, age = cache.past[0].features
-        if self.by == "random" and (every - cache.step % every) % 2 == 0:  # counted back from the next refresh
+        if self.by == "random" and ahead % 2 == 0:
             return self.counted(cache, "skipped", lambda: cut.rest(*of_call, sums.sum(1))), "skipped"
         chosen = choose(received, age, t, self.share, self.by)
         sums, out = self.counted(cache, "partial", lambda: cut.part(*of_call, sums, attention, chosen))
