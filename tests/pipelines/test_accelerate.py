@@ -403,7 +403,7 @@ def test_hooks_on_what_runs_in_part_are_refused_before_and_as_it_draws(made, met
     ):
         with dr.accelerate(pipe, method, refresh=1):
             later = hook()
-            with pytest.raises(ValueError, match=r"runs in part.*nor hooked: take that off, hook its parts"):
+            with pytest.raises(ValueError, match=r"runs in part.*nor hooked: take that off, hook or offload"):
                 draw()
             later.remove()
             draw()

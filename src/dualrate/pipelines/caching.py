@@ -118,7 +118,7 @@ class CacheMethod(ABC):
             if any(vars(block).get(name) for name in HOOKED):
                 raise ValueError(
                     f"{type(block).__name__} runs in part, so it is to be neither compiled nor offloaded nor hooked: "
-                    "take that off, hook its parts, or in a transformer take 'taylor'"
+                    "take that off, hook or offload its parts, or in a transformer take 'taylor'"
                 )
 
     def macs(self, cache: Cache, did: Did) -> tuple[int, int]:
