@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pipelines import tiny_pipelines
 from pipelines.models import diffusers, dit, randomised, unet
 from pipelines.tiny_pipelines import ROWS, STEPS, UNETS, of_dit, of_flux, of_qwen, of_sana, of_sd3, of_unet
 from torch import nn
@@ -17,7 +18,7 @@ from torch import nn
 import dualrate as dr
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.diffusion.context import Refresh
-from dualrate.pipelines.accelerate import CallRecord
+from dualrate.pipelines.accelerate import CallRecord, _Network
 from dualrate.pipelines.caching import Features
 from dualrate.pipelines.classes.catalogue import KINDS
 from dualrate.pipelines.policies import FirstBlock, Fixed, Policy, SpeCa, Verified
@@ -206,6 +207,18 @@ def test_forecasts_know_how_noisy_each_step_of_the_scheduler_is(name, monkeypatc
         expected = torch.log(signal / (1 - signal))
     found = torch.stack(seen)[:: len(seen) // STEPS]
     torch.testing.assert_close(found[1:].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("made", [of_flux, of_qwen])
+def test_forecasts_know_the_times_of_the_scheduler_where_networks_are_given_rounded_ones(made, monkeypatch):
+    embeddings, seen, clock = tiny_pipelines._embeddings, [], _Network.clock
+    monkeypatch.setattr(tiny_pipelines, "_embeddings", lambda *of: embeddings(*of).to(torch.bfloat16))
+    monkeypatch.setattr(_Network, "clock", lambda network, time: seen.append(time) or clock(network, time))
+    pipe, draw = made()
+    pipe.transformer.to(torch.bfloat16)
+    with dr.accelerate(pipe, refresh=2):
+        draw(num_inference_steps=40)
+    assert sorted(set(seen), reverse=True) == pipe.scheduler.timesteps.tolist()
 
 
 class Polynomial(nn.Module):

@@ -162,8 +162,7 @@ def accelerate(
     """
     if method is not None and method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}, got {method!r}")
-    if isinstance(refresh, int):
-        refresh = Fixed(refresh)
+    refresh = Fixed(refresh) if isinstance(refresh, int) else refresh
     if not isinstance(refresh, Policy):
         way = f": for a threshold, FirstBlock({refresh})" if isinstance(refresh, float) else ""
         raise ValueError(f"refresh is every how many steps, or a Policy, got {refresh}{way}")
@@ -246,9 +245,8 @@ class _Network:
 
     def __init__(self, name: str, method_name: str, method: CacheMethod, pipe: Any) -> None:
         self.name, self.net, self.method, self.pipe = name, method.net, method, pipe
-        self.method_name = method_name
+        self.method_name, self.begun, self.branch = method_name, 0, 0
         self.samplings: deque[list[CallRecord]] = deque(maxlen=REMEMBERED)
-        self.begun = self.branch = 0
         self.thread, self.left = 0, dict[int, float]()  # of the sampling; times at which threads were interrupted
         self.on, self.digests = True, Digests()
         self.warned_of: Any = None
@@ -431,6 +429,8 @@ def _forward(network: _Network, *positional: Any, **named: Any) -> Any:
     shapes = tuple((name, tuple(value.shape)) for name, value in arguments.items() if isinstance(value, Tensor))
     try:
         time = times.pop() * method.kind.units(net)
+        if torch.as_tensor(arguments["timestep"]).dtype.itemsize == 2:  # it was rounded: the scheduler's own is meant
+            time = next(iter(times_left(getattr(network.pipe.scheduler, "timesteps", None), time)), time)
         condition = network.digests.of({name: arguments[name] for name in arguments if name not in (state, "timestep")})
         with ENTERING:
             cache, (schedule, t) = network.cache(time, shapes, condition), network.clock(time)
