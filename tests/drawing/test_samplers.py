@@ -226,6 +226,12 @@ def test_a_plan_that_is_not_served_is_refused_as_soon_as_it_is_chosen(heavy):
             choice.step_plan(student)
 
 
+@pytest.mark.parametrize("plan", ["plan.json", {"t": [1, 0], "refresh": ["full"]}, 8])
+def test_what_is_no_plan_is_refused_with_the_way_to_one(plan):
+    with pytest.raises(ValueError, match=r"plan is a StepPlan, got .*: StepPlan\.from_json"):
+        Choice(plan=plan)
+
+
 def test_a_model_that_never_went_without_a_context_is_called_at_the_first_step(dual):
     method = replace(dual.experiment.method, times=TimeSampler(dropout=0.0))
     always = replace(dual, experiment=replace(dual.experiment, method=method))

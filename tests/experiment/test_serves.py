@@ -177,6 +177,18 @@ def test_heavy_calls_are_where_the_encoder_was_trained(steps, data):
     assert called[:1] == where[: len(called[:1])]  # the first that may be
 
 
+def test_an_encoder_that_trains_on_even_grids_is_not_called_below_the_finest():
+    paper = DenoisingConfig(TimeSampler(phase=0))
+    serves = paper.serves
+    assert serves == AnyPlan((4, 32), drops=True, times=(1 / 32, 1), even=True)
+    assert replace(paper, encoder_from="run", freeze_encoder=True).serves.times == (0, 1)
+    for steps, heavy in ((32, 32), (64, 16), (64, 32), (60, 7)):
+        assert serves.spread(uniform(steps), heavy) == StepPlan.uniform(steps, heavy)  # still even
+    assert serves.untrained(StepPlan.uniform(64)) == 1
+    plan = serves.spread(uniform(64), 64)
+    assert (plan.num_heavy, serves.untrained(plan)) == (63, 0)
+
+
 def test_an_encoder_that_trains_for_late_plans_is_called_where_it_was_trained():
     late = TimeSampler(heavy=(1, 8), first=(0.6, 0.9))
     assert DenoisingConfig(late).serves.times == (0.6 / 8, 0.9)

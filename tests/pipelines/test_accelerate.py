@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pipelines import tiny_pipelines
 from pipelines.models import diffusers, dit, randomised, unet
 from pipelines.tiny_pipelines import ROWS, STEPS, UNETS, of_dit, of_flux, of_qwen, of_sana, of_sd3, of_unet
 from torch import nn
@@ -17,7 +18,7 @@ from torch import nn
 import dualrate as dr
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.diffusion.context import Refresh
-from dualrate.pipelines.accelerate import CallRecord
+from dualrate.pipelines.accelerate import CallRecord, _Network
 from dualrate.pipelines.caching import Features
 from dualrate.pipelines.classes.catalogue import KINDS
 from dualrate.pipelines.policies import FirstBlock, Fixed, Policy, SpeCa, Verified
@@ -208,6 +209,18 @@ def test_forecasts_know_how_noisy_each_step_of_the_scheduler_is(name, monkeypatc
     torch.testing.assert_close(found[1:].double(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("made", [of_flux, of_qwen])
+def test_forecasts_know_the_times_of_the_scheduler_where_networks_are_given_rounded_ones(made, monkeypatch):
+    embeddings, seen, clock = tiny_pipelines._embeddings, [], _Network.clock
+    monkeypatch.setattr(tiny_pipelines, "_embeddings", lambda *of: embeddings(*of).to(torch.bfloat16))
+    monkeypatch.setattr(_Network, "clock", lambda network, time: seen.append(time) or clock(network, time))
+    pipe, draw = made()
+    pipe.transformer.to(torch.bfloat16)
+    with dr.accelerate(pipe, refresh=2):
+        draw(num_inference_steps=40)
+    assert sorted(set(seen), reverse=True) == pipe.scheduler.timesteps.tolist()
+
+
 class Polynomial(nn.Module):
     """A block that adds a polynomial of the log-SNR."""
 
@@ -377,6 +390,53 @@ def test_compiled_blocks_are_taken_and_a_compiled_network_is_not():
         torch.testing.assert_close(draw(), own)
     with pytest.raises(ValueError, match="neither compiled nor offloaded"):
         dr.accelerate(pipe, "toca")
+
+
+@pytest.mark.parametrize(
+    ("made", "method", "place"),
+    [
+        (of_sd3, "toca", "transformer_blocks.1"),
+        (of_sd3, "duca", "transformer_blocks.0"),
+        (of_unet, "deep-cache", "up_blocks.1"),
+    ],
+)
+def test_hooks_on_what_runs_in_part_are_refused_before_and_as_it_draws(made, method, place):
+    """They would see some of the tokens or layers, or act twice."""
+    pipe, draw = made()
+    block, own = network(pipe).get_submodule(place), draw()
+
+    def replaced():
+        block.forward = partial(block.forward)  # as those who offload do
+        return SimpleNamespace(remove=lambda: delattr(block, "forward"))
+
+    for hook in (
+        lambda: block.register_forward_hook(lambda module, inputs, output: None),
+        lambda: block.register_forward_pre_hook(lambda module, inputs: None),
+        replaced,
+    ):
+        with dr.accelerate(pipe, method, refresh=1):
+            later = hook()
+            with pytest.raises(ValueError, match=r"runs in part.*nor hooked: take that off, hook or offload"):
+                draw()
+            later.remove()
+            draw()
+        later = hook()
+        with pytest.raises(ValueError, match=r"runs in part.*nor hooked|has another forward"):
+            dr.accelerate(pipe, method, refresh=1)
+        later.remove()
+    same(draw(), own)
+
+
+def test_hooks_on_whole_blocks_see_all_of_what_full_calls_make():
+    pipe, draw = of_sd3()
+    block, seen = pipe.transformer.transformer_blocks[0], []
+    block.register_forward_hook(lambda module, inputs, output: seen.append((module, output[1].shape)))
+    draw()
+    whole = seen[0]
+    seen.clear()
+    with dr.accelerate(pipe, refresh=2):
+        draw()
+    assert seen == [whole] * (STEPS // 2)
 
 
 @pytest.mark.parametrize("in_place", [True, False])
@@ -669,6 +729,17 @@ def test_fixed_runs_the_first_steps_whole(first):
     with dr.accelerate(pipe, "taylor", refresh=Fixed(4, first)) as handle:
         draw()
     assert steps(handle) == ([0, 4, 8] if first == 1 else [0, 1, 2, 6, 10])
+
+
+@pytest.mark.parametrize(
+    ("every", "first", "did"), [(3, 1, "FKPFKPFKPFKP"), (3, 3, "FFFKPFKPFKPF"), (4, 2, "FFPKPFPKPFPK")]
+)
+def test_the_step_before_the_next_full_one_is_partial_whatever_the_first_ones(every, first, did):
+    pipe, draw = of_dit(steps=12)
+    with dr.accelerate(pipe, "duca", refresh=Fixed(every, first)) as handle:
+        draw()
+    letters = {"full": "F", "partial": "P", "skipped": "K"}
+    assert "".join(letters[call.did] for call in calls(handle)) == did
 
 
 def speca(errors, threshold, decay, least, most, first):

@@ -151,6 +151,20 @@ def test_no_more_caches_are_held_than_two_steps_have():
     assert len(network.caches) == len(network.earlier) == 1
 
 
+@pytest.mark.parametrize("method", ["polynomial", "toca", "duca"])
+def test_nothing_is_held_after_the_last_step(method, monkeypatch):
+    held, pipe, draw = [], *of_sd3()
+    monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: held.append(sum(len(past) for past in pasts(handle))))
+    with dr.accelerate(pipe, method, refresh=3) as handle:
+        own = draw()
+        assert held == [0]
+        assert torch.equal(draw(), own)
+
+
+def pasts(handle):
+    return [cache.past for network in handle._networks for cache in network.caches.values()]
+
+
 def test_conditions_are_equal_by_content():
     digests, x = Digests(), torch.randn(2, 5, 4)
     key = digests.of({"text": x, "more": {"size": [1, 2.0], "none": None}})

@@ -157,3 +157,15 @@ def test_attention_of_three_streams_or_of_another_kernel_is_refused():
             pytest.raises(ValueError, match=f"{other.__name__} returns.*'fora'"),
         ):
             call(X, 0)
+
+
+def test_attention_that_is_perturbed_in_some_rows_has_no_scores_and_is_renewed_at_random():
+    net, call = network(MADE["SD3"])
+    perturbed = diffusers.models.attention_processor.PAGJointAttnProcessor2_0()  # in the second row
+    net.transformer_blocks[0].attn.set_processor(perturbed)
+    with dr.accelerate(net, "toca", refresh=2), pytest.raises(ValueError, match=r"the perturbed guidance.*'fora'"):
+        call(X, 0)
+    own = call(X, 0)
+    with dr.accelerate(net, "duca", scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), refresh=2):
+        torch.testing.assert_close(call(X, 0), own)
+        call(X, 1)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from trouble import flip_each
 import dualrate as dr
 from dualrate.data.images import to_uint8
 from dualrate.diffusion.random import Draws
+from dualrate.pipelines import call
 from dualrate.pipelines.export import DualRatePipeline
 from dualrate.pipelines.parts import DualRateNetwork, DualRateScheduler
 from dualrate.runs.store import write_class_names
@@ -239,6 +241,27 @@ def test_changed_latents_are_taken_over_with_a_context_of_their_own(model, pipe,
     *_, last = trajectory(drawer.denoiser, drawer.step, drawer.plan, other, cond, draw, start=1)
     found = drawn(pipe, plan=plan if model.reuses_context else drawer.plan, callback_on_step_end=callback)
     assert torch.equal(found, last.z)
+
+
+def test_a_heavy_call_that_changed_latents_ask_for_where_the_encoder_was_not_trained_is_told(model):
+    if not model.reuses_context:
+        pytest.skip("it has one network")
+    method = replace(model.experiment.method, times=dr.TimeSampler(heavy=(1, 2), first=(0.8, 0.8)))  # from 0.4 on
+    late = replace(model, experiment=replace(model.experiment, method=method))
+    drawer = dr.Choice(plan=dr.StepPlan.at(8, [2])).drawer(late, precision="float32")
+    cond, draws = dr.Cond(torch.tensor(drawer.labels(SEEDS))), Draws(0, torch.tensor(SEEDS))
+
+    def draw(changed_after):
+        def changed(step, t, z):
+            return 0.5 * z if step == changed_after else z
+
+        return call.sampled(drawer, draws, cond, None, lambda: None, changed, lambda: False)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw(3)  # the next step begins at 0.5
+    with pytest.warns(UserWarning, match=r"before step 5, which so makes a heavy call.*was not trained: change"):
+        draw(4)  # at 0.375
 
 
 def test_latents_of_another_shape_are_refused_where_a_callback_gives_them(pipe):

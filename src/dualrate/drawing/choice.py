@@ -71,8 +71,9 @@ class Choice(Brief, Ranged):
             sampler_named(self.sampler)
         if self.grid is not None:
             check_grid(self.grid)
-        names = ("steps", "grid", "heavy", "places", "switch_at")
-        where = [name for name in names if getattr(self, name) is not None]
+        where = [name for name in ("steps", "grid", "heavy", "places", "switch_at") if getattr(self, name) is not None]
+        if not isinstance(self.plan, StepPlan | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"plan is a StepPlan, got {self.plan!r}: StepPlan.from_json(text) reads one of a file")
         if self.switch_at is not None and self.places is not None:
             raise ValueError("switch_at says which steps have no context: drop places")
         if self.plan is not None and where:
@@ -87,9 +88,8 @@ class Choice(Brief, Ranged):
 
         Raises what `check_loaded`, `step_for` and `Drawer` raise."""
         check_loaded(model)
-        name, gamma = self._sampler(model)
         plan = self.step_plan(model, note)
-        return Drawer(model, step_for(model, name, gamma, self.eta), plan, **more)
+        return Drawer(model, step_for(model, *self._sampler(model), self.eta), plan, **more)
 
     @own_defaults()
     def settled(self, model: Model, note: Note = warnings.warn) -> Choice:

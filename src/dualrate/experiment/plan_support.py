@@ -120,16 +120,20 @@ class AnyPlan(Serves, Ranged):
         return min(max(steps // 4, low), high, steps)
 
     def spread(self, times: Sequence[float], heavy: int, alone: int = 0) -> StepPlan:
-        """Plans as above, only where the encoder was trained: fewer heavy calls where there are fewer such steps."""
+        """Plans as above, only where the encoder was trained: fewer heavy calls where there are fewer such steps.
+
+        Of an encoder of even grids a plan stays as it is where it was trained at all of its heavy calls.
+        """
         plan, (least, most) = StepPlan.late(times, heavy, alone), self.times
+        if self.even and not self.untrained(plan):
+            return plan
         where = [i for i, t in enumerate(plan.t[:-1]) if i >= alone and least - ROUNDING <= t <= most + ROUNDING]
         heavy = min(heavy, len(where))
         return StepPlan.at(plan.t, (where[j * len(where) // heavy] for j in range(heavy)))
 
     def untrained(self, plan: StepPlan) -> int:
-        least, most = self.times
         heavy = (t for t, refresh in zip(plan.t, plan.refresh, strict=False) if refresh is Refresh.FULL)
-        return sum(not least - ROUNDING <= t <= most + ROUNDING for t in heavy)
+        return sum(not self.times[0] - ROUNDING <= t <= self.times[1] + ROUNDING for t in heavy)
 
 
 @dataclass(frozen=True)

@@ -287,10 +287,10 @@ class DenoisingConfig(MethodConfig, Ranged):
 
     @property
     def serves(self) -> AnyPlan:
-        heavy, first = self.times.heavy, self.times.first
-        encoder = (0.0, 1.0) if first is None or self.freeze_encoder else (first[0] / heavy[1], first[1])
-        drops, even = self.times.dropout > 0 or first is not None, self.times.phase is not None
-        return AnyPlan(heavy, drops, encoder, even)
+        heavy, first, even = self.times.heavy, self.times.first, self.times.phase is not None
+        earliest = (1.0, 1.0) if even else first
+        encoder = (0.0, 1.0) if earliest is None or self.freeze_encoder else (earliest[0] / heavy[1], earliest[1])
+        return AnyPlan(heavy, self.times.dropout > 0 or first is not None, encoder, even)
 
     def check(self, experiment: Experiment) -> None:
         check_null_class(experiment, self.label_dropout)

@@ -162,8 +162,7 @@ def accelerate(
     """
     if method is not None and method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}, got {method!r}")
-    if isinstance(refresh, int):
-        refresh = Fixed(refresh)
+    refresh = Fixed(refresh) if isinstance(refresh, int) else refresh
     if not isinstance(refresh, Policy):
         way = f": for a threshold, FirstBlock({refresh})" if isinstance(refresh, float) else ""
         raise ValueError(f"refresh is every how many steps, or a Policy, got {refresh}{way}")
@@ -246,9 +245,8 @@ class _Network:
 
     def __init__(self, name: str, method_name: str, method: CacheMethod, pipe: Any) -> None:
         self.name, self.net, self.method, self.pipe = name, method.net, method, pipe
-        self.method_name = method_name
+        self.method_name, self.begun, self.branch = method_name, 0, 0
         self.samplings: deque[list[CallRecord]] = deque(maxlen=REMEMBERED)
-        self.begun = self.branch = 0
         self.thread, self.left = 0, dict[int, float]()  # of the sampling; times at which threads were interrupted
         self.on, self.digests = True, Digests()
         self.warned_of: Any = None
@@ -293,10 +291,11 @@ class _Network:
         self.warned_of = scheduler
 
     def begin(self, times: Any, time: float) -> None:
-        """Start a sampling at a time, of which the scheduler has these times. Raises as `check_uncompiled`."""
+        """Start a sampling at a time, of which the scheduler has these times. Raises as where it was accelerated."""
         self.check_cost()
         self.forget()
         check_uncompiled(self.name, getattr(self.pipe, self.name, self.net))
+        self.method.check_parted()
         self.check_scheduler()
         self.times, self.convention = times, convention(self.pipe.scheduler, self.method)
         left = times_left(times, time)
@@ -430,6 +429,8 @@ def _forward(network: _Network, *positional: Any, **named: Any) -> Any:
     shapes = tuple((name, tuple(value.shape)) for name, value in arguments.items() if isinstance(value, Tensor))
     try:
         time = times.pop() * method.kind.units(net)
+        if torch.as_tensor(arguments["timestep"]).dtype.itemsize == 2:  # it was rounded: the scheduler's own is meant
+            time = next(iter(times_left(getattr(network.pipe.scheduler, "timesteps", None), time)), time)
         condition = network.digests.of({name: arguments[name] for name in arguments if name not in (state, "timestep")})
         with ENTERING:
             cache, (schedule, t) = network.cache(time, shapes, condition), network.clock(time)
@@ -440,9 +441,10 @@ def _forward(network: _Network, *positional: Any, **named: Any) -> Any:
             if network.thread == threading.get_ident():
                 network.forget()
         raise
-    macs, plain = method.macs(cache, did)
-    calls.append(CallRecord(branch, cache.step, did, cache.change, macs, plain))
+    calls.append(CallRecord(branch, cache.step, did, cache.change, *method.macs(cache, did)))
     cache.step += 1
+    if cache.step == cache.policy.steps:  # its last: what it holds may be large, and decoding comes next
+        cache.past.clear()
     if len(set(times_left(times, time))) == 1:
         network.check_cost()
     return out

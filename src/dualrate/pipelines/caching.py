@@ -38,6 +38,7 @@ Run = Callable[[Any], Any]  # a call of a copy of the network
 Out = TypeVar("Out")
 SKIPS = "res_hidden_states_tuple"
 COUNTING = threading.RLock()  # no block is compiled then: torch never compiles again what it met under a counter
+HOOKED = ("_forward_hooks", "_forward_pre_hooks", "_compiled_call_impl", "_hf_hook", "forward")  # what hooks leave
 
 LEVELS = {f"{kind}{way}Block2D" for kind in ("", "Attn", "CrossAttn") for way in ("Down", "Up")}
 
@@ -89,8 +90,9 @@ class Cache:
 class CacheMethod(ABC):
     """A way of calling a network with a cache.
 
-    order: of the forecast; form: how it is made
-    costs: multiply-adds of a part of a call of given shapes, counted when it first runs
+    order:  of the forecast; form: how it is made
+    costs:  multiply-adds of a part of a call of given shapes, counted when it first runs
+    parted: blocks of which copies run, for some of the tokens or some of the layers
     """
 
     net: Any
@@ -99,6 +101,7 @@ class CacheMethod(ABC):
     order: int = 0
     form: Form = "polynomial"
     costs: dict[Any, int] = field(default_factory=dict)
+    parted: Sequence[Any] = ()
 
     @property
     def timed(self) -> bool:
@@ -108,6 +111,15 @@ class CacheMethod(ABC):
     @abstractmethod
     def call(self, run: Run, cache: Cache, schedule: Schedule | None, t: Tensor) -> tuple[Any, Did]:
         """The network's output at t, and what was done."""
+
+    def check_parted(self) -> None:
+        """Raises ValueError for hooks, and what is like hooks, on a block that runs in part: they want all of it."""
+        for block in self.parted:
+            if any(vars(block).get(name) for name in HOOKED):
+                raise ValueError(
+                    f"{type(block).__name__} runs in part, so it is to be neither compiled nor offloaded nor hooked: "
+                    "take that off, hook or offload its parts, or in a transformer take 'taylor'"
+                )
 
     def macs(self, cache: Cache, did: Did) -> tuple[int, int]:
         """Multiply-adds of the call, and of a plain one."""
@@ -241,8 +253,8 @@ class CachedTokens(CacheMethod):
         if not isinstance(policy, Fixed):
             raise ValueError(f"{name} wants to know the next refresh: refresh=N is expected, got {policy}")
         CutTokens(cast(Any, self))  # raises where it cannot be
-        if any("_hf_hook" in vars(block) or block._compiled_call_impl is not None for block in self.blocks):
-            raise ValueError(f"{name} goes into blocks that are neither compiled nor offloaded: take 'taylor'")
+        self.parted = self.blocks
+        self.check_parted()
 
     @property
     def timed(self) -> bool:
@@ -252,7 +264,8 @@ class CachedTokens(CacheMethod):
     def call(self, run: Run, cache: Cache, schedule: Schedule | None, t: Tensor) -> tuple[Any, Did]:
         cut: Any = CutTokens(cast(Any, _OneCall(self, run)), self.by == "attention")
         of_call = (None, None, None)
-        every = cast(Fixed, cache.policy).every
+        policy = cast(Fixed, cache.policy)
+        ahead = policy.every - (cache.step - policy.first + 1) % policy.every  # steps to the next refresh
         if not cache.past or cache.policy.refresh(cache.step, 0.0):
             if cut.scores and (cache.shapes, "plain") not in self.costs:  # a call more, once
                 self.counted(cache, "plain", lambda: run(self.net))
@@ -260,7 +273,7 @@ class CachedTokens(CacheMethod):
             cache.past.appendleft(Context((*features, torch.zeros_like(features[-1]))))
             return out, "full"
         sums, attention, received, age = cache.past[0].features
-        if self.by == "random" and (every - cache.step % every) % 2 == 0:  # counted back from the next refresh
+        if self.by == "random" and ahead % 2 == 0:
             return self.counted(cache, "skipped", lambda: cut.rest(*of_call, sums.sum(1))), "skipped"
         chosen = choose(received, age, t, self.share, self.by)
         sums, out = self.counted(cache, "partial", lambda: cut.part(*of_call, sums, attention, chosen))
@@ -317,6 +330,8 @@ class CachedLevels(CacheMethod):
         layers = len(net.up_blocks[-1].resnets)
         if not (isinstance(outer, int) and 1 <= outer <= layers):
             raise ValueError(f"outer: 1 to {layers} of the last layers run at every step, got {outer!r}")
+        self.parted = [net.up_blocks[-1], *net.down_blocks[: outer > 1]]
+        self.check_parted()
 
     def call(self, run: Run, cache: Cache, schedule: Schedule | None, t: Tensor) -> tuple[Any, Did]:
         net, (*earlier, last) = self.net, self.net.up_blocks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -105,7 +106,8 @@ def sampled(
     changed: (step, its time t, z after it) -> z to go on with. Where that is another one, what was computed of the old
              one is dropped: the next step makes a heavy call instead of a reuse, a multistep solver starts anew
     ended:   asked before every step; where it says so, z is that of an earlier time
-    Raises ValueError for a start or a change of another shape, and what `trajectory` raises.
+    Raises ValueError for a start or a change of another shape, and what `trajectory` raises. Warns of
+    such a call where the encoder was not trained.
     """
     shape, plan = drawer.model.shape, drawer.plan
     if start is not None and start.shape[1:] != shape:
@@ -126,7 +128,13 @@ def sampled(
         z = z.to(before)
         if i < plan.num_steps and not torch.equal(z, before):
             refresh = [Refresh.FULL if k == i and now.reuses else now for k, now in enumerate(plan.refresh)]
-            plan = dataclasses.replace(plan, refresh=tuple(refresh))
+            plan, serves = dataclasses.replace(plan, refresh=tuple(refresh)), drawer.model.serves
+            if serves.untrained(plan) > serves.untrained(drawer.plan):
+                warnings.warn(
+                    f"the latents changed before step {i}, which so makes a heavy call at a noise level at which the "
+                    f"encoder of {drawer.model.name} was not trained: change them at earlier steps alone",
+                    stacklevel=2,
+                )
             states = trajectory(drawer.denoiser, drawer.step, plan, z, cond, noise, start=i)
             next(states)
     return z

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -78,16 +78,8 @@ class Export(Ranged):
                 raise
             raise ValueError(NO_DIFFUSERS) from error
 
-        note = reporter().note
-        export_pipeline(
-            self.run_dir,
-            folder,
-            self.sampling.choice(),
-            self.sampling.guided,
-            license=self.license,
-            score=self.score,
-            name=self.push_to_hub,
-            note=note,
-        )
+        note, choice, guidance = reporter().note, self.sampling.choice(), self.sampling.guided
+        of_card: dict[str, Any] = {"license": self.license, "score": self.score, "name": self.push_to_hub}
+        export_pipeline(self.run_dir, folder, choice, guidance, **of_card, note=note)
         if self.push_to_hub is not None:
             note(f"pushed: {push(folder, self.push_to_hub, license=self.license)}")

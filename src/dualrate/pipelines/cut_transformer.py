@@ -223,10 +223,12 @@ class _Attention(nn.Module):
             output = self.attention(hidden_states, *positional, **named)
         self.output, *texts = output if isinstance(output, tuple) else (output,)
         self.received = seen and seen.received
-        if len(texts) > 1 or (seen and self.received is None):
+        of_all_rows = self.received is not None and len(self.received) == len(hidden_states)
+        if len(texts) > 1 or (self.scores and not of_all_rows):
             raise ValueError(
                 f"{type(self.attention).__name__} returns more than two streams, or computes attention its own way: "
-                "drop the adapter or the backend (set_attention_backend('native')), or take 'fora'"
+                "drop the adapter, the perturbed guidance or the backend (set_attention_backend('native')), or take "
+                "'fora'"
             )
         return output
 

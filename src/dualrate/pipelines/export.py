@@ -45,18 +45,8 @@ from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import UNGUIDED, Guidance
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.model import Model
+from dualrate.pipelines import call
 from dualrate.pipelines.autoencoder import Autoencoder, HeldCodec
-from dualrate.pipelines.call import (
-    OUTPUTS,
-    SEEN,
-    changes_by,
-    each,
-    has_texts,
-    next_seed,
-    sample_count,
-    sampled,
-    texts_of,
-)
 from dualrate.pipelines.condition import Prompts
 from dualrate.pipelines.folder import class_names_of
 from dualrate.pipelines.parts import Checked, DualRateNetwork, DualRateScheduler, check_sealed, experiment_in, seal
@@ -292,7 +282,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = SEEN,
+        callback_on_step_end_tensor_inputs: Sequence[str] = call.SEEN,
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | None = None,
         num_images_per_prompt: int = 1,
@@ -315,17 +305,17 @@ class DualRatePipeline(Checked, DiffusionPipeline):
                    Where it sets the pipeline's `_interrupt`, no step follows, and the images are of the latents so far
         Raises ValueError for a plan or labels that the model does not serve, and for numbers of images that disagree.
         """
-        changed = changes_by(callback_on_step_end, self, callback_on_step_end_tensor_inputs)
-        if output_type not in OUTPUTS:
-            raise ValueError(f"output_type is one of {', '.join(OUTPUTS)}, got {output_type!r}")
+        changed = call.changes_by(callback_on_step_end, self, callback_on_step_end_tensor_inputs)
+        if output_type not in call.OUTPUTS:
+            raise ValueError(f"output_type is one of {', '.join(call.OUTPUTS)}, got {output_type!r}")
         model, how, device = self.as_model(), self._how, self._execution_device
         labels: Any = class_labels.tolist() if isinstance(class_labels, (Tensor, np.ndarray)) else class_labels
         if isinstance(model.experiment.condition, Prompts):
             prompt, labels = labels if prompt is None else prompt, None
             if prompt is None:
                 raise ValueError(f"{model.name} makes images of texts: pass prompt")
-            prompt = texts_of(prompt, negative_prompt, num_images_per_prompt)
-        elif prompt is not None or negative_prompt is not None or (has_texts(labels) and not model.num_classes):
+            prompt = call.texts_of(prompt, negative_prompt, num_images_per_prompt)
+        elif prompt is not None or negative_prompt is not None or (call.has_texts(labels) and not model.num_classes):
             raise ValueError(f"{model.name} makes images of no prompts: drop the prompt")
         elif num_images_per_prompt != 1:
             raise ValueError(f"{model.name} makes images of no prompts: say how many by batch_size or class_labels")
@@ -336,23 +326,23 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         choice = how.asked(num_inference_steps, num_heavy, plan)
         drawer = choice.drawer(model, guidance=how.guided(guidance_scale), precision="float32")
         sources = torch.default_generator if generator is None else generator
-        count = sample_count(batch_size, class_labels=labels, prompt=prompt, generator=sources, latents=latents)
-        numbers = None if labels is None else [model.class_number(label) for label in each(labels, count)]
-        seeds = [next_seed(source) for source in each(sources, count)]
+        count = call.sample_count(batch_size, class_labels=labels, prompt=prompt, generator=sources, latents=latents)
+        numbers = None if labels is None else [model.class_number(label) for label in call.each(labels, count)]
+        seeds = [call.next_seed(source) for source in call.each(sources, count)]
         numbers = drawer.labels(seeds) if numbers is None else numbers
         cond = Cond(
             None if numbers is None else torch.tensor(numbers, device=device),
-            None if encoder is None else encoder.read(device)(each(prompt, 1)).to(device),
+            None if encoder is None else encoder.read(device)(call.each(prompt, 1)).to(device),
         )
         draws = Draws(0, torch.tensor(seeds, device=device))
         self.num_timesteps, self._guidance_scale = drawer.plan.num_steps, drawer.guidance.weight
         self._interrupt = False
         with self.progress_bar(total=drawer.plan.num_steps) as bar:  # pyright: ignore[reportCallIssue]
-            z = sampled(drawer, draws, cond, latents, bar.update, changed, lambda: self._interrupt)
+            z = call.sampled(drawer, draws, cond, latents, bar.update, changed, lambda: self._interrupt)
         if output_type != "latent":
             z = decoded(drawer.model.codec, z, draws)
         self.maybe_free_model_hooks()
-        images = OUTPUTS[output_type](z)
+        images = call.OUTPUTS[output_type](z)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
 

@@ -176,14 +176,8 @@ class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
     def of(choice: Choice, guidance: Guidance = UNGUIDED) -> DualRateScheduler:
         """A scheduler that draws by a choice with a plan, such as a `settled` one."""
         assert choice.plan is not None
-        return DualRateScheduler(
-            json.loads(choice.plan.to_json()),
-            sampler=choice.sampler,
-            gamma=choice.gamma,
-            eta=choice.eta,
-            guidance_scale=guidance.weight,
-            guidance_interval=guidance.interval,
-        )
+        plan = json.loads(choice.plan.to_json())
+        return DualRateScheduler(plan, choice.sampler, choice.gamma, choice.eta, guidance.weight, guidance.interval)
 
     def asked(self, steps: int | None, heavy: int | None, plan: StepPlan | None) -> Choice:
         """Its choice, but for what a call says. Raises ValueError for a plan beside steps or heavy calls."""

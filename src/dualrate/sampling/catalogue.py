@@ -130,16 +130,14 @@ def make_step(name: str, process: Process, gamma: float | None = None, eta: floa
 
     Raises ValueError for a name nobody knows, and a setting that the step has no use for.
     """
-    sampler, settings = sampler_named(name), {}
-    for setting, value in {"gamma": gamma, "eta": eta}.items():
-        if value is None:
-            continue
+    sampler, wishes = sampler_named(name), {"gamma": gamma, "eta": eta}
+    settings = {setting: value for setting, value in wishes.items() if value is not None}
+    for setting, value in settings.items():
         if setting not in sampler.takes:
             raise ValueError(
                 f"{setting} is {MEANING[setting]} of {' and '.join(taking(setting))} and means nothing to {name}, got "
                 f"{setting} {value:g}: drop it"
             )
-        settings[setting] = value
     return sampler.build(process, settings)
 
 
