@@ -427,6 +427,21 @@ def test_hooks_on_what_runs_in_part_are_refused_before_and_as_it_draws(made, met
     same(draw(), own)
 
 
+@pytest.mark.parametrize(("made", "method"), [(of_sd3, "toca"), (of_unet, "deep-cache")])
+def test_blocks_whose_hooks_were_removed_may_run_in_part(made, method):
+    """Diffusers, as accelerate, then leaves a block its class's forward as an attribute."""
+    pipe, draw = made()
+    net, hooks = network(pipe), diffusers.hooks.hooks
+    for block in net.transformer_blocks if method == "toca" else net.up_blocks:
+        registry = hooks.HookRegistry.check_if_exists_or_initialize(block)
+        registry.register_hook(hooks.ModelHook(), "of another cache")
+        registry.remove_hook("of another cache")
+        assert "forward" in vars(block)
+    own = draw()
+    with dr.accelerate(pipe, method, refresh=1):
+        same(draw(), own)
+
+
 def test_hooks_on_whole_blocks_see_all_of_what_full_calls_make():
     pipe, draw = of_sd3()
     block, seen = pipe.transformer.transformer_blocks[0], []

@@ -151,18 +151,22 @@ def test_no_more_caches_are_held_than_two_steps_have():
     assert len(network.caches) == len(network.earlier) == 1
 
 
-@pytest.mark.parametrize("method", ["polynomial", "toca", "duca"])
-def test_nothing_is_held_after_the_last_step(method, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "refresh"), [("polynomial", 3), ("polynomial", FirstBlock(0.1)), ("toca", 3), ("duca", 3)]
+)
+def test_nothing_is_held_after_the_last_step(method, refresh, monkeypatch):
     held, pipe, draw = [], *of_sd3()
-    monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: held.append(sum(len(past) for past in pasts(handle))))
-    with dr.accelerate(pipe, method, refresh=3) as handle:
+    monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: held.extend(features(handle)))
+    with dr.accelerate(pipe, method, refresh=refresh) as handle:
         own = draw()
         assert held == [0]
         assert torch.equal(draw(), own)
 
 
-def pasts(handle):
-    return [cache.past for network in handle._networks for cache in network.caches.values()]
+def features(handle):
+    """Return for each cache how many contexts and changes it holds."""
+    caches = [cache for network in handle._networks for cache in network.caches.values()]
+    return [len(cache.past) + (cache.seen is not None) for cache in caches]
 
 
 def test_conditions_are_equal_by_content():

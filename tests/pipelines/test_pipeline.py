@@ -264,6 +264,23 @@ def test_a_heavy_call_that_changed_latents_ask_for_where_the_encoder_was_not_tra
         draw(4)  # at 0.375
 
 
+def test_latents_that_change_again_where_the_encoder_was_trained_are_no_reason_to_warn(model):
+    if not model.reuses_context:
+        pytest.skip("it has one network")
+    method = replace(model.experiment.method, times=dr.TimeSampler(heavy=(1, 2), first=(0.8, 0.8)))
+    late = replace(model, experiment=replace(model.experiment, method=method))
+    with pytest.warns(UserWarning, match="1 of the plan's 1 heavy calls are"):
+        drawer = dr.Choice(plan=dr.StepPlan.at(8, [0])).drawer(late, precision="float32")
+    cond, draws = dr.Cond(torch.tensor(drawer.labels(SEEDS))), Draws(0, torch.tensor(SEEDS))
+
+    def changed(step, t, z):
+        return 0.5 * z if step in (0, 3) else z
+
+    with pytest.warns(UserWarning, match="before step") as told:
+        call.sampled(drawer, draws, cond, None, lambda: None, changed, lambda: False)
+    assert [str(warning.message)[:37] for warning in told] == ["the latents changed before step 1, wh"]  # at 0.875
+
+
 def test_latents_of_another_shape_are_refused_where_a_callback_gives_them(pipe):
     with pytest.raises(ValueError, match=r"a callback is given latents of .*, and returned"):
         drawn(pipe, callback_on_step_end=lambda pipeline, step, t, given: {"latents": given["latents"][:1]})

@@ -445,6 +445,7 @@ def _forward(network: _Network, *positional: Any, **named: Any) -> Any:
     cache.step += 1
     if cache.step == cache.policy.steps:  # its last: what it holds may be large, and decoding comes next
         cache.past.clear()
+        cache.seen = None
     if len(set(times_left(times, time))) == 1:
         network.check_cost()
     return out

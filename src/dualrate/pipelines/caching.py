@@ -38,7 +38,7 @@ Run = Callable[[Any], Any]  # a call of a copy of the network
 Out = TypeVar("Out")
 SKIPS = "res_hidden_states_tuple"
 COUNTING = threading.RLock()  # no block is compiled then: torch never compiles again what it met under a counter
-HOOKED = ("_forward_hooks", "_forward_pre_hooks", "_compiled_call_impl", "_hf_hook", "forward")  # what hooks leave
+HOOKED = ("_forward_hooks", "_forward_pre_hooks", "_compiled_call_impl", "_hf_hook")  # what hooks leave
 
 LEVELS = {f"{kind}{way}Block2D" for kind in ("", "Attn", "CrossAttn") for way in ("Down", "Up")}
 
@@ -115,7 +115,8 @@ class CacheMethod(ABC):
     def check_parted(self) -> None:
         """Raises ValueError for hooks, and what is like hooks, on a block that runs in part: they want all of it."""
         for block in self.parted:
-            if any(vars(block).get(name) for name in HOOKED):
+            replaced = getattr(block.forward, "__func__", None) is not type(block).forward
+            if replaced or any(vars(block).get(name) for name in HOOKED):
                 raise ValueError(
                     f"{type(block).__name__} runs in part, so it is to be neither compiled nor offloaded nor hooked: "
                     "take that off, hook or offload its parts, or in a transformer take 'taylor'"

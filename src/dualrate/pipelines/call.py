@@ -122,14 +122,13 @@ def sampled(
         if changed is None:
             continue
         before = z.clone()  # a callback may write into what it is given
-        z = changed(i - 1, plan.t[i - 1], z)
+        z = changed(i - 1, plan.t[i - 1], z).to(before)
         if z.shape != before.shape:
             raise ValueError(f"a callback is given latents of {tuple(before.shape)}, and returned {tuple(z.shape)}")
-        z = z.to(before)
         if i < plan.num_steps and not torch.equal(z, before):
             refresh = [Refresh.FULL if k == i and now.reuses else now for k, now in enumerate(plan.refresh)]
-            plan, serves = dataclasses.replace(plan, refresh=tuple(refresh)), drawer.model.serves
-            if serves.untrained(plan) > serves.untrained(drawer.plan):
+            untrained, plan = drawer.model.serves.untrained(plan), dataclasses.replace(plan, refresh=tuple(refresh))
+            if drawer.model.serves.untrained(plan) > untrained:
                 warnings.warn(
                     f"the latents changed before step {i}, which so makes a heavy call at a noise level at which the "
                     f"encoder of {drawer.model.name} was not trained: change them at earlier steps alone",
