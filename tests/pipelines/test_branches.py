@@ -139,6 +139,18 @@ def test_a_branch_that_a_step_left_out_and_one_of_another_condition_begin_with_a
     assert not network.earlier
 
 
+def test_rounded_times_that_the_scheduler_does_not_have_are_steps_all_the_same():
+    """Of a loop of one's own, while the scheduler has the two of a sampling before it."""
+    net = randomised(dit(num_embeds_ada_norm=200)).eval()
+    pipe = alone(net)
+    pipe.scheduler.set_timesteps(2)
+    with torch.no_grad(), dr.accelerate(pipe, "fora", refresh=2) as handle:
+        for i, time in enumerate(TIMES):
+            net(STATES[i], torch.tensor([time], dtype=torch.bfloat16), **of_class(0))
+    assert steps(handle) == [*range(0, len(TIMES), 2)]
+    assert {call.branch for call in calls(handle)} == {0}
+
+
 def test_no_more_caches_are_held_than_two_steps_have():
     """Where a condition changes at every step every call is full, and what it kept goes."""
     net = randomised(dit(num_embeds_ada_norm=200)).eval()

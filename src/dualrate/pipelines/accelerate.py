@@ -338,13 +338,12 @@ class _Network:
         called = ((shapes, condition, rank) for rank in itertools.count())
         branch = next(key for key in called if key not in self.caches)
         self.branch = self.branches.setdefault(branch, len(self.branches))
-        if branch in self.earlier:
-            self.caches[branch] = self.earlier[branch]
-        else:
+        cache = self.earlier.get(branch)
+        if cache is None:
             policy = copy.deepcopy(self.method.policy)
             policy.steps = self.steps
-            self.caches[branch] = Cache(policy, shapes, deque(maxlen=self.method.order + 1))
-        return self.caches[branch]
+            cache = Cache(policy, shapes, deque(maxlen=self.method.order + 1))
+        return self.caches.setdefault(branch, cache)
 
     def change_thread(self, time: float, fresh: bool) -> bool:
         """Whether another thread calls; fresh: at new times. Raises RuntimeError where that one was interrupted."""
@@ -430,7 +429,8 @@ def _forward(network: _Network, *positional: Any, **named: Any) -> Any:
     try:
         time = times.pop() * method.kind.units(net)
         if torch.as_tensor(arguments["timestep"]).dtype.itemsize == 2:  # it was rounded: the scheduler's own is meant
-            time = next(iter(times_left(getattr(network.pipe.scheduler, "timesteps", None), time)), time)
+            nearest, *_ = times_left(getattr(network.pipe.scheduler, "timesteps", None), time) or [time]
+            time = nearest if abs(nearest - time) <= time / 100 else time  # further off: it is none of the scheduler's
         condition = network.digests.of({name: arguments[name] for name in arguments if name not in (state, "timestep")})
         with ENTERING:
             cache, (schedule, t) = network.cache(time, shapes, condition), network.clock(time)
