@@ -178,7 +178,7 @@ def test_files_of_other_units_are_refused_and_those_without_are_named(months: Pa
     assert [each.units for each in source.metadata.variables] == ["m s-1"]
     assert source.note == "c.nc, a.nc without units or coordinates that b.nc says, which are taken"
     with_units(months / "c.nc", "km h-1")
-    with pytest.raises(ValueError, match="has u in m s-1, and .*c.nc has u in km h-1: bring them to one"):
+    with pytest.raises(ValueError, match=r"has u in m s-1, and .*c\.nc has u in km h-1: bring them to one"):
         find_fields(months)
 
 

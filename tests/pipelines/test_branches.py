@@ -140,7 +140,7 @@ def test_a_branch_that_a_step_left_out_and_one_of_another_condition_begin_with_a
 
 
 def test_rounded_times_that_the_scheduler_does_not_have_are_steps_all_the_same():
-    """Of a loop of one's own, while the scheduler has the two of a sampling before it."""
+    """Loops of one's own have them, while the scheduler has the two of a sampling before."""
     net = randomised(dit(num_embeds_ada_norm=200)).eval()
     pipe = alone(net)
     pipe.scheduler.set_timesteps(2)

@@ -338,8 +338,7 @@ class _Network:
         called = ((shapes, condition, rank) for rank in itertools.count())
         branch = next(key for key in called if key not in self.caches)
         self.branch = self.branches.setdefault(branch, len(self.branches))
-        cache = self.earlier.get(branch)
-        if cache is None:
+        if (cache := self.earlier.get(branch)) is None:
             policy = copy.deepcopy(self.method.policy)
             policy.steps = self.steps
             cache = Cache(policy, shapes, deque(maxlen=self.method.order + 1))
