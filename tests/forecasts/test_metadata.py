@@ -84,6 +84,23 @@ def test_files_of_one_folder_say_the_same(tmp_path: Path) -> None:
         find_fields(tmp_path)
 
 
+def test_units_are_those_of_the_files_of_a_folder_that_say_them(tmp_path: Path) -> None:
+    for name, units in (("a_train.h5", ""), ("b_test.h5", "degC"), ("c_val.h5", "")):
+        with h5py.File(tmp_path / name, "w") as file:
+            file["train/u"] = np.zeros((3, 5, 4, 6))
+            file["train/u"].attrs["units"] = units
+            file.move("train", name[2:-3])
+    source = find_fields(tmp_path)[1]
+    assert source.metadata.variables == (Description("degC"),)
+    assert source.note.startswith(f"{tmp_path.name}/a_train.h5, {tmp_path.name}/c_val.h5 without units")
+    (tmp_path / "c_val.h5").unlink()  # which is open
+    with h5py.File(tmp_path / "c_val.h5", "w") as file:
+        file["val/u"] = np.zeros((3, 5, 4, 6))
+        file["val/u"].attrs["units"] = "K"
+    with pytest.raises(ValueError, match=r"c_val.h5 has u in K, and .*b_test.h5 has u in degC"):
+        find_fields(tmp_path)
+
+
 def said(units: str = "K", **coordinates: np.ndarray) -> Metadata:
     axes = {"lat": (0,), "latitude": (0,), "lon": (1,), "longitude": (1,), "level": (), "y": (0,)}
     points = [Coordinate(name, axes[name], tuple(np.ravel(values))) for name, values in coordinates.items()]
