@@ -72,6 +72,11 @@ def test_hdf5_says_units_and_coordinates(tmp_path: Path) -> None:
             file[f"{split}/pde_a"], file[f"{split}/x"] = np.zeros((3, 5, 6)), length * x
     with pytest.raises(ValueError, match=r"its splits have x from 0 to [12] and x from 0 to [12]: bring them to one"):
         find_fields(tmp_path / "splits.h5")
+    with h5py.File(tmp_path / "units.h5", "w") as file:
+        for split, units in (("test", ""), ("train", "m"), ("valid", "")):
+            file[f"{split}/pde_a"] = np.zeros((3, 5, 6))
+            file[f"{split}/pde_a"].attrs["units"] = units
+    assert find_fields(tmp_path / "units.h5")[1].metadata.variables == (Description("m"),)
 
 
 def test_files_of_one_folder_say_the_same(tmp_path: Path) -> None:

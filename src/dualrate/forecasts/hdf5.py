@@ -133,14 +133,13 @@ def _pdearena(file: Any, path: Path) -> FieldSource | None:
         raise ValueError(f"{path}: its splits have the variables {' and '.join(map(str, sorted(kinds)))}")
     if not splits:
         return None
-    variables = kinds.pop()
-    for mine, first in (pair for each in metadata for pair in each.differences(metadata[0], variables)):
-        raise ValueError(f"{path}: its splits have {first} and {mine}: bring them to one")
-    named = {each.axes: each.name for each in metadata[0].coordinates}
-    axes = [named.get((i,), "") for i in range(len(space))]
-    return FieldSource(
-        splits, variables, common_step(steps), tuple(axes) if all(axes) else (), next(iter(notes), ""), metadata[0]
-    )
+    variables, most = kinds.pop(), max(metadata, key=lambda each: each.said)
+    for mine, theirs in (pair for each in metadata for pair in each.differences(most, variables)):
+        raise ValueError(f"{path}: its splits have {theirs} and {mine}: bring them to one")
+    named = {each.axes: each.name for each in most.coordinates}
+    axes = tuple(named.get((i,), "") for i in range(len(space)))
+    axes, note = axes if all(axes) else (), next(iter(notes), "")
+    return FieldSource(splits, variables, common_step(steps), axes, note, most)
 
 
 def _of_hdf5(path: Path, parts: Sequence[Any], number: int, shape: tuple[int, ...], timing: Timing) -> Lazy:
