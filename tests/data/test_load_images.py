@@ -388,6 +388,20 @@ def test_usual_columns_of_labels_are_taken(column: str, packed: bool, tmp_path: 
     assert notes(load, tmp_path / "all.parquet") == []
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_texts_and_bytes_may_be_views(inside: bool, tmp_path: Path, load: Load) -> None:
+    """And those of files beside each other of other kinds."""
+    for first, kind in ((0, pa.string_view()), (7, pa.large_string())):
+        content = pa.array([png(i) for i in range(first, first + 7)], pa.binary_view())
+        images = pa.StructArray.from_arrays([content], ["bytes"]) if inside else content
+        words = pa.array([f"w{i % 3}" for i in range(first, first + 7)]).cast(kind)
+        pq.write_table(pa.table({"image": images, "label": words}), tmp_path / f"{first}.parquet")
+    train = load(tmp_path)
+    assert train.class_names == ("w0", "w1", "w2")
+    assert train.labels is not None
+    assert train.labels.tolist() == [value % 3 for value in values(train)]
+
+
 def test_columns_that_may_be_labels_are_listed_and_one_is_named(tmp_path: Path, load: Load) -> None:
     file = tmp_path / "all.parquet"
     other = {"kind": [i % 4 for i in range(20)], "target": [[i] for i in range(20)], "size": [0.5] * 20}

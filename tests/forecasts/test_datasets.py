@@ -211,14 +211,16 @@ def test_limits_of_whole_numbers_are_those_of_what_is_stored(tmp_path: Path) -> 
     values = np.arange(96).reshape(4, 4, 6)
     stored = (600 * values).astype("u2").astype("i2")
     packing = {"_Unsigned": "true", "scale_factor": 0.0025, "add_offset": 190.0, "_FillValue": np.int16(-1)}
+    edges = {"scale_factor": np.float32(0.01), "add_offset": np.float32(273.15), "valid_range": np.int16([814, 3211])}
     variables = {
         "lst": (stored, packing | {"valid_range": np.int16([0, -6])}),
         "flag": ((values % 7).astype("u1"), {"valid_max": np.uint8(5)}),
         "level": ((values % 7 - 128).astype("i1"), {"valid_min": np.int8(-128)}),
+        "edges": (np.linspace(814, 3211, 96).astype("i2").reshape(values.shape), edges),  # which float32 rounds outside
     }
     data = xarray.Dataset({name: (("time", "y", "x"), *each) for name, each in variables.items()})
     missing = np.isnan(frames(saved(data, tmp_path / "a.nc")))
-    assert not missing[:, [0, 2]].any()
+    assert not missing[:, [0, 2, 3]].any()
     np.testing.assert_array_equal(missing[:, 1], values % 7 > 5)
 
 
@@ -349,9 +351,13 @@ def test_steps_of_forecasts_have_dates_whether_these_are_written_or_not(tmp_path
     assert times == (starts[:, None] + np.arange(1, 4) * np.timedelta64(6, "h")).tolist()
 
 
-def test_steps_beside_two_names_of_their_start_have_dates(tmp_path: Path) -> None:
-    data = of_cfgrib().drop_vars("valid_time").isel(time=2)
-    data = data.assign_coords(forecast_reference_time=HOURS[2], issued=HOURS[0])
+@pytest.mark.parametrize("by", ["name", "attribute", "both"])
+def test_steps_beside_two_names_of_their_start_have_dates(tmp_path: Path, by: str) -> None:
+    data = of_cfgrib().drop_vars("valid_time").isel(time=2).assign_coords(issued=HOURS[0])
+    if by != "attribute":
+        data = data.assign_coords(forecast_reference_time=HOURS[2])
+    if by == "name":
+        data = data.drop_vars("time")
     (trajectory,) = find_fields(saved(data, tmp_path / "a.nc"))[1].trajectories
     np.testing.assert_array_equal(timing_of(trajectory).times, HOURS[2] + data.step.values)
 
@@ -394,6 +400,31 @@ def test_whole_numbers_in_hdf5_have_the_fill_that_it_says(tmp_path: Path, fill: 
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("train/u", data=values, fillvalue=fill)
     assert np.isnan(find_fields(tmp_path / "a.h5")[1].trajectories[0][0:5].astype(float)).all() == missing
+
+
+@pytest.mark.parametrize("text", [np.bytes_("-999."), np.array(["-999."], object)], ids=["bytes", "array"])
+def test_fills_in_hdf5_may_be_texts_of_any_kind(tmp_path: Path, text: Any) -> None:
+    values = np.random.default_rng(0).random((2, 5, 4, 6), np.float32)
+    values[0, 1, 2, 3] = -999
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("train/u", data=values).attrs["missing_value"] = text
+    read = find_fields(tmp_path / "a.h5")[1].trajectories[0][0:5]
+    assert np.argwhere(np.isnan(read)).tolist() == [[1, 0, 2, 3]]
+
+
+def test_the_largest_valid_number_is_valid_in_its_precision(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((5, 4, 6)).astype(np.float32) * 0.1
+    values[0, 0, 0] = 0.1
+    data = xarray.Dataset({"t": (("time", "y", "x"), values, {"valid_range": [0.0, 0.1]})})
+    np.testing.assert_array_equal(frames(saved(data, tmp_path / "a.nc"))[:, 0], values)
+
+
+def test_bounds_that_no_attribute_names_are_left_out(tmp_path: Path) -> None:
+    spans = xarray.DataArray(np.zeros((12, 2)), dims=("valid_time", "nv"))
+    data = era5()[["sp"]].assign(valid_time_bnds=spans, sp_bounds=era5().sp.expand_dims(nv=2, axis=-1))
+    fields = find_fields(saved(data, tmp_path / "a.nc"))[1]
+    assert fields.variables == ("sp",)
+    assert "describe others: valid_time_bnds, sp_bounds" in fields.note
 
 
 def test_bounds_of_time_are_named_once(tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_more_members_than_training_frames(autoregression, monkeypatch):
 def test_starts_without_truth_have_no_scores(autoregression):
     model, starts, drawn = autoregression
     unknown = Starts(starts.past, "mine")
-    with pytest.raises(ValueError, match="truth of these starts is not known"):
+    with pytest.raises(ValueError, match="truth of these starts is unknown"):
         forecast_scores(model, unknown, drawn)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import dualrate as dr
 from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.folder import shown
 from dualrate.forecasts.metadata import Metadata
+from dualrate.forecasts.output import _months_after
 from dualrate.forecasts.page import _ranks
 from dualrate.forecasts.starts import read_starts
 
@@ -83,6 +85,23 @@ def test_steps_of_months_have_the_dates_of_the_file(tmp_path: Path, frequency: s
         for start, valid in zip(result.dataset.init_time.values, result.dataset.valid_time.values, strict=True):
             (at,) = np.flatnonzero(source.time.values == start)
             np.testing.assert_array_equal(valid, source.time.values[[at + 2, at + 4]])
+
+
+def test_months_have_their_middle_or_last_day_if_all_starts_are_there() -> None:
+    """The 15th of February is its middle, and the 30th of April its last day."""
+    days = [datetime(2021, 1, 15), datetime(2021, 2, 15)]
+    assert _months_after(days, [1, 12]) == [
+        [datetime(2021, 2, 15), datetime(2022, 1, 15)],
+        [datetime(2021, 3, 15), datetime(2022, 2, 15)],
+    ]
+    assert _months_after([datetime(2021, 2, 28), datetime(2021, 6, 30)], [1]) == [
+        [datetime(2021, 3, 31)],
+        [datetime(2021, 7, 31)],
+    ]
+    assert _months_after([datetime(2021, 1, 30, 12), datetime(2021, 4, 30, 12)], [1]) == [
+        [datetime(2021, 2, 28, 12)],
+        [datetime(2021, 5, 30, 12)],
+    ]
 
 
 def test_dates_a_month_apart_by_chance_are_no_months(tmp_path: Path) -> None:

@@ -72,6 +72,11 @@ def test_hdf5_says_units_and_coordinates(tmp_path: Path) -> None:
             file[f"{split}/pde_a"], file[f"{split}/x"] = np.zeros((3, 5, 6)), length * x
     with pytest.raises(ValueError, match=r"its splits have x from 0 to [12] and x from 0 to [12]: bring them to one"):
         find_fields(tmp_path / "splits.h5")
+    with h5py.File(tmp_path / "units.h5", "w") as file:
+        for split, units in (("test", ""), ("train", "m"), ("valid", "")):
+            file[f"{split}/pde_a"] = np.zeros((3, 5, 6))
+            file[f"{split}/pde_a"].attrs["units"] = units
+    assert find_fields(tmp_path / "units.h5")[1].metadata.variables == (Description("m"),)
 
 
 def test_files_of_one_folder_say_the_same(tmp_path: Path) -> None:
@@ -81,6 +86,23 @@ def test_files_of_one_folder_say_the_same(tmp_path: Path) -> None:
             file["t0_fields/u"] = np.zeros((3, 5, 4, 6))
             file["t0_fields/u"].attrs["units"] = units
     with pytest.raises(ValueError, match=r"b_test.h5 has u in degC, and .* has u in K"):
+        find_fields(tmp_path)
+
+
+def test_units_are_those_of_the_files_of_a_folder_that_say_them(tmp_path: Path) -> None:
+    for name, units in (("a_train.h5", ""), ("b_test.h5", "degC"), ("c_val.h5", "")):
+        with h5py.File(tmp_path / name, "w") as file:
+            file["train/u"] = np.zeros((3, 5, 4, 6))
+            file["train/u"].attrs["units"] = units
+            file.move("train", name[2:-3])
+    source = find_fields(tmp_path)[1]
+    assert source.metadata.variables == (Description("degC"),)
+    assert source.note.startswith(f"{tmp_path.name}/a_train.h5, {tmp_path.name}/c_val.h5 without units")
+    (tmp_path / "c_val.h5").unlink()  # which is open
+    with h5py.File(tmp_path / "c_val.h5", "w") as file:
+        file["val/u"] = np.zeros((3, 5, 4, 6))
+        file["val/u"].attrs["units"] = "K"
+    with pytest.raises(ValueError, match=r"c_val.h5 has u in K, and .*b_test.h5 has u in degC"):
         find_fields(tmp_path)
 
 

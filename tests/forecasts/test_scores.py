@@ -387,7 +387,7 @@ def test_other_shapes_are_refused_with_both() -> None:
         scorer.scores()
     with pytest.raises(ValueError, match=r"got members \(2, 3, 1, 1, 4\) and truth \(2, 1, 1, 5\)"):
         scorer.add([(members, torch.zeros(2, 1, 1, 5))] * 2)
-    with pytest.raises(ValueError, match="got 1 lead times, expected the 2"):
+    with pytest.raises(ValueError, match="got 1 lead times of the 2"):
         scorer.add([(members, truth)])
     with pytest.raises(ValueError, match="more lead times than the 2"):
         scorer.add([(members, truth)] * 3)

@@ -176,10 +176,42 @@ def test_files_of_other_units_are_refused_and_those_without_are_named(months: Pa
         with_units(months / f"{name}.nc", units)
     source = find_fields(months)[1]
     assert [each.units for each in source.metadata.variables] == ["m s-1"]
-    assert source.note == "c.nc, a.nc without units or coordinates that b.nc says, which are taken"
+    assert source.note == "months/a.nc, months/c.nc without units or coordinates that months/b.nc says, which are taken"
     with_units(months / "c.nc", "km h-1")
     with pytest.raises(ValueError, match=r"has u in m s-1, and .*c\.nc has u in km h-1: bring them to one"):
         find_fields(months)
+
+
+def curved(path: Path, first: int, last: int, name: str, latitude: float | None) -> None:
+    """Fields of points with two coordinates each, or with units instead."""
+    data = xarray.Dataset({name: (("time", "y", "x"), V[first:last, 0])}, {"time": HOURS[first:last]})
+    if latitude is None:
+        data[name].attrs["units"] = "m s-1"
+    else:
+        rows, columns = np.mgrid[0:4.0, 0:6.0]
+        data = data.assign_coords(lat=(("y", "x"), rows + latitude), lon=(("y", "x"), columns))
+    path.parent.mkdir(exist_ok=True)
+    data.to_netcdf(path, engine="h5netcdf")
+
+
+@pytest.mark.parametrize(
+    ("parts", "names"),
+    [([(0, 8), (8, 16), (16, 24)], "uuu"), ([(0, 24)] * 3, "uvw"), ([(0, 24)] * 3, "uuu")],
+    ids=["times", "variables", "splits"],
+)
+def test_places_are_those_of_the_files_that_say_them(
+    tmp_path: Path, parts: list[tuple[int, int]], names: str, request: pytest.FixtureRequest
+) -> None:
+    files = ["test", "train", "val"] if "splits" in request.node.name else ["a", "b", "c"]
+    for file, part, name, latitude in zip(files, parts, names, (None, 0, None), strict=True):
+        curved(tmp_path / "m" / f"{file}.nc", *part, name, latitude)
+    source = find_fields(tmp_path / "m")[1]
+    assert {each.name for each in source.metadata.coordinates} == {"lat", "lon"}
+    assert f"m/{files[0]}.nc, m/{files[2]}.nc without units or coordinates that m/{files[1]}.nc says" in source.note
+    (tmp_path / "m" / f"{files[2]}.nc").unlink()
+    curved(tmp_path / "m" / f"{files[2]}.nc", *parts[2], names[2], 30)
+    with pytest.raises(ValueError, match=r"lat from .*lat from .*: bring them to one"):
+        find_fields(tmp_path / "m")
 
 
 def test_files_of_the_same_variables_in_another_order_are_joined(tmp_path: Path) -> None:

@@ -100,12 +100,8 @@ def parquet_source(path: Path, split: Split, label: str | None = None, images: s
         chosen = _listed(test, column, images) if test and split == "test" else training
         place = str((test if test and split == "test" else train)[0])
         names = _declared_names(schema, train[0], column)
-        notes = (
-            note,
-            source.skipped(passed, "file", " without labels"),
-            source.skipped(unused, "file", " of other splits"),
-        )
-        return chosen.raw(training, place, None if test else split, names, "; ".join(filter(None, notes)))
+        others = source.skipped(passed, "file", " without labels"), source.skipped(unused, "file", " of other splits")
+        return chosen.raw(training, place, None if test else split, names, "; ".join(filter(None, (note, *others))))
 
     files = dict.fromkeys([*train, *(file for test in tests for file in test)])
     name = printable(path.stem) + (images and f"#{images}")
@@ -140,7 +136,7 @@ def _label_column(schema: pa.Schema, file: Path, label: str | None, images: str)
 
 
 def _is_label(kind: pa.DataType) -> bool:
-    return _is_text(kind) or pa.types.is_integer(_plain(kind)) or pa.types.is_boolean(kind)
+    return _is_text(kind) or _is_whole(kind) or pa.types.is_boolean(kind)
 
 
 @contextmanager
@@ -201,7 +197,7 @@ class _Rows:
 def _is_image(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return kind in (pa.binary(), pa.large_binary(), pa.binary_view())
 
 
 def _image_column(schema: pa.Schema, file: Path, column: str) -> str:
@@ -237,7 +233,7 @@ def _listed(files: Sequence[Path], column: str | None, images: str) -> Listed:
                     f"column {column} of {file} is {labels.type} with {labels.null_count} nulls; expected integers or "
                     "strings (--data.label names another column)"
                 )
-            columns.append(labels.cast(pa.string() if pa.types.is_boolean(labels.type) else _plain(labels.type)))
+            columns.append(labels.cast(_plain(labels.type) if _is_whole(labels.type) else pa.string()))
     items = _Rows(files, np.arange(count), images)
     if not columns:
         return Listed(items, count, None)
@@ -260,15 +256,18 @@ def columns_of(file: Path) -> dict[str, bool]:
     """The columns of a file, by name: whether each is of texts or whole numbers. Raises ValueError for no Parquet file,
     and for two columns of one name."""
     with _opened(file) as parquet:
-        kinds = {column.name: column.type for column in parquet.schema_arrow}
-        columns = {name: _is_label(kind) and not pa.types.is_boolean(kind) for name, kind in kinds.items()}
+        columns = {column.name: _is_text(column.type) or _is_whole(column.type) for column in parquet.schema_arrow}
         if len(columns) < len(parquet.schema_arrow):
             raise ValueError("it has several columns of one name")
         return columns
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(_plain(kind)) or pa.types.is_large_string(_plain(kind))
+    return _plain(kind) in (pa.string(), pa.large_string(), pa.string_view())
+
+
+def _is_whole(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(_plain(kind))
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

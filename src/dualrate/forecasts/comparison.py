@@ -185,6 +185,4 @@ def check_same_starts(models: Sequence[Model]) -> None:
                 "Compare runs of one --data.source, --past, --frames and --lead"
             )
         for mine, theirs in forecast_of(model).metadata.differences(expected.metadata, expected.names):
-            raise ValueError(
-                f"{model.name} was trained on {mine}, and {first.name} on {theirs}: they cannot be compared"
-            )
+            raise ValueError(f"{model.name} was trained on {mine}, {first.name} on {theirs}: they cannot be compared")

@@ -11,6 +11,7 @@ what is over space alone may be a mask (`FieldSource.statics`).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,6 +119,7 @@ def fields_of(
     """
     times = times_of(data)
     aside = {name for variable in data.variables.values() for name in _describing(variable)} & {*data.variables}
+    aside |= _bounds(data)
     over_time = {str(name): each for name, each in data.data_vars.items() if {*each.dims} & times and name not in aside}
     alone = [name for name, each in over_time.items() if {*each.dims} <= {*times, *TRAJECTORY}]
     strange = [name for name, each in over_time.items() if each.dtype.kind not in "fiubc" and name not in alone]
@@ -322,6 +324,12 @@ def _describing(variable: Any) -> list[str]:
     return [name.rstrip(":") for kind in DESCRIBING for name in text_of(attributes.get(kind, "")).split()]
 
 
+def _bounds(data: Any) -> set[str]:
+    """The variables with the names of bounds (time_bnds), of which others may say nothing."""
+    names = {str(name): re.sub("_(bnds|bounds)$", "", str(name)) for name in data.data_vars}
+    return {name for name, of in names.items() if of in data.variables and data[name].ndim > data[of].ndim}
+
+
 def _clock(path: Path, data: Any, layout: Layout) -> Any | None:
     """The coordinate with the times of frames: that of their dimension, or another along it, (trajectory, time); or
     lead times and the dates of their starts together."""
@@ -346,9 +354,8 @@ def _dated(data: Any, clock: Any, layout: Layout) -> Any:
     """Lead times as the dates of frames, where one coordinate has those of their starts."""
     from xarray.coders import CFTimedeltaCoder
 
-    starts = [
-        each for each in data.coords.values() if {*each.dims} <= {*layout.trajectories} and each.dtype.kind == "M"
-    ]
+    dates = [each for each in data.coords.values() if each.dtype.kind == "M"]
+    starts = [each for each in dates if {*each.dims} <= {*layout.trajectories}]
     starts = [each for each in starts if START in (each.name, each.attrs.get("standard_name"))] or starts
     lead = CFTimedeltaCoder(decode_via_units=True).decode(clock.variable).values
     dated = len({each.values.tobytes() for each in starts}) == 1 and lead.dtype.kind == "m"

@@ -181,9 +181,7 @@ def forecast_scores(
     A lead time of a batch of starts is held at a time. Raises ValueError where no truth is known.
     """
     if starts.truth is None or starts.training is None or not starts.known:
-        raise ValueError(
-            "the truth of these starts is not known: give a number of starts, of held-out data or of a file"
-        )
+        raise ValueError("the truth of these starts is unknown: give a number of starts, of held-out data or of a file")
     forecast, (count, members) = forecast_of(model), x.shape[:2]
     std, mean = torch.tensor(forecast.statistics.std), torch.tensor(forecast.statistics.mean)[:, None, None]
     leads, names = forecast.lead_times(starts.known), forecast.names
@@ -358,8 +356,9 @@ def judged(model: Model, starts: Starts, x: Frame) -> StabilityReport:
     training_numbers = torch.cat([steady_numbers(part[:, 1], part[:, 0], spectrum) for part in parts])
     power = torch.cat([spectrum(part[:, 1].double()) for part in parts]).mean(0)
     of_moving = [names[c] for c in moving], means[:, moving], training_numbers[:, moving]
-    whole = not starts.observed or (forecast.every == 1 and not forecast.noise)
-    stability = Stability.of(forecast.lead_times(frames), *of_moving, count_of(starts.groups), from_start=whole)
+    from_start = not starts.observed or (forecast.every == 1 and not forecast.noise)
+    trajectories = count_of(starts.groups)
+    stability = Stability.of(forecast.lead_times(frames), *of_moving, trajectories, from_start=from_start)
     return StabilityReport(str(stability), stability, power.numpy())
 
 

@@ -245,9 +245,7 @@ def hours_of_step(source: str, trajectories: Sequence[Trajectory], computed: str
 def checked_dates(dates: NDArray[Any] | None, computed: str) -> NDArray[Any]:
     """The dates of starts. Raises ValueError without them, for what is computed of them."""
     if dates is None or dates.dtype.kind not in "MO":
-        raise ValueError(
-            f"the starts have no dates, of which {computed} is computed: give a file that has, .nc or .zarr"
-        )
+        raise ValueError(f"the starts have no dates, of which {computed} is computed: give a .nc or .zarr with them")
     return dates
 
 

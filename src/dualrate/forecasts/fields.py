@@ -101,9 +101,7 @@ class Fields(TrainingSet):
     def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:
         """(B, C, H, W) float32: single frames, numbered through all trajectories."""
         if augment != Augment():
-            raise ValueError(
-                f"{self.name} holds fields, whose symmetries are unknown: drop --data.augment.flip and .translate"
-            )
+            raise ValueError(f"{self.name} holds fields of unknown symmetry: drop --data.augment.flip and .translate")
         which = np.searchsorted(self._ends, index, side="right")
         first = index - np.concatenate([[0], self._ends])[which]
         frames = [self.frames(int(i), int(j), 1) for i, j in zip(which, first, strict=True)]

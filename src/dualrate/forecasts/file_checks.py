@@ -104,9 +104,7 @@ def is_classic(path: Path) -> bool:
     with path.open("rb") as opened:
         begin = opened.read(4)
     if begin == b"CDF\x05":
-        raise ValueError(
-            f"{path} is NetCDF 3 with data of 64 bits: turn it into NetCDF 4 (nccopy -k nc4 OLD.nc NEW.nc)"
-        )
+        raise ValueError(f"{path} is NetCDF 3 with data of 64 bits: make it NetCDF 4 (nccopy -k nc4 OLD.nc NEW.nc)")
     return begin[:3] == b"CDF"
 
 

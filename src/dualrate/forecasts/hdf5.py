@@ -28,7 +28,7 @@ from dualrate.forecasts.file_checks import (
 )
 from dualrate.forecasts.metadata import SAME_AXIS, Coordinate, Description, Metadata, text_of
 from dualrate.forecasts.packing import physical
-from dualrate.forecasts.several import check_same_kind
+from dualrate.forecasts.several import check_same_kind, fullest
 from dualrate.forecasts.trajectories import (
     EXPECTED,
     FieldSource,
@@ -51,20 +51,23 @@ def read_hdf5(files: Sequence[tuple[str, Path]], source: Path) -> FieldSource:
     with with_extra():
         import h5py
     splits: dict[str, list[Trajectory]] = {}
-    all_fields: list[FieldSource] = []
+    all_fields: list[tuple[Path, FieldSource]] = []
     for name, path in files:
         with naming(path), reading(path, "HDF5"):
             check_hdf5(path)
             fields = _of_file(h5py.File(path, "r"), path, name)  # stays open: frames are read from it later
-        all_fields.append(fields)
-        check_same_kind((path, fields), (files[0][1], all_fields[0]), splits=True)
+        all_fields.append((path, fields))
         for split, part in fields.splits.items():
             splits.setdefault(split, []).extend(part)
     if len(splits) > 1 and "" in splits:
         names = ", ".join(file.name for _, file in files)
         raise ValueError(f"{source}: some of its HDF5 files name a split and others do not ({names})")
-    note = next((fields.note for fields in all_fields if fields.note), "")
-    return replace(all_fields[0], splits=splits, step=common_step(fields.step for fields in all_fields), note=note)
+    first = all_fields[0][1]
+    best, note = fullest(all_fields, first.variables)
+    for each in all_fields:
+        check_same_kind(each, best, splits=True)
+    more: dict[str, Any] = {"metadata": best[1].metadata, "note": note}
+    return replace(first, splits=splits, step=common_step(fields.step for _, fields in all_fields), **more)
 
 
 def _of_file(file: Any, path: Path, split: str) -> FieldSource:
@@ -130,14 +133,13 @@ def _pdearena(file: Any, path: Path) -> FieldSource | None:
         raise ValueError(f"{path}: its splits have the variables {' and '.join(map(str, sorted(kinds)))}")
     if not splits:
         return None
-    variables = kinds.pop()
-    for mine, first in (pair for each in metadata for pair in each.differences(metadata[0], variables)):
-        raise ValueError(f"{path}: its splits have {first} and {mine}: bring them to one")
-    named = {each.axes: each.name for each in metadata[0].coordinates}
-    axes = [named.get((i,), "") for i in range(len(space))]
-    return FieldSource(
-        splits, variables, common_step(steps), tuple(axes) if all(axes) else (), next(iter(notes), ""), metadata[0]
-    )
+    variables, most = kinds.pop(), max(metadata, key=lambda each: each.said)
+    for mine, theirs in (pair for each in metadata for pair in each.differences(most, variables)):
+        raise ValueError(f"{path}: its splits have {theirs} and {mine}: bring them to one")
+    named = {each.axes: each.name for each in most.coordinates}
+    axes = tuple(named.get((i,), "") for i in range(len(space)))
+    axes, note = axes if all(axes) else (), next(iter(notes), "")
+    return FieldSource(splits, variables, common_step(steps), axes, note, most)
 
 
 def _of_hdf5(path: Path, parts: Sequence[Any], number: int, shape: tuple[int, ...], timing: Timing) -> Lazy:
@@ -175,13 +177,13 @@ def _well(file: Any, path: Path, split: str) -> FieldSource | None:
         return None
     if "dimensions" not in file or "spatial_dims" not in file["dimensions"].attrs:
         raise ValueError(f"{path} has fields and no `dimensions` with `spatial_dims`, as files of The Well have")
-    axes = [_text(name) for name in file["dimensions"].attrs["spatial_dims"]]
+    axes = [*map(text_of, file["dimensions"].attrs["spatial_dims"])]
     parts: list[tuple[Any, bool]] = []  # dataset, and whether it differs from trajectory to trajectory
     statics: dict[str, Callable[[], NDArray[Any]]] = {}
     variables: list[str] = []
     described: list[Description] = []
     for group in groups:
-        for name in map(_text, group.attrs.get("field_names", list(group))):
+        for name in map(text_of, group.attrs.get("field_names", list(group))):
             data = array_of(path, group, name)
             if not data.attrs.get("time_varying", True):
                 if data.ndim == len(axes) and not data.attrs.get("sample_varying", True):
@@ -200,9 +202,7 @@ def _well(file: Any, path: Path, split: str) -> FieldSource | None:
     samples = {len(data) for data, varies in parts if varies} or {1}
     spaces = {data.shape[varies : 1 + varies + len(axes)] for data, varies in parts}
     if len(samples) > 1 or len(spaces) > 1:
-        raise ValueError(
-            f"{path}: its fields are {spaces} (time, space) of {samples} trajectories; expected the same for all"
-        )
+        raise ValueError(f"{path}: its fields are {spaces} (time, space) of {samples} trajectories; expected one shape")
     _check_parts(path, [data for data, _ in parts])
     frames, *space = spaces.pop()
     grid = grid_of(space)
@@ -232,7 +232,3 @@ def _well(file: Any, path: Path, split: str) -> FieldSource | None:
 def _static(path: Path, data: Any) -> NDArray[Any]:
     _check_parts(path, [data])
     return physical(data[...], data).reshape(grid_of(data.shape))
-
-
-def _text(name: str | bytes) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)

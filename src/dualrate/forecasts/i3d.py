@@ -159,8 +159,6 @@ def i3d_evaluator(
     """FD-I3D to the training clips. Raises as `load_i3d`, what reading clips raises, and ValueError for images."""
     train, test = data.images("train"), data.images("test")
     if train.frames_each < 2:
-        raise ValueError(
-            f"{folder} holds I3D, whose features are of clips, and {data.source} holds images: name others"
-        )
+        raise ValueError(f"{folder} holds I3D, whose features are of clips, and {data.source} has images: name others")
     net = load_i3d(folder, train.frames_each, device)
     return Evaluator(net, train, test, keep=cache_dir() / "real-features", progress=image_progress(progress))

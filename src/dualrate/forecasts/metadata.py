@@ -65,10 +65,8 @@ class Description:
         """The level in words, of pressures in hPa; empty without one."""
         if self.level is None:
             return ""
-        pascals = plain_units(self.level_units) == "Pa"
-        return (
-            f"{self.level / 100:.9g} hPa" if pascals else f"{self.level:.9g} {plain_units(self.level_units)}".rstrip()
-        )
+        units = plain_units(self.level_units)
+        return f"{self.level / 100:.9g} hPa" if units == "Pa" else f"{self.level:.9g} {units}".rstrip()
 
 
 def text_of(value: Any) -> str:
@@ -141,9 +139,9 @@ class Metadata:
         return replace(self, coordinates=tuple(each.thinned for each in self.coordinates))
 
     @property
-    def said(self) -> bool:
-        """Whether there are units or coordinates."""
-        return bool(self.coordinates) or any(each.units for each in self.variables)
+    def said(self) -> tuple[int, int]:
+        """The numbers of coordinates, and of variables with units."""
+        return len(self.coordinates), sum(each.units != "" for each in self.variables)
 
     def unsaid(self, other: Metadata, names: Sequence[str]) -> str:
         """The units and coordinates, in words, that the other says and this does not. names: of the variables"""

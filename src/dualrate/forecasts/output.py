@@ -5,7 +5,7 @@
     init_time   of each start its latest frame: a date or number, or its number where the source says no times
     number      of a member
     lead_time   from the start to each frame; in hours, where the data has dates
-    valid_time  (init_time, lead_time), their sum; of steps of months so many later, at the same place of the month
+    valid_time  (init_time, lead_time), their sum; of steps of months so many later, as `_months_after`
 
 Space is as in the file of the training data, or of the starts: its axes, their order, and where longitudes begin.
 Points that the mask hides are NaN. With dates, `decode_timedelta=True` reads lead times as such.
@@ -158,8 +158,7 @@ def _times(starts: Starts, record: Any, forecast: Forecast) -> dict[str, Any]:
     standard = {"standard_name": "forecast_reference_time", "long_name": "time of the latest known frame"}
     coordinates[START] = (START, times, standard | about)
     if forecast.months and not forecast.step and times.dtype.kind in "MO":
-        months = [forecast.months * int(each) for each in lead]
-        dates = [[_months_after(date, each) for each in months] for date in plain_dates(times)]
+        dates = _months_after(plain_dates(times), [forecast.months * int(each) for each in lead])
         valid = np.array(dates, "M8[us]" if times.dtype.kind == "M" else object)
     elif forecast.step is None or (times.dtype.kind in "MO" and unit != "hours"):
         return coordinates
@@ -171,13 +170,26 @@ def _times(starts: Starts, record: Any, forecast: Forecast) -> dict[str, Any]:
     return coordinates | {VALID: ((START, LEAD), valid, {"standard_name": "time"} | about)}
 
 
-def _months_after(date: Any, months: int) -> Any:
-    """The date so many months later: in the middle or on the last day of its month if it is, else on its day."""
+def _months_after(dates: Sequence[Any], months: Sequence[int]) -> list[list[Any]]:
+    """The dates so many months after each: in the middle or on the last day of a month if all are, else on its day."""
+    middle = all(date == begin + (end - begin) / 2 for date in dates for begin, end in [_month(date)])
+    last = all(_month(date)[1] - date <= timedelta(days=1) for date in dates)
+
+    def after(date: Any, later: int) -> Any:
+        (begun, ended), (begin, end) = _month(date), _month(date, later)
+        if middle:
+            return begin + (end - begin) / 2
+        if last:
+            return end - (ended - date)
+        days = min((date - begun).days, (end - begin).days - 1)
+        return begin + timedelta(days) + (date - begun) % timedelta(1)
+
+    return [[after(date, each) for each in months] for date in dates]
+
+
+def _month(date: Any, later: int = 0) -> tuple[Any, Any]:
+    """The beginning and the end of the month of a date, or of one so many months later."""
     first = date.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    pairs = (divmod(12 * date.year + date.month - 1 + each, 12) for each in (0, 1, months, months + 1))
-    begun, ended, begin, end = (first.replace(year=year, month=month + 1) for year, month in pairs)
-    if date - begun == (ended - begun) / 2:
-        return begin + (end - begin) / 2
-    if ended - date <= timedelta(days=1):
-        return end - (ended - date)
-    return begin + min(date - begun, end - begin - timedelta(days=1))
+    pairs = [divmod(12 * date.year + date.month - 1 + later + i, 12) for i in (0, 1)]
+    begin, end = (first.replace(year=year, month=month + 1) for year, month in pairs)
+    return begin, end

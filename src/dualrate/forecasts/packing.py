@@ -49,17 +49,18 @@ def valid(values: NDArray[Any], attributes: Mapping[str, Any], packing: Mapping[
     scale, offset = (float(np.squeeze(packing.get(name, usual))) for name, usual in zip(PACKING, (1, 0), strict=False))
     packed, outside = (scale, offset) != (1, 0), np.zeros(values.shape, bool)
     stored = np.dtype(packing.get("dtype", values.dtype)).str[1:]
-    fills = [fill for name in FILLS if isinstance(packing.get(name), str) for fill in _numbers(packing[name]).tolist()]
+    texts = [packing[name] for name in FILLS if np.asarray(packing.get(name, 0)).dtype.kind in "SUO"]
+    fills = [fill for text in texts for fill in _numbers(text).tolist()]
     if stored in UNWRITTEN and (stored[0] == "f" or ("dtype" in packing and not ANOTHER & {*packing})):
         fills.append(UNWRITTEN[stored])
     for fill in fills:
         outside |= np.abs(values - (fill * scale + offset)) <= abs(scale) / 2 if packed else values == fill
     lows, highs, both = (_numbers(attributes.get(f"valid_{name}")) for name in ("min", "max", "range"))
     for low, limits in zip((True, False), (both[:1], both[1:]) if len(both) == 2 else (lows, highs), strict=True):
-        for limit in limits[: values.dtype.kind in "fiu"]:
-            whole, slack = limit.dtype.kind in "iu", 0.0
+        whole, slack = limits.dtype.kind in "iu", 0.0
+        for limit in limits[: values.dtype.kind in "fiu"].tolist():  # which takes the precision of the values
             if whole and text_of(packing.get("_Unsigned", "")).lower() == "true":
-                limit = int(limit) % 256 ** int(stored[1:])  # a negative number stands for a large one
+                limit = limit % 256 ** int(stored[1:])  # a negative number stands for a large one
             if whole and packed:
                 limit, slack = limit * scale + offset, abs(scale) / 2
             outside |= values < limit - slack if low else values > limit + slack

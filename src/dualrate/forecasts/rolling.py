@@ -180,9 +180,7 @@ def roll(
     if not isinstance(process, step.of):
         raise ValueError(f"{step} is for a {step.of.__name__}, not {process}: take Reverse or SDEDPMSolver2M")
     if forecast.frames != process.frames:
-        raise ValueError(
-            f"windows of {process.frames} frames roll, the forecast has {forecast.frames}: make them alike"
-        )
+        raise ValueError(f"windows of {process.frames} frames roll, the forecast has {forecast.frames}: give as many")
 
     def reached(z: Tensor, past: Tensor, number: int, clock: int, carry: Carry, draws: Draws) -> Window:
         """The window at c = 0, from one at a whole c."""

@@ -255,9 +255,7 @@ class ForecastScorer:
             of_leads.append([scorer._row(sums, view, count) for scorer, view in zip(scorers, views, strict=True)])
             before = members, truth
         if len(of_leads) < len(self._leads):
-            raise ValueError(
-                f"got {len(of_leads)} lead times, expected the {len(self._leads)} of this scorer: give all"
-            )
+            raise ValueError(f"got {len(of_leads)} lead times of the {len(self._leads)} of this scorer: give all")
         for scorer, of_scorer in zip(scorers, zip(*of_leads, strict=True), strict=True):
             rows, ranks = zip(*of_scorer, strict=True)
             scorer._rows.append({name: torch.stack([row[name] for row in rows], 1) for name in rows[0]})

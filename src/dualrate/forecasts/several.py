@@ -20,6 +20,7 @@ from dualrate.forecasts.trajectories import FieldSource, Lazy, Trajectory, commo
 from dualrate.system.folders import some_of
 
 Named = tuple[Path, FieldSource]
+NOTES = 3  # of files, at most
 
 
 def joined(files: Sequence[Named]) -> Named:
@@ -56,6 +57,18 @@ def check_same_kind(first: Named, other: Named, *, splits: bool = False, apart: 
         raise ValueError(f"{path} has {mine}, and {other_path} has {theirs}: bring them to one, or name those that fit")
 
 
+def fullest(files: Sequence[Named], names: Sequence[str]) -> tuple[Named, str]:
+    """The file that says most coordinates and units, and the notes of all files, with one on those that say less.
+
+    names: variables that all have
+    """
+    path, fields = max(files, key=lambda each: each[1].metadata.said)
+    less = ["/".join(each.parts[-2:]) for each, other in files if other.metadata.unsaid(fields.metadata, names)]
+    most = "/".join(path.parts[-2:])
+    notes = [f"{some_of(less)} without units or coordinates that {most} says, which are taken"] * bool(less)
+    return (path, fields), "; ".join([*dict.fromkeys(each.note for _, each in files if each.note)][:NOTES] + notes)
+
+
 def _clock(fields: FieldSource) -> str:
     """The kind of the times of frames in words; empty without any."""
     if not len(times := timing_of(fields.trajectories[0]).times):
@@ -67,7 +80,7 @@ def _clock(fields: FieldSource) -> str:
 def _in_time(files: Sequence[Named]) -> Named:
     """Files of the same variables, one after the other."""
     forecasts = files[0][1].begins != "" and len({fields.begins for _, fields in files}) == 1
-    best = max(files, key=lambda each: sum(about.units != "" for about in each[1].metadata.variables))
+    best, note = fullest(files, files[0][1].variables)
     for file in files:
         check_same_kind(best, file, apart=forecasts)
     if len(files) == 1:
@@ -78,10 +91,7 @@ def _in_time(files: Sequence[Named]) -> Named:
     same = [np.array_equal(each, times[files[0][0]]) for each in times.values()]
     files = sorted(files, key=lambda each: times[each[0]][0])
     path, first = files[0]
-    unlike = [file.name for file, fields in files if fields.metadata.unsaid(best[1].metadata, best[1].variables)]
-    without = f"without units or coordinates that {best[0].name} says, which are taken"
-    notes = *[fields.note for _, fields in files if fields.note][:1], *[f"{some_of(unlike)} {without}"] * bool(unlike)
-    more: dict[str, Any] = {"metadata": best[1].metadata, "note": "; ".join(notes)}
+    more: dict[str, Any] = {"metadata": best[1].metadata, "note": note}
     if all(same) or forecasts:
         trajectories = [trajectory for _, fields in files for trajectory in fields.trajectories]
         step = common_step(fields.step for _, fields in files)
@@ -125,8 +135,9 @@ def _chained(path: Path, parts: Sequence[Trajectory]) -> Lazy:
 def _beside(groups: Sequence[Named]) -> Named:
     """Variables of several sources over the same times as channels of one."""
     path, first = groups[0]
-    for file, fields in groups[1:]:
-        check_same_kind(groups[0], (file, fields))
+    best, note = fullest(groups, ())
+    for file, fields in groups:
+        check_same_kind(best, (file, fields))
         for mine, theirs in zip(fields.trajectories, first.trajectories, strict=True):
             a, b = timing_of(mine).times, timing_of(theirs).times
             if mine.shape[0] != theirs.shape[0] or not np.array_equal(a, b):
@@ -149,8 +160,7 @@ def _beside(groups: Sequence[Named]) -> Named:
         return Lazy((frames, len(variables), height, width), read, timing, path)
 
     trajectories = [stacked(parts) for parts in zip(*(fields.trajectories for _, fields in groups), strict=True)]
-    metadata = replace(first.metadata, variables=tuple(described))
+    metadata = replace(best[1].metadata, variables=tuple(described))
     statics = {name: read for _, fields in reversed(groups) for name, read in fields.statics.items()}
-    note = "; ".join(dict.fromkeys(fields.note for _, fields in groups if fields.note))
     more: dict[str, Any] = {"metadata": metadata, "statics": statics, "note": note}
     return path, replace(first, splits={"": trajectories}, variables=variables, **more)

@@ -42,7 +42,7 @@ from dualrate.forecasts.datasets import NoFields
 from dualrate.forecasts.file_checks import check_claim, check_size
 from dualrate.forecasts.hdf5 import HDF5, read_hdf5
 from dualrate.forecasts.netcdf import LABELLED, read_labelled
-from dualrate.forecasts.several import check_same_kind, joined
+from dualrate.forecasts.several import check_same_kind, fullest, joined
 from dualrate.forecasts.simulations import SIMULATIONS
 from dualrate.forecasts.trajectories import EXPECTED, FRAMES, FieldSource, Lazy, numbered
 from dualrate.system.files import check_regular, whole
@@ -176,13 +176,14 @@ def _read_several(members: Sequence[tuple[str, Path]], names: Sequence[str], lev
             without.append(file)
             if len(without) == len(members):
                 raise
-    splits = [(split, *joined(files)) for split, files in parts.items() if files]
-    _, path, first = splits[0]
-    for _, other_path, fields in splits[1:]:
-        check_same_kind((path, first), (other_path, fields), splits=True)
-    notes = [first.note, f"without fields: {some_of([file.name for file in without])}" * bool(without)]
-    note = "; ".join(filter(None, notes))
-    return replace(first, splits={split: fields.splits[""] for split, _, fields in splits}, note=note)
+    splits = {split: joined(files) for split, files in parts.items() if files}
+    first = next(iter(splits.values()))[1]
+    best, note = fullest([*splits.values()], first.variables)
+    for each in splits.values():
+        check_same_kind(best, each, splits=True)
+    notes = [note, f"without fields: {some_of([file.name for file in without])}" * bool(without)]
+    more: dict[str, Any] = {"metadata": best[1].metadata, "note": "; ".join(filter(None, notes))}
+    return replace(first, splits={split: fields.splits[""] for split, (_, fields) in splits.items()}, **more)
 
 
 def _in_order(path: Path, fields: FieldSource, names: Sequence[str]) -> FieldSource:

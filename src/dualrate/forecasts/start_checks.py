@@ -71,7 +71,7 @@ def check_file(
     fields = in_units(path, forecast, fields, note)
     check_metadata(path, name, forecast, fields.metadata)
     check_shapes(path, name, fields, shapes)
-    if fields.metadata.said and not forecast.metadata.said:
+    if any(fields.metadata.said) and not any(forecast.metadata.said):
         note(f"{name} does not say in which units and at which points it was trained: those of {path} are taken")
     if unsaid := fields.metadata.unsaid(forecast.metadata, forecast.names):
         note(f"{path} does not say the {unsaid}: those that {name} was trained on are taken")
