@@ -211,5 +211,5 @@ def test_regions_and_thresholds_are_scored_by_the_command(tmp_path: Path, capsys
         assert row["brier"] == pytest.approx(np.average(mean, weights=AREAS), rel=1e-5)
     with pytest.raises(ValueError, match="holds no point"):
         dr.forecast(model, 1, frames=1, views=Views(("1:2",)))
-    with pytest.raises(ValueError, match="the truth of these starts is unknown"):
+    with pytest.raises(ValueError, match="the truth of these starts is not known"):
         dr.forecast(model, tmp_path / "a.nc", frames=1, views=Views(("tropics",)))
