@@ -100,9 +100,11 @@ class Part:
             place[layout.channel] = list(self.at)
         order = [dim for dim in (layout.time, layout.channel, *layout.space) if dim]
         places = [place | {VERSIONS: i} for i in range(self.variable.sizes.get(VERSIONS, 0))] or [place]
-        values, *more = (_numbers(self.variable.isel(each).transpose(*order)) for each in places)
-        for version in more:
-            values = np.where(np.isfinite(values), values, version)
+        first, *others = (self.variable.isel(each).transpose(*order) for each in places)
+        values = _numbers(first)
+        for version in others:
+            if not np.isfinite(values).all():  # else it is not read
+                values = np.where(np.isfinite(values), values, _numbers(version))
         return values if layout.channel else values[:, None]
 
 

@@ -357,8 +357,7 @@ def judged(model: Model, starts: Starts, x: Frame) -> StabilityReport:
     power = torch.cat([spectrum(part[:, 1].double()) for part in parts]).mean(0)
     of_moving = [names[c] for c in moving], means[:, moving], training_numbers[:, moving]
     from_start = not starts.observed or (forecast.every == 1 and not forecast.noise)
-    trajectories = count_of(starts.groups)
-    stability = Stability.of(forecast.lead_times(frames), *of_moving, trajectories, from_start=from_start)
+    stability = Stability.of(forecast.lead_times(frames), *of_moving, count_of(starts.groups), from_start=from_start)
     return StabilityReport(str(stability), stability, power.numpy())
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -78,8 +78,9 @@ class Export(Ranged):
                 raise
             raise ValueError(NO_DIFFUSERS) from error
 
-        note, choice, guidance = reporter().note, self.sampling.choice(), self.sampling.guided
-        of_card: dict[str, Any] = {"license": self.license, "score": self.score, "name": self.push_to_hub}
-        export_pipeline(self.run_dir, folder, choice, guidance, **of_card, note=note)
-        if self.push_to_hub is not None:
-            note(f"pushed: {push(folder, self.push_to_hub, license=self.license)}")
+        note, how, hub = reporter().note, self.sampling, self.push_to_hub
+        export_pipeline(
+            self.run_dir, folder, how.choice(), how.guided, license=self.license, score=self.score, name=hub, note=note
+        )
+        if hub is not None:
+            note(f"pushed: {push(folder, hub, license=self.license)}")
