@@ -292,13 +292,37 @@ def test_static_fields_of_which_pieces_are_missing_are_refused_when_they_are_rea
         source.statics["lsm"]()
 
 
-def test_a_file_of_one_time_says_how_it_gets_the_dimension(tmp_path: Path) -> None:
-    data = era5("level", "time").isel(time=0)
-    with pytest.raises(
-        ValueError, match=r"none with a dimension called time or .*data.expand_dims\('time'\) of xarray"
+def test_a_file_of_one_time_is_a_frame(tmp_path: Path) -> None:
+    data = era5("level", "time")[["t"]].isel(time=3)
+    (trajectory,) = find_fields(saved(data, tmp_path / "a.nc"))[1].trajectories
+    np.testing.assert_array_equal(trajectory[0:1], V[3:4])
+    assert timing_of(trajectory).times.tolist() == HOURS[3:4].tolist()
+    with pytest.raises(ValueError, match=r"none with a dimension called time or .*rename\(NAME='time'\).*expand_dims"):
+        find_fields(saved(data.drop_vars("time"), tmp_path / "c.nc"))
+
+
+def test_a_frame_has_the_date_of_its_step_rather_than_of_its_start(tmp_path: Path) -> None:
+    data = of_cfgrib().isel(time=2, step=1)
+    (trajectory,) = find_fields(saved(data, tmp_path / "a.nc"))[1].trajectories
+    assert timing_of(trajectory).times.tolist() == (HOURS[2:3] + np.timedelta64(12, "h")).tolist()
+
+
+def test_a_dimension_is_time_by_the_dates_along_it(tmp_path: Path) -> None:
+    data = era5(time="time").rename_dims(time="time_counter").rename(time="time_instant")
+    (trajectory,) = find_fields(saved(data, tmp_path / "a.nc"))[1].trajectories
+    np.testing.assert_array_equal(timing_of(trajectory).times, HOURS)
+    np.testing.assert_array_equal(trajectory[0:12], frames(saved(era5(), tmp_path / "b.nc")))
+
+
+def test_names_of_levels_have_the_digits_that_tell_them_apart(tmp_path: Path) -> None:
+    data = era5("depth", "time")
+    for levels, names in (
+        (np.array([0.494025, 1.541375, 1000], np.float32), ("0.494025", "1.54138", "1000")),
+        (np.array([850.0000001, 850.0000002, 1000]), ("850.0000001", "850.0000002", "1000")),
     ):
-        find_fields(saved(data, tmp_path / "a.nc"))
-    assert find_fields(saved(data.expand_dims("time"), tmp_path / "b.nc"))[1].trajectories[0].shape[0] == 1
+        path = saved(data.assign_coords(depth=levels), tmp_path / f"{names[0]}.nc")
+        assert find_fields(path)[1].variables[:3] == tuple(f"t_{name}" for name in names)
+        assert find_fields(path, levels=[levels[2]], names=["t"])[1].variables == ("t_1000",)
 
 
 def test_every_byte_is_a_number(tmp_path: Path) -> None:
@@ -314,6 +338,9 @@ def test_variables_that_are_no_numbers_are_left_out_and_named(tmp_path: Path) ->
     source = find_fields(saved(data, tmp_path / "a.nc"))[1]
     assert (source.variables, source.note) == (("sp",), "left out, as they are no numbers: station, span, seen")
     assert read_fields(tmp_path / "a.nc", "train").shape == (1, 4, 6)
+
+
+NEAR = {"t2m": 2.0, "u10": 10.0}
 
 
 def of_cfgrib(steps: int = 3) -> xarray.Dataset:
@@ -438,6 +465,47 @@ def test_grib_says_what_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(__import__("sys").modules, "cfgrib", None)
     with pytest.raises(ModuleNotFoundError, match=r"a.grib is GRIB, .* `grib` .*pip install .*grib.* or turn"):
         find_fields(tmp_path / "a.grib")
+
+
+class Grib:
+    """A reader of GRIB, with one dataset of all messages or several."""
+
+    def __init__(self, *kinds: xarray.Dataset) -> None:
+        self.kinds = kinds
+
+    def open_dataset(self, path: str, **how: Any) -> xarray.Dataset:
+        if len(self.kinds) > 1:
+            raise ValueError("multiple values for unique key")
+        return self.kinds[0]
+
+    def open_datasets(self, path: str, **how: Any) -> list[xarray.Dataset]:
+        return [*self.kinds]
+
+
+def test_kinds_of_levels_in_grib_are_channels_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.grib"
+    path.write_bytes(b"GRIB")
+    data = era5("isobaricInhPa", "time")
+    of_surface = era5(time="time")[["sp"]]
+    near = [of_surface.rename(sp=name).assign_coords(heightAboveGround=height) for name, height in NEAR.items()]
+
+    def read(*kinds: xarray.Dataset, **how: Any) -> Any:
+        monkeypatch.setitem(__import__("sys").modules, "cfgrib", Grib(*kinds))
+        return find_fields(path, **how)[1]
+
+    source = read(data[["t"]], *near)
+    assert source.variables == ("t_500", "t_850", "t_1000", "t2m", "u10")
+    alone = frames(saved(data, tmp_path / "a.nc"))
+    np.testing.assert_array_equal(source.trajectories[0][0:12], alone[:, [0, 1, 2, 3, 3]])
+    assert read(data[["t"]], *near, names=("u10", "t_500")).variables == ("u10", "t_500")
+    assert read(data[["t"]]).variables == ("t_500", "t_850", "t_1000")
+    assert not any(each.name == "heightAboveGround" for each in source.metadata.coordinates)
+    with pytest.raises(ValueError, match=r"a.grib has t2m for several kinds of levels.*grib_copy"):
+        read(*near, near[0].assign_coords(heightAboveGround=80.0))
+    with pytest.raises(ValueError, match=r"\(u10\) and .*\(t2m\) have other times"):
+        read(near[0], near[1].isel(time=slice(3)))
+    with pytest.raises(ValueError, match=r"a.grib has the variables .* none of them v"):
+        read(*near, names=("v",))
 
 
 def test_variables_of_several_kinds_are_refused_unless_some_are_named(tmp_path: Path) -> None:

@@ -155,14 +155,14 @@ def test_hdf5_that_could_be_read_in_two_ways_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"complex/train holds complex64; expected real"):
         read_fields(saved("complex.h5", train__pde_a=line + 1j, test__pde_a=line + 1j), "train")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty holds no files of fields; .* frames:FOLDER"):
+    with pytest.raises(ValueError, match=r"empty holds no files of fields; .* clips:FOLDER"):
         find_fields(tmp_path / "empty")
     for split, axes in (("train", "xy"), ("test", "yx")):
         (tmp_path / "axes" / split).mkdir(parents=True)
         with h5py.File(tmp_path / "axes" / split / "a.h5", "w") as file:
             file.create_group("dimensions").attrs["spatial_dims"] = list(axes)
             file["t0_fields/u"] = ARRAY[:, :, 0]
-    with pytest.raises(ValueError, match=r"has the axes of space \('x', 'y'\), and .* has .*\('y', 'x'\)"):
+    with pytest.raises(ValueError, match=r"has the axes of space \('y', 'x'\), and .* has .*\('x', 'y'\)"):
         find_fields(tmp_path / "axes")
 
 

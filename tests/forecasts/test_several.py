@@ -96,6 +96,17 @@ def test_files_of_other_variables_are_more_channels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(whole(tmp_path / "m", names=("u",)), V[:, :1])
 
 
+def test_variables_of_other_heights_are_channels(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    for name, height in {"u": 10.0, "v": 2.0}.items():
+        write(flat := tmp_path / f"{name}.nc", 0, 24, name)
+        data = xarray.load_dataset(flat, engine="h5netcdf")
+        data.assign_coords(height=height, depth=0.5).to_netcdf(tmp_path / "m" / f"{name}.nc", engine="h5netcdf")
+    np.testing.assert_array_equal(whole(tmp_path / "m"), V)
+    source = find_fields(tmp_path / "m")[1]
+    assert [each.name for each in source.metadata.coordinates if not each.axes] == ["depth"]
+
+
 def test_files_of_the_same_times_are_trajectories(tmp_path: Path) -> None:
     for number in range(13):
         write(tmp_path / "m" / f"member_{number:03}.nc", 0, 6, number=number)

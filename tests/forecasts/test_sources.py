@@ -17,7 +17,6 @@ from forecasts.made_fields import ARRAY, LINE, all_of
 from forecasts.made_globes import experiment, saved, waves
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from dualrate.data.folders import by_number
 from dualrate.data.loader import Augment, Batches
@@ -141,37 +140,6 @@ def test_of_a_single_trajectory_the_last_tenth_of_its_frames_is_held_out(tmp_pat
         read_fields(tmp_path / "short.npy", "train")
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_pictures_in_folders_are_trajectories(tmp_path: Path, mode: str) -> None:
-    channels = len(mode)
-    pixels = np.random.default_rng(0).integers(0, 256, (11, 3, 4, 5, channels)).astype(np.uint8)
-    for i, clip in enumerate(pixels):
-        (tmp_path / f"clip{i:02}").mkdir()
-        for j, frame in enumerate(clip):
-            Image.fromarray(frame.squeeze(-1) if channels == 1 else frame).save(tmp_path / f"clip{i:02}" / f"{j}.png")
-    source = f"frames:{tmp_path}"
-    assert is_fields(source)
-    assert not is_fields(tmp_path)  # classes of images look the same
-    train = read_fields(source, "train")
-    assert train.shape == (channels, 4, 5)
-    expected = np.moveaxis(pixels[:10], -1, 2) / 127.5 - 1
-    np.testing.assert_allclose(all_of(train), expected, rtol=0, atol=1e-6)
-    Image.new(mode, (5, 3)).save(tmp_path / "clip00" / "9.png")
-    with pytest.raises(ValueError, match="is not 5 x 4 pixels"):
-        read_fields(source, "train")
-
-
-def test_pictures_come_in_the_order_of_the_numbers_in_their_names(tmp_path: Path) -> None:
-    for clip in range(11):
-        (tmp_path / f"clip{clip}").mkdir()
-        for j in range(12):
-            Image.new("L", (2, 2), 20 * clip + j).save(tmp_path / f"clip{clip}" / f"frame_{j}.png")
-    train, test = (read_fields(f"frames:{tmp_path}", split) for split in ("train", "test"))
-    expected = 20 * np.arange(11)[:, None] + np.arange(12)
-    found = np.concatenate([all_of(train), all_of(test)])[..., 0, 0, 0]
-    np.testing.assert_allclose(found, expected / 127.5 - 1, rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     "names",
     [
@@ -193,37 +161,6 @@ def test_the_order_of_the_numbers_in_names(names: tuple[str, ...]) -> None:
     for ending in ("", ".png"):
         mixed = [f"{name}{ending}" for name in reversed(names)]
         assert [mixed[i] for i in by_number(mixed)] == [f"{name}{ending}" for name in names]
-
-
-@pytest.mark.parametrize(
-    ("stored", "channels"),
-    [
-        (["L", "RGB", "RGB"], 3),
-        (["RGB", "L", "L"], 3),
-        (["L", "L", "RGBA"], 3),
-        (["I;16", "L", "L"], 1),
-        (["I;16", "P", "L"], 3),
-        (["P grey", "L", "I;16"], 1),
-        (["LA", "1", "L"], 1),
-    ],
-)
-def test_all_pictures_decide_the_channels_of_a_sequence(tmp_path: Path, stored: list[str], channels: int) -> None:
-    for i, kind in enumerate(stored):
-        picture = Image.new("RGB", (3, 2), (40, 40, 40))
-        if kind in ("RGB", "RGBA", "P"):
-            picture.putpixel((0, 0), (200, 10, 0))
-        deep = Image.fromarray(np.full((2, 3), 40 * 257, np.uint16))
-        (tmp_path / str(i // 2)).mkdir(exist_ok=True)
-        saved = deep if kind == "I;16" else picture.quantize(2) if kind[0] == "P" else picture.convert(kind)
-        saved.save(tmp_path / str(i // 2) / f"{i}.png")
-    source = find_fields(f"frames:{tmp_path}")[1]
-    colours = sum(kind in ("RGB", "RGBA", "P") for kind in stored)
-    assert source.variables == (("grey",) if channels == 1 else ("red", "green", "blue"))
-    assert source.note == (f"{3 - colours} of its 3 pictures are grey, and read as colours" if channels == 3 else "")
-    first = source.trajectories[0][0:1]
-    assert first.shape == (1, channels, 2, 3)
-    if "1" not in stored:
-        np.testing.assert_allclose(first[0, :, 1, 1], 40 / 127.5 - 1, rtol=0, atol=1e-6)
 
 
 def test_names_of_variables_differ(tmp_path: Path) -> None:

@@ -174,8 +174,8 @@ def test_variables_are_found_by_their_names(tmp_path, kind):
 
 
 def test_what_is_not_there_is_named(model, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no folder .*gone: name one of a folder"):
-        read_starts(Path(f"frames:{tmp_path / 'gone'}"), model)
+    with pytest.raises(FileNotFoundError, match=r"there are no clips .*gone: name a file or folder of them"):
+        read_starts(Path(f"clips:{tmp_path / 'gone'}"), model)
     for name in ("gone.npy", "gone.nc"):
         with pytest.raises(FileNotFoundError, match=rf"(there is no file|no such file or folder).*{name}"):
             read_starts(tmp_path / name, model)

@@ -104,17 +104,6 @@ def frames_of(path: Path, *, size: int | None = None, channels: int = 3) -> Iter
                 yield pixels, (frame.info.get("duration") or 100) / 1000  # which the last line knows of a WEBP
 
 
-def holds_colours(path: Path) -> bool:
-    """Whether a picture is stored in colours, by its header, with a palette by its pixels. Raises as `image_of`."""
-    with naming(path):
-        check_regular(path, MAX_BYTES)
-        with path.open("rb") as file, _opened(file, str(path)) as (image, begins):
-            if image.mode != "P":
-                return not _is_grey(image, begins)
-            pixels = np.asarray(image.convert("RGB"))
-            return bool((pixels != pixels[..., :1]).any())
-
-
 def _is_grey(image: Image.Image, begins: bytes) -> bool:
     """Whether grey values are stored. begins: the first bytes"""
     # by depth and colour type of the first chunk: 16-bit grey with alpha, which Pillow makes RGBA

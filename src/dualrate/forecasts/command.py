@@ -48,7 +48,7 @@ class Forecast(Ranged, SharedWork):
     """Directory for the forecast: new, empty, or with a part of the same forecast."""
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     start_file: Annotated[Path | None, arg(name="from")] = None
-    """Known frames to start from: .npy, .npz, .h5, .nc, .zarr or frames:FOLDER, as (time, channel, space) or (start,
+    """Known frames to start from: .npy, .npz, .h5, .nc, .zarr or clips:FOLDER, as (time, channel, space) or (start,
     time, channel, space), the latest frame last, in the units of the training data; of a run of clips a clip, or a
     folder of them. No noise is added to them. A run with --every also takes the observed points alone. Default: starts
     in held-out data, whose truth is written too, as with --starts beside a file."""

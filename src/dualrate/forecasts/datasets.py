@@ -122,6 +122,8 @@ def fields_of(
     times = times_of(data)
     aside = {name for variable in data.variables.values() for name in _describing(variable)} & {*data.variables}
     aside |= _bounds(data)
+    if not any({*each.dims} & times for each in data.data_vars.values()) and (moment := _moment(data)):
+        return fields_of(data.expand_dims(moment), path, names, levels, check)
     over_time = {str(name): each for name, each in data.data_vars.items() if {*each.dims} & times and name not in aside}
     alone = [name for name, each in over_time.items() if {*each.dims} <= {*times, *TRAJECTORY}]
     strange = [name for name, each in over_time.items() if each.dtype.kind not in "fiubc" and name not in alone]
@@ -142,8 +144,8 @@ def fields_of(
             * (not data.variables)
             or f"{among}, none of them {', '.join(names)} over time and space" * bool(names)
             or f"{among}: {', '.join(alone)} have no axes of space" * bool(alone)
-            or f"{among}, none with a dimension called {' or '.join(TIME)}, and of space: a file "
-            "of one time gets its dimension by data.expand_dims('time') of xarray"
+            or f"{among}, none with a dimension called {' or '.join(TIME)}, and of space: xarray's "
+            "data.rename(NAME='time') names it so, and data.expand_dims('time') adds one to a file of one time"
         )
     layouts = {name: _layout(path, data, name, variable, times, levels) for name, variable in arrays.items()}
     shapes = {
@@ -214,9 +216,18 @@ def _numbers(variable: Any) -> NDArray[Any]:
 
 
 def times_of(data: Any) -> set[str]:
-    """Names that dimensions of time have in a dataset."""
+    """Names that dimensions of time have in a dataset: of time, or of those along which times stand."""
     named = {dim for dim in map(str, data.sizes) if dim.lower() in TIME}
-    return {*TIME} | named | {dim for dim in map(str, data.coords) if dim not in TRAJECTORY and _is_time(data[dim])}
+    clocks = [each for each in data.coords.values() if _is_time(each)]
+    timed = {str(name) for each in clocks for name in (each.name, *(each.dims if each.ndim == 1 else ()))}
+    return {*TIME} | named | (timed - {*TRAJECTORY})
+
+
+def _moment(data: Any) -> str:
+    """The coordinate of the one time of a dataset, rather than that of its start; empty without one."""
+    moments = [each for each in data.coords.values() if not each.dims and _is_time(each)]
+    moments = [each for each in moments if START not in (each.name, each.attrs.get("standard_name"))]
+    return str(max(moments, key=lambda each: each.attrs.get("standard_name") == "time").name) if moments else ""
 
 
 def _layout(path: Path, data: Any, name: str, variable: Any, times: Collection[str], levels: Sequence[float]) -> Layout:
@@ -275,7 +286,8 @@ def _part(path: Path, name: str, variable: Any, layout: Layout, levels: Sequence
         raise ValueError(f"{path}: {name} has no level {missing[0]:g}; expected some of {', '.join(map(str, values))}")
     at = [int(np.isclose(numbers, level).argmax()) for level in levels] or range(count)
     abouts = tuple(about.at(numbers[i] if dim in variable.coords else None, units) for i in at)
-    channels = tuple(f"{name}_{numbers[i]:.12g}" for i in at)
+    digits = next((n for n in (6, 9) if len({f"{each:.{n}g}" for each in numbers}) == count), 12)
+    channels = tuple(f"{name}_{numbers[i]:.{digits}g}" for i in at)
     return Part(name, variable, layout, channels, abouts, tuple(at))
 
 

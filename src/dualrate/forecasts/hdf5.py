@@ -28,7 +28,7 @@ from dualrate.forecasts.file_checks import (
 )
 from dualrate.forecasts.metadata import SAME_AXIS, Coordinate, Description, Metadata, text_of
 from dualrate.forecasts.packing import physical
-from dualrate.forecasts.several import check_same_kind, fullest
+from dualrate.forecasts.several import fullest
 from dualrate.forecasts.trajectories import (
     EXPECTED,
     FieldSource,
@@ -63,10 +63,8 @@ def read_hdf5(files: Sequence[tuple[str, Path]], source: Path) -> FieldSource:
         names = ", ".join(file.name for _, file in files)
         raise ValueError(f"{source}: some of its HDF5 files name a split and others do not ({names})")
     first = all_fields[0][1]
-    best, note = fullest(all_fields, first.variables)
-    for each in all_fields:
-        check_same_kind(each, best, splits=True)
-    more: dict[str, Any] = {"metadata": best[1].metadata, "note": note}
+    metadata, note = fullest(all_fields, first.variables, splits=True)
+    more: dict[str, Any] = {"metadata": metadata, "note": note}
     return replace(first, splits=splits, step=common_step(fields.step for _, fields in all_fields), **more)
 
 

@@ -31,6 +31,7 @@ from dualrate.forecasts.file_checks import (
     with_extra,
 )
 from dualrate.forecasts.metadata import Description, Metadata
+from dualrate.forecasts.several import channels_of_all
 from dualrate.forecasts.trajectories import FieldSource
 from dualrate.system.files import check_regular, check_room, naming, whole
 from dualrate.system.folders import new_folder
@@ -52,8 +53,21 @@ def _read(path: Path, read: Callable[[Any, Callable[..., None]], FieldSource]) -
     how = _engine(path, kind)
     with naming(path), reading(path, kind), _naming_calendar(path):
         with warnings.catch_warnings(action="ignore"):  # of dates before 1582, and of several fill values
-            data = _opened(path, kind, how)
-        return read(data, lambda *names: _check_written(path, data, *names))
+            datasets = _opened_grib(path, how) if kind == "GRIB" else [_opened(path, kind, how)]
+        parts: list[tuple[Path, FieldSource]] = []
+        for data in datasets:
+            try:
+                parts.append((path, read(data, lambda *names, data=data: _check_written(path, data, *names))))
+            except NoFields:
+                if not parts and data is datasets[-1]:
+                    raise
+        names = [name for _, fields in parts for name in fields.variables]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(
+                f"{path} has {', '.join(sorted(twice))} for several kinds of levels, steps or grids: copy one kind to "
+                "a file of its own (grib_copy -w typeOfLevel=surface IN.grib OUT.grib)"
+            )
+        return channels_of_all(parts)[1]
 
 
 def read_static(path: Path, name: str) -> FieldSource:
@@ -73,7 +87,7 @@ def _engine(path: Path, kind: str) -> dict[str, Any]:
     """How xarray opens a file. Raises ModuleNotFoundError that says what to install."""
     if kind == "GRIB":
         _import_cfgrib(path)
-        return {"engine": "cfgrib", "indexpath": ""}  # an index would be a pickle beside the file
+        return {"indexpath": "", "errors": "raise"}  # an index would be a pickle beside the file
     with with_extra():
         import xarray  # noqa: F401
 
@@ -113,6 +127,17 @@ def _opened(path: Path, kind: str, how: Mapping[str, Any]) -> Any:
         return xarray.open_dataset(path, **how, decode_times=False)
 
 
+def _opened_grib(path: Path, how: dict[str, Any]) -> list[Any]:
+    """The dataset of a file; where its messages do not fit in one, a dataset of each kind of level, step and grid."""
+    import cfgrib  # pyright: ignore[reportMissingImports]
+
+    check_regular(path)
+    try:
+        return [cfgrib.open_dataset(str(path), backend_kwargs=how)]
+    except ValueError:  # also of messages that are cut off
+        return cfgrib.open_datasets(str(path), backend_kwargs=how)
+
+
 def _import_cfgrib(path: Path) -> None:
     try:
         import cfgrib  # noqa: F401  # pyright: ignore[reportMissingImports]
@@ -143,7 +168,7 @@ def _check_written(path: Path, data: Any, arrays: Iterable[str], coordinates: It
 
     A chunk that holds the fill value alone need not be written: one number of a coordinate may be it.
     """
-    unordered = [name for name in coordinates if not _in_order(data[name].values)]
+    unordered = [name for name in coordinates if not _in_order(np.atleast_1d(data[name].values))]
     with _pieces_of(path) as pieces:
         for name in (*arrays, *unordered):
             check_written(f"{path}: {name}", *pieces(name), zarr=path.suffix.lower() == ".zarr")

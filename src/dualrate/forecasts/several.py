@@ -7,7 +7,7 @@ the same times, or of forecasts, each is a trajectory. What they make is then jo
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dualrate.forecasts.metadata import Coordinate, Metadata
 from dualrate.forecasts.trajectories import FieldSource, Lazy, Trajectory, common_step, timed, timing_of
 from dualrate.system.folders import some_of
 
@@ -32,10 +33,10 @@ def joined(files: Sequence[Named]) -> Named:
     for path, fields in files:
         names = next((each for each in groups if {*each} == {*fields.variables}), fields.variables)
         groups.setdefault(names, []).append((path, fields.picked(names)))
-    return _beside([_in_time(group) for group in groups.values()])
+    return channels_of_all([_in_time(group) for group in groups.values()])
 
 
-def check_same_kind(first: Named, other: Named, *, splits: bool = False, apart: bool = False) -> None:
+def _check_same_kind(first: Named, other: Named, *, splits: bool = False, apart: bool = False) -> None:
     """Raises ValueError for other places; of one split for another number of trajectories, unless they stay apart, else
     for other variables."""
     (path, fields), (other_path, other_fields) = first, other
@@ -57,16 +58,25 @@ def check_same_kind(first: Named, other: Named, *, splits: bool = False, apart: 
         raise ValueError(f"{path} has {mine}, and {other_path} has {theirs}: bring them to one, or name those that fit")
 
 
-def fullest(files: Sequence[Named], names: Sequence[str]) -> tuple[Named, str]:
-    """The file that says most coordinates and units, and the notes of all files, with one on those that say less.
+def fullest(files: Sequence[Named], names: Sequence[str], **how: bool) -> tuple[Metadata, str]:
+    """The metadata of the file that says most, and the notes of all files, with one on those that say less.
 
-    names: variables that all have
+    names: variables that all have; how: each file is compared with it, as of `_check_same_kind`
+    Raises ValueError for files that do not fit together.
     """
     path, fields = max(files, key=lambda each: each[1].metadata.said)
+    for file in files:
+        _check_same_kind((path, fields), file, **how)
     less = ["/".join(each.parts[-2:]) for each, other in files if other.metadata.unsaid(fields.metadata, names)]
     most = "/".join(path.parts[-2:])
     notes = [f"{some_of(less)} without units or coordinates that {most} says, which are taken"] * bool(less)
-    return (path, fields), "; ".join([*dict.fromkeys(each.note for _, each in files if each.note)][:NOTES] + notes)
+    return fields.metadata, "; ".join([*dict.fromkeys(each.note for _, each in files if each.note)][:NOTES] + notes)
+
+
+def _without(fields: FieldSource, coordinates: Collection[Coordinate]) -> FieldSource:
+    """The fields without coordinates that say where some variables are, such as a height."""
+    those = tuple(each for each in fields.metadata.coordinates if each not in coordinates)
+    return replace(fields, metadata=replace(fields.metadata, coordinates=those))
 
 
 def _clock(fields: FieldSource) -> str:
@@ -80,9 +90,7 @@ def _clock(fields: FieldSource) -> str:
 def _in_time(files: Sequence[Named]) -> Named:
     """Files of the same variables, one after the other."""
     forecasts = files[0][1].begins != "" and len({fields.begins for _, fields in files}) == 1
-    best, note = fullest(files, files[0][1].variables)
-    for file in files:
-        check_same_kind(best, file, apart=forecasts)
+    metadata, note = fullest(files, files[0][1].variables, apart=forecasts)
     if len(files) == 1:
         return files[0]
     times = {path: timing_of(fields.trajectories[0]).times for path, fields in files}
@@ -91,7 +99,7 @@ def _in_time(files: Sequence[Named]) -> Named:
     same = [np.array_equal(each, times[files[0][0]]) for each in times.values()]
     files = sorted(files, key=lambda each: times[each[0]][0])
     path, first = files[0]
-    more: dict[str, Any] = {"metadata": best[1].metadata, "note": note}
+    more: dict[str, Any] = {"metadata": metadata, "note": note}
     if all(same) or forecasts:
         trajectories = [trajectory for _, fields in files for trajectory in fields.trajectories]
         step = common_step(fields.step for _, fields in files)
@@ -132,12 +140,16 @@ def _chained(path: Path, parts: Sequence[Trajectory]) -> Lazy:
     return Lazy((starts[-1], channels, height, width), read, timing, path)
 
 
-def _beside(groups: Sequence[Named]) -> Named:
-    """Variables of several sources over the same times as channels of one."""
+def channels_of_all(groups: Sequence[Named]) -> Named:
+    """Variables of several sources over the same times as channels of one.
+
+    Raises ValueError as `joined`.
+    """
+    levels = [{each for each in fields.metadata.coordinates if not each.axes} for _, fields in groups]
+    groups = [(path, _without(fields, set.union(*levels) - set.intersection(*levels))) for path, fields in groups]
     path, first = groups[0]
-    best, note = fullest(groups, ())
+    metadata, note = fullest(groups, ())
     for file, fields in groups:
-        check_same_kind(best, (file, fields))
         for mine, theirs in zip(fields.trajectories, first.trajectories, strict=True):
             a, b = timing_of(mine).times, timing_of(theirs).times
             if mine.shape[0] != theirs.shape[0] or not np.array_equal(a, b):
@@ -160,7 +172,7 @@ def _beside(groups: Sequence[Named]) -> Named:
         return Lazy((frames, len(variables), height, width), read, timing, path)
 
     trajectories = [stacked(parts) for parts in zip(*(fields.trajectories for _, fields in groups), strict=True)]
-    metadata = replace(best[1].metadata, variables=tuple(described))
+    metadata = replace(metadata, variables=tuple(described))
     statics = {name: read for _, fields in reversed(groups) for name, read in fields.statics.items()}
     more: dict[str, Any] = {"metadata": metadata, "statics": statics, "note": note}
     return path, replace(first, splits={"": trajectories}, variables=variables, **more)

@@ -1,4 +1,4 @@
-"""Sources of trajectories of frames (C, H, W), each by its reader: arrays, simulations, folders of pictures and files.
+"""Sources of trajectories of frames (C, H, W), each by its reader: arrays, simulations, clips and files.
 
 Sources, of which the large ones are read where they lie, frame by frame:
 
@@ -9,8 +9,6 @@ Sources, of which the large ones are read where they lie, frame by frame:
     FOLDER       of such HDF5 files, in folders of splits, or with the split in their names (KS_train_64.h5)
     FILE.nc, FILE.zarr, FILE.grib   through xarray (netcdf.py)
     FOLDER, *.nc of such files, joined by their times and variables (several.py)
-    frames:FOLDER    a folder of pictures a trajectory, in the order of the numbers in their names; as floats in
-                 [-1, 1]
     clips:PLACE  a clip, or a folder of them: animations, videos, folders of pictures; from 0 to 255 (clips.py)
 
 The extra `forecast` reads HDF5, NetCDF and zarr, once file_checks.py has looked at what they hold.
@@ -33,18 +31,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualrate.data.cache import cache_dir
-from dualrate.data.decode import Options, holds_colours, image_of
-from dualrate.data.folders import by_number, images_below, named
-from dualrate.data.images import to_float
 from dualrate.data.source import DataProgress, hidden, printable, read_arrays, reading, resolved, silent, split_named
 from dualrate.forecasts.clips import CLIPS, ClipReading, read_clips
 from dualrate.forecasts.datasets import NoFields
 from dualrate.forecasts.file_checks import check_claim, check_size
 from dualrate.forecasts.hdf5 import HDF5, read_hdf5
+from dualrate.forecasts.metadata import level_of
 from dualrate.forecasts.netcdf import LABELLED, read_labelled
-from dualrate.forecasts.several import check_same_kind, fullest, joined
+from dualrate.forecasts.several import fullest, joined
 from dualrate.forecasts.simulations import SIMULATIONS
-from dualrate.forecasts.trajectories import EXPECTED, FRAMES, FieldSource, Lazy, numbered
+from dualrate.forecasts.trajectories import EXPECTED, FieldSource, numbered
 from dualrate.system.files import check_regular, whole
 from dualrate.system.folders import some_of
 
@@ -55,7 +51,7 @@ AS_THEY_ARE = ClipReading()
 
 def is_fields(source: str | Path) -> bool:
     """Whether a source is one of these: by its name, of .npz also by the names of its arrays."""
-    if str(source) in SIMULATIONS or str(source).startswith((FRAMES, CLIPS)):
+    if str(source) in SIMULATIONS or str(source).startswith(CLIPS):
         return True
     path = Path(source)
     if path.suffix.lower() == ".npz" and path.is_file():
@@ -86,9 +82,7 @@ def find_fields(
     if text.startswith(CLIPS):
         path = resolved(text.removeprefix(CLIPS))
         return printable(path.stem), _chosen(text, read_clips(path, clips, progress), names, levels)
-    path, members = resolved(text.removeprefix(FRAMES)), _members(text)
-    if text.startswith(FRAMES):
-        return printable(path.name), _chosen(text, _pictures(path), names, levels)
+    path, members = resolved(text), _members(text)
     if not (path.exists() or members):
         raise FileNotFoundError(f"no such file or folder of fields: {path}: name one, or {' or '.join(SIMULATIONS)}")
     if members and members[0][1].suffix.lower() in LABELLED:
@@ -98,7 +92,7 @@ def find_fields(
     else:
         fields = read_hdf5(members, path) if members else _read_file(path)
         fields = _chosen(text, fields, names, levels)
-    if levels and not any(name.endswith(f"_{levels[0]:.12g}") for name in fields.variables):
+    if levels and not any(level_of(name)[1] is not None for name in fields.variables):
         raise ValueError(f"{path}: its variables {', '.join(fields.variables)} have no levels: drop --data.levels")
     for trajectory in fields.trajectories[:1]:
         check_variable_names(str(path), fields.variables, trajectory.shape[1])
@@ -110,7 +104,7 @@ def _read_file(path: Path) -> FieldSource:
     if path.is_dir():
         raise ValueError(
             f"{path} holds no files of fields; expected some that end with {', '.join((*LABELLED, *HDF5))}, or "
-            f"{FRAMES}FOLDER for one of pictures; a pattern ('FOLDER/**/*.nc') names those in folders below"
+            f"{CLIPS}FOLDER for one of pictures; a pattern ('FOLDER/**/*.nc') names those in folders below"
         )
     if path.suffix.lower() in HDF5:
         return read_hdf5([("", path)], path)
@@ -132,7 +126,7 @@ def _read_file(path: Path) -> FieldSource:
     endings = ", ".join((".npz", *SUFFIXES))
     raise ValueError(
         f"{path} is no source of fields; expected a file that ends with {endings}, a folder of HDF5 files, "
-        f"{FRAMES}FOLDER of pictures, or {' or '.join(SIMULATIONS)}"
+        f"{CLIPS}PLACE of pictures or videos, or {' or '.join(SIMULATIONS)}"
     )
 
 
@@ -178,11 +172,9 @@ def _read_several(members: Sequence[tuple[str, Path]], names: Sequence[str], lev
                 raise
     splits = {split: joined(files) for split, files in parts.items() if files}
     first = next(iter(splits.values()))[1]
-    best, note = fullest([*splits.values()], first.variables)
-    for each in splits.values():
-        check_same_kind(best, each, splits=True)
+    metadata, note = fullest([*splits.values()], first.variables, splits=True)
     notes = [note, f"without fields: {some_of([file.name for file in without])}" * bool(without)]
-    more: dict[str, Any] = {"metadata": best[1].metadata, "note": "; ".join(filter(None, notes))}
+    more: dict[str, Any] = {"metadata": metadata, "note": "; ".join(filter(None, notes))}
     return replace(first, splits={split: fields.splits[""] for split, (_, fields) in splits.items()}, **more)
 
 
@@ -227,8 +219,7 @@ def _of_array(source: str, array: NDArray[Any], names: tuple[str, ...] | None, s
     note = (
         f"its axes {shape} are read as (trajectory, time, channel, x); if they are (trajectory, time, y, x), give "
         "array[:, :, None]"
-    )
-    note = "" if shape[2] == 1 or names else note
+    ) * (shape[2] != 1 and not names)
     return FieldSource({"": list(array[:, :, :, None])}, names or numbered(shape[2]), step, note=note)
 
 
@@ -254,36 +245,3 @@ def _simulated(name: str, progress: DataProgress) -> FieldSource:
     with reading(file, "a simulation that was kept; delete it and run again"):
         fields = _of_array(name, np.load(file, mmap_mode="r", allow_pickle=False), system.variables, system.every)
     return replace(fields, axes=system.axes, metadata=system.metadata)
-
-
-def _pictures(path: Path) -> FieldSource:
-    """A trajectory a folder, or the pictures of one folder; all in colours where any picture is."""
-    if not path.is_dir():
-        raise FileNotFoundError(f"there is no folder {path}: name one of a folder of pictures for each trajectory")
-    folders = _by_number(path, [entry for entry in path.iterdir() if entry.is_dir() and not hidden(entry.name)])
-    listed = [_by_number(folder, images_below(folder)) for folder in folders or [path]]
-    if empty := [folder.name for folder, files in zip(folders, listed, strict=bool(folders)) if not files]:
-        raise ValueError(f"{path} has folders without pictures ({', '.join(empty[:5])}): remove or fill them")
-    if not listed[0]:
-        raise ValueError(f"{path} holds no pictures; expected a folder of frames, or of folders of them")
-    in_colours = [holds_colours(file) for files in listed for file in files]
-    options = Options(None, 3 if any(in_colours) else 1, "fail")
-    first = image_of(str(listed[0][0]), listed[0][0], options)
-
-    def trajectory(files: list[Path]) -> Lazy:
-        def read(start: int, end: int) -> NDArray[np.float32]:
-            pictures = [image_of(name, item, options) for name, item in named(path, files[start:end])]
-            if wrong := [files[start + i] for i, picture in enumerate(pictures) if picture.shape != first.shape]:
-                raise ValueError(f"{wrong[0]} is not {first.shape[2]} x {first.shape[1]} pixels, as {listed[0][0]} is")
-            return to_float(np.stack(pictures)).numpy()
-
-        return Lazy((len(files), *first.shape), read, source=path)  # pyright: ignore[reportArgumentType]
-
-    variables, note = ("red", "green", "blue") if any(in_colours) else ("grey",), ""
-    if 0 < (grey := in_colours.count(False)) < len(in_colours):
-        note = f"{grey} of its {len(in_colours)} pictures are grey, and read as colours"
-    return FieldSource({"": [trajectory(files) for files in listed]}, variables, None, note=note)
-
-
-def _by_number(folder: Path, paths: Sequence[Path]) -> list[Path]:
-    return [paths[i] for i in by_number([path.relative_to(folder).as_posix() for path in paths])]

@@ -190,7 +190,7 @@ def read_starts(
 
     They are what was observed, with its own noise: at all points, or at those that the model observes. Time steps are
     those of the training data. Space is (H, W), or (W,) of fields of one dimension. Of a file of another kind than .npy
-    and .npz, and of frames:FOLDER, each trajectory is a start. Of four axes, a field of one dimension may also be
+    and .npz, and of clips:FOLDER, each trajectory is a start. Of four axes, a field of one dimension may also be
     (time, C, 1, W).
     count: so many starts, evenly spread over all time steps, and up to `frames` that come after each, to score against
     note: called with what is taken for granted: names, units and points that the file or the model does not say; the

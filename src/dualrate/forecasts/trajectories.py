@@ -18,7 +18,6 @@ from dualrate.data.source import reading
 from dualrate.forecasts.metadata import Metadata
 from dualrate.system.files import naming
 
-FRAMES = "frames:"  # begins a source that is a folder of folders of pictures
 EXPECTED = "(trajectory, time, channel, space) or (trajectory, time, channel, y, x), none of them 0"
 GAP = 1.5  # times the usual step between frames
 
