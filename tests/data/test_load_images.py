@@ -191,6 +191,12 @@ def test_a_link_to_a_folder_above_is_refused_at_every_depth(target: str, tmp_pat
         load(tmp_path / "data")
 
 
+def test_what_browsers_call_a_jpeg_is_read_in_any_case(tmp_path: Path, load: Load) -> None:
+    for name in ("0.jfif", "1.JFIF", "2.jpg", "3.PNG"):
+        put(tmp_path / "data" / name, png(0))
+    assert len(load(tmp_path / "data")) + len(load(tmp_path / "data", "test")) == 4
+
+
 def test_flat_folder_has_no_labels(tmp_path: Path, load: Load) -> None:
     for i in range(5):
         put(tmp_path / "data" / f"{i}.png", png(i))
@@ -207,7 +213,7 @@ def test_flat_folder_has_no_labels(tmp_path: Path, load: Load) -> None:
         (["a/x.tif", "y.txt"], "no images in .*1 x .t"),
         (["train/data-0.arrow", "a.heic"], "no images in .*: convert other pictures, .* write Arrow as Parquet"),
         (["0.png", "a/1.png"], "expected either one sub-folder per class, or images alone"),
-        (["a/0.png", "b/1.txt"], "class folders without images .*: b"),
+        (["a/0.png", "b/1.tif"], "class folders without images .*: b; fill, convert or remove them"),
     ],
 )
 def test_unusable_folders(files: list[str], message: str, tmp_path: Path, load: Load) -> None:
@@ -535,6 +541,9 @@ def test_unusable_parquet(tmp_path: Path, load: Load) -> None:
     with pytest.raises(ValueError, match="cannot be read as Parquet"):
         load(file)
     write(file, pa.table({"picture": [b"x", b"y"]}))
+    with pytest.raises(ValueError, match="has the columns picture; expected image or img"):
+        load(file)
+    pq.write_table(pa.table({"picture": [b"x"] * 10_000}), file)  # more rows than bytes
     with pytest.raises(ValueError, match="has the columns picture; expected image or img"):
         load(file)
     write(file, pa.table({"image": [[1, 2], [3, 4]]}))

@@ -103,7 +103,7 @@ def _folder(root: Path) -> tuple[list[Path], Listed]:
             "one sub-folder per class, or images alone"
         )
     if empty := [name for name, files in by_class.items() if not files]:
-        raise ValueError(f"class folders without images in {root}: {some_of(empty)}; remove or fill them")
+        raise ValueError(f"class folders without images in {root}: {some_of(empty)}; fill, convert or remove them")
     files = flat or [file for inside in by_class.values() for file in inside]
     labels = [printable(name) for name, inside in by_class.items() for _ in inside]
     return files, Listed(named(root, files), len(files), labels or None, by_name=True)

@@ -90,6 +90,7 @@ def parquet_source(path: Path, split: Split, label: str | None = None, images: s
     def read() -> Raw:
         with _opened(train[0]) as parquet:
             schema = parquet.schema_arrow
+            _image_column(schema, train[0], images)
         column, note = _label_column(schema, train[0], label, images)
         labelled = [files for files in tests if column is None or not all(_unlabelled(file, column) for file in files)]
         passed = [printable(file.name) for files in tests if files not in labelled for file in files]

@@ -42,7 +42,7 @@ ROW = "FILE[ROW]"  # stands for the column of what the rows of a file are called
 HELD_OUT = ("test", "val", "valid", "validation", "dev", "eval")  # the first of them that exists is the test split
 _SPLITS = ("train", *HELD_OUT, "unlabeled", "unlabelled", "unsupervised")
 _SAME = {"training": "train", "testing": "test", "evaluation": "eval"}
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # of images
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif")  # of images
 _HIDDEN = ("__MACOSX", "@eaDir")  # of an archive made on macOS; previews of a Synology disk
 
 
