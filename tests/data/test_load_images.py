@@ -467,6 +467,32 @@ def test_files_of_a_folder_that_are_no_images_are_counted(tmp_path: Path, load: 
     assert {"1 x .txt", "1 x .csv", "1 x no suffix"} <= set(said.partition(", which")[0].split(", "))
 
 
+def test_pictures_beside_a_table_of_captions_are_read(tmp_path: Path, load: Load) -> None:
+    """Hugging Face calls a table of captions metadata.parquet, and a folder of images may have one."""
+    source = tmp_path / "photos"
+    for i in range(4):
+        put(source / f"{i}.png", png(i))
+    write(source / "metadata.parquet", pa.table({"file_name": [f"{i}.png" for i in range(4)], "text": ["x"] * 4}))
+    assert notes(load, source) == ["skipped the files 1 x .parquet, which are no images"]
+    assert sorted(values(load(source)) + values(load(source, "test"))) == [0, 1, 2, 3]
+
+
+def test_pictures_beside_parquet_files_are_named(tmp_path: Path, load: Load) -> None:
+    write(tmp_path / "TRAIN.PARQUET", table(list(range(20)), None))
+    put(tmp_path / "logo.PNG", png(0))
+    assert notes(load, tmp_path) == ["skipped 1 picture beside Parquet files (logo.PNG)"]
+    assert len(load(tmp_path)) == 18
+
+
+def test_a_folder_called_as_parquet_files_are_is_a_folder(tmp_path: Path, load: Load) -> None:
+    (tmp_path / "x.parquet").mkdir()
+    with pytest.raises(ValueError, match=r"no images in .*x\.parquet: looked for"):
+        load(tmp_path / "x.parquet")
+    for i in range(4):
+        put(tmp_path / "x.parquet" / f"{i}.png", png(i))
+    assert len(load(tmp_path / "x.parquet")) == 3
+
+
 def test_a_column_of_labels_is_of_parquet_files(tmp_path: Path, load: Load) -> None:
     for i in range(2):
         put(tmp_path / "data" / f"{i}.png", png(i))

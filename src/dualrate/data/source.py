@@ -200,6 +200,12 @@ def hidden(name: str) -> bool:
     return name in _HIDDEN or (name.startswith(".") and name not in (".", ".."))
 
 
+def tables_in(folder: Path) -> list[Path]:
+    """The Parquet files of a folder, sorted; not metadata.parquet, which says what the images beside it show."""
+    files = [file for file in folder.glob("*") if file.name.lower().endswith(".parquet") and not hidden(file.name)]
+    return sorted(file for file in files if file.name != "metadata.parquet")
+
+
 def skipped(names: Sequence[str], noun: str, which: str = "") -> str:
     """A note on things that are not used; empty without any."""
     return f"skipped {many(len(names), noun)}{which} ({some_of(names, 5)})" if names else ""
