@@ -96,6 +96,14 @@ def test_train_is_a_class_unless_all_folders_are_splits(tmp_path: Path, load: Lo
     assert load(tmp_path / "data").class_names == ("ship", "train")
 
 
+def test_a_folder_around_those_of_the_splits_is_no_class(tmp_path: Path, load: Load) -> None:
+    for at in ["train/a/0", "train/b/0", "test/a/0"]:
+        put(tmp_path / "data" / "pets" / f"{at}.png", png(0))
+    with pytest.raises(ValueError, match=r"data holds one folder, of splits \(test, train\): name .*data/pets instead"):
+        load(tmp_path / "data")
+    assert load(tmp_path / "data" / "pets").class_names == ("a", "b")
+
+
 def test_a_split_with_a_number_is_no_class(tmp_path: Path, load: Load) -> None:
     for i, at in enumerate(["train/0", "train/1", "test1/0"]):
         put(tmp_path / "data" / f"{at}.png", png(i))
@@ -121,6 +129,8 @@ def notes(load: Load, source: Path, **options: Any) -> list[str]:
         ("train", "Validation", "unlabeled"),
         ("train", "test", "val"),
         ("train2017", "val2017", ""),
+        ("training_set", "test_set", ""),
+        ("TrainImages", "val-data", ""),
     ],
 )
 @pytest.mark.parametrize("classes", [("cat", "dog"), ("",)])

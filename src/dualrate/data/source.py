@@ -185,7 +185,7 @@ MIXED = (
 def split_named(name: str) -> str:
     """The split that a folder or file of this name, in any case, holds: "train", one of `HELD_OUT`, one that is never
     used ("unlabeled"); empty if no split is called so."""
-    name = re.sub(r"(19|20)[0-9]{2}$", "", name.lower())  # of a year, as COCO's are
+    name = re.sub(r"((19|20)[0-9]{2}|[-_ ]?(set|data|images))$", "", name.lower())  # train2017, as COCO's; test_set
     name = _SAME.get(name, name)
     return name if name in _SPLITS else ""
 
