@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dualrate.data.conditions import Inpainting
-from dualrate.data.decode import _webp_size, decode, resize, sides_of
+from dualrate.data.decode import ORIENTATION, _webp_size, decode, resize, sides_of
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -199,6 +200,30 @@ def test_bad_files_are_refused_by_name(data: bytes, reason: str, recwarn: pytest
     with pytest.raises(ValueError, match=rf"^cat\.jpg: .*{reason}"):
         decode(data, "cat.jpg")
     assert len(recwarn) == 0
+
+
+def turned(kind: str, value: int, where: str = "exif") -> bytes:
+    """A picture of 3 x 5 pixels whose orientation is said in EXIF, as ImageMagick writes it in a PNG, or in XMP."""
+    exif, said, image = Image.Exif(), PngInfo(), Image.new("L", (5, 3))
+    exif[ORIENTATION] = value
+    if where == "exif":
+        return encoded(image, kind, exif=exif)
+    if where == "profile":
+        content = exif.tobytes()
+        said.add_text("Raw profile type exif", f"\nexif\n{len(content):8}\n{content.hex()}\n", zip=True)
+    else:
+        said.add_itxt("XML:com.adobe.xmp", f'<x tiff:Orientation="{value}"/>')
+    return encoded(image, kind, pnginfo=said)
+
+
+@pytest.mark.parametrize("value", [0, 1, 4, 5, 8, 9])
+@pytest.mark.parametrize(
+    ("kind", "where"), [("JPEG", "exif"), ("WEBP", "exif"), ("PNG", "exif"), ("PNG", "profile"), ("PNG", "xmp")]
+)
+def test_sides_are_those_of_the_decoded_picture(kind: str, where: str, value: int) -> None:
+    data = turned(kind, value, where)
+    height, width = (5, 3) if value in (5, 8) else (3, 5)
+    assert sides_of(data) == decode(data, "x").shape[1:] == (height, width)
 
 
 def test_the_sides_of_what_is_refused_are_not_known() -> None:

@@ -96,6 +96,14 @@ def test_train_is_a_class_unless_all_folders_are_splits(tmp_path: Path, load: Lo
     assert load(tmp_path / "data").class_names == ("ship", "train")
 
 
+def test_a_folder_around_those_of_the_splits_is_no_class(tmp_path: Path, load: Load) -> None:
+    for at in ["train/a/0", "train/b/0", "test/a/0"]:
+        put(tmp_path / "data" / "pets" / f"{at}.png", png(0))
+    with pytest.raises(ValueError, match=r"data holds one folder, of splits \(test, train\): name .*data/pets instead"):
+        load(tmp_path / "data")
+    assert load(tmp_path / "data" / "pets").class_names == ("a", "b")
+
+
 def test_a_split_with_a_number_is_no_class(tmp_path: Path, load: Load) -> None:
     for i, at in enumerate(["train/0", "train/1", "test1/0"]):
         put(tmp_path / "data" / f"{at}.png", png(i))
@@ -121,6 +129,8 @@ def notes(load: Load, source: Path, **options: Any) -> list[str]:
         ("train", "Validation", "unlabeled"),
         ("train", "test", "val"),
         ("train2017", "val2017", ""),
+        ("training_set", "test_set", ""),
+        ("TrainImages", "val-data", ""),
     ],
 )
 @pytest.mark.parametrize("classes", [("cat", "dog"), ("",)])
@@ -191,6 +201,12 @@ def test_a_link_to_a_folder_above_is_refused_at_every_depth(target: str, tmp_pat
         load(tmp_path / "data")
 
 
+def test_what_browsers_call_a_jpeg_is_read_in_any_case(tmp_path: Path, load: Load) -> None:
+    for name in ("0.jfif", "1.JFIF", "2.jpg", "3.PNG"):
+        put(tmp_path / "data" / name, png(0))
+    assert len(load(tmp_path / "data")) + len(load(tmp_path / "data", "test")) == 4
+
+
 def test_flat_folder_has_no_labels(tmp_path: Path, load: Load) -> None:
     for i in range(5):
         put(tmp_path / "data" / f"{i}.png", png(i))
@@ -207,7 +223,7 @@ def test_flat_folder_has_no_labels(tmp_path: Path, load: Load) -> None:
         (["a/x.tif", "y.txt"], "no images in .*1 x .t"),
         (["train/data-0.arrow", "a.heic"], "no images in .*: convert other pictures, .* write Arrow as Parquet"),
         (["0.png", "a/1.png"], "expected either one sub-folder per class, or images alone"),
-        (["a/0.png", "b/1.txt"], "class folders without images .*: b"),
+        (["a/0.png", "b/1.tif"], "class folders without images .*: b; fill, convert or remove them"),
     ],
 )
 def test_unusable_folders(files: list[str], message: str, tmp_path: Path, load: Load) -> None:
@@ -461,6 +477,32 @@ def test_files_of_a_folder_that_are_no_images_are_counted(tmp_path: Path, load: 
     assert {"1 x .txt", "1 x .csv", "1 x no suffix"} <= set(said.partition(", which")[0].split(", "))
 
 
+def test_pictures_beside_a_table_of_captions_are_read(tmp_path: Path, load: Load) -> None:
+    """Hugging Face calls a table of captions metadata.parquet, and a folder of images may have one."""
+    source = tmp_path / "photos"
+    for i in range(4):
+        put(source / f"{i}.png", png(i))
+    write(source / "metadata.parquet", pa.table({"file_name": [f"{i}.png" for i in range(4)], "text": ["x"] * 4}))
+    assert notes(load, source) == ["skipped the files 1 x .parquet, which are no images"]
+    assert sorted(values(load(source)) + values(load(source, "test"))) == [0, 1, 2, 3]
+
+
+def test_pictures_beside_parquet_files_are_named(tmp_path: Path, load: Load) -> None:
+    write(tmp_path / "TRAIN.PARQUET", table(list(range(20)), None))
+    put(tmp_path / "logo.PNG", png(0))
+    assert notes(load, tmp_path) == ["skipped 1 picture beside Parquet files (logo.PNG)"]
+    assert len(load(tmp_path)) == 18
+
+
+def test_a_folder_called_as_parquet_files_are_is_a_folder(tmp_path: Path, load: Load) -> None:
+    (tmp_path / "x.parquet").mkdir()
+    with pytest.raises(ValueError, match=r"no images in .*x\.parquet: looked for"):
+        load(tmp_path / "x.parquet")
+    for i in range(4):
+        put(tmp_path / "x.parquet" / f"{i}.png", png(i))
+    assert len(load(tmp_path / "x.parquet")) == 3
+
+
 def test_a_column_of_labels_is_of_parquet_files(tmp_path: Path, load: Load) -> None:
     for i in range(2):
         put(tmp_path / "data" / f"{i}.png", png(i))
@@ -535,6 +577,9 @@ def test_unusable_parquet(tmp_path: Path, load: Load) -> None:
     with pytest.raises(ValueError, match="cannot be read as Parquet"):
         load(file)
     write(file, pa.table({"picture": [b"x", b"y"]}))
+    with pytest.raises(ValueError, match="has the columns picture; expected image or img"):
+        load(file)
+    pq.write_table(pa.table({"picture": [b"x"] * 10_000}), file)  # more rows than bytes
     with pytest.raises(ValueError, match="has the columns picture; expected image or img"):
         load(file)
     write(file, pa.table({"image": [[1, 2], [3, 4]]}))

@@ -195,9 +195,7 @@ def _fitting(value: Any, kind: Any) -> Any:
         raise ValueError
     if kind is NoneType and value is not None:
         raise ValueError
-    if kind is str and isinstance(value, PurePath):
-        return str(value)
-    return value
+    return str(value) if kind is str and isinstance(value, PurePath) else value
 
 
 def described(kind: Any) -> str:

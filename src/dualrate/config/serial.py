@@ -25,9 +25,7 @@ def to_plain(value: Any) -> Any:
     """Dataclasses, tuples and scalars as dicts, lists and scalars, ready for `json.dumps`."""
     if is_dataclass(value) and not isinstance(value, type):
         return {"type": type_name(type(value))} | {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, (tuple, list)):
-        return [to_plain(item) for item in value]
-    return value
+    return [to_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def from_plain(kind: Any, value: Any, where: str = "configuration") -> Any:

@@ -1,8 +1,9 @@
 """One encoded image -> (C, H, W) uint8: the same path for training and reference images.
 
-Only JPEG, PNG, WEBP, BMP and GIF (first frame) are opened, and the pixel count is checked in the header, before any
-pixel is decoded. Rules for the odd modes
+Only JPEG, PNG, WEBP, BMP and GIF are opened, of animations the first frame, and the pixel count is checked in the
+header, before any pixel is decoded. Rules for the odd modes
     EXIF            the orientation is applied
+    colour profile  not applied: values stay as they are stored
     transparency    alpha, a transparent palette entry or a colour key is composited on white
     16-bit grey     v -> round(v / 257), so that 65535 is 255 (Pillow's own conversion clips at 255); with alpha the
                     upper 8 bits of v and of alpha, as Pillow reads them
@@ -75,8 +76,7 @@ def decode(data: bytes, name: str, *, size: int | None = None, channels: int | N
 def _opened(file: IO[bytes], name: str) -> Iterator[tuple[Image.Image, bytes]]:
     """An image of which the header is read, and its first bytes. Raises as `decode`."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow only warns about sizes that are refused here
+        with warnings.catch_warnings(action="ignore"):  # Pillow only warns about sizes that are refused here
             begins = file.read(30)
             _check_size(_webp_size(begins))
             file.seek(0)
@@ -203,7 +203,8 @@ def _file_of(item: Path | Member | bytes) -> bytes:
     return item.read() if isinstance(item, Member) else item
 
 
-ORIENTATION, TURNED = 0x0112, 5  # the EXIF tag, and from which of its values on sides are exchanged
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values by which sides are exchanged
+IN_PNG = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}  # where it may be, before the pixels
 
 
 def sides_of(item: Content) -> tuple[int, int] | None:
@@ -212,8 +213,8 @@ def sides_of(item: Content) -> tuple[int, int] | None:
         return item.shape[1], item.shape[2]
     try:
         with _opened(io.BytesIO(_file_of(item)), "") as (image, _):
-            whole = image.format == "PNG" and "exif" not in image.info  # it would be decoded to look for more
-            turned = not whole and image.getexif().get(ORIENTATION, 1) >= TURNED
+            known = image.format != "PNG" or IN_PNG & image.info.keys()  # a PNG would be decoded to look for more
+            turned = known and image.getexif().get(ORIENTATION, 1) in TURNED
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception:  # decoders raise about ten kinds of exceptions; `image_of` says what is wrong
         return None

@@ -8,7 +8,7 @@ from dualrate.data import cache as packed
 from dualrate.data import fashion_mnist
 from dualrate.data.cache import ENCODED, PREPARED, cache_dir
 from dualrate.data.folders import folder_source
-from dualrate.data.source import SPLITS, DataProgress, Source, Split, hidden, npz_source, resolved, silent
+from dualrate.data.source import SPLITS, DataProgress, Source, Split, npz_source, resolved, silent, tables_in
 from dualrate.data.tars import tar_files, tar_source
 from dualrate.system.files import check_regular
 
@@ -42,10 +42,7 @@ def find_source(
     place, column = column_of(source)
     path = None if place == fashion_mnist.NAME else existing(place)
     folders = (path, path / "data") if path and path.is_dir() else ()
-    if path and (
-        path.suffix.lower() == ".parquet"
-        or any(not hidden(file.name) for folder in folders for file in folder.glob("*.parquet"))
-    ):
+    if path and (any(map(tables_in, folders)) if folders else path.suffix.lower() == ".parquet"):
         try:
             from dualrate.data.parquet import parquet_source
         except ModuleNotFoundError as error:

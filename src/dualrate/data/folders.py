@@ -25,9 +25,9 @@ def folder_source(path: Path, split: Split) -> Source:
 
     Sub-folders are classes, in sorted order; images directly in the folder have no labels. If all sub-folders are
     named like splits (`split_named`), they are the splits. Without a test split a tenth is held out (`hold_out`).
-    Raises ValueError for a folder without images, for a mixture of layouts, for splits of which none, or more than one,
-    is to be trained on, and for a link back to a folder above it; OSError for a folder that cannot be read. Raises when
-    read ValueError for a class that only the test split has.
+    Raises ValueError for a folder without images, for a mixture of layouts, for one folder around those of the splits,
+    for splits of which none, or more than one, is to be trained on, and for a link back to a folder above it; OSError
+    for a folder that cannot be read. Raises when read ValueError for a class that only the test split has.
     """
     splits = _splits(path)
     test = sources.test_split(splits)
@@ -62,12 +62,13 @@ def _splits(path: Path) -> dict[str, Path]:
             f"{path} holds folders of splits ({names}), and none to train on: expected one that is named train; to "
             f"train on one of these, name it: {folders[0]}"
         )
+    if len(classes) == len(folders) == 1 and (inside := _splits(folders[0])):
+        raise ValueError(f"{path} holds one folder, of splits ({', '.join(inside)}): name {folders[0]} instead")
     if classes or "train" not in splits:
         return {}
     for same in splits.values():
         if len(same) > 1:
-            names = some_of([folder.name for folder in same])
-            raise ValueError(f"{path} holds {names}, which are the same split: keep one")
+            raise ValueError(f"{path} holds {some_of([f.name for f in same])}, which are the same split: keep one")
     return {kind: same[0] for kind, same in splits.items()}
 
 
@@ -103,7 +104,7 @@ def _folder(root: Path) -> tuple[list[Path], Listed]:
             "one sub-folder per class, or images alone"
         )
     if empty := [name for name, files in by_class.items() if not files]:
-        raise ValueError(f"class folders without images in {root}: {some_of(empty)}; remove or fill them")
+        raise ValueError(f"class folders without images in {root}: {some_of(empty)}; fill, convert or remove them")
     files = flat or [file for inside in by_class.values() for file in inside]
     labels = [printable(name) for name, inside in by_class.items() for _ in inside]
     return files, Listed(named(root, files), len(files), labels or None, by_name=True)

@@ -40,8 +40,7 @@ def _files(folder: Path) -> tuple[list[Path], list[list[Path]], list[Path]]:
     says what it is, all are training files. Raises ValueError for test files without training files, and for training
     files of which some are missing (`check_complete`).
     """
-    listings = (sorted(place.glob("*.parquet")) for place in (folder, folder / "data"))
-    files = next(filter(None, ([file for file in files if not source.hidden(file.name)] for files in listings)))
+    files = source.tables_in(folder) or source.tables_in(folder / "data")
     groups: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         name = file.name.lower()
@@ -90,6 +89,7 @@ def parquet_source(path: Path, split: Split, label: str | None = None, images: s
     def read() -> Raw:
         with _opened(train[0]) as parquet:
             schema = parquet.schema_arrow
+            _image_column(schema, train[0], images)
         column, note = _label_column(schema, train[0], label, images)
         labelled = [files for files in tests if column is None or not all(_unlabelled(file, column) for file in files)]
         passed = [printable(file.name) for files in tests if files not in labelled for file in files]
@@ -100,8 +100,10 @@ def parquet_source(path: Path, split: Split, label: str | None = None, images: s
         chosen = _listed(test, column, images) if test and split == "test" else training
         place = str((test if test and split == "test" else train)[0])
         names = _declared_names(schema, train[0], column)
+        beside = [printable(file.name) for file in path.glob("*") if file.name.lower().endswith(source.SUFFIXES)]
         others = source.skipped(passed, "file", " without labels"), source.skipped(unused, "file", " of other splits")
-        return chosen.raw(training, place, None if test else split, names, "; ".join(filter(None, (note, *others))))
+        notes = filter(None, (note, *others, source.skipped(beside, "picture", " beside Parquet files")))
+        return chosen.raw(training, place, None if test else split, names, "; ".join(notes))
 
     files = dict.fromkeys([*train, *(file for test in tests for file in test)])
     name = printable(path.stem) + (images and f"#{images}")

@@ -42,7 +42,7 @@ ROW = "FILE[ROW]"  # stands for the column of what the rows of a file are called
 HELD_OUT = ("test", "val", "valid", "validation", "dev", "eval")  # the first of them that exists is the test split
 _SPLITS = ("train", *HELD_OUT, "unlabeled", "unlabelled", "unsupervised")
 _SAME = {"training": "train", "testing": "test", "evaluation": "eval"}
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # of images
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif")  # of images
 _HIDDEN = ("__MACOSX", "@eaDir")  # of an archive made on macOS; previews of a Synology disk
 
 
@@ -185,7 +185,7 @@ MIXED = (
 def split_named(name: str) -> str:
     """The split that a folder or file of this name, in any case, holds: "train", one of `HELD_OUT`, one that is never
     used ("unlabeled"); empty if no split is called so."""
-    name = re.sub(r"(19|20)[0-9]{2}$", "", name.lower())  # of a year, as COCO's are
+    name = re.sub(r"((19|20)[0-9]{2}|[-_ ]?(set|data|images))$", "", name.lower())  # train2017, as COCO's; test_set
     name = _SAME.get(name, name)
     return name if name in _SPLITS else ""
 
@@ -198,6 +198,12 @@ def test_split(names: Container[str]) -> str:
 def hidden(name: str) -> bool:
     """Whether a program put a file or folder of this name there, so that it holds no image of the set."""
     return name in _HIDDEN or (name.startswith(".") and name not in (".", ".."))
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """The Parquet files of a folder, sorted; not metadata.parquet, which says what the images beside it show."""
+    files = [file for file in folder.glob("*") if file.name.lower().endswith(".parquet") and not hidden(file.name)]
+    return sorted(file for file in files if file.name != "metadata.parquet")
 
 
 def skipped(names: Sequence[str], noun: str, which: str = "") -> str:

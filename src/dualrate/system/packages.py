@@ -33,8 +33,7 @@ def package_calls(network: nn.Module, cache: Path) -> None:
     """
 
     def prepare(call: Callable[..., Any], tensors: Sequence[Tensor]) -> Launch:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about itself
+        with warnings.catch_warnings(action="ignore"):  # of torch, about itself
             try:
                 return compiled(Called(network, call), tensors, cache)
             except Exception as error:  # whatever the toolchain raises
