@@ -283,8 +283,7 @@ class CachedTokens(CacheMethod):
 
     def macs(self, cache: Cache, did: Did) -> tuple[int, int]:
         """A refresh of toca computes attention a second time, for its scores."""
-        full = self.costs[cache.shapes, "full"]
-        return self.costs[cache.shapes, did], self.costs.get((cache.shapes, "plain"), full)
+        return self.costs[cache.shapes, did], self.costs.get((cache.shapes, "plain"), self.costs[cache.shapes, "full"])
 
 
 class _OneCall(NamedTuple):
