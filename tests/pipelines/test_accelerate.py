@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from pipelines import tiny_pipelines
@@ -373,7 +374,7 @@ def test_a_policy_is_one_class():
 def test_a_scale_that_is_set_on_parts_of_the_network_reaches_the_blocks():
     """As that of a LoRA is, on the network that is called."""
     pipe, _ = of_flux()
-    method = Features(pipe.transformer, KINDS["FluxTransformer2DModel"], FirstBlock(0.1), 0, "polynomial")
+    method = Features(pipe.transformer, KINDS["FluxTransformer2DModel"], FirstBlock(0.1), "fora", 0)
     parts = {id(part) for part in method.copied(method.blocks, lambda named: named).modules()}
     assert {id(part) for block in method.blocks for part in block.modules()} < parts
 
@@ -657,6 +658,11 @@ def test_settings_that_do_not_fit_and_other_caches_are_refused():
             net.disable_cache()
         else:
             del net.forward
+    for method, option in (("fora", {"order": 1}), ("toca", {"order": 1}), ("taylor", {"outer": 2})):
+        with pytest.raises(ValueError, match=f"order is of taylor and .*: drop it for {method}"):
+            dr.accelerate(pipe, method, **option)
+    with dr.accelerate(pipe, refresh=np.int64(3)) as handle:
+        assert "Fixed(every=3, " in str(handle)
     for order in (-1, 1.5):
         with pytest.raises(ValueError, match=f"order is a whole number, 0 or more, got {order}"):
             dr.accelerate(pipe, order=order)

@@ -20,13 +20,13 @@ from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, SupportsIndex, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dualrate.denoisers.feature_cache import ORDER, SHARES
+from dualrate.denoisers.feature_cache import ORDER, SHARES, Form
 from dualrate.diffusion.prediction import Convention, Flow
 from dualrate.diffusion.schedule import RectifiedFlow, Schedule
 from dualrate.pipelines.caching import Cache, CachedLevels, CachedTokens, CacheMethod, Did, Features, by_name
@@ -162,7 +162,7 @@ def accelerate(
     """
     if method is not None and method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}, got {method!r}")
-    refresh = Fixed(refresh) if isinstance(refresh, int) else refresh
+    refresh = Fixed(refresh) if isinstance(refresh, SupportsIndex) else refresh  # numpy's too
     if not isinstance(refresh, Policy):
         way = f": for a threshold, FirstBlock({refresh})" if isinstance(refresh, float) else ""
         raise ValueError(f"refresh is every how many steps, or a Policy, got {refresh}{way}")
@@ -188,13 +188,14 @@ def accelerate(
         check_free(name, net)
         kind = KINDS[type(net).__name__]
         chosen = method or ("deep-cache" if kind.rows is None and kind.has_levels(net) else "polynomial")
+        if (order != ORDER and chosen not in get_args(Form)) or (outer != 1 and chosen != "deep-cache"):
+            raise ValueError(f"order is of taylor and polynomial, outer of deep-cache: drop it for {chosen}")
         if chosen == "deep-cache":
             cache = CachedLevels(net, kind, refresh, outer)
         elif chosen in SHARES:
             cache = CachedTokens(net, kind, refresh, chosen)
         else:
-            form = "taylor" if chosen == "taylor" else "polynomial"
-            cache = Features(net, kind, refresh, 0 if chosen == "fora" else order, form)
+            cache = Features(net, kind, refresh, chosen, order)
         convention(pipe.scheduler, cache)
         methods[name] = chosen, cache
     return Accelerated([_Network(name, *by_method, pipe) for name, by_method in methods.items()])
@@ -336,8 +337,7 @@ class _Network:
         if self.now != (time, step):  # in bfloat16 two steps may have the same time
             self.steps -= self.steps > 1 and self.now is not None
             self.now, self.earlier, self.caches = (time, step), self.caches, {}
-        called = ((shapes, condition, rank) for rank in itertools.count())
-        branch = next(key for key in called if key not in self.caches)
+        branch = next(key for rank in itertools.count() if (key := (shapes, condition, rank)) not in self.caches)
         self.branch = self.branches.setdefault(branch, len(self.branches))
         if (cache := self.earlier.get(branch)) is None:
             policy = copy.deepcopy(self.method.policy)
