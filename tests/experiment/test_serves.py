@@ -60,6 +60,19 @@ def test_a_dual_rate_student_refuses_heavy_calls_and_steps_elsewhere():
             OnePlan(8, 4).check(plan)
 
 
+def test_ends_that_fall_and_counts_for_a_list_of_steps_are_refused():
+    for make, message in (
+        (lambda: AnyPlan((32, 4)), r"heavy is the least number of heavy calls, then the largest, got \(32, 4\)"),
+        (lambda: AnyPlan(times=(0.9, 0.1)), r"times are the least time of .*, then the largest, got \(0.9, 0.1\)"),
+        (lambda: StepPlan.at(8, 3), "heavy calls are a list of steps, got 3: StepPlan.uniform"),
+        (lambda: StepPlan.uniform("8", 2), "the number of steps is a whole number from 1 to 100,000, got '8'"),
+        (lambda: StepPlan.uniform(10**9, 2), "the number of steps is a whole number from 1 to 100,000, got 1000000000"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+    assert StepPlan.spread(8, 3) == StepPlan.uniform(8, 3)
+
+
 def test_what_is_drawn_if_nothing_is_asked_for():
     for serves, steps, heavy in (
         (AtLeast(4), 4, 4),

@@ -1,6 +1,8 @@
 """Caches on pipelines of diffusers: exact where nothing is skipped, gone when removed, and the published rules."""
 
 import copy
+import io
+import pickle
 import re
 import warnings
 from collections import deque
@@ -8,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from pipelines import tiny_pipelines
@@ -17,7 +20,7 @@ from torch import nn
 
 import dualrate as dr
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
-from dualrate.diffusion.context import Refresh
+from dualrate.diffusion.context import Context, Refresh
 from dualrate.pipelines.accelerate import CallRecord, _Network
 from dualrate.pipelines.caching import Features
 from dualrate.pipelines.classes.catalogue import KINDS
@@ -371,7 +374,7 @@ def test_a_policy_is_one_class():
 def test_a_scale_that_is_set_on_parts_of_the_network_reaches_the_blocks():
     """As that of a LoRA is, on the network that is called."""
     pipe, _ = of_flux()
-    method = Features(pipe.transformer, KINDS["FluxTransformer2DModel"], FirstBlock(0.1), 0, "polynomial")
+    method = Features(pipe.transformer, KINDS["FluxTransformer2DModel"], FirstBlock(0.1), "fora", 0)
     parts = {id(part) for part in method.copied(method.blocks, lambda named: named).modules()}
     assert {id(part) for block in method.blocks for part in block.modules()} < parts
 
@@ -502,6 +505,58 @@ def test_gradients_go_through_calls_that_are_counted_too():
             assert state.grad is not None
 
 
+def test_a_network_with_a_cache_is_not_pickled_and_its_copies_are_without_one():
+    pipe, draw = of_dit()
+    own, net, way = draw(), pipe.transformer, "transformer is accelerated: call remove"
+    plain = dr.from_diffusers(pipe)
+    with dr.accelerate(pipe, "fora", refresh=Still()) as handle:
+        for dump in (pickle.dumps, lambda net: torch.save(net, io.BytesIO())):
+            with pytest.raises(TypeError, match=way):
+                dump(net)
+        pipe.transformer = copy.deepcopy(net)
+        same(draw(), own)
+        assert not handle.samplings["transformer"]
+        for other in (pipe.transformer, copy.copy(net)):  # which have no handle to remove
+            before = list(net.state_dict())
+            with dr.accelerate(other, "fora", refresh=2):
+                assert list(other.state_dict()) == before
+        denoiser = dr.from_diffusers(net, pipe.scheduler)
+        for z, t in zip(torch.randn(2, 1, 4, 8, 8), torch.tensor([[0.9], [0.5]]), strict=True):
+            same(*(each.denoise(z, t, Context(), dr.Cond(torch.tensor([1]))) for each in (denoiser, plain)))
+    pickle.loads(pickle.dumps(pipe.transformer))
+
+
+def test_a_condition_that_comes_late_leaves_nothing_in_memory_and_its_policy_knows_the_steps():
+    net, scheduler, told = randomised(dit(num_embeds_ada_norm=1000)).eval(), diffusers.DDIMScheduler(), []
+
+    class Told(Still):
+        def refresh(self, step, change):
+            told.append(self.steps)
+            return False
+
+    scheduler.set_timesteps(10)
+    with torch.no_grad(), dr.accelerate(net, "fora", refresh=Told(), scheduler=scheduler) as handle:
+        for place, time in enumerate(scheduler.timesteps):
+            for label in (1, 2)[: 1 + (place >= 6)]:
+                net(torch.randn(1, 4, 8, 8), time[None], torch.tensor([label]))
+        (cached,) = handle._networks
+        assert not any(cache.past for cache in cached.caches.values())
+    assert set(told) == {10, 4}
+
+
+def test_a_handle_is_removed_though_its_warning_is_an_error():
+    net = randomised(dit(num_embeds_ada_norm=1000)).eval()
+    handle = dr.accelerate(net, "fora", refresh=1)
+    for time in range(900, 0, -100):  # as of a sampling that was given up
+        net(torch.randn(1, 4, 8, 8), torch.tensor([time]), torch.tensor([1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="no call was skipped"):
+            handle.remove()
+    assert "forward" not in vars(net)
+    assert not handle._networks[0].caches
+
+
 def test_a_copy_of_a_pipeline_has_a_network_of_its_own():
     pipe, _ = of_dit()
     with dr.accelerate(pipe, "fora", refresh=Still()):
@@ -603,9 +658,17 @@ def test_settings_that_do_not_fit_and_other_caches_are_refused():
             net.disable_cache()
         else:
             del net.forward
+    for method, option in (("fora", {"order": 1}), ("toca", {"order": 1}), ("taylor", {"outer": 2})):
+        with pytest.raises(ValueError, match=f"order is of taylor and .*: drop it for {method}"):
+            dr.accelerate(pipe, method, **option)
+    with dr.accelerate(pipe, refresh=np.int64(3)) as handle:
+        assert "Fixed(every=3, " in str(handle)
     for order in (-1, 1.5):
         with pytest.raises(ValueError, match=f"order is a whole number, 0 or more, got {order}"):
             dr.accelerate(pipe, order=order)
+    pipe.scheduler = diffusers.IPNDMScheduler()
+    with pytest.raises(ValueError, match=r"for IPNDMScheduler: take one that .* by 'taylor' or 'fora' need none"):
+        dr.accelerate(pipe)
     pipe.scheduler = diffusers.LCMScheduler()
     with pytest.raises(ValueError, match="LCMScheduler samples a distilled model"):
         dr.accelerate(pipe)

@@ -110,6 +110,12 @@ def as_path(path: str | os.PathLike[str], what: str = "the path") -> Path:
         raise ValueError(f"{what} {str(path)!r} is no path ({error})") from error
 
 
+def check_rising(what: str, ends: tuple[float, float] | None) -> None:
+    """Raises ValueError, which calls them `what`, for two ends of which the first is the larger."""
+    if ends is not None and ends[0] > ends[1]:
+        raise ValueError(f"{what}, got {ends}")
+
+
 def many(count: int, noun: str) -> str:
     """A count and its noun as messages say them: "1 frame", "2,000 frames"."""
     several = noun.removesuffix("y") + ("ies" if noun.endswith("y") else "es" if noun.endswith("s") else "s")

@@ -62,5 +62,4 @@ class Switched(Denoiser):
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         if context.x_hat is not None:
             return context.x_hat
-        of = self.heavy if context.features else self.light
-        return of.denoise(z, t, context, cond)
+        return (self.heavy if context.features else self.light).denoise(z, t, context, cond)

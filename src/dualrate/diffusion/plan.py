@@ -15,7 +15,7 @@ from html import escape
 from itertools import pairwise
 from typing import Literal, SupportsIndex
 
-from dualrate.config.ranges import many
+from dualrate.config.ranges import Steps, checked, many
 from dualrate.config.serial import from_plain
 from dualrate.diffusion.brief import brief
 from dualrate.diffusion.context import Refresh
@@ -103,6 +103,8 @@ class StepPlan:
         Integers and times may be numpy's.
         """
         t = _times(times)
+        if not isinstance(heavy, Iterable):
+            raise ValueError(f"heavy calls are a list of steps, got {heavy!r}: StepPlan.uniform spreads so many")
         num_steps, heavy = len(t) - 1, sorted({_whole("a heavy call", step) for step in heavy})
         if not heavy:
             return StepPlan(t, (Refresh.NONE,) * num_steps)
@@ -115,12 +117,12 @@ class StepPlan:
     @staticmethod
     def uniform(steps: SupportsIndex, heavy: SupportsIndex | None = None) -> StepPlan:
         """A plan of N steps uniform in t from 1 to 0, H heavy calls spread evenly; `heavy=None`: one at every step."""
-        return StepPlan.spread(_times(steps), heavy)
+        return StepPlan.spread(steps, heavy)
 
     @staticmethod
-    def spread(times: Iterable[float], heavy: SupportsIndex | None = None) -> StepPlan:
+    def spread(times: SupportsIndex | Iterable[float], heavy: SupportsIndex | None = None) -> StepPlan:
         """A plan of these times, H heavy calls spread evenly over the steps; `heavy=None`: one at every step."""
-        t = tuple(times)
+        t = _times(times)
         return StepPlan.late(t, len(t) - 1 if heavy is None else heavy, 0)
 
     @staticmethod
@@ -214,9 +216,7 @@ def _whole(what: str, value: SupportsIndex) -> int:
 
 def _times(steps: SupportsIndex | Iterable[float]) -> tuple[float, ...]:
     """The times themselves, or of a number N of steps t = 1 - i / N."""
-    if isinstance(steps, Iterable):
+    if isinstance(steps, Iterable) and not isinstance(steps, str):
         return tuple(steps)
-    steps = _whole("the number of steps", steps)
-    if steps < 1:
-        raise ValueError(f"a plan needs at least one step, got {steps}")
-    return tuple(1 - i / steps for i in range(steps + 1))
+    count: int = checked("the number of steps", steps, Steps)
+    return tuple(1 - i / count for i in range(count + 1))

@@ -166,8 +166,7 @@ class Choice(Brief, Ranged):
         """Name and gamma of the sampler."""
         if self.sampler is not None:
             return self.sampler, self.gamma
-        fits = sampler_named(RECOMMENDED).fits(model.process)
-        if self.eta is not None or not fits:
+        if self.eta is not None or not sampler_named(RECOMMENDED).fits(model.process):
             return ANCESTRAL, self.gamma
         if model.serves.sampler is not None:
             return model.serves.sampler, self.gamma

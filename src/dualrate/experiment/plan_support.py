@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from dualrate.config.ranges import Probability, Ranged, Steps, many
+from dualrate.config.ranges import Probability, Ranged, Steps, check_rising, many
 from dualrate.diffusion.context import Refresh
 from dualrate.diffusion.plan import STEPS, StepPlan
 from dualrate.sampling.ancestral import Ancestral, Reverse
@@ -107,6 +107,11 @@ class AnyPlan(Serves, Ranged):
 
     steps = STEPS
     any_plan = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rising("heavy is the least number of heavy calls, then the largest", self.heavy)
+        check_rising("times are the least time of a heavy call, then the largest", self.times)
 
     @property
     def sampler(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]

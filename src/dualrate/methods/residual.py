@@ -83,8 +83,7 @@ class Residual(Ranged, Denoiser):
         y = given_of(cond)
         log_snr = per_row(self.process.log_snr(torch.ones((), dtype=torch.float64)).to(y.dtype), y)
         features, v = self.encoder(log_snr, y)
-        mean = self.process.x_hat(torch.zeros_like(v), v, log_snr)
-        return Context((*features, mean))
+        return Context((*features, self.process.x_hat(torch.zeros_like(v), v, log_snr)))
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         """Raises ValueError without a context: then there is no mean."""

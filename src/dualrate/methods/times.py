@@ -23,7 +23,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dualrate.config.ranges import LightDraws, Probability, Range, Ranged, Share, Steps
+from dualrate.config.ranges import LightDraws, Probability, Range, Ranged, Share, Steps, check_rising
 from dualrate.diffusion.context import Batch
 from dualrate.diffusion.random import Draws
 
@@ -98,12 +98,10 @@ class TimeSampler(TimeSource, Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.heavy[0] > self.heavy[1]:
-            raise ValueError(f"heavy is the least number of heavy calls, then the largest, got {self.heavy}")
+        check_rising("heavy is the least number of heavy calls, then the largest", self.heavy)
         if self.first is not None and self.phase is not None:
             raise ValueError("first says where the heavy calls are, at random places: drop phase, or first")
-        if self.first is not None and self.first[0] > self.first[1]:
-            raise ValueError(f"first is the least time of a first heavy call, then the largest, got {self.first}")
+        check_rising("first is the least time of a first heavy call, then the largest", self.first)
 
     def __call__(self, draws: Draws) -> BatchTimes:
         t, heavy = stratified_uniform(draws), self._num_heavy(draws)

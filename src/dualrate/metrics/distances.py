@@ -84,8 +84,7 @@ def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features have {len(a.mean)} and {len(b.mean)} dimensions: take both through the same net")
     cross = torch.linalg.svdvals(root(a.cov) @ root(b.cov)).sum()
-    gap = (a.mean - b.mean).square().sum()
-    return (gap + a.cov.trace() + b.cov.trace() - 2 * cross).item()
+    return ((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * cross).item()
 
 
 def root(cov: Tensor) -> Tensor:

@@ -20,17 +20,18 @@ from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, SupportsIndex, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dualrate.denoisers.feature_cache import ORDER, SHARES
+from dualrate.denoisers.feature_cache import ORDER, SHARES, Form
 from dualrate.diffusion.prediction import Convention, Flow
 from dualrate.diffusion.schedule import RectifiedFlow, Schedule
 from dualrate.pipelines.caching import Cache, CachedLevels, CachedTokens, CacheMethod, Did, Features, by_name
 from dualrate.pipelines.classes.catalogue import KINDS
+from dualrate.pipelines.cut_transformer import CachedForward
 from dualrate.pipelines.folder import way_to_load
 from dualrate.pipelines.policies import Fixed, Policy
 from dualrate.pipelines.schedulers import draws_noise, read_scheduler, times_left
@@ -110,8 +111,7 @@ class Accelerated:
 
 def sampling_summary(calls: Sequence[CallRecord], policy: Policy, name: str) -> str:
     """A line on the calls of a sampling of a network: how many ran whole, and what all of them cost."""
-    counts = call_counts(calls).items()
-    text = ", ".join(f"{count} {did}" for did, count in counts if count or did != "partial") + " calls"
+    text = ", ".join(f"{n} {did}" for did, n in call_counts(calls).items() if n or did != "partial") + " calls"
     changes = [call.change for call in calls if call.change]
     if policy.sees.startswith("forecast"):
         worst = max((call.change for call in calls if call.did == "skipped"), default=0.0)
@@ -162,7 +162,7 @@ def accelerate(
     """
     if method is not None and method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}, got {method!r}")
-    refresh = Fixed(refresh) if isinstance(refresh, int) else refresh
+    refresh = Fixed(refresh) if isinstance(refresh, SupportsIndex) else refresh  # numpy's too
     if not isinstance(refresh, Policy):
         way = f": for a threshold, FirstBlock({refresh})" if isinstance(refresh, float) else ""
         raise ValueError(f"refresh is every how many steps, or a Policy, got {refresh}{way}")
@@ -188,13 +188,14 @@ def accelerate(
         check_free(name, net)
         kind = KINDS[type(net).__name__]
         chosen = method or ("deep-cache" if kind.rows is None and kind.has_levels(net) else "polynomial")
+        if (order != ORDER and chosen not in get_args(Form)) or (outer != 1 and chosen != "deep-cache"):
+            raise ValueError(f"order is of taylor and polynomial, outer of deep-cache: drop it for {chosen}")
         if chosen == "deep-cache":
             cache = CachedLevels(net, kind, refresh, outer)
         elif chosen in SHARES:
             cache = CachedTokens(net, kind, refresh, chosen)
         else:
-            form = "taylor" if chosen == "taylor" else "polynomial"
-            cache = Features(net, kind, refresh, 0 if chosen == "fora" else order, form)
+            cache = Features(net, kind, refresh, chosen, order)
         convention(pipe.scheduler, cache)
         methods[name] = chosen, cache
     return Accelerated([_Network(name, *by_method, pipe) for name, by_method in methods.items()])
@@ -213,10 +214,11 @@ def check_uncompiled(name: str, net: Any) -> None:
 def check_free(name: str, net: Any) -> None:
     """Raises ValueError as `check_uncompiled`, and for a network that another tool has changed."""
     check_uncompiled(name, net)
-    for place in ("forward", "_old_forward"):
-        wrapped = net.__dict__.get(place)
-        if isinstance(wrapped, functools.partial) and wrapped.func is _forward:
-            raise ValueError(f"{name} is accelerated already: call remove() of its handle first")
+    wrapper = vars(net).get("_old_forward", vars(net).get("forward"))
+    if isinstance(wrapper, CachedForward) and wrapper.args[0].net is net:
+        raise ValueError(f"{name} is accelerated already: call remove() of its handle first")
+    if isinstance(vars(net).get("forward"), CachedForward):  # of the network that it is a copy.copy() of
+        del net.forward
     for part in net.modules():
         hooks = set(getattr(getattr(part, "_diffusers_hook", None), "hooks", ()))
         unwrapped = getattr(part.forward, "__func__", None) is type(part).forward or "_hf_hook" in vars(part)
@@ -255,24 +257,23 @@ class _Network:
         self.check_scheduler()
         self.place = "_old_forward" if "_hf_hook" in vars(self.net) else "forward"  # offloading stays outside
         self.was_set, self.before = self.place in self.net.__dict__, getattr(self.net, self.place)
-        self.wrapper = functools.update_wrapper(functools.partial(_forward, self), self.before)
+        self.wrapper = functools.update_wrapper(CachedForward(_forward, self), self.before)
         setattr(self.net, self.place, self.wrapper)
 
     def remove(self) -> None:
         """Take the wrapper off. Where something else was put around it since, it stays there and does nothing."""
         self.on = False
-        self.check_cost()
         self.forget()
         for place in ("forward", "_old_forward"):
-            if self.net.__dict__.get(place) is self.wrapper:
-                if place == "forward" and not self.was_set:
-                    del self.net.forward
-                else:
-                    setattr(self.net, place, self.before)
+            if vars(self.net).get(place) is self.wrapper:
+                setattr(self.net, place, self.before)
+        if vars(self.net).get("forward") is self.before and not self.was_set:
+            del self.net.forward
+        self.check_cost()
 
     def forget(self) -> None:
         """Drop all that is of a sampling."""
-        self.steps, self.unpriced = 0, True
+        self.steps = 0  # that are left, with this one
         self.now: tuple[float, Any] | None = None
         self.earlier: dict[Hashable, Cache] = {}  # of the step before
         self.caches: dict[Hashable, Cache] = {}
@@ -307,7 +308,7 @@ class _Network:
                 stacklevel=2,
             )
         self.samplings.append([])
-        self.begun += 1
+        self.begun, self.unpriced = self.begun + 1, True
 
     def check_cost(self) -> None:
         """Warn, once, of a sampling that cost more than a plain one, or skipped nothing."""
@@ -334,9 +335,9 @@ class _Network:
         if self.change_thread(time, fresh) or self.now is None or time > self.now[0] or fresh:
             self.begin(times, time)
         if self.now != (time, step):  # in bfloat16 two steps may have the same time
+            self.steps -= self.steps > 1 and self.now is not None
             self.now, self.earlier, self.caches = (time, step), self.caches, {}
-        called = ((shapes, condition, rank) for rank in itertools.count())
-        branch = next(key for key in called if key not in self.caches)
+        branch = next(key for rank in itertools.count() if (key := (shapes, condition, rank)) not in self.caches)
         self.branch = self.branches.setdefault(branch, len(self.branches))
         if (cache := self.earlier.get(branch)) is None:
             policy = copy.deepcopy(self.method.policy)
@@ -412,7 +413,6 @@ def _digest(x: Tensor) -> int:
 
 @torch.compiler.disable  # what it notes would be frozen in a graph
 def _forward(network: _Network, *positional: Any, **named: Any) -> Any:
-    """A function, for a partial of it is copied with the network it is of."""
     net, method = network.net, network.method
     if not network.on:
         return network.before(*positional, **named)

@@ -52,8 +52,7 @@ class Normalisation:
     def forward(self, raw: Moments) -> Moments:
         """Moments of a codec's own latents -> those that networks see."""
         mean, std = self._per_channel(raw.mean)
-        log_var = None if raw.log_var is None else raw.log_var - 2 * std.log()
-        return Moments((raw.mean - mean) / std, log_var)
+        return Moments((raw.mean - mean) / std, None if raw.log_var is None else raw.log_var - 2 * std.log())
 
     def inverse(self, x: Tensor) -> Tensor:
         """(B, C, H, W) latents that networks see -> a codec's own."""

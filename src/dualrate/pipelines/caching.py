@@ -161,8 +161,9 @@ class Features(CacheMethod):
     one adds, and for an age the step.
     """
 
-    def __init__(self, net: Any, kind: NetworkSpec, policy: Policy, order: int, form: Form) -> None:
-        super().__init__(net, kind, policy, order, form)
+    def __init__(self, net: Any, kind: NetworkSpec, policy: Policy, name: str, order: int) -> None:
+        form = "taylor" if name == "taylor" else "polynomial"
+        super().__init__(net, kind, policy, 0 if name == "fora" else order, form)
         kind.check_blocks(net)
         _ = self.rows
 
@@ -283,8 +284,7 @@ class CachedTokens(CacheMethod):
 
     def macs(self, cache: Cache, did: Did) -> tuple[int, int]:
         """A refresh of toca computes attention a second time, for its scores."""
-        full = self.costs[cache.shapes, "full"]
-        return self.costs[cache.shapes, did], self.costs.get((cache.shapes, "plain"), full)
+        return self.costs[cache.shapes, did], self.costs.get((cache.shapes, "plain"), self.costs[cache.shapes, "full"])
 
 
 class _OneCall(NamedTuple):
@@ -309,8 +309,7 @@ class _OneCall(NamedTuple):
         paired = self.method.rows.streams != (HIDDEN,)
 
         def through(named: Named) -> Any:
-            none = {TEXT: named[TEXT][:, :0]} if paired and alone else {}
-            out = image(named | none)
+            out = image(named | {TEXT: named[TEXT][:, :0]} if paired and alone else named)
             return (named[TEXT], out) if paired else out
 
         return self.run(self.method.copied(self.blocks, through))

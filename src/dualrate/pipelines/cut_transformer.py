@@ -7,6 +7,7 @@ and notes what they add, or that adds it without running them. The network itsel
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -246,6 +247,16 @@ class _Received(TorchFunctionMode):
                 weights = F.normalize(weights * (mask if mask.dtype is torch.bool else mask.exp()), p=1, dim=-1)
             self.received = weights.mean(1).sum(1)
         return func(*args, **(kwargs or {}))
+
+
+class CachedForward(functools.partial[Any]):
+    """Stands in for the `forward` of a network with a cache. A deep copy has none, and pickling is refused."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return copy.deepcopy(self.args[0].before, memo)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"{self.args[0].name} is accelerated: call remove() of its handle before you pickle it")
 
 
 def sharing(module: Any, **parts: nn.Module | None) -> Any:

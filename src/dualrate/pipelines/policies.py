@@ -66,17 +66,13 @@ class FirstBlock(Policy):
 
 
 @dataclass
-class Verified(Policy):
+class Verified(FirstBlock):
     """Refreshes where the forecast of what a block adds, which runs all the same, is this far off.
 
     sees: "forecast of first", whose run a refresh uses, or "forecast of last", which it runs anew
     """
 
-    threshold: Threshold
     sees: Literal["forecast of first", "forecast of last"] = "forecast of last"
-
-    def refresh(self, step: int, change: float) -> bool:
-        return not change < self.threshold
 
 
 @dataclass

@@ -55,8 +55,8 @@ def read_scheduler(config: Mapping[str, Any], tokens: int = 0) -> tuple[Schedule
     if name in DISTILLED:
         raise ValueError(f"{name} samples a distilled model: {NO_MEAN}")
     if name not in FLOW | DISCRETE:
-        names = ", ".join(sorted(DISCRETE | FLOW))
-        raise ValueError(f"no schedule is known for {name}: pass the one of the model's training; known are {names}")
+        way = f"take one that fits the model's training, of {', '.join(sorted(DISCRETE | FLOW))}"
+        raise ValueError(f"no schedule is known for {name}: {way}; caches by 'taylor' or 'fora' need none")
     if name in FLOW or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
         return _flow(name, config, tokens)
     return _discrete(name, config)
@@ -124,8 +124,7 @@ def _discrete(name: str, config: Mapping[str, Any]) -> tuple[Schedule, Conventio
         bool(config.get("rescale_betas_zero_snr", False)),
     )
     clips = config.get("clip_sample") and name in (*CLIPPED, "HeunDiscreteScheduler")  # others may have kept the word
-    clip = _number(config, "clip_sample_range", 1.0) if clips else None
-    return betas, Discrete(betas, predicts, clip)
+    return betas, Discrete(betas, predicts, _number(config, "clip_sample_range", 1.0) if clips else None)
 
 
 def _number(config: Mapping[str, Any], name: str, default: float) -> float:

@@ -148,8 +148,7 @@ class TextFolder:
 
     def negative(self, text: str | None, device: torch.device | str) -> Tensor:
         """(1, 1, 1, D): the prompt that a text stands for where it is the negative one; None: of none."""
-        packed = negative_prompt(self.network.spec, self.network.prompt, text, self._pipeline(device))
-        return cast(Tensor, packed)
+        return cast(Tensor, negative_prompt(self.network.spec, self.network.prompt, text, self._pipeline(device)))
 
     @property
     def cache_file(self) -> Path:
