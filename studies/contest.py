@@ -261,11 +261,15 @@ class Contest:
     def times(self) -> None:
         """Milliseconds of a member, by plan and members of a start: medians over rounds in which all plans take turns.
 
-        Beside them the memory that drawing so many members of one start takes, which steps do not change.
+        Beside them the memory that drawing so many members of one start takes, which steps do not change; it is
+        measured once. Networks whose trainings are not here have stand-ins.
         """
-        shared = self.system.shared
+        shared, stand_ins = self.system.shared, StandIns(self.name, self.out)
         finals = {(row["network"], row["method"]): row for row in self.rows_with(kind="final")}
-        models = {key: dr.load(str(self.folder(row))) for key, row in finals.items() if self.folder(row).is_dir()}
+        folders = {
+            key: path if (path := self.folder(row)).is_dir() else stand_ins.of(*key) for key, row in finals.items()
+        }
+        models = {key: dr.load(str(folder)) for key, folder in folders.items()}
         plans = [(key, steps) for key in models for steps in self.plans(key[1])]
         drawers = {
             (key, steps, count): dr.Choice(steps=steps).drawer(
@@ -279,9 +283,11 @@ class Contest:
                 begun = time.process_time()
                 _ = list(drawer.states(list(range(starts := max(1, TIMED // way[2])))))
                 seconds[way].append(1000 * (time.process_time() - begun) / (starts * way[2]))
-        memory = {
-            key: {str(count): memory_of(self.folder(finals[key]), self.plans(key[1])[0], count) for count in shared}
-            for key in models
+        known = {(row["network"], row["method"]): row["mib"] for row in self.rows_with(kind="time")}
+        memory = known | {
+            key: {str(count): memory_of(folder, self.plans(key[1])[0], count) for count in shared}
+            for key, folder in folders.items()
+            if key not in known
         }
         rows = [row for row in self.rows if row["kind"] != "time"]
         for (network, method), steps in plans:
@@ -364,6 +370,19 @@ class Contest:
             "of 16",
         )
         return markdown(header, lines, texts=3)
+
+
+class StandIns(Contest):
+    """Trainings of one update, whose draws take as long as those of any other."""
+
+    def of(self, network: Network, method: str) -> Path:
+        folder = self.out / "stand-ins" / f"{network}-{method}"
+        if not folder.is_dir():
+            whole(dr.train(self.experiment(network, method, Setting(), 1, 0), folder))
+        return folder
+
+    def teacher(self, network: Network, seed: int) -> Path:
+        return self.of(network, "diffusion")
 
 
 def neighbours(setting: Setting, batches: Sequence[int]) -> list[Setting]:

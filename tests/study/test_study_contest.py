@@ -152,9 +152,15 @@ def test_every_plan_of_a_training_is_timed(tiny: Contest, monkeypatch: pytest.Mo
     monkeypatch.setitem(forecasts.SYSTEMS, "tiny", replace(tiny.system, shared=(1, 3)))
     for method in ("diffusion", "crps"):
         tiny.train("final", "dual", method, Setting(4), 0.01, 0)
+    tiny.train("final", "single", "diffusion", Setting(4), 0.01, 0)
+    contest.add_rows(
+        tiny.out, [row | {"method": "consistency-1"} for row in tiny.rows_with(kind="final", network="single")[:1]]
+    )
     tiny.times()
+    stand_ins = {folder.name for folder in (tiny.out / "stand-ins").iterdir()}
+    assert stand_ins == {"single-diffusion", "single-consistency-1"}
     times = {(row["method"], row["steps"]): row["ms"]["1"] for row in tiny.rows_with(kind="time")}
-    assert set(times) == {("diffusion", 1), ("diffusion", 2), ("crps", 1)}
+    assert set(times) == {("diffusion", 1), ("diffusion", 2), ("crps", 1), ("consistency-1", 1)}
     assert min(times.values()) > 0
     assert all(row["mib"] == {"1": 100, "3": 300} for row in tiny.rows_with(kind="time"))
 
