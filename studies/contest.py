@@ -7,7 +7,8 @@
     python -m studies.contest OUT train --seconds 400 --seeds 0 1 2
     python -m studies.contest OUT rescore       scores of trainings that lack one
     python -m studies.contest OUT multilevel    the single networks together, by ML-EM
-    python -m studies.contest OUT times         milliseconds of all plans, and memory of members of one start
+    python -m studies.contest OUT times         milliseconds of all plans
+    python -m studies.contest OUT memory        memory of members of one start
     python -m studies.contest OUT show          what is known so far
 
 Every verb goes on where it was, and can be limited to some networks (--only dual:crps single:diffusion), speeds and
@@ -258,18 +259,20 @@ class Contest:
                 best = pareto_front(searched, lambda row: (row["macs"]["1"], mean(row)))
                 cells = [{name: row[name] for name in ("sampler", "steps", "probabilities")} for row in best]
 
+    @property
+    def timed(self) -> dict[tuple[Network, Method], Path]:
+        """A training by each method, or its stand-in where it is not here."""
+        finals, stand_ins = self.rows_with(kind="final"), StandIns(self.name, self.out)
+        folders = {(row["network"], row["method"]): self.folder(row) for row in finals}
+        return {key: path if path.is_dir() else stand_ins.of(*key) for key, path in folders.items()}
+
     def times(self) -> None:
         """Milliseconds of a member, by plan and members of a start: medians over rounds in which all plans take turns.
 
-        Beside them the memory that drawing so many members of one start takes, which steps do not change; it is
-        measured once. Networks whose trainings are not here have stand-ins.
+        Memory that was measured before stays.
         """
-        shared, stand_ins = self.system.shared, StandIns(self.name, self.out)
-        finals = {(row["network"], row["method"]): row for row in self.rows_with(kind="final")}
-        folders = {
-            key: path if (path := self.folder(row)).is_dir() else stand_ins.of(*key) for key, row in finals.items()
-        }
-        models = {key: dr.load(str(folder)) for key, folder in folders.items()}
+        shared = self.system.shared
+        models = {key: dr.load(str(folder)) for key, folder in self.timed.items()}
         plans = [(key, steps) for key in models for steps in self.plans(key[1])]
         drawers = {
             (key, steps, count): dr.Choice(steps=steps).drawer(
@@ -283,18 +286,25 @@ class Contest:
                 begun = time.process_time()
                 _ = list(drawer.states(list(range(starts := max(1, TIMED // way[2])))))
                 seconds[way].append(1000 * (time.process_time() - begun) / (starts * way[2]))
-        known = {(row["network"], row["method"]): row["mib"] for row in self.rows_with(kind="time")}
-        memory = known | {
-            key: {str(count): memory_of(folder, self.plans(key[1])[0], count) for count in shared}
-            for key, folder in folders.items()
-            if key not in known
-        }
+        known = {(row["network"], row["method"]): row["mib"] for row in self.rows_with(kind="time") if "mib" in row}
         rows = [row for row in self.rows if row["kind"] != "time"]
         for (network, method), steps in plans:
             ms = {str(count): round(float(np.median(seconds[(network, method), steps, count])), 4) for count in shared}
             row: Row = {"kind": "time", "network": network, "method": method, "ms": ms}
             row |= {"steps": drawers[(network, method), steps, shared[0]].plan.num_steps}
-            rows.append(row | {"mib": memory[network, method]})
+            rows.append(row | ({"mib": known[network, method]} if (network, method) in known else {}))
+        write_rows(self.out, rows)
+
+    def memory(self) -> None:
+        """MiB that drawing so many members of one start takes, beside the milliseconds; steps do not change them."""
+        folders, measured, rows = self.timed, {}, self.rows
+        for row in rows:
+            if row["kind"] == "time":
+                key = row["network"], row["method"]
+                if key not in measured:
+                    folder, steps = folders[key], self.plans(key[1])[0]
+                    measured[key] = {str(count): memory_of(folder, steps, count) for count in self.system.shared}
+                row["mib"] = measured[key]
         write_rows(self.out, rows)
 
     def best(self, network: Network, method: Method, **values: Any) -> Setting:
@@ -463,7 +473,7 @@ def networks(only: Sequence[str]) -> Iterator[tuple[Network, Method]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
-    verbs = "speeds", "search", "averages", "train", "rescore", "multilevel", "times", "show"
+    verbs = "speeds", "search", "averages", "train", "rescore", "multilevel", "times", "memory", "show"
     parser.add_argument("verb", choices=verbs)
     parser.add_argument("--system", choices=SYSTEMS, default="kuramoto-sivashinsky")
     parser.add_argument(
@@ -482,6 +492,8 @@ def main() -> None:
         contest.rescore()
     if options.verb == "times":
         contest.times()
+    if options.verb == "memory":
+        contest.memory()
     if options.verb == "multilevel":
         for seed in options.seeds:
             contest.multilevel(options.seconds or SECONDS, seed)

@@ -162,6 +162,9 @@ def test_every_plan_of_a_training_is_timed(tiny: Contest, monkeypatch: pytest.Mo
     times = {(row["method"], row["steps"]): row["ms"]["1"] for row in tiny.rows_with(kind="time")}
     assert set(times) == {("diffusion", 1), ("diffusion", 2), ("crps", 1), ("consistency-1", 1)}
     assert min(times.values()) > 0
+    assert not any("mib" in row for row in tiny.rows)
+    tiny.memory()
+    tiny.times()
     assert all(row["mib"] == {"1": 100, "3": 300} for row in tiny.rows_with(kind="time"))
 
 
