@@ -113,7 +113,7 @@ def test_variables_of_other_sections_are_no_channels_of_one(tmp_path: Path) -> N
         write(field := tmp_path / f"{name}.nc", 0, 24, name)
         section = xarray.load_dataset(field, engine="h5netcdf").isel(lat=at)
         section.to_netcdf(tmp_path / "m" / f"{name}.nc", engine="h5netcdf")
-    with pytest.raises(ValueError, match="has lat from 0 to 0, and .* has lat from 1 to 1"):
+    with pytest.raises(ValueError, match=r"has lat from 0 to 0, and .* has lat from 1 to 1"):
         find_fields(tmp_path / "m")
 
 
