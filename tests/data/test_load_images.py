@@ -102,6 +102,9 @@ def test_a_folder_around_those_of_the_splits_is_no_class(tmp_path: Path, load: L
     with pytest.raises(ValueError, match=r"data holds one folder, of splits \(test, train\): name .*data/pets instead"):
         load(tmp_path / "data")
     assert load(tmp_path / "data" / "pets").class_names == ("a", "b")
+    for at in ["train/0", "train/1", "test/0"]:  # kinds of things
+        put(tmp_path / "things" / "train" / f"{at}.png", png(0))
+    assert load(tmp_path / "things").class_names == ("test", "train")
 
 
 def test_a_split_with_a_number_is_no_class(tmp_path: Path, load: Load) -> None:

@@ -330,6 +330,15 @@ def test_a_frame_has_the_date_of_its_step_rather_than_of_its_start(tmp_path: Pat
     data = of_cfgrib().isel(time=2, step=1)
     (trajectory,) = find_fields(saved(data, tmp_path / "a.nc"))[1].trajectories
     assert timing_of(trajectory).times.tolist() == (HOURS[2:3] + np.timedelta64(12, "h")).tolist()
+    of_step, name = data.valid_time.values, "forecast_reference_time"
+    plain = data.drop_vars([*data.coords])
+    for at, moments in enumerate(({name: HOURS[0], "date": of_step}, {"begun": HOURS[0], "date": of_step})):
+        dated = plain.assign_coords(moments)
+        dated.date.attrs = {"standard_name": "time"} if at else {}
+        (trajectory,) = find_fields(saved(dated, tmp_path / f"{at}.nc"))[1].trajectories
+        assert timing_of(trajectory).times.tolist() == [of_step.astype("M8[ns]").item()]
+    with pytest.raises(ValueError, match="none with a dimension called time"):
+        find_fields(saved(plain.assign_coords({name: HOURS[0]}), tmp_path / "start.nc"))
 
 
 def test_a_dimension_is_time_by_the_dates_along_it(tmp_path: Path) -> None:
@@ -502,6 +511,7 @@ class Grib:
         self.kinds = kinds
 
     def open_dataset(self, path: str, **how: Any) -> xarray.Dataset:
+        assert how["backend_kwargs"]["errors"] == "raise"  # else what does not fit is left out
         if len(self.kinds) > 1:
             raise ValueError("multiple values for unique key")
         return self.kinds[0]
