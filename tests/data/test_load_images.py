@@ -102,6 +102,9 @@ def test_a_folder_around_those_of_the_splits_is_no_class(tmp_path: Path, load: L
     with pytest.raises(ValueError, match=r"data holds one folder, of splits \(test, train\): name .*data/pets instead"):
         load(tmp_path / "data")
     assert load(tmp_path / "data" / "pets").class_names == ("a", "b")
+    for at in ["train/0", "train/1", "test/0"]:  # kinds of things
+        put(tmp_path / "things" / "train" / f"{at}.png", png(0))
+    assert load(tmp_path / "things").class_names == ("test", "train")
 
 
 def test_a_split_with_a_number_is_no_class(tmp_path: Path, load: Load) -> None:
@@ -129,6 +132,7 @@ def notes(load: Load, source: Path, **options: Any) -> list[str]:
         ("train", "Validation", "unlabeled"),
         ("train", "test", "val"),
         ("train2017", "val2017", ""),
+        ("train_2017", "val_2017", ""),
         ("training_set", "test_set", ""),
         ("TrainImages", "val-data", ""),
     ],
@@ -485,11 +489,14 @@ def test_pictures_beside_a_table_of_captions_are_read(tmp_path: Path, load: Load
     write(source / "metadata.parquet", pa.table({"file_name": [f"{i}.png" for i in range(4)], "text": ["x"] * 4}))
     assert notes(load, source) == ["skipped the files 1 x .parquet, which are no images"]
     assert sorted(values(load(source)) + values(load(source, "test"))) == [0, 1, 2, 3]
+    write(tmp_path / "alone" / "metadata.parquet", table(list(range(20)), None))
+    assert len(load(tmp_path / "alone")) == 18
 
 
 def test_pictures_beside_parquet_files_are_named(tmp_path: Path, load: Load) -> None:
     write(tmp_path / "TRAIN.PARQUET", table(list(range(20)), None))
     put(tmp_path / "logo.PNG", png(0))
+    put(tmp_path / "._logo.PNG", b"")
     assert notes(load, tmp_path) == ["skipped 1 picture beside Parquet files (logo.PNG)"]
     assert len(load(tmp_path)) == 18
 

@@ -61,10 +61,17 @@ def test_levels_are_channels(tmp_path: Path, data: xarray.Dataset) -> None:
     assert list(source.statics) == ["lsm"]
 
 
+def test_levels_of_grib_are_levels_of_any_kind(tmp_path: Path) -> None:
+    data = era5("pressureFromGroundLayer", "time", "1")
+    says = {"long_name": "original GRIB coordinate for key: level(pressureFromGroundLayer)"}
+    data["pressureFromGroundLayer"].attrs = says
+    assert find_fields(saved(data, tmp_path / "a.nc"))[1].variables == ("t_500", "t_850", "t_1000", "sp")
+
+
 def test_variables_and_levels_are_picked_in_the_order_in_which_they_are_named(tmp_path: Path) -> None:
-    path = saved(era5(), tmp_path / "a.nc")
+    path = saved(era5().assign(co_2=era5().sp), tmp_path / "a.nc")
     for how, variables in (
-        ({"levels": (1000, 500)}, ("t_1000", "t_500", "sp")),
+        ({"levels": (1000, 500)}, ("t_1000", "t_500", "sp", "co_2")),
         ({"names": ("sp", "t"), "levels": (850.0,)}, ("sp", "t_850")),
         ({"names": ("t_850",)}, ("t_850",)),
         ({"names": ("t",)}, ("t_500", "t_850", "t_1000")),
@@ -76,6 +83,7 @@ def test_variables_and_levels_are_picked_in_the_order_in_which_they_are_named(tm
         ({"names": ("t_700",)}, r"no variable t_700: it has t_500, t_850, t_1000"),
         ({"levels": (700,)}, r"t has no level 700; expected some of 500.0, 850.0, 1000.0"),
         ({"names": ("sp",), "levels": (850,)}, r"sp have no levels: drop --data.levels"),
+        ({"names": ("co_2",), "levels": (850,)}, r"co_2 have no levels: drop --data.levels"),
     ):
         with pytest.raises(ValueError, match=words):
             find_fields(path, **how)
@@ -297,14 +305,40 @@ def test_a_file_of_one_time_is_a_frame(tmp_path: Path) -> None:
     (trajectory,) = find_fields(saved(data, tmp_path / "a.nc"))[1].trajectories
     np.testing.assert_array_equal(trajectory[0:1], V[3:4])
     assert timing_of(trajectory).times.tolist() == HOURS[3:4].tolist()
+    assert trajectory[1:1].shape == (0, 3, 4, 6)
     with pytest.raises(ValueError, match=r"none with a dimension called time or .*rename\(NAME='time'\).*expand_dims"):
         find_fields(saved(data.drop_vars("time"), tmp_path / "c.nc"))
+
+
+def test_the_numbers_of_a_file_of_one_time_stay_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a folder of such files, of which each may be large, would be read whole before its first frame."""
+    data, read, wrapper = era5("level", "time").isel(time=3), [], xarray.backends.h5netcdf_.H5NetCDFArrayWrapper
+    original = wrapper._getitem  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(wrapper, "_getitem", lambda self, key: read.append(self.variable_name) or original(self, key))
+    data = data.rename(latitude="y", longitude="x").assign(lat=(("y", "x"), V[0, 0]))
+    (trajectory,) = find_fields(saved(data, tmp_path / "a.nc"), names=("t",))[1].trajectories
+    assert not {"t", "sp", "lsm"} & {*read}
+    np.testing.assert_array_equal(trajectory[0:1], V[3:4])
+    assert "t" in read
+    assert not {"sp", "lsm"} & {*read}
+    source = find_fields(tmp_path / "a.nc")[1]
+    assert source.variables == ("t_500", "t_850", "t_1000", "sp", "lsm")
+    assert [each.name for each in source.metadata.coordinates if len(each.axes) == 2] == ["lat"]
 
 
 def test_a_frame_has_the_date_of_its_step_rather_than_of_its_start(tmp_path: Path) -> None:
     data = of_cfgrib().isel(time=2, step=1)
     (trajectory,) = find_fields(saved(data, tmp_path / "a.nc"))[1].trajectories
     assert timing_of(trajectory).times.tolist() == (HOURS[2:3] + np.timedelta64(12, "h")).tolist()
+    of_step, name = data.valid_time.values, "forecast_reference_time"
+    plain = data.drop_vars([*data.coords])
+    for at, moments in enumerate(({name: HOURS[0], "date": of_step}, {"begun": HOURS[0], "date": of_step})):
+        dated = plain.assign_coords(moments)
+        dated.date.attrs = {"standard_name": "time"} if at else {}
+        (trajectory,) = find_fields(saved(dated, tmp_path / f"{at}.nc"))[1].trajectories
+        assert timing_of(trajectory).times.tolist() == [of_step.astype("M8[ns]").item()]
+    with pytest.raises(ValueError, match="none with a dimension called time"):
+        find_fields(saved(plain.assign_coords({name: HOURS[0]}), tmp_path / "start.nc"))
 
 
 def test_a_dimension_is_time_by_the_dates_along_it(tmp_path: Path) -> None:
@@ -312,6 +346,8 @@ def test_a_dimension_is_time_by_the_dates_along_it(tmp_path: Path) -> None:
     (trajectory,) = find_fields(saved(data, tmp_path / "a.nc"))[1].trajectories
     np.testing.assert_array_equal(timing_of(trajectory).times, HOURS)
     np.testing.assert_array_equal(trajectory[0:12], frames(saved(era5(), tmp_path / "b.nc")))
+    scanned = era5().assign_coords(scanned=("latitude", HOURS[:4]))  # beside a dimension of time they are no times
+    np.testing.assert_array_equal(frames(saved(scanned, tmp_path / "c.nc")), frames(tmp_path / "b.nc"))
 
 
 def test_names_of_levels_have_the_digits_that_tell_them_apart(tmp_path: Path) -> None:
@@ -319,6 +355,7 @@ def test_names_of_levels_have_the_digits_that_tell_them_apart(tmp_path: Path) ->
     for levels, names in (
         (np.array([0.494025, 1.541375, 1000], np.float32), ("0.494025", "1.54138", "1000")),
         (np.array([850.0000001, 850.0000002, 1000]), ("850.0000001", "850.0000002", "1000")),
+        (np.array([1e6, 1234567, 1000]), ("1000000", "1234567", "1000")),
     ):
         path = saved(data.assign_coords(depth=levels), tmp_path / f"{names[0]}.nc")
         assert find_fields(path)[1].variables[:3] == tuple(f"t_{name}" for name in names)
@@ -474,6 +511,7 @@ class Grib:
         self.kinds = kinds
 
     def open_dataset(self, path: str, **how: Any) -> xarray.Dataset:
+        assert how["backend_kwargs"]["errors"] == "raise"  # else what does not fit is left out
         if len(self.kinds) > 1:
             raise ValueError("multiple values for unique key")
         return self.kinds[0]

@@ -107,6 +107,16 @@ def test_variables_of_other_heights_are_channels(tmp_path: Path) -> None:
     assert [each.name for each in source.metadata.coordinates if not each.axes] == ["depth"]
 
 
+def test_variables_of_other_sections_are_no_channels_of_one(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    for at, name in enumerate("uv"):
+        write(field := tmp_path / f"{name}.nc", 0, 24, name)
+        section = xarray.load_dataset(field, engine="h5netcdf").isel(lat=at)
+        section.to_netcdf(tmp_path / "m" / f"{name}.nc", engine="h5netcdf")
+    with pytest.raises(ValueError, match=r"has lat from 0 to 0, and .* has lat from 1 to 1"):
+        find_fields(tmp_path / "m")
+
+
 def test_files_of_the_same_times_are_trajectories(tmp_path: Path) -> None:
     for number in range(13):
         write(tmp_path / "m" / f"member_{number:03}.nc", 0, 6, number=number)

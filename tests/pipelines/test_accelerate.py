@@ -6,7 +6,7 @@ import pickle
 import re
 import warnings
 from collections import deque
-from functools import partial
+from functools import partial, update_wrapper
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -524,6 +524,18 @@ def test_a_network_with_a_cache_is_not_pickled_and_its_copies_are_without_one():
         for z, t in zip(torch.randn(2, 1, 4, 8, 8), torch.tensor([[0.9], [0.5]]), strict=True):
             same(*(each.denoise(z, t, Context(), dr.Cond(torch.tensor([1]))) for each in (denoiser, plain)))
     pickle.loads(pickle.dumps(pipe.transformer))
+
+
+def test_a_network_is_pickled_once_its_cache_is_off_though_others_were_put_around_it():
+    pipe, draw = of_dit()
+    own, net = draw(), pipe.transformer
+    handle = dr.accelerate(pipe, "fora", refresh=2)
+    net.forward = update_wrapper(partial(net.forward), net.forward)
+    with pytest.raises(TypeError, match="transformer is accelerated: call remove"):
+        pickle.dumps(net)
+    handle.remove()
+    pipe.transformer = pickle.loads(pickle.dumps(net))
+    same(draw(), own)
 
 
 def test_a_condition_that_comes_late_leaves_nothing_in_memory_and_its_policy_knows_the_steps():

@@ -100,7 +100,8 @@ def parquet_source(path: Path, split: Split, label: str | None = None, images: s
         chosen = _listed(test, column, images) if test and split == "test" else training
         place = str((test if test and split == "test" else train)[0])
         names = _declared_names(schema, train[0], column)
-        beside = [printable(file.name) for file in path.glob("*") if file.name.lower().endswith(source.SUFFIXES)]
+        pictures = [file.name for file in path.glob("*") if file.name.lower().endswith(source.SUFFIXES)]
+        beside = [printable(picture) for picture in pictures if not source.hidden(picture)]
         others = source.skipped(passed, "file", " without labels"), source.skipped(unused, "file", " of other splits")
         notes = filter(None, (note, *others, source.skipped(beside, "picture", " beside Parquet files")))
         return chosen.raw(training, place, None if test else split, names, "; ".join(notes))

@@ -185,7 +185,7 @@ MIXED = (
 def split_named(name: str) -> str:
     """The split that a folder or file of this name, in any case, holds: "train", one of `HELD_OUT`, one that is never
     used ("unlabeled"); empty if no split is called so."""
-    name = re.sub(r"((19|20)[0-9]{2}|[-_ ]?(set|data|images))$", "", name.lower())  # train2017, as COCO's; test_set
+    name = re.sub(r"[-_ ]?((19|20)[0-9]{2}|set|data|images)$", "", name.lower())  # train2017, as COCO's; test_set
     name = _SAME.get(name, name)
     return name if name in _SPLITS else ""
 
@@ -201,9 +201,10 @@ def hidden(name: str) -> bool:
 
 
 def tables_in(folder: Path) -> list[Path]:
-    """The Parquet files of a folder, sorted; not metadata.parquet, which says what the images beside it show."""
-    files = [file for file in folder.glob("*") if file.name.lower().endswith(".parquet") and not hidden(file.name)]
-    return sorted(file for file in files if file.name != "metadata.parquet")
+    """The Parquet files of a folder, sorted; not a metadata.parquet, which says what the images beside it show."""
+    files = [file for file in folder.glob("*") if not hidden(file.name)]
+    tables = sorted(file for file in files if file.name.lower().endswith(".parquet"))
+    return [file for file in tables if file.name != "metadata.parquet" or len(files) == 1]
 
 
 def skipped(names: Sequence[str], noun: str, which: str = "") -> str:

@@ -92,20 +92,20 @@ class Part:
         channels, about = (tuple(each[i] for i in chosen) for each in (self.channels, self.about))
         return replace(self, channels=channels, about=about, at=at)
 
-    def read(self, at: dict[str, int], first: int, last: int) -> NDArray[Any]:
-        """Frames (T, C, *space) of a trajectory."""
+    def read(self, at: dict[str, int], begin: int, end: int, grid: Sequence[int]) -> NDArray[Any]:
+        """Frames (T, C, *grid) of a trajectory. A variable without a dimension of time is one frame."""
         layout = self.layout
-        place: dict[str, Any] = {**at, **dict.fromkeys(layout.single, 0), layout.time: slice(first, last)}
+        place: dict[str, Any] = {**at, **dict.fromkeys(layout.single, 0), layout.time: slice(begin, end)}
         if self.at is not None and self.at != (*range(self.variable.sizes[layout.channel]),):
             place[layout.channel] = list(self.at)
-        order = [dim for dim in (layout.time, layout.channel, *layout.space) if dim]
+        order = [dim for dim in (layout.time, layout.channel, *layout.space) if dim in self.variable.dims]
         places = [place | {VERSIONS: i} for i in range(self.variable.sizes.get(VERSIONS, 0))] or [place]
-        first, *others = (self.variable.isel(each).transpose(*order) for each in places)
+        first, *others = (self.variable.isel(each, missing_dims="ignore").transpose(*order) for each in places)
         values = _numbers(first)
         for version in others:
             if not np.isfinite(values).all():  # else it is not read
                 values = np.where(np.isfinite(values), values, _numbers(version))
-        return values if layout.channel else values[:, None]
+        return values.reshape(-1, len(self.channels), *grid)[: end - begin]
 
 
 def fields_of(
@@ -120,10 +120,12 @@ def fields_of(
     check: called with the names of variables and of coordinates that are read
     """
     times = times_of(data)
-    aside = {name for variable in data.variables.values() for name in _describing(variable)} & {*data.variables}
-    aside |= _bounds(data)
-    if not any({*each.dims} & times for each in data.data_vars.values()) and (moment := _moment(data)):
-        return fields_of(data.expand_dims(moment), path, names, levels, check)
+    aside = _bounds(data) | {*data.variables} & {name for each in data.variables for name in _describing(data[each])}
+    stored = data.data_vars
+    if not any({*each.dims} & times for each in stored.values()) and (moment := _moment(data)):
+        data = data.set_coords({*SAME_AXIS} & {*stored})
+        unread = {name: np.broadcast_to(np.zeros((), data[name].dtype), data[name].shape) for name in data.data_vars}
+        data = data.copy(data=unread).expand_dims(moment)  # which would read all
     over_time = {str(name): each for name, each in data.data_vars.items() if {*each.dims} & times and name not in aside}
     alone = [name for name, each in over_time.items() if {*each.dims} <= {*times, *TRAJECTORY}]
     strange = [name for name, each in over_time.items() if each.dtype.kind not in "fiubc" and name not in alone]
@@ -162,7 +164,7 @@ def fields_of(
     if 0 in first.values() or (layout.channel in CHANNEL and len(arrays) > 1):
         raise ValueError(f"{path}: its variables {list(arrays)} have the dimensions {first}; expected {EXPECTED}")
     alike = {"trajectories": layout.trajectories, "space": layout.space}
-    whole = [_part(path, name, arrays[name], replace(each, **alike), levels, names) for name, each in layouts.items()]
+    whole = [_part(path, name, stored[name], replace(each, **alike), levels, names) for name, each in layouts.items()]
     parts = [part for each in whole if (part := each.narrowed(names)).channels]
     if not parts:
         listed = ", ".join(channel for part in whole for channel in part.channels)
@@ -176,7 +178,7 @@ def fields_of(
         at = dict(zip(layout.trajectories, map(int, np.unravel_index(number, counts)), strict=True)) if counts else {}
 
         def read(i: int, j: int) -> NDArray[Any]:
-            return np.concatenate([part.read(at, i, j).reshape(j - i, len(part.channels), *grid) for part in parts], 1)
+            return np.concatenate([part.read(at, i, j, grid) for part in parts], 1)
 
         return Lazy((frames, len(variables), *grid), read, timing, path)
 
@@ -216,11 +218,12 @@ def _numbers(variable: Any) -> NDArray[Any]:
 
 
 def times_of(data: Any) -> set[str]:
-    """Names that dimensions of time have in a dataset: of time, or of those along which times stand."""
-    named = {dim for dim in map(str, data.sizes) if dim.lower() in TIME}
+    """Names that dimensions of time have in a dataset: of time, else of those along which dates stand."""
     clocks = [each for each in data.coords.values() if _is_time(each)]
-    timed = {str(name) for each in clocks for name in (each.name, *(each.dims if each.ndim == 1 else ()))}
-    return {*TIME} | named | (timed - {*TRAJECTORY})
+    times = {dim for dim in map(str, data.sizes) if dim.lower() in TIME} | {str(each.name) for each in clocks}
+    if times & {*data.sizes} <= {*LEADS}:  # else dates along others, such as of the lines of an image, are beside
+        times |= {str(each.dims[0]) for each in clocks if each.ndim == 1}
+    return {*TIME} | times - {*TRAJECTORY}
 
 
 def _moment(data: Any) -> str:
@@ -286,7 +289,7 @@ def _part(path: Path, name: str, variable: Any, layout: Layout, levels: Sequence
         raise ValueError(f"{path}: {name} has no level {missing[0]:g}; expected some of {', '.join(map(str, values))}")
     at = [int(np.isclose(numbers, level).argmax()) for level in levels] or range(count)
     abouts = tuple(about.at(numbers[i] if dim in variable.coords else None, units) for i in at)
-    digits = next((n for n in (6, 9) if len({f"{each:.{n}g}" for each in numbers}) == count), 12)
+    digits = next((n for n in (6, 9) if len({f"{x:.{n}g}" for x in numbers}) == count and all(numbers < 10**n)), 12)
     channels = tuple(f"{name}_{numbers[i]:.{digits}g}" for i in at)
     return Part(name, variable, layout, channels, abouts, tuple(at))
 
@@ -297,13 +300,13 @@ def _is_level(data: Any, dim: str) -> bool:
         return dim.lower() in LEVEL
     says = data[dim].attrs
     pressure = plain_units(text_of(says.get("units", ""))) in ("Pa", "hPa")
-    return pressure or says.get("axis") == "Z" or "positive" in says or says.get("standard_name") in OF_LEVELS
+    level = text_of(says.get("long_name", "")).startswith("original GRIB coordinate for key: level")
+    return level or pressure or says.get("axis") == "Z" or "positive" in says or says.get("standard_name") in OF_LEVELS
 
 
 def _points(data: Any, space: Sequence[str], without: Collection[str]) -> tuple[Coordinate, ...]:
     """The coordinates of points: finite numbers over axes of space, or one of all points, such as a level."""
     names = [str(name) for name in (*data.coords, *data.data_vars) if name in data.coords or name in SAME_AXIS]
-    chosen = [data[name] for name in names if name not in without]
     return tuple(
         Coordinate(
             str(coordinate.name),
@@ -311,7 +314,7 @@ def _points(data: Any, space: Sequence[str], without: Collection[str]) -> tuple[
             tuple(coordinate.values.ravel().tolist()),
             Description.of(coordinate.attrs),
         )
-        for coordinate in chosen
+        for coordinate in (data[name] for name in names if name not in without)
         if {*coordinate.dims} <= {*space} and coordinate.dtype.kind in "fiu" and np.isfinite(coordinate.values).all()
     )
 
@@ -328,8 +331,7 @@ def _are_dates(coordinate: Any) -> bool:
 
 def _is_place(coordinate: Any) -> bool:
     """Whether it holds latitudes or longitudes along axes."""
-    place = Coordinate(str(coordinate.name), (), (), Description.of(coordinate.attrs)).place
-    return bool(place and coordinate.dims)
+    return bool(coordinate.dims and Coordinate(str(coordinate.name), (), (), Description.of(coordinate.attrs)).place)
 
 
 def _describing(variable: Any) -> list[str]:

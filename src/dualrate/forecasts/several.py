@@ -145,7 +145,7 @@ def channels_of_all(groups: Sequence[Named]) -> Named:
 
     Raises ValueError as `joined`.
     """
-    levels = [{each for each in fields.metadata.coordinates if not each.axes} for _, fields in groups]
+    levels = [{each for each in fields.metadata.coordinates if not (each.axes or each.place)} for _, fields in groups]
     groups = [(path, _without(fields, set.union(*levels) - set.intersection(*levels))) for path, fields in groups]
     path, first = groups[0]
     metadata, note = fullest(groups, ())
@@ -160,19 +160,17 @@ def channels_of_all(groups: Sequence[Named]) -> Named:
     if len(groups) == 1:
         return groups[0]
     variables = tuple(name for _, fields in groups for name in fields.variables)
-    described = [each for _, fields in groups for each in fields.metadata.variables]
+    described = tuple(each for _, fields in groups for each in fields.metadata.variables)
 
     def stacked(parts: Sequence[Trajectory]) -> Lazy:
         frames, _, height, width = parts[0].shape
-        timing = timing_of(parts[0])
 
         def read(i: int, j: int) -> NDArray[Any]:
             return np.concatenate([part[i:j] for part in parts], 1)
 
-        return Lazy((frames, len(variables), height, width), read, timing, path)
+        return Lazy((frames, len(variables), height, width), read, timing_of(parts[0]), path)
 
     trajectories = [stacked(parts) for parts in zip(*(fields.trajectories for _, fields in groups), strict=True)]
-    metadata = replace(metadata, variables=tuple(described))
     statics = {name: read for _, fields in reversed(groups) for name, read in fields.statics.items()}
-    more: dict[str, Any] = {"metadata": metadata, "statics": statics, "note": note}
+    more: dict[str, Any] = {"statics": statics, "note": note, "metadata": replace(metadata, variables=described)}
     return path, replace(first, splits={"": trajectories}, variables=variables, **more)

@@ -92,7 +92,8 @@ def find_fields(
     else:
         fields = read_hdf5(members, path) if members else _read_file(path)
         fields = _chosen(text, fields, names, levels)
-    if levels and not any(level_of(name)[1] is not None for name in fields.variables):
+    named = [level for _, level in map(level_of, fields.variables) if level is not None]
+    if levels and not np.isclose(np.array(named)[:, None], levels, 1e-4).any():
         raise ValueError(f"{path}: its variables {', '.join(fields.variables)} have no levels: drop --data.levels")
     for trajectory in fields.trajectories[:1]:
         check_variable_names(str(path), fields.variables, trajectory.shape[1])

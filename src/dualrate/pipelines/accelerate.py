@@ -417,7 +417,6 @@ def _forward(network: _Network, *positional: Any, **named: Any) -> Any:
     if not network.on:
         return network.before(*positional, **named)
     arguments = by_name(net, positional, named)
-    state, *_ = arguments
     times = set(torch.as_tensor(arguments.get("timestep", ())).flatten().tolist())
     entering = [name for name in method.kind.between if arguments.get(name) is not None]
     if entering or len(times) != 1:
@@ -430,7 +429,7 @@ def _forward(network: _Network, *positional: Any, **named: Any) -> Any:
         if torch.as_tensor(arguments["timestep"]).dtype.itemsize == 2:  # it was rounded: the scheduler's own is meant
             nearest, *_ = times_left(getattr(network.pipe.scheduler, "timesteps", None), time) or [time]
             time = nearest if abs(nearest - time) <= time / 100 else time  # further off: it is none of the scheduler's
-        condition = network.digests.of({name: arguments[name] for name in arguments if name not in (state, "timestep")})
+        condition = network.digests.of({name: arguments[name] for name in [*arguments][1:] if name != "timestep"})
         with ENTERING:
             cache, (schedule, t) = network.cache(time, shapes, condition), network.clock(time)
             branch, calls, times = network.branch, network.samplings[-1], network.times

@@ -180,8 +180,7 @@ class Features(CacheMethod):
 
     def macs(self, cache: Cache, did: Did) -> tuple[int, int]:
         full, inner, last = (self.costs.get((cache.shapes, name), 0) for name in ("full", "inner", "last"))
-        rejected = last if did == "full" and cache.tried else 0
-        return full - inner if did == "skipped" else full + rejected, full
+        return full - inner if did == "skipped" else full + last * cache.tried, full
 
     def passed(self, named: Named, cache: Cache, schedule: Schedule | None, t: Tensor) -> tuple[Named, bool]:
         """The streams after the row, and whether all of it ran."""

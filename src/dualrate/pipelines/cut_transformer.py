@@ -250,12 +250,14 @@ class _Received(TorchFunctionMode):
 
 
 class CachedForward(functools.partial[Any]):
-    """Stands in for the `forward` of a network with a cache. A deep copy has none, and pickling is refused."""
+    """Stands in for the `forward` of a network with a cache. A deep copy has none; pickled it is only without."""
 
     def __deepcopy__(self, memo: Any) -> Any:
         return copy.deepcopy(self.args[0].before, memo)
 
     def __reduce__(self) -> Any:
+        if not self.args[0].on:  # what was put around it since holds it still
+            return functools.partial, (self.args[0].before,)
         raise TypeError(f"{self.args[0].name} is accelerated: call remove() of its handle before you pickle it")
 
 
