@@ -405,13 +405,13 @@ def test_every_part_of_a_loss_is_weighed(
 def test_a_mask_is_packed_in_a_short_text() -> None:
     hidden = np.random.default_rng(0).random((3, 5, 7)) < 0.3
     np.testing.assert_array_equal(from_text(to_text(hidden)), hidden)
-    geometry = Geometry().masked(hidden)
+    geometry = Geometry().masked(hidden, "abc")
     assert from_plain(Geometry, to_plain(geometry)) == geometry
     for text in ("", "3x5:AAAA", "3x5x7:AAAA", "3x5x7:!", "999999x999999x9:eJwDAAAAAAE="):
         with pytest.raises(ValueError, match="is no mask"):
             from_text(text)
-    with pytest.raises(ValueError, match="hides all points of channel 1"):
-        Geometry().masked(np.stack([hidden[0], np.ones((5, 7), bool)]))
+    with pytest.raises(ValueError, match=r"hides all points of t_850: leave it out, by --data\.variables"):
+        Geometry().masked(np.stack([hidden[0], np.ones((5, 7), bool)]), ("t_500", "t_850"))
 
 
 def sea(fill: float) -> xarray.Dataset:

@@ -30,6 +30,13 @@ def grid(**more: object) -> xarray.Dataset:
     )
 
 
+def test_attributes_that_say_nothing_are_none() -> None:
+    """A name by which GRIB says that it has none, and the unit of a number of a level."""
+    about = Description.of({"units": "K", "standard_name": "unknown", "level": 3, "level_units": "1"})
+    assert about.attributes == {"units": "K", "level": 3.0, "level_units": "1"}
+    assert (about.height, Description(level=11.0, level_units="m").height) == ("3", "11 m")
+
+
 @pytest.mark.parametrize("kind", ["nc", "zarr"])
 def test_netcdf_and_zarr_say_units_and_coordinates(tmp_path: Path, kind: str) -> None:
     path, area = tmp_path / f"grid.{kind}", np.arange(24.0).reshape(4, 6)
@@ -85,7 +92,7 @@ def test_files_of_one_folder_say_the_same(tmp_path: Path) -> None:
             file.create_group("dimensions").attrs["spatial_dims"] = ["y", "x"]
             file["t0_fields/u"] = np.zeros((3, 5, 4, 6))
             file["t0_fields/u"].attrs["units"] = units
-    with pytest.raises(ValueError, match=r"b_test.h5 has u in degC, and .* has u in K"):
+    with pytest.raises(ValueError, match=r"a_train.h5 has u in K, and .*b_test.h5 has u in degC"):
         find_fields(tmp_path)
 
 
@@ -102,7 +109,7 @@ def test_units_are_those_of_the_files_of_a_folder_that_say_them(tmp_path: Path) 
     with h5py.File(tmp_path / "c_val.h5", "w") as file:
         file["val/u"] = np.zeros((3, 5, 4, 6))
         file["val/u"].attrs["units"] = "K"
-    with pytest.raises(ValueError, match=r"c_val.h5 has u in K, and .*b_test.h5 has u in degC"):
+    with pytest.raises(ValueError, match=r"b_test.h5 has u in degC, and .*c_val.h5 has u in K"):
         find_fields(tmp_path)
 
 

@@ -180,6 +180,21 @@ def test_without_places_and_dates_there_are_starts_members_and_lead_times(source
             np.testing.assert_array_equal(fields[18 + i, k], starts.past[n, -1, :, 0])
 
 
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("units", ["months since 1958-1-1", "hours since 0000-01-01 00:00:00"])
+def test_times_that_xarray_reads_as_no_dates_are_numbers(tmp_path: Path, units: str, format: str) -> None:
+    data = waves()
+    times = np.arange(data.sizes["time"]) * 12.0
+    made = run_of(data.assign_coords(time=("time", times, {"units": units})), tmp_path)
+    done = written(made, tmp_path / "out", 2, format=format)
+    assert done.starts.places is not None
+    with opened(tmp_path / "out", format) as found:
+        start = 12.0 * (36 + done.starts.places[0, 1])
+        np.testing.assert_array_equal(found.init_time, [start])
+        np.testing.assert_array_equal(found.valid_time, [[start + 12, start + 24]])
+        assert found.init_time.attrs["comment"] == found.valid_time.attrs["comment"] == units
+
+
 @pytest.mark.parametrize("names", [("a", "a_truth"), ("start_time_step", "b"), ("", "b"), ("x", "b"), ("a/b", "c")])
 def test_names_that_a_dataset_would_confuse_become_channels(source, tmp_path, names) -> None:
     np.savez(tmp_path / "fields.npz", fields=np.load(source)["fields"], variables=names)

@@ -277,6 +277,25 @@ def test_north_is_up_and_coordinates_are_told(tmp_path, monkeypatch, order, way)
     assert {"0", "180"} <= set(along)
 
 
+@pytest.mark.parametrize("way", [1, -1])
+@pytest.mark.parametrize("says", ["over both axes", "grid_latitude", "projection_y_coordinate"])
+def test_north_is_up_where_rows_are_no_latitudes(tmp_path, monkeypatch, says, way):
+    """As of curvilinear grids, of which a run keeps some points alone, rotated poles and projections."""
+    monkeypatch.setattr("dualrate.forecasts.metadata.COMPARED", 32)
+    with xarray.open_dataset(grid(tmp_path / "grid.nc", latitudes=LATITUDES[::way]), engine="h5netcdf") as data:
+        named = ("time", "row", "column"), data.t2m.values, data.t2m.attrs
+        latitudes = ("row", "column"), np.tile(LATITUDES[::way, None], 8), {"units": "degrees_north"}
+        row = ("row", LATITUDES[::way], {"standard_name": says})
+        places = {"lat": latitudes} if says == "over both axes" else {"row": row}
+        xarray.Dataset({"t2m": named}, {"time": data.time} | places).to_netcdf(tmp_path / "data.nc", engine="h5netcdf")
+    made = trained(tmp_path / "data.nc", tmp_path / "run")
+    done = written(made, tmp_path / "out", 2, starts=held_out_starts(made, 2, 1), members=1)
+    assert shown(done.x, done.truth, done.record, made.experiment.condition).southern == (way < 0)
+    figure = forecast_figure(shown(done.x, done.truth, done.record, made.experiment.condition))
+    low, high = figure.axes[0].transData.transform([(0, 0), (0, 7)])[:, 1]
+    assert (low > high) == (way > 0)
+
+
 def test_scores_over_latitudes_say_how_points_count(model, tmp_path, monkeypatch, capsys):
     """By their area where the run knows its geometry, with those of points that count alike beside; else alike."""
     folder = model.experiment.data.source.replace("train.nc", "run")
@@ -290,7 +309,7 @@ def test_scores_over_latitudes_say_how_points_count(model, tmp_path, monkeypatch
     assert words in capsys.readouterr().out
     mask = np.zeros((1, 8, 8), bool)
     mask[0, 0] = True  # the northernmost row
-    geometry = Geometry.of(find_fields(model.experiment.data.source)[1]).masked(mask)
+    geometry = Geometry.of(find_fields(model.experiment.data.source)[1]).masked(mask, ("t2m",))
     starts = held_out_starts(model, 1, 3)
     x = np.stack([starts.truth(i) for i in range(3)])[:, None] + np.arange(8, dtype=np.float32)[:, None]
     found = forecast_scores(model, starts, x, geometry)  # row i is wrong by i

@@ -71,6 +71,7 @@ SCORES = "scores.json"
 OURS = (FORECAST, ARRAY, JOURNAL, TRUTH, SCORES, PICTURE, ANIMATION, VIDEO, PAGE, "forecast.npz", "forecast.nc")
 DIGITS = 16  # of sha256, in the journal
 SAVED_EVERY = 5.0  # seconds of work that a kill may lose
+NORTHWARD = {"latitude", "grid_latitude", "projection_y_coordinate"}  # names of coordinates that rise to the north
 SHOWN_FRAMES, SHOWN_MEMBERS, SHOWN_LINES = 400, 3, 50  # in pictures, at most; lines are members at a point
 
 
@@ -358,14 +359,18 @@ def _truth(path: Path, starts: Starts, frame: Sequence[int]) -> Frame:
 
 
 def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast, members: int = SHOWN_MEMBERS) -> Shown:
-    """The first variable of the first start, for pictures: its first members. North is up, where an axis is one of
-    latitudes."""
+    """The first variable of the first start, for pictures: its first members. North is up where latitudes say it,
+    also those over both axes, of a rotated pole or of a projection."""
     space = x.shape[5:] if x.shape[4] == 1 else x.shape[4:]
     rows, columns = ([_axis(forecast, i, space) for i in range(len(space))] * 2)[-2:]
     turned = len(space) == 2 and (columns.place, rows.place) in (("latitude", ""), ("latitude", "longitude"))
     if turned:
         x, truth = np.swapaxes(x, -2, -1), None if truth is None else np.swapaxes(truth, -2, -1)
         rows, columns = columns, rows
+    north = [each for each in forecast.metadata.coordinates if each.axes in ((0,), (0, 1)) and each.values]
+    north = [each.values for each in north if {each.place, each.description.standard_name} & NORTHWARD]
+    rows_of = [np.array_split(values, min(space[0], len(values))) for values in north]  # of thinned ones
+    southern = len(space) == 2 and not turned and any(each[0].mean() < each[-1].mean() for each in rows_of)
     some = spread(min(record.frames, SHOWN_FRAMES), record.frames)
     drawn = np.stack([x[0, member, some, 0] for member in range(min(len(x[0]), members))])
     mean, deviation = np.empty_like(drawn[0]), np.empty_like(drawn[0])
@@ -378,16 +383,15 @@ def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast, mem
         real = np.full_like(mean, np.nan)
         real[some < record.known] = truth[0, some[some < record.known], 0]
     if (hidden := forecast.geometry.hidden) is not None:
-        unseen = hidden[0].T if turned else hidden[0]
         for field in (drawn, mean, deviation, real):
             if field is not None:
-                field[..., unseen] = np.nan
+                field[..., hidden[0].T if turned else hidden[0]] = np.nan
     name, (factor, lead) = record.variables[0], lead_axis(record, forecast)
     times = np.array(record.lead_times)[some] * factor
     name = f"variable {name}" if name.isdecimal() else name
     if forecast.metadata.variables and (units := forecast.metadata.variables[0].units):
         name = f"{name} [{units}]"
-    first = Shown(drawn, mean, deviation, real, times, name, lead, rows, columns)
+    first = Shown(drawn, mean, deviation, real, times, name, lead, rows, columns, southern=southern)
     return replace(first, plume=np.array(x[0, :SHOWN_LINES, :, 0, *first.point][:, some]))
 
 

@@ -172,10 +172,10 @@ class Geometry:
             lines.append(f"hidden points: {hidden.mean():.1%} of all, which are filled and count nowhere")
         return lines
 
-    def masked(self, hidden: Mask) -> Geometry:
+    def masked(self, hidden: Mask, names: Sequence[str]) -> Geometry:
         """This geometry with these points hidden, (C, H, W). Raises ValueError for a channel of which all would be."""
         if (whole := np.flatnonzero(hidden.all((1, 2)))).size:
-            raise ValueError(f"the mask hides all points of channel {whole[0]}: leave that variable out")
+            raise ValueError(f"the mask hides all points of {names[whole[0]]}: leave it out, by --data.variables")
         return replace(self, mask=to_text(hidden) if hidden.any() else "")
 
 
@@ -266,7 +266,7 @@ def check_even(source: str, axes: Sequence[Coordinate]) -> None:
         what = "turn back or come round the circle again" if mixed.any() else f"have a hole{turn}"
         raise ValueError(
             f"{source}: its {axis.place}s {axis.name} {what} from {before:g} to {after:g}: sort or choose them "
-            "(xarray: data.sortby, data.sel), or let all points count alike: --geometry plane"
+            "(xarray: data.sortby, data.isel), or let all points count alike: --geometry plane"
         )
 
 

@@ -58,14 +58,15 @@ class Description:
 
     @property
     def attributes(self) -> dict[str, str | float]:
-        return {name: value for name, value in asdict(self).items() if value not in ("", None)}
+        """The attributes that are said; GRIB says `unknown` of what it has no name for."""
+        return {name: value for name, value in asdict(self).items() if value not in ("", None, "unknown")}
 
     @property
     def height(self) -> str:
-        """The level in words, of pressures in hPa; empty without one."""
+        """The level in words, of pressures in hPa, of mere numbers without a unit; empty without one."""
         if self.level is None:
             return ""
-        units = plain_units(self.level_units)
+        units = "" if self.level_units == "1" else plain_units(self.level_units)
         return f"{self.level / 100:.9g} hPa" if units == "Pa" else f"{self.level:.9g} {units}".rstrip()
 
 

@@ -154,7 +154,7 @@ def _times(starts: Starts, record: Any, forecast: Forecast) -> dict[str, Any]:
     if times.dtype.kind == "m":
         times, about = times / np.timedelta64(1, "h"), {"units": "hours"}
     elif times.dtype.kind not in "MO" and starts.metadata.time:
-        about = {"units": starts.metadata.time}
+        about = {"comment" if " since " in starts.metadata.time else "units": starts.metadata.time}
     standard = {"standard_name": "forecast_reference_time", "long_name": "time of the latest known frame"}
     coordinates[START] = (START, times, standard | about)
     if forecast.months and not forecast.step and times.dtype.kind in "MO":

@@ -145,8 +145,7 @@ def _spectra(
 
 def _ranks(forecast: Forecast, scores: ForecastScores) -> Mapping[str, list[float]]:
     leads = scores.leads.tolist()
-    some = shown_leads(len(leads), COLUMNS)
-    return {f"lead {forecast.plain_time(leads[i])}": scores.ranks[i].tolist() for i in some}
+    return {f"lead {forecast.plain_time(leads[i])}": scores.ranks[i].tolist() for i in shown_leads(len(leads), COLUMNS)}
 
 
 def _steady_panel(stability: Stability) -> Panel:

@@ -36,7 +36,7 @@ class Shown:
 
     members: (m, T, H, W), some of them; mean, spread: (T, H, W), of all; truth: the same, nan where it is not known
     times:   (T,); lead: what these are called
-    rows, columns: axes of space, of a line columns alone
+    rows, columns: axes of space, of a line columns alone; southern: whether the first row lies south of the last
     plume: (n, T), members at `point`, which may be more than those; None: those
     """
 
@@ -50,6 +50,7 @@ class Shown:
     rows: Axis = Axis()
     columns: Axis = Axis()
     plume: Array | None = None
+    southern: bool = False
 
     @property
     def point(self) -> tuple[int, int]:
@@ -104,8 +105,7 @@ def forecast_figure(shown: Shown) -> Figure:
         panels[name] = field, COLOURS, shown.scale
         if name == "mean":
             panels["spread"] = shown.spread, SPREAD_COLOURS, Normalize(0, most)
-    maps = shown.mean.shape[1] > 1
-    return _maps(shown, panels) if maps else _space_and_time(shown, panels)
+    return _maps(shown, panels) if shown.mean.shape[1] > 1 else _space_and_time(shown, panels)
 
 
 def lines_figure(shown: Shown) -> Figure:
@@ -183,11 +183,10 @@ def _maps(shown: Shown, panels: Panels) -> Figure:
     figure = Figure(figsize=(1.6 * len(some) + 1.8, tall * len(panels) + 0.6), layout="constrained")
     grid = figure.subplots(len(panels), len(some), squeeze=False)
     images, coast = {}, shown.coast
-    last = list(panels)[-1]
     for row, (name, (field, colours, norm)) in zip(grid, panels.items(), strict=True):
         for axes, i in zip(row, some, strict=True):
             images[colours] = axes.imshow(field[i], cmap=colours, norm=norm, interpolation="none")
-            _orient(axes, shown, coast, left=axes is row[0], bottom=name == last)
+            _orient(axes, shown, coast, left=axes is row[0], bottom=name == list(panels)[-1])
         row[0].set_ylabel(name, fontsize=9)
     for axes, i in zip(grid[0], some, strict=True):
         axes.set_title(f"{shown.times[i]:.4g}", fontsize=11)
@@ -202,7 +201,7 @@ def _orient(axes: Axes, shown: Shown, coast: Array, *, left: bool, bottom: bool)
     if len(coast):
         (line,) = axes.plot(*coast.T, "k", linewidth=0.4, scalex=False, scaley=False)
         line.get_path().simplify_threshold = 0.5  # of a pixel, for small pages
-    if (shown.rows.place, shown.rows.way) == ("latitude", 1):
+    if shown.southern or (shown.rows.place, shown.rows.way) == ("latitude", 1):
         axes.invert_yaxis()
     if (shown.columns.place, shown.columns.way) == ("longitude", -1):
         axes.invert_xaxis()
@@ -230,8 +229,7 @@ def _moving_lines(shown: Shown, some: NDArray[np.int_]) -> Iterator[Image.Image]
     figure = Figure(figsize=(7, 3.4), layout="constrained", facecolor="white", dpi=100)
     axes, point = figure.subplots(), np.arange(shown.mean.shape[2])
     lines = {}
-    members = [name for name in shown.fields if name.startswith("member")]
-    for i, name in enumerate(members):
+    for i, name in enumerate(each for each in shown.fields if each.startswith("member")):
         label = "members" if i == 0 else None
         (lines[name],) = axes.plot(point, 0.0 * point, color=PALETTE[1], alpha=0.45, linewidth=1.2, label=label)
     for name, color, dashes in (("mean", PALETTE[0], "-"), ("truth", "black", "--")):

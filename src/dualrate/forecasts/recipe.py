@@ -179,7 +179,7 @@ class Forecasting(Ranged):
         heavy = heavy_network(each if apart else shape, tier, periodic=geometry.periodic, poles=geometry.poles)
         _ = ratios(task.shape(shape), heavy)  # a misfit of `every` is refused before all frames are read
         if self.mask:
-            geometry = geometry.masked(hidden_points(source, in_order, self.mask))
+            geometry = geometry.masked(hidden_points(source, in_order, self.mask), in_order.variables)
         externals = replace(externals, statics=self.static, fields=packed_statics(source, in_order, self.static))
         task = replace(task, geometry=geometry, externals=externals, anomalies=Anomalies(self.anomalies))
         fields = task.read_fields(self.data, "train")
@@ -206,7 +206,7 @@ class Forecasting(Ranged):
             f"given: {many(task.past, 'frame')}, observed as {observed} (C, H, W){_besides(task)} with "
             f"noise of {task.noise:g}\nmade: {many(task.frames, 'frame')}, {many(task.lead, 'step')} apart, "
             f"{task.plain_time(task.lead_times(1)[0])}\n{_channels(task, content)}\n"
-            f"networks of size {size}, {tier.fit.iterations:,} iterations; for a first look: {first}"
+            f"networks of size {size}, by default {tier.fit.iterations:,} iterations; for a first look: {first}"
         )
         if (frames := task.of_data) is not task:
             clips = f"a frame here is a latent {each}, of {frames.frames // task.frames} of the clip's frames"
