@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,50 +119,16 @@ def fields_of(
 
     check: called with the names of variables and of coordinates that are read
     """
-    times = times_of(data)
+    times, stored = times_of(data), data.data_vars
     aside = _bounds(data) | {*data.variables} & {name for each in data.variables for name in _describing(data[each])}
-    stored = data.data_vars
-    if not any({*each.dims} & times for each in stored.values()) and (moment := _moment(data)):
-        data = data.set_coords({*SAME_AXIS} & {*stored})
-        unread = {name: np.broadcast_to(np.zeros((), data[name].dtype), data[name].shape) for name in data.data_vars}
-        data = data.copy(data=unread).expand_dims(moment)  # which would read all
-    over_time = {str(name): each for name, each in data.data_vars.items() if {*each.dims} & times and name not in aside}
-    alone = [name for name, each in over_time.items() if {*each.dims} <= {*times, *TRAJECTORY}]
-    strange = [name for name, each in over_time.items() if each.dtype.kind not in "fiubc" and name not in alone]
-    arrays = {name: each for name, each in over_time.items() if name not in {*alone, *strange}}
-    varying = tuple(arrays)
-    if names:
-        wanted = [each for each in names if each not in arrays]  # names of levels, perhaps
-        arrays = {
-            name: arrays[name]
-            for name in arrays
-            if name in names or any(each.startswith(f"{name}_") for each in wanted)
-        }
-    if not arrays:
-        among = f"{path} has the variables {list(data.data_vars)} over {list(data.sizes)}"
-        raise NoFields(
-            f"{path} has no variables at its top, and those in groups are not read: write a group to a file of its own "
-            "(xarray: open_dataset(FILE, group=NAME).to_netcdf(OTHER))"
-            * (not data.variables)
-            or f"{among}, none of them {', '.join(names)} over time and space" * bool(names)
-            or f"{among}: {', '.join(alone)} have no axes of space" * bool(alone)
-            or f"{among}, none with a dimension called {' or '.join(TIME)}, and of space: xarray's "
-            "data.rename(NAME='time') names it so, and data.expand_dims('time') adds one to a file of one time"
-        )
+    data = _over_time(data, times)
+    timed = {str(name): each for name, each in data.data_vars.items() if {*each.dims} & times and name not in aside}
+    alone = [name for name, each in timed.items() if {*each.dims} <= {*times, *TRAJECTORY}]
+    strange = [name for name, each in timed.items() if each.dtype.kind not in "fiubc" and name not in alone]
+    varying = tuple(name for name in timed if name not in {*alone, *strange})
+    arrays = _wanted(path, data, {name: timed[name] for name in varying}, names, alone)
     layouts = {name: _layout(path, data, name, variable, times, levels) for name, variable in arrays.items()}
-    shapes = {
-        name: {dim: arrays[name].sizes[dim] for dim in (*each.trajectories, each.time, *sorted(each.space))}
-        for name, each in layouts.items()
-    }
-    first, layout = next(iter(shapes.values())), next(iter(layouts.values()))
-    if any(shape != first for shape in shapes.values()):
-        sizes = "; ".join(f"{name} {dict(arrays[name].sizes)}" for name in arrays)
-        raise ValueError(
-            f"{path}: its variables have different dimensions, {sizes}; expected the same for all: name those of one "
-            "kind (--data.variables)"
-        )
-    if 0 in first.values() or (layout.channel in CHANNEL and len(arrays) > 1):
-        raise ValueError(f"{path}: its variables {list(arrays)} have the dimensions {first}; expected {EXPECTED}")
+    first, layout = _common_sizes(path, arrays, layouts), next(iter(layouts.values()))
     alike = {"trajectories": layout.trajectories, "space": layout.space}
     whole = [_part(path, name, stored[name], replace(each, **alike), levels, names) for name, each in layouts.items()]
     parts = [part for each in whole if (part := each.narrowed(names)).channels]
@@ -191,10 +157,9 @@ def fields_of(
     check([*arrays], [str(name) for name in data.coords if name in labels or _is_place(data[name])])
     timings = timings_of(path, "" if clock is None else str(clock.name), _times(clock, layout, counts), count, frames)
     described = tuple(about for part in parts for about in part.about)
-    left_out = [name for name in data.variables if name in aside and name not in data.sizes]
-    notes = [f"left out, as they describe others: {', '.join(map(str, left_out))}"] * bool(left_out)
-    notes += [f"left out, as they are over time alone: {', '.join(alone)}"] * bool(alone)
-    notes += [f"left out, as they are no numbers: {', '.join(strange)}"] * bool(strange)
+    describing = [str(name) for name in data.variables if name in aside and name not in data.sizes]
+    left_out = {"describe others": describing, "are over time alone": alone, "are no numbers": strange}
+    notes = [f"left out, as they {why}: {', '.join(each)}" for why, each in left_out.items() if each]
     notes += list(dict.fromkeys(timing.note for timing in timings if timing.note))[:1]
     return FieldSource(
         {"": [one_of(*each) for each in enumerate(timings)]},
@@ -211,6 +176,58 @@ def fields_of(
         varying,
         str(data[layout.time].values[0]) if frames > 1 and layout.time in {*LEADS} & {*data.coords} else "",
     )
+
+
+def _over_time(data: Any, times: Collection[str]) -> Any:
+    """The dataset; if no variable is over time and it has one date, with that as a dimension, and nothing read."""
+    if any({*each.dims} & times for each in data.data_vars.values()) or not (moment := _moment(data)):
+        return data
+    data = data.set_coords({*SAME_AXIS} & {*data.data_vars})
+    unread = {name: np.broadcast_to(np.zeros((), data[name].dtype), data[name].shape) for name in data.data_vars}
+    return data.copy(data=unread).expand_dims(moment)
+
+
+def _wanted(path: Path, data: Any, arrays: dict[str, Any], names: Sequence[str], alone: list[str]) -> dict[str, Any]:
+    """The variables of these names or of their levels; all without names. Raises NoFields where there are none.
+
+    alone: variables over time alone
+    """
+    if names:
+        levels = [each for each in names if each not in arrays]  # perhaps
+        arrays = {
+            name: array
+            for name, array in arrays.items()
+            if name in names or any(each.startswith(f"{name}_") for each in levels)
+        }
+    if arrays:
+        return arrays
+    among = f"{path} has the variables {list(data.data_vars)} over {list(data.sizes)}"
+    raise NoFields(
+        f"{path} has no variables at its top, and those in groups are not read: write a group to a file of its own "
+        "(xarray: open_dataset(FILE, group=NAME).to_netcdf(OTHER))"
+        * (not data.variables)
+        or f"{among}, none of them {', '.join(names)} over time and space" * bool(names)
+        or f"{among}: {', '.join(alone)} have no axes of space" * bool(alone)
+        or f"{among}, none with a dimension called {' or '.join(TIME)}, and of space: xarray's "
+        "data.rename(NAME='time') names it so, and data.expand_dims('time') adds one to a file of one time"
+    )
+
+
+def _common_sizes(path: Path, arrays: Mapping[str, Any], layouts: Mapping[str, Layout]) -> dict[str, int]:
+    """Sizes of trajectories, time and space, which all variables have. Raises ValueError where they differ."""
+    sizes = [
+        {dim: arrays[name].sizes[dim] for dim in (*each.trajectories, each.time, *sorted(each.space))}
+        for name, each in layouts.items()
+    ]
+    if any(each != sizes[0] for each in sizes):
+        listed = "; ".join(f"{name} {dict(array.sizes)}" for name, array in arrays.items())
+        raise ValueError(
+            f"{path}: its variables have different dimensions, {listed}; expected the same for all: name those of one "
+            "kind (--data.variables)"
+        )
+    if 0 in sizes[0].values() or (len(arrays) > 1 and next(iter(layouts.values())).channel in CHANNEL):
+        raise ValueError(f"{path}: its variables {list(arrays)} have the dimensions {sizes[0]}; expected {EXPECTED}")
+    return sizes[0]
 
 
 def _numbers(variable: Any) -> NDArray[Any]:

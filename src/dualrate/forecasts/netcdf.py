@@ -86,7 +86,13 @@ def read_static(path: Path, name: str) -> FieldSource:
 def _engine(path: Path, kind: str) -> dict[str, Any]:
     """How xarray opens a file. Raises ModuleNotFoundError that says what to install."""
     if kind == "GRIB":
-        _import_cfgrib(path)
+        try:
+            import cfgrib  # noqa: F401  # pyright: ignore[reportMissingImports]
+        except (ImportError, RuntimeError) as error:  # the latter where the library below it is missing
+            raise ModuleNotFoundError(
+                f'{path} is GRIB, which wants the extra `grib` ({error}): pip install "dualrate[grib]", or '
+                "turn it into NetCDF (cdo -f nc4 copy IN.grib OUT.nc)"
+            ) from error
         return {"indexpath": "", "errors": "raise"}  # an index would be a pickle beside the file
     with with_extra():
         import xarray  # noqa: F401
@@ -136,16 +142,6 @@ def _opened_grib(path: Path, how: dict[str, Any]) -> list[Any]:
         return [cfgrib.open_dataset(str(path), backend_kwargs=how)]
     except ValueError:  # also of messages that are cut off
         return cfgrib.open_datasets(str(path), backend_kwargs=how)
-
-
-def _import_cfgrib(path: Path) -> None:
-    try:
-        import cfgrib  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except (ImportError, RuntimeError) as error:  # the latter where the library below it is missing
-        raise ModuleNotFoundError(
-            f'{path} is GRIB, which wants the extra `grib` ({error}): pip install "dualrate[grib]", or '
-            "turn it into NetCDF (cdo -f nc4 copy IN.grib OUT.nc)"
-        ) from error
 
 
 @contextmanager

@@ -85,13 +85,11 @@ def find_fields(
     path, members = resolved(text), _members(text)
     if not (path.exists() or members):
         raise FileNotFoundError(f"no such file or folder of fields: {path}: name one, or {' or '.join(SIMULATIONS)}")
-    if members and members[0][1].suffix.lower() in LABELLED:
-        fields = _in_order(path, _read_several(members, names, levels), names)
-    elif path.suffix.lower() in LABELLED:
-        fields = _in_order(path, read_labelled(path, names, levels), names)
+    files = members or [("", path)]
+    if (ending := files[0][1].suffix.lower()) in LABELLED:
+        fields = _in_order(path, _read_several(files, names, levels), names)
     else:
-        fields = read_hdf5(members, path) if members else _read_file(path)
-        fields = _chosen(text, fields, names, levels)
+        fields = _chosen(text, read_hdf5(files, path) if ending in HDF5 else _read_file(path), names, levels)
     named = [level for _, level in map(level_of, fields.variables) if level is not None]
     if levels and not np.isclose(np.array(named)[:, None], levels, 1e-4).any():
         raise ValueError(f"{path}: its variables {', '.join(fields.variables)} have no levels: drop --data.levels")
@@ -107,8 +105,6 @@ def _read_file(path: Path) -> FieldSource:
             f"{path} holds no files of fields; expected some that end with {', '.join((*LABELLED, *HDF5))}, or "
             f"{CLIPS}FOLDER for one of pictures; a pattern ('FOLDER/**/*.nc') names those in folders below"
         )
-    if path.suffix.lower() in HDF5:
-        return read_hdf5([("", path)], path)
     check_regular(path)
     if path.suffix.lower() == ".npz":
 
