@@ -46,8 +46,8 @@ def clip_distance(model: Model, starts: Starts, x: Frame, progress: Reporter) ->
         return f"no Frechet distance: {error}"
     past = np.broadcast_to(starts.past[:, None], (count, members, *starts.past.shape[1:]))
     clips = pixels_of(np.concatenate([past, x], 2)).reshape(count * members, *reference.shape)
-    of = Evaluator(net, reference, held_out)
-    return of.score_features(net.features(clips), seeds=f"0-{count - 1}", labels="none")
+    features, seeds = net.features(clips), f"0-{count - 1}"
+    return Evaluator(net, reference, held_out).score_features(features, seeds=seeds, labels="none")
 
 
 def windows_of(fields: Fields, forecast: Forecast) -> ImageSet:

@@ -268,8 +268,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _pictured(clip: Path, files: Sequence[Path], how: ClipReading) -> Timed:
-    options = Options(how.size, how.channels, "fail")
-    return ((image_of(str(file), file, options), None) for file in files)
+    return ((image_of(str(file), file, Options(how.size, how.channels, "fail")), None) for file in files)
 
 
 def _animated(clip: Path, files: Sequence[Path], how: ClipReading) -> Timed:

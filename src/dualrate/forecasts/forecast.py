@@ -131,8 +131,7 @@ def forecast(
     check_loaded(model)
     model = with_stride(model, stride)
     ready = starts if isinstance(starts, Starts) else starts_of(model, starts, frames, note, count)
-    how = {"members": members, "batch_size": batch_size, "precision": precision}
-    drawer = choice.drawer(model, note=note, **how)
+    drawer = choice.drawer(model, note=note, members=members, batch_size=batch_size, precision=precision)
     more: dict[str, Any] = {"seed": seed, "note": note, "views": views}
     with shown_later("frames") as later, TemporaryDirectory() as folder:
         result = forecast_by(drawer, ready, frames, folder if out is None else out, progress=progress or later, **more)

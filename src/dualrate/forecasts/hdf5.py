@@ -144,8 +144,7 @@ def _of_hdf5(path: Path, parts: Sequence[Any], number: int, shape: tuple[int, ..
     """A trajectory of one array of all channels, or of an array for each."""
 
     def read(i: int, j: int) -> NDArray[Any]:
-        frames = [physical(part[number, i:j], part) for part in parts]
-        return np.stack(frames, 1).reshape(j - i, *shape[1:])
+        return np.stack([physical(part[number, i:j], part) for part in parts], 1).reshape(j - i, *shape[1:])
 
     return Lazy(shape, read, timing, path)  # pyright: ignore[reportArgumentType]
 

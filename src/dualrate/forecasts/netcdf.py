@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def _read(path: Path, read: Callable[[Any, Callable[..., None]], FieldSource]) -
     how = _engine(path, kind)
     with naming(path), reading(path, kind), _naming_calendar(path):
         with warnings.catch_warnings(action="ignore"):  # of dates before 1582, and of several fill values
-            datasets = _opened_grib(path, how) if kind == "GRIB" else [_opened(path, kind, how)]
+            datasets = _opened_grib(path) if kind == "GRIB" else [_opened(path, kind, how)]
         parts: list[tuple[Path, FieldSource]] = []
         for data in datasets:
             try:
@@ -93,7 +94,7 @@ def _engine(path: Path, kind: str) -> dict[str, Any]:
                 f'{path} is GRIB, which wants the extra `grib` ({error}): pip install "dualrate[grib]", or '
                 "turn it into NetCDF (cdo -f nc4 copy IN.grib OUT.nc)"
             ) from error
-        return {"indexpath": "", "errors": "raise"}  # an index would be a pickle beside the file
+        return {}
     with with_extra():
         import xarray  # noqa: F401
 
@@ -133,15 +134,18 @@ def _opened(path: Path, kind: str, how: Mapping[str, Any]) -> Any:
         return xarray.open_dataset(path, **how, decode_times=False)
 
 
-def _opened_grib(path: Path, how: dict[str, Any]) -> list[Any]:
+def _opened_grib(path: Path) -> list[Any]:
     """The dataset of a file; where its messages do not fit in one, a dataset of each kind of level, step and grid."""
     import cfgrib  # pyright: ignore[reportMissingImports]
 
     check_regular(path)
+    how = {"indexpath": "", "errors": "raise"}
     try:
         return [cfgrib.open_dataset(str(path), backend_kwargs=how)]
-    except ValueError:  # also of messages that are cut off
-        return cfgrib.open_datasets(str(path), backend_kwargs=how)
+    except ValueError:
+        with TemporaryDirectory() as folder:  # of an index, a pickle, by which the file is looked through once
+            how["indexpath"] = f"{folder}/{{short_hash}}"
+            return cfgrib.open_datasets(str(path), backend_kwargs=how)
 
 
 @contextmanager

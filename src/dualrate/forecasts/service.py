@@ -91,8 +91,7 @@ class FirstWindow(Work):
     def _pictures(frames: NDArray[Any], *, of_clips: bool) -> NDArray[np.uint8]:
         """Frames (N, f, C, H, W) as pictures, those of one below the other: of fields the first variable."""
         if of_clips:
-            pixels = pixels_of(frames)
-            return pixels.swapaxes(1, 2).reshape(len(frames), frames.shape[2], -1, frames.shape[4])
+            return pixels_of(frames).swapaxes(1, 2).reshape(len(frames), frames.shape[2], -1, frames.shape[4])
         rows = SHOWN_ROWS if frames.shape[3] == 1 else 1
         return plain_maps(frames[:, :, 0].repeat(rows, 2))
 
