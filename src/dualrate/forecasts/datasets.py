@@ -178,7 +178,7 @@ def fields_of(
     )
 
 
-def _over_time(data: Any, times: Collection[str]) -> Any:
+def _over_time(data: Any, times: set[str]) -> Any:
     """The dataset; if no variable is over time and it has one date, with that as a dimension, and nothing read."""
     if any({*each.dims} & times for each in data.data_vars.values()) or not (moment := _moment(data)):
         return data
