@@ -84,9 +84,7 @@ def find_fields(
         return printable(path.stem), _chosen(text, read_clips(path, clips, progress), names, levels)
     path, members = resolved(text), _members(text)
     if not (path.exists() or members):
-        raise FileNotFoundError(
-            f"no such file or folder of fields: {path}: name one, {CLIPS}PLACE or {', '.join(SIMULATIONS)}"
-        )
+        raise FileNotFoundError(f"no such file or folder of fields: {path}: name one, or {' or '.join(SIMULATIONS)}")
     files = members or [("", path)]
     if (ending := files[0][1].suffix.lower()) in LABELLED:
         fields = _in_order(path, _read_several(files, names, levels), names)
