@@ -9,7 +9,7 @@ its finest level, and is as wide as the heavy network at the others.
 
 Of a system OUT has the trajectories of studies/forecasts.py. Of each plan: the held-out loss of x_hat and the fair
 CRPS, of each shape over `dual`, the latter with an interval over starts and trainings; milliseconds of a member, of 1,
-16 and 64 of a start.
+16 and 64 of a start. docs/results/light-shapes-SYSTEM.json.xz keeps the rows.
 
 Images are a source of `train auto --size tiny --rate dual`. The error of x_hat is that of held-out images on the same
 noise, by contexts of an age as in 16 steps of which 4 are heavy; distances are in a feature net that is trained here;
@@ -42,7 +42,7 @@ from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.auto import TIERS, Auto
 from dualrate.system.device import environment
 from dualrate.system.progress import Silent
-from studies.common import RESULTS, Row, add_rows, command, markdown, on_one_thread, save
+from studies.common import RESULTS, Row, add_rows, command, keep, markdown, on_one_thread, save
 from studies.contest import Contest, Setting
 from studies.equal_score import resampled
 from studies.forecasts import SYSTEMS, crps, interval
@@ -125,19 +125,34 @@ class Shapes(Contest):
                 taken[way].append(1000 * (time.process_time() - begun) / way[2])
         return {way: each[1:] for way, each in taken.items()}
 
+    def timed(self) -> list[Row]:
+        """Medians of milliseconds by shape and plan, and of their quotients by those of `dual`, measured once."""
+        if not self.rows_with(kind="time"):
+            taken = self.milliseconds()
+            for shape, steps in ((shape, steps) for shape in SHAPES for steps in STEPS):
+                ms = {str(count): taken[shape, steps, count] for count in self.system.shared}
+                over_dual = {count: np.divide(each, taken["dual", steps, int(count)]) for count, each in ms.items()}
+                row: Row = {
+                    "kind": "time",
+                    "network": shape,
+                    "steps": steps,
+                    "processor": environment(CPU)["processor"],
+                }
+                for name, each in (("ms", ms), ("over_dual", over_dual)):
+                    row[name] = {count: round(float(np.median(times)), 4) for count, times in each.items()}
+                add_rows(self.out, [row])
+        return self.rows_with(kind="time")
+
     def comparison(self, seconds: float) -> str:
         """Scores of each shape, and losses, scores and times over those of `dual`."""
         finals, lost = (self.rows_with(kind=kind, seconds=seconds) for kind in ("final", "loss"))
         errors = {shape: [sum(row["losses"]) for row in lost if row["network"] == shape] for shape in SHAPES}
         scores = resampled(finals, lambda row: (row["network"], row["steps"]), crps)
-        taken, lines = self.milliseconds(), []
-        for shape, steps in ((shape, steps) for shape in SHAPES for steps in STEPS):
+        lines = []
+        for row in self.timed():
+            shape, steps = row["network"], row["steps"]
             loss = ", ".join(f"{b / a:.3f}" for a, b in zip(errors["dual"], errors[shape], strict=True))
-            times = [
-                f"{np.median(taken[shape, steps, count]):.2f}, x "
-                f"{np.median(np.divide(taken[shape, steps, count], taken['dual', steps, count])):.2f}"
-                for count in self.system.shared
-            ]
+            times = [f"{row['ms'][count]:.2f}, x {row['over_dual'][count]:.2f}" for count in row["ms"]]
             ratio = interval(scores[shape, steps] / scores["dual", steps], 3)
             lines.append([shape, steps, loss, interval(scores[shape, steps], 4), ratio, *times])
         header = ("network", "steps", "loss of x_hat over dual's", "CRPS", "over dual's")
@@ -263,6 +278,8 @@ def main() -> None:
     shapes = OfImages("images", options.out, options.images) if options.images else Shapes(options.system, options.out)
     shapes.train_all(options.seconds, options.seeds)
     print(shapes.comparison(options.seconds))
+    if isinstance(shapes, Shapes):
+        keep(RESULTS / f"light-shapes-{options.system}.json.xz", shapes.rows)
     if isinstance(shapes, OfImages):
         print(shapes.shares(options.seconds))
 
