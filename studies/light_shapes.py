@@ -125,7 +125,7 @@ class Shapes(Contest):
                 taken[way].append(1000 * (time.process_time() - begun) / way[2])
         return {way: each[1:] for way, each in taken.items()}
 
-    def timed(self) -> list[Row]:
+    def time_rows(self) -> list[Row]:
         """Medians of milliseconds by shape and plan, and of their quotients by those of `dual`, measured once."""
         if not self.rows_with(kind="time"):
             taken = self.milliseconds()
@@ -149,7 +149,7 @@ class Shapes(Contest):
         errors = {shape: [sum(row["losses"]) for row in lost if row["network"] == shape] for shape in SHAPES}
         scores = resampled(finals, lambda row: (row["network"], row["steps"]), crps)
         lines = []
-        for row in self.timed():
+        for row in self.time_rows():
             shape, steps = row["network"], row["steps"]
             loss = ", ".join(f"{b / a:.3f}" for a, b in zip(errors["dual"], errors[shape], strict=True))
             times = [f"{row['ms'][count]:.2f}, x {row['over_dual'][count]:.2f}" for count in row["ms"]]
