@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Lines of code. Above the first budget, for what later issues added: forecasts (2,900), pipelines (3,200), texts (400),
 # carriers (8,500: calls that are compiled on a CPU).
 CODE = {
-    "engine": 8522,
-    "carriers": 8612,
+    "engine": 8521,
+    "carriers": 8601,
     "forecasts": 8037,
     "pipelines": 4047,
     "texts": 739,
