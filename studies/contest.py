@@ -8,12 +8,12 @@
     python -m studies.contest OUT rescore       scores of trainings that lack one
     python -m studies.contest OUT multilevel    the single networks together, by ML-EM
     python -m studies.contest OUT times         milliseconds of all plans
-    python -m studies.contest OUT memory        memory of members of one start
+    python -m studies.contest OUT memory        memory of members of one start, beside the milliseconds
     python -m studies.contest OUT show          what is known so far
 
-Every verb goes on where it was, and can be limited to some networks (--only dual:crps single:diffusion), speeds and
-search to some batches (--batches 16 8 32). Rows are kept
-in docs/results/contest-SYSTEM.json.xz, which serves where OUT has none.
+A verb that is stopped goes on where it was, but for times and memory, which begin anew. Speeds, search, averages and
+train can be limited to some networks (--only dual:crps single:diffusion), the first two to some batches (--batches 16 8
+32). Rows are kept in docs/results/contest-SYSTEM.json.xz, which serves where OUT has none.
 
 Time is that of a quiet core of the machine that made `speeds`: the least milliseconds of an update in several rounds,
 so that others on the machine take none of it. So many seconds are so many updates, and a training is exact to the bit.
@@ -261,7 +261,7 @@ class Contest:
 
     @property
     def timed(self) -> dict[tuple[Network, Method], Path]:
-        """A training by each method, or its stand-in where it is not here."""
+        """The run of each network and method; of one that is not here its stand-in, which is trained."""
         finals, stand_ins = self.rows_with(kind="final"), StandIns(self.name, self.out)
         folders = {(row["network"], row["method"]): self.folder(row) for row in finals}
         return {key: path if path.is_dir() else stand_ins.of(*key) for key, path in folders.items()}
@@ -296,7 +296,12 @@ class Contest:
         write_rows(self.out, rows)
 
     def memory(self) -> None:
-        """MiB that drawing so many members of one start takes, beside the milliseconds; steps do not change them."""
+        """MiB that drawing so many members of one start takes, beside the milliseconds; steps do not change them.
+
+        Raises ValueError before there are milliseconds.
+        """
+        if not self.rows_with(kind="time"):
+            raise ValueError("no milliseconds are known, beside which memory stands: run times first")
         folders, measured, rows = self.timed, {}, self.rows
         for row in rows:
             if row["kind"] == "time":
@@ -386,9 +391,9 @@ class StandIns(Contest):
     """Trainings of one update, whose draws take as long as those of any other."""
 
     def of(self, network: Network, method: str) -> Path:
+        """The run of a stand-in, which is trained, or gone on with."""
         folder = self.out / "stand-ins" / f"{network}-{method}"
-        if not folder.is_dir():
-            whole(dr.train(self.experiment(network, method, Setting(), 1, 0), folder))
+        whole(dr.train(self.experiment(network, method, Setting(), 1, 0), folder))
         return folder
 
     def teacher(self, network: Network, seed: int) -> Path:

@@ -536,6 +536,7 @@ def test_kinds_of_levels_in_grib_are_channels_of_one(tmp_path: Path, monkeypatch
     alone = frames(saved(data, tmp_path / "a.nc"))
     np.testing.assert_array_equal(source.trajectories[0][0:12], alone[:, [0, 1, 2, 3, 3]])
     assert read(data[["t"]], *near, names=("u10", "t_500")).variables == ("u10", "t_500")
+    assert read(data[["t"]], *near, names=("u10",)).varying == ("t", "t2m", "u10")  # what is left out is named
     assert read(data[["t"]]).variables == ("t_500", "t_850", "t_1000")
     assert not any(each.name == "heightAboveGround" for each in source.metadata.coordinates)
     with pytest.raises(ValueError, match=r"a.grib has t2m for several kinds of levels.*grib_copy"):

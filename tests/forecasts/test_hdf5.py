@@ -154,9 +154,10 @@ def test_hdf5_that_could_be_read_in_two_ways_is_refused(tmp_path: Path) -> None:
         read_fields(twice, "train")
     with pytest.raises(ValueError, match=r"complex/train holds complex64; expected real"):
         read_fields(saved("complex.h5", train__pde_a=line + 1j, test__pde_a=line + 1j), "train")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty holds no files of fields; .* clips:FOLDER"):
-        find_fields(tmp_path / "empty")
+    for name in ("empty", "empty.h5", "empty.nc"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(ValueError, match=rf"{name} holds no files of fields; .* clips:FOLDER"):
+            find_fields(tmp_path / name)
     for split, axes in (("train", "xy"), ("test", "yx")):
         (tmp_path / "axes" / split).mkdir(parents=True)
         with h5py.File(tmp_path / "axes" / split / "a.h5", "w") as file:

@@ -90,6 +90,7 @@ def test_files_of_other_variables_are_more_channels(tmp_path: Path) -> None:
             write(tmp_path / "m" / f"{name}_{first}.nc", first, first + 12, name)
     np.testing.assert_array_equal(whole(tmp_path / "m"), V)
     np.testing.assert_array_equal(whole(tmp_path / "m", names=("v", "u")), V[:, ::-1])
+    assert find_fields(tmp_path / "m")[1].varying == ("u", "v")
     (tmp_path / "m" / "v_12.nc").unlink()
     with pytest.raises(ValueError, match=r"\(v\) and .*\(u\) have other times"):
         find_fields(tmp_path / "m")

@@ -156,6 +156,9 @@ def test_every_plan_of_a_training_is_timed(tiny: Contest, monkeypatch: pytest.Mo
     contest.add_rows(
         tiny.out, [row | {"method": "consistency-1"} for row in tiny.rows_with(kind="final", network="single")[:1]]
     )
+    with pytest.raises(ValueError, match="run times first"):
+        tiny.memory()
+    (tiny.out / "stand-ins" / "single-diffusion").mkdir(parents=True)  # of a training that was killed
     tiny.times()
     stand_ins = {folder.name for folder in (tiny.out / "stand-ins").iterdir()}
     assert stand_ins == {"single-diffusion", "single-consistency-1"}

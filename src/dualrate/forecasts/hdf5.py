@@ -62,10 +62,9 @@ def read_hdf5(files: Sequence[tuple[str, Path]], source: Path) -> FieldSource:
     if len(splits) > 1 and "" in splits:
         names = ", ".join(file.name for _, file in files)
         raise ValueError(f"{source}: some of its HDF5 files name a split and others do not ({names})")
-    first = all_fields[0][1]
+    first, step = all_fields[0][1], common_step(fields.step for _, fields in all_fields)
     metadata, note = fullest(all_fields, first.variables, splits=True)
-    more: dict[str, Any] = {"metadata": metadata, "note": note}
-    return replace(first, splits=splits, step=common_step(fields.step for _, fields in all_fields), **more)
+    return replace(first, splits=splits, step=step, metadata=metadata, note=note)
 
 
 def _of_file(file: Any, path: Path, split: str) -> FieldSource:

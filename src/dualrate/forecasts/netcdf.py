@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -68,7 +69,8 @@ def _read(path: Path, read: Callable[[Any, Callable[..., None]], FieldSource]) -
                 f"{path} has {', '.join(sorted(twice))} for several kinds of levels, steps or grids: copy one kind to "
                 "a file of its own (grib_copy -w typeOfLevel=surface,stepType=instant IN.grib OUT.grib)"
             )
-        return channels_of_all(parts)[1]
+        fields, varying = channels_of_all(parts)[1], (str(name) for data in datasets for name in data.data_vars)
+        return fields if len(datasets) == 1 else replace(fields, varying=tuple(varying))
 
 
 def read_static(path: Path, name: str) -> FieldSource:
@@ -179,14 +181,13 @@ def _pieces_of(path: Path) -> Iterator[Callable[[str], tuple[int, int]]]:
     """A function that counts the missing pieces of a variable, and all of them."""
     if path.suffix.lower() == ".zarr":
         yield lambda name: missing_of_zarr(path / name)
-        return
-    if path.suffix.lower() in GRIB or is_classic(path):  # which have no pieces: a short file is an error
+    elif path.suffix.lower() in GRIB or is_classic(path):  # which have no pieces: a short file is an error
         yield lambda name: (0, 1)
-        return
-    import h5py
+    else:
+        import h5py
 
-    with h5py.File(path, "r") as file:
-        yield lambda name: missing_of_hdf5(file[name if name in file else f"_nc4_non_coord_{name}"])
+        with h5py.File(path, "r") as file:
+            yield lambda name: missing_of_hdf5(file[name if name in file else f"_nc4_non_coord_{name}"])
 
 
 def _in_order(values: NDArray[Any]) -> bool:

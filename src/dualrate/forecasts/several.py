@@ -160,6 +160,7 @@ def channels_of_all(groups: Sequence[Named]) -> Named:
     if len(groups) == 1:
         return groups[0]
     variables = tuple(name for _, fields in groups for name in fields.variables)
+    varying = tuple(dict.fromkeys(name for _, fields in groups for name in fields.varying))
     described = tuple(each for _, fields in groups for each in fields.metadata.variables)
 
     def stacked(parts: Sequence[Trajectory]) -> Lazy:
@@ -173,4 +174,4 @@ def channels_of_all(groups: Sequence[Named]) -> Named:
     trajectories = [stacked(parts) for parts in zip(*(fields.trajectories for _, fields in groups), strict=True)]
     statics = {name: read for _, fields in reversed(groups) for name, read in fields.statics.items()}
     more: dict[str, Any] = {"statics": statics, "note": note, "metadata": replace(metadata, variables=described)}
-    return path, replace(first, splits={"": trajectories}, variables=variables, **more)
+    return path, replace(first, splits={"": trajectories}, variables=variables, varying=varying, **more)

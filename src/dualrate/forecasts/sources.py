@@ -85,6 +85,11 @@ def find_fields(
     path, members = resolved(text), _members(text)
     if not (path.exists() or members):
         raise FileNotFoundError(f"no such file or folder of fields: {path}: name one, or {' or '.join(SIMULATIONS)}")
+    if not members and path.is_dir() and path.suffix.lower() != ".zarr":
+        raise ValueError(
+            f"{path} holds no files of fields; expected some that end with {', '.join((*LABELLED, *HDF5))}, or "
+            f"{CLIPS}FOLDER for one of pictures; a pattern ('FOLDER/**/*.nc') names those in folders below"
+        )
     files = members or [("", path)]
     if (ending := files[0][1].suffix.lower()) in LABELLED:
         fields = _in_order(path, _read_several(files, names, levels), names)
@@ -100,11 +105,6 @@ def find_fields(
 
 
 def _read_file(path: Path) -> FieldSource:
-    if path.is_dir():
-        raise ValueError(
-            f"{path} holds no files of fields; expected some that end with {', '.join((*LABELLED, *HDF5))}, or "
-            f"{CLIPS}FOLDER for one of pictures; a pattern ('FOLDER/**/*.nc') names those in folders below"
-        )
     check_regular(path)
     if path.suffix.lower() == ".npz":
 
@@ -120,10 +120,9 @@ def _read_file(path: Path) -> FieldSource:
         with reading(path, ".npy"):
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         return _of_array(str(path), mapped, None, None)
-    endings = ", ".join((".npz", *SUFFIXES))
     raise ValueError(
-        f"{path} is no source of fields; expected a file that ends with {endings}, a folder of HDF5 files, "
-        f"{CLIPS}PLACE of pictures or videos, or {' or '.join(SIMULATIONS)}"
+        f"{path} is no source of fields; expected a file that ends with .npz, {', '.join(SUFFIXES)}, a folder "
+        f"of them (not of .npz or .npy), {CLIPS}PLACE of pictures or videos, or {' or '.join(SIMULATIONS)}"
     )
 
 
