@@ -259,8 +259,7 @@ class Contest:
                 best = pareto_front(searched, lambda row: (row["macs"]["1"], mean(row)))
                 cells = [{name: row[name] for name in ("sampler", "steps", "probabilities")} for row in best]
 
-    @property
-    def timed(self) -> dict[tuple[Network, Method], Path]:
+    def timed_runs(self) -> dict[tuple[Network, Method], Path]:
         """The run of each network and method; of one that is not here its stand-in, which is trained."""
         finals, stand_ins = self.rows_with(kind="final"), StandIns(self.name, self.out)
         folders = {(row["network"], row["method"]): self.folder(row) for row in finals}
@@ -272,7 +271,7 @@ class Contest:
         Memory that was measured before stays.
         """
         shared = self.system.shared
-        models = {key: dr.load(str(folder)) for key, folder in self.timed.items()}
+        models = {key: dr.load(str(folder)) for key, folder in self.timed_runs().items()}
         plans = [(key, steps) for key in models for steps in self.plans(key[1])]
         drawers = {
             (key, steps, count): dr.Choice(steps=steps).drawer(
@@ -302,7 +301,7 @@ class Contest:
         """
         if not self.rows_with(kind="time"):
             raise ValueError("no milliseconds are known, beside which memory stands: run times first")
-        folders, measured, rows = self.timed, {}, self.rows
+        folders, measured, rows = self.timed_runs(), {}, self.rows
         for row in rows:
             if row["kind"] == "time":
                 key = row["network"], row["method"]
