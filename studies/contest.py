@@ -285,13 +285,13 @@ class Contest:
                 begun = time.process_time()
                 _ = list(drawer.states(list(range(starts := max(1, TIMED // way[2])))))
                 seconds[way].append(1000 * (time.process_time() - begun) / (starts * way[2]))
-        known = {(row["network"], row["method"]): row["mib"] for row in self.rows_with(kind="time") if "mib" in row}
+        memory = {(row["network"], row["method"]): row["mib"] for row in self.rows_with(kind="time") if "mib" in row}
         rows = [row for row in self.rows if row["kind"] != "time"]
         for (network, method), steps in plans:
             ms = {str(count): round(float(np.median(seconds[(network, method), steps, count])), 4) for count in shared}
             row: Row = {"kind": "time", "network": network, "method": method, "ms": ms}
             row |= {"steps": drawers[(network, method), steps, shared[0]].plan.num_steps}
-            rows.append(row | ({"mib": known[network, method]} if (network, method) in known else {}))
+            rows.append(row | ({"mib": memory[network, method]} if (network, method) in memory else {}))
         write_rows(self.out, rows)
 
     def memory(self) -> None:
@@ -299,16 +299,16 @@ class Contest:
 
         Raises ValueError before there are milliseconds.
         """
-        if not self.rows_with(kind="time"):
+        rows = self.rows
+        timed = [row for row in rows if row["kind"] == "time"]
+        if not timed:
             raise ValueError("no milliseconds are known, beside which memory stands: run times first")
-        folders, measured, rows = self.timed_runs(), {}, self.rows
-        for row in rows:
-            if row["kind"] == "time":
-                key = row["network"], row["method"]
-                if key not in measured:
-                    folder, steps = folders[key], self.plans(key[1])[0]
-                    measured[key] = {str(count): memory_of(folder, steps, count) for count in self.system.shared}
-                row["mib"] = measured[key]
+        memory = {
+            key: {str(count): memory_of(folder, self.plans(key[1])[0], count) for count in self.system.shared}
+            for key, folder in self.timed_runs().items()
+        }
+        for row in timed:
+            row["mib"] = memory[row["network"], row["method"]]
         write_rows(self.out, rows)
 
     def best(self, network: Network, method: Method, **values: Any) -> Setting:

@@ -278,10 +278,10 @@ def main() -> None:
     shapes = OfImages("images", options.out, options.images) if options.images else Shapes(options.system, options.out)
     shapes.train_all(options.seconds, options.seeds)
     print(shapes.comparison(options.seconds))
-    if isinstance(shapes, Shapes):
-        keep(RESULTS / f"light-shapes-{options.system}.json.xz", shapes.rows)
     if isinstance(shapes, OfImages):
         print(shapes.shares(options.seconds))
+    else:
+        keep(RESULTS / f"light-shapes-{options.system}.json.xz", shapes.rows)
 
 
 if __name__ == "__main__":

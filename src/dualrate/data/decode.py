@@ -213,8 +213,8 @@ def sides_of(item: Content) -> tuple[int, int] | None:
         return item.shape[1], item.shape[2]
     try:
         with _opened(io.BytesIO(_file_of(item)), "") as (image, _):
-            known = image.format != "PNG" or IN_PNG & image.info.keys()  # a PNG would be decoded to look for more
-            turned = known and image.getexif().get(ORIENTATION, 1) in TURNED
+            in_header = image.format != "PNG" or IN_PNG & image.info.keys()  # a PNG would be decoded to look for more
+            turned = in_header and image.getexif().get(ORIENTATION, 1) in TURNED
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception:  # decoders raise about ten kinds of exceptions; `image_of` says what is wrong
         return None

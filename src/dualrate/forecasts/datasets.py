@@ -100,9 +100,9 @@ class Part:
             place[layout.channel] = list(self.at)
         order = [dim for dim in (layout.time, layout.channel, *layout.space) if dim in self.variable.dims]
         places = [place | {VERSIONS: i} for i in range(self.variable.sizes.get(VERSIONS, 0))] or [place]
-        first, *others = (self.variable.isel(each, missing_dims="ignore").transpose(*order) for each in places)
+        first, *later = (self.variable.isel(each, missing_dims="ignore").transpose(*order) for each in places)
         values = _numbers(first)
-        for version in others:
+        for version in later:
             if not np.isfinite(values).all():  # else it is not read
                 values = np.where(np.isfinite(values), values, _numbers(version))
         return values.reshape(-1, len(self.channels), *grid)[: end - begin]
