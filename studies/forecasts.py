@@ -60,6 +60,7 @@ from dualrate.system.files import write_whole
 from dualrate.system.progress import Silent
 from studies.common import RESULTS, Row, add_rows, keep, kept, markdown, place, rows_of, write_rows
 from studies.equal_score import resampled
+from studies.garments import MovingGarments
 
 PAGE = RESULTS / "forecasts.md"
 SHARED, FRAMES = (1, 16, 64), 3
@@ -136,7 +137,7 @@ SYSTEMS = {
         "forecasts-kolmogorov", batch_size=16, patch=2,
     ),
     "moving-fashion-mnist": System(
-        SIMULATIONS["moving-fashion-mnist"][0], 2000, 20,
+        MovingGarments(), 2000, 20,
         (
             ("dual", "diffusion"), ("dual", "crps"), ("single", "diffusion"), ("single", "crps"),
             ("light", "diffusion"), ("light", "crps"),

@@ -75,7 +75,7 @@ from dualrate.forecasts.latent_forecast import LatentForecast
 from dualrate.forecasts.refiner import Levels, RefinerConfig, Refining
 from dualrate.forecasts.rolling import RollingConfig, RollingDenoising
 from dualrate.forecasts.rolling_process import Rolling, SharedNoise
-from dualrate.forecasts.simulations import Kolmogorov, KuramotoSivashinsky, MovingGarments
+from dualrate.forecasts.simulations import Kolmogorov, KuramotoSivashinsky
 from dualrate.forecasts.sphere import Barotropic
 from dualrate.forecasts.sprites import MovingSprites
 from dualrate.forecasts.systems import Evolving, Simulation, System
@@ -269,7 +269,7 @@ def examples() -> Iterator[Any]:
     )
     yield from (Prepare(source="photos", out=run, size=64), Encode(source="photos", out=run, codec=run), Verify(run))
     yield CheckCodec(folder=run, source="photos")
-    yield from (Simulate(system="kolmogorov", out=run), KuramotoSivashinsky(), Kolmogorov(), MovingGarments())
+    yield from (Simulate(system="kolmogorov", out=run), KuramotoSivashinsky(), Kolmogorov())
     yield from (Barotropic(), MovingSprites())
     yield from (_Images(), _ToFolder(source="photos", out=run))
     yield from (CodecFolder("vae", "f" * 64, steps=4), Options(8, 3, "fail"))

@@ -187,6 +187,31 @@ def test_dates_beside_a_counter_and_names_in_capitals(tmp_path: Path) -> None:
     assert find_fields(saved(capitals, tmp_path / "ferret.nc"))[1].step == 6
 
 
+def test_points_of_a_mesh_are_told_from_those_of_a_section(tmp_path: Path) -> None:
+    rows, columns = np.repeat(LATITUDES, 6), np.tile(LONGITUDES, 4)
+    mesh = {"latitude": ("values", rows), "longitude": ("values", columns)}
+    radians = {
+        f"c{name[:3]}": ("values", np.deg2rad(each[1]), {"units": "radian", "standard_name": name})
+        for name, each in mesh.items()
+    }
+    crossing = {
+        "latitude": ("values", np.linspace(-60, 60, 24)),
+        "longitude": ("values", np.arange(340, 388)[::2] % 360),
+    }
+    along = {"latitude": ("values", np.full(24, 10.0)), "longitude": ("values", np.arange(340, 388)[::2] % 360)}
+    for number, (place, is_mesh) in enumerate([(mesh, True), (radians, True), (crossing, False), (along, False)]):
+        data = xarray.Dataset({"t": (("time", "values"), V[:, 0].reshape(12, 24))}, {"time": HOURS, **place})
+        source = find_fields(saved(data, tmp_path / f"{number}.nc"))[1]
+        assert ("along values are no neighbours" in source.note) == is_mesh, number
+
+
+def test_spherical_harmonics_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    spectral = ("time", "values"), V[:, 0].reshape(12, 24), {"GRIB_gridType": "sh"}
+    data = xarray.Dataset({"t": spectral, "z": spectral}, {"time": HOURS})
+    with pytest.raises(ValueError, match="t, z are spherical harmonics: .*cdo sp2gp"):
+        find_fields(saved(data, tmp_path / "a.nc"))
+
+
 def test_times_of_a_climatology_are_numbers(tmp_path: Path) -> None:
     pytest.importorskip("cftime")
     time = ("time", 730.5 * np.arange(12), {"units": "hour since 0000-01-01 00:00:00"})
@@ -539,7 +564,7 @@ def test_kinds_of_levels_in_grib_are_channels_of_one(tmp_path: Path, monkeypatch
     assert read(data[["t"]], *near, names=("u10",)).varying == ("t", "t2m", "u10")  # what is left out is named
     assert read(data[["t"]]).variables == ("t_500", "t_850", "t_1000")
     assert not any(each.name == "heightAboveGround" for each in source.metadata.coordinates)
-    with pytest.raises(ValueError, match=r"a.grib has t2m for several kinds of levels.*grib_copy"):
+    with pytest.raises(ValueError, match=r"a.grib: t2m comes twice, .* several kinds of levels.*grib_copy"):
         read(*near, near[0].assign_coords(heightAboveGround=80.0))
     with pytest.raises(ValueError, match=r"\(u10\) and .*\(t2m\) have other times"):
         read(near[0], near[1].isel(time=slice(3)))

@@ -97,6 +97,15 @@ def test_files_of_other_variables_are_more_channels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(whole(tmp_path / "m", names=("u",)), V[:, :1])
 
 
+@pytest.mark.parametrize("names", [(), ("v", "u")])
+def test_a_variable_in_files_of_other_variables_is_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    write(tmp_path / "m" / "a.nc", 0, 24, "u")
+    write(tmp_path / "m" / "b.nc", 0, 24, "uv")
+    with pytest.raises(ValueError, match=r"a.nc and .*b.nc: u comes twice, with other variables or .*: copy one"):
+        find_fields(tmp_path / "m", names=names)
+    np.testing.assert_array_equal(whole(tmp_path / "m", names=("v",)), V[:, 1:])
+
+
 def test_variables_of_other_heights_are_channels(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     for name, height in {"u": 10.0, "v": 2.0}.items():

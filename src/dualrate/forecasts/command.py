@@ -26,9 +26,7 @@ from dualrate.system.progress import image_progress
 from dualrate.system.workers import mapper
 
 Start = Annotated[int, Range(0, 2**20)]
-SystemName = Literal[
-    "kuramoto-sivashinsky", "kolmogorov", "moving-fashion-mnist", "moving-sprites", "barotropic-t21", "barotropic-t42"
-]
+SystemName = Literal["kuramoto-sivashinsky", "kolmogorov", "moving-sprites", "barotropic-t21", "barotropic-t42"]
 
 
 @dataclass(frozen=True)
@@ -118,9 +116,8 @@ class Simulate(Ranged):
 
     system: Annotated[Positional[SystemName], arg(metavar="NAME")]
     """Kuramoto-Sivashinsky: 1-D, 64 points. Kolmogorov: vorticity of a plane flow, 64 x 64 points.
-    moving-fashion-mnist: two garments that bounce in 32 x 32 pixels. moving-sprites: three shapes of
-    a colour that bounce in 64 x 64. barotropic-t21, -t42: vorticity and winds on the
-    sphere, 32 x 64 or 64 x 128 points, with the extra sphere."""
+    moving-sprites: three shapes of a colour that bounce in 64 x 64 pixels. barotropic-t21, -t42: vorticity and winds on
+    the sphere, 32 x 64 or 64 x 128 points, with the extra sphere."""
     out: Path
     """A new file: .npz, or .nc with the extra forecast."""
     trajectories: Images = 100

@@ -127,6 +127,8 @@ def fields_of(
     strange = [name for name, each in timed.items() if each.dtype.kind not in "fiubc" and name not in alone]
     varying = tuple(name for name in timed if name not in {*alone, *strange})
     arrays = _wanted(path, data, {name: timed[name] for name in varying}, names, alone)
+    if spectral := [name for name, each in arrays.items() if text_of(each.attrs.get("GRIB_gridType", "")) == "sh"]:
+        raise NoFields(f"{path}: {', '.join(spectral)} are spherical harmonics: make a grid of them (cdo sp2gp IN OUT)")
     layouts = {name: _layout(path, data, name, variable, times, levels) for name, variable in arrays.items()}
     first, layout = _common_sizes(path, arrays, layouts), next(iter(layouts.values()))
     alike = {"trajectories": layout.trajectories, "space": layout.space}
@@ -161,13 +163,19 @@ def fields_of(
     left_out = {"describe others": describing, "are over time alone": alone, "are no numbers": strange}
     notes = [f"left out, as they {why}: {', '.join(each)}" for why, each in left_out.items() if each]
     notes += list(dict.fromkeys(timing.note for timing in timings if timing.note))[:1]
+    points = _points(data, layout.space, {*TRAJECTORY, *times, *aside})
+    if _is_mesh(points):
+        notes.append(
+            f"points one after the other along {layout.space[0]} are no neighbours by latitude and longitude, as networks "
+            "take them to be: bring a mesh to a grid first (cdo remapcon,r64x32 IN OUT)"
+        )
     return FieldSource(
         {"": [one_of(*each) for each in enumerate(timings)]},
         variables,
         common_step(timing.step for timing in timings),
         tuple(dim + (way(data[dim].values) if dim in data.coords else "") for dim in layout.space),
         "; ".join(notes),
-        Metadata(described, _points(data, layout.space, {*TRAJECTORY, *times, *aside}), *_units(clock)),
+        Metadata(described, points, *_units(clock)),
         {
             str(name): lambda name=str(name): static(name)
             for name, variable in data.data_vars.items()
@@ -334,6 +342,14 @@ def _points(data: Any, space: Sequence[str], without: Collection[str]) -> tuple[
         for coordinate in (data[name] for name in names if name not in without)
         if {*coordinate.dims} <= {*space} and coordinate.dtype.kind in "fiu" and np.isfinite(coordinate.values).all()
     )
+
+
+def _is_mesh(points: Sequence[Coordinate]) -> bool:
+    """Whether latitudes and longitudes along one axis are those of no line: neither goes one way, but for one turn."""
+    places = [each for each in points if each.place or each.description.standard_name in ("latitude", "longitude")]
+    ways = [np.sign(np.diff(each.values)) for each in places if each.axes == (0,)]
+    against = [len(each) - np.unique(each, return_counts=True)[1].max(initial=0) for each in ways]
+    return len(ways) > 1 and min(against) > 1
 
 
 def _is_time(coordinate: Any) -> bool:

@@ -63,12 +63,6 @@ def _read(path: Path, read: Callable[[Any, Callable[..., None]], FieldSource]) -
             except NoFields:
                 if not parts and data is datasets[-1]:
                     raise
-        names = [name for _, fields in parts for name in fields.variables]
-        if len(parts) > 1 and (twice := {name for name in names if names.count(name) > 1}):
-            raise ValueError(
-                f"{path} has {', '.join(sorted(twice))} for several kinds of levels, steps or grids: copy one kind to "
-                "a file of its own (grib_copy -w typeOfLevel=surface,stepType=instant IN.grib OUT.grib)"
-            )
         fields, varying = channels_of_all(parts)[1], (str(name) for data in datasets for name in data.data_vars)
         return fields if len(datasets) == 1 else replace(fields, varying=tuple(varying))
 

@@ -160,6 +160,13 @@ def channels_of_all(groups: Sequence[Named]) -> Named:
     if len(groups) == 1:
         return groups[0]
     variables = tuple(name for _, fields in groups for name in fields.variables)
+    if twice := sorted({name for name in variables if variables.count(name) > 1}):
+        files = dict.fromkeys(str(file) for file, fields in groups if {*twice} & {*fields.variables})
+        raise ValueError(
+            f"{' and '.join(files)}: {', '.join(twice)} comes twice, with other variables or for several kinds of "
+            "levels, steps or grids: copy one kind to a file of its own (of GRIB, grib_copy -w "
+            "typeOfLevel=surface,stepType=instant IN.grib OUT.grib)"
+        )
     varying = tuple(dict.fromkeys(name for _, fields in groups for name in fields.varying))
     described = tuple(each for _, fields in groups for each in fields.metadata.variables)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dualrate.diffusion.random import Draws
-from dualrate.forecasts import simulations
-from dualrate.forecasts.simulations import MovingGarments
+from studies import garments
+from studies.garments import MovingGarments
 
 
 class Pictures:
@@ -21,7 +21,7 @@ class Pictures:
 
 @pytest.fixture(autouse=True)
 def _garments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulations, "load_images", lambda *what, **how: Pictures)
+    monkeypatch.setattr(garments, "load_images", lambda *what, **how: Pictures)
 
 
 @pytest.mark.parametrize("system", [MovingGarments(), MovingGarments(side=64, shrink=1, garments=3, speed=50.0)])
