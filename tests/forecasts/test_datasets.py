@@ -208,7 +208,7 @@ def test_points_of_a_mesh_are_told_from_those_of_a_section(tmp_path: Path) -> No
 def test_spherical_harmonics_are_refused_with_a_way_out(tmp_path: Path) -> None:
     spectral = ("time", "values"), V[:, 0].reshape(12, 24), {"GRIB_gridType": "sh"}
     data = xarray.Dataset({"t": spectral, "z": spectral}, {"time": HOURS})
-    with pytest.raises(ValueError, match="t, z are spherical harmonics: .*cdo sp2gp"):
+    with pytest.raises(ValueError, match=r"t, z are spherical harmonics: .*cdo sp2gp"):
         find_fields(saved(data, tmp_path / "a.nc"))
 
 

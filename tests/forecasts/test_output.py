@@ -141,6 +141,26 @@ def test_masked_points_are_nan_and_attributes_say_what_it_is(tmp_path: Path, for
         assert {"valid_time", "start_trajectory"} <= {*found.t.coords}
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_projection_is_that_of_the_source(tmp_path: Path, format: str) -> None:
+    lambert = {"grid_mapping_name": "lambert_conformal_conic", "standard_parallel": [30.0, 60.0], "earth_radius": 6.4e6}
+    axes = {
+        name: (name, 1000.0 * np.arange(count), {"units": "m", "standard_name": f"projection_{name}_coordinate"})
+        for name, count in (("y", 8), ("x", 16))
+    }
+    data = waves().drop_vars(("lat", "lon")).rename(lat="y", lon="x").assign_coords(axes)
+    data["t"].attrs["grid_mapping"] = "mercator: x y"
+    made = run_of(data.assign(mercator=((), np.int32(0), lambert)), tmp_path)
+    assert "mercator" not in made.experiment.condition.names
+    starts = read_starts(saved(data.drop_attrs(deep=False), tmp_path / "start.nc"), made)  # which says no projection
+    write_forecast(drawer_of(made, 2, steps=1), starts, 2, tmp_path / "out", format=format)
+    with opened(tmp_path / "out", format) as forecast:
+        assert forecast.t.attrs["grid_mapping"] == "crs"
+        attributes = forecast.crs.attrs
+        assert {name: np.asarray(attributes[name]).tolist() for name in lambert} == lambert
+        assert forecast.x.attrs["standard_name"] == "projection_x_coordinate"
+
+
 def test_the_value_of_a_call_has_the_same_dataset_and_reads_what_is_asked_for(tmp_path: Path) -> None:
     made = run_of(sea(np.nan), tmp_path, mask="auto", variables=("t", "u"))
     result = dr.forecast(made, 1, **HOW)

@@ -10,9 +10,10 @@ what is over space alone may be a mask (`FieldSource.statics`).
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ CHANNEL = ("channel", "channels", "variable", "field")
 LEVEL = ("level", "levels", "lev", "plev", "pressure_level", "isobaricinhpa", "depth", "deptht", "model_level")
 LEVEL += ("bottom_top",)
 OF_LEVELS = ("air_pressure", "depth", "height", "altitude", "model_level_number")  # standard names
-DESCRIBING = ("bounds", "climatology", "grid_mapping", "cell_measures", "ancillary_variables", "formula_terms")
+LONGEST_PROJECTION = 2**14  # characters
+DESCRIBING = ("bounds", "climatology", "cell_measures", "ancillary_variables", "formula_terms")
 
 
 class NoFields(ValueError):
@@ -166,8 +168,8 @@ def fields_of(
     points = _points(data, layout.space, {*TRAJECTORY, *times, *aside})
     if _is_mesh(points):
         notes.append(
-            f"points one after the other along {layout.space[0]} are no neighbours by latitude and longitude, as networks "
-            "take them to be: bring a mesh to a grid first (cdo remapcon,r64x32 IN OUT)"
+            f"points one after the other along {layout.space[0]} are no neighbours by latitude and longitude, as "
+            "networks take them to be: bring a mesh to a grid first (cdo remapcon,r64x32 IN OUT)"
         )
     return FieldSource(
         {"": [one_of(*each) for each in enumerate(timings)]},
@@ -175,7 +177,7 @@ def fields_of(
         common_step(timing.step for timing in timings),
         tuple(dim + (way(data[dim].values) if dim in data.coords else "") for dim in layout.space),
         "; ".join(notes),
-        Metadata(described, points, *_units(clock)),
+        Metadata(described, points, *_units(clock), _projection(data, arrays.values())),
         {
             str(name): lambda name=str(name): static(name)
             for name, variable in data.data_vars.items()
@@ -370,7 +372,24 @@ def _is_place(coordinate: Any) -> bool:
 def _describing(variable: Any) -> list[str]:
     """The names that the attributes of a variable refer to: of bounds, of its grid, of what goes with it."""
     attributes = variable.encoding | variable.attrs
-    return [name.rstrip(":") for kind in DESCRIBING for name in text_of(attributes.get(kind, "")).split()]
+    names = [name.rstrip(":") for kind in DESCRIBING for name in text_of(attributes.get(kind, "")).split()]
+    return names + _grid_mappings(attributes)
+
+
+def _grid_mappings(attributes: Mapping[str, Any]) -> list[str]:
+    """The names in `mapping` or `mapping: x y other: lat lon`."""
+    names = text_of(attributes.get("grid_mapping", "")).split()
+    return [name.rstrip(":") for name in names if name.endswith(":")] or names
+
+
+def _projection(data: Any, variables: Iterable[Any]) -> str:
+    """The attributes of the grid mapping that a variable names first, as JSON; empty without one."""
+    names = [
+        name for each in variables for name in _grid_mappings(each.encoding | each.attrs) if name in data.variables
+    ]
+    attributes = {key: np.asarray(value).tolist() for name in names[:1] for key, value in data[name].attrs.items()}
+    text = json.dumps(attributes, default=text_of)
+    return text if 2 < len(text) < LONGEST_PROJECTION else ""
 
 
 def _bounds(data: Any) -> set[str]:

@@ -200,7 +200,7 @@ def ordered(fields: FieldSource) -> tuple[FieldSource, Order]:
         return fields, order
     coordinates = tuple(_reordered(each, order, fields.space) for each in fields.metadata.coordinates)
     names = [axis.partition(" (")[0] for axis in fields.axes]
-    in_order = Metadata(fields.metadata.variables, coordinates, fields.metadata.time, fields.metadata.calendar)
+    in_order = replace(fields.metadata, coordinates=coordinates)
     names = names[::-1] if swapped else names
     ways = [way(np.array(axis.values)) for axis in axes_of(names, in_order, len(fields.space))]
     axes = tuple(name + way for name, way in zip(names, ways, strict=False))

@@ -126,13 +126,15 @@ class Coordinate:
 class Metadata:
     """Metadata of fields.
 
-    variables: of each channel, or none; time: units of its numbers, of dates hours; calendar: of dates; empty: not said
+    variables: of each channel, or none; time: units of its numbers, of dates hours; calendar: of dates; projection: the
+    attributes of the grid mapping, as JSON; empty: not said
     """
 
     variables: tuple[Description, ...] = ()
     coordinates: tuple[Coordinate, ...] = ()
     time: str = ""
     calendar: str = ""
+    projection: str = ""
 
     @property
     def thinned(self) -> Metadata:

@@ -6,6 +6,7 @@
     number      of a member
     lead_time   from the start to each frame; in hours, where the data has dates
     valid_time  (init_time, lead_time), their sum; of steps of months so many later, as `_months_after`
+    crs         attributes of the projection, where the data has a grid mapping
 
 Space is as in the file of the training data, or of the starts: its axes, their order, and where longitudes begin.
 Points that the mask hides are NaN. With dates, `decode_timedelta=True` reads lead times as such.
@@ -13,6 +14,7 @@ Points that the mask hides are NaN. With dates, `decode_timedelta=True` reads le
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -35,7 +37,8 @@ from dualrate.system.files import forget
 
 START, MEMBER, LEAD, VALID = "init_time", "number", "lead_time", "valid_time"
 PLACES = ("start_trajectory", "start_time_step")  # of starts in held-out data
-RESERVED = (START, MEMBER, LEAD, VALID, "channel", *PLACES)
+PROJECTION = "crs"  # the grid mapping
+RESERVED = (START, MEMBER, LEAD, VALID, PROJECTION, "channel", *PLACES)
 OF_PLACES = {"latitude": "degrees_north", "longitude": "degrees_east"}
 EXACT = 1e-12  # what a turn round the circle rounds away
 
@@ -94,17 +97,21 @@ def dataset_of(x: Frame, truth: Frame | None, starts: Starts, record: Any, forec
         each = [
             (name, i, about.attributes) for i, (name, about) in enumerate(zip(record.variables, described, strict=True))
         ]
+    projection = forecast.metadata.projection or starts.metadata.projection
+    mapped = {"grid_mapping": PROJECTION} if projection else {}
     kinds = {"": (x, (START, MEMBER, LEAD))} | ({} if truth is None else {"_truth": (truth, (START, LEAD))})
     variables = {}
     for name, channel, attributes in each:
         for ending, (array, dims) in kinds.items():
             lazy = LazyFrames(array, channel, frames, order, forecast.geometry.hidden, space)
             dims = (*dims, *["channel"] * (not named), *axes)
-            variables[name + ending] = xarray.Variable(dims, LazilyIndexedArray(lazy), attributes)
+            variables[name + ending] = xarray.Variable(dims, LazilyIndexedArray(lazy), attributes | mapped)
     coordinates = _times(starts, record, forecast) | points
     coordinates[MEMBER] = (MEMBER, np.arange(members), {"standard_name": "realization", "long_name": "member"})
     if not named:
         coordinates["channel"] = ("channel", np.arange(channels), {"long_name": ", ".join(record.variables)})
+    if projection:
+        coordinates[PROJECTION] = (), np.int32(0), json.loads(projection)
     if starts.places is not None:
         coordinates |= {name: (START, starts.places[:, i]) for i, name in enumerate(PLACES)}
     about = {
