@@ -52,7 +52,7 @@ from tools.gpu.cifar10 import Images, image_errors
 
 Pair = TypeVar("Pair", TwoConditional, TwoNetworks)
 SHAPES: tuple[Any, ...] = ("dual", "coarse", "bare")
-SETTINGS = {"kuramoto-sivashinsky": Setting(16), "kolmogorov": Setting(8)}
+SETTINGS = {"kuramoto-sivashinsky": Setting(16), "kolmogorov": Setting(8), "sphere": Setting(8, 4e-3)}
 STEPS, COUNT, ROUNDS = (4, 8), 512, 9  # COUNT: held-out windows of a loss
 
 
@@ -91,7 +91,8 @@ class Shapes(Contest):
     """The contest, of pairs by diffusion alone."""
 
     def untimed(self, network: str, method: str, seed: int) -> dr.Experiment:
-        experiment = self.sized(replace(self.system.windows, size=SIZES[self.name]), "dual")
+        size = SIZES.get(self.name, self.system.windows.size)
+        experiment = self.sized(replace(self.system.windows, size=size), "dual")
         return shaped(experiment, network, TwoConditional)
 
     def plans(self, method: str) -> tuple[int | None, ...]:

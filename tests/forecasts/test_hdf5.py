@@ -250,3 +250,47 @@ def test_a_file_without_the_dimensions_of_the_well(tmp_path: Path) -> None:
         file["t0_fields/u"] = ARRAY[:, :, 0]
     with pytest.raises(ValueError, match="no `dimensions` with `spatial_dims`"):
         read_fields(tmp_path / "data.h5", "train")
+
+
+@pytest.mark.parametrize("names", [("tensor",), ("Vx", "density")])
+@pytest.mark.parametrize("space", [(16,), (8, 6)])
+def test_arrays_of_pdebench(tmp_path: Path, names: tuple[str, ...], space: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).normal(size=(len(names), 5, 7, *space)).astype(np.float32)
+    with h5py.File(tmp_path / "a_Train.hdf5", "w") as file:
+        for name, values in zip(names, x, strict=True):
+            file[name] = values
+        file["t-coordinate"] = 0.05 * np.arange(8)  # of the ends of steps, one more than frames
+        file["x-coordinate"] = np.linspace(0, 1, space[0])
+        file["nu"] = np.zeros((5, 16))
+    source = find_fields(tmp_path / "a_Train.hdf5")[1]
+    assert (source.variables, source.axes, source.step) == (names, ("x", "y")[: len(space)], pytest.approx(0.05))
+    assert [each.name for each in source.metadata.coordinates] == ["x-coordinate"]
+    assert len(source.trajectories) == 5
+    np.testing.assert_array_equal(
+        source.trajectories[3][2:6], x[:, 3, 2:6].swapaxes(0, 1).reshape(4, len(names), -1, space[-1])
+    )
+
+
+@pytest.mark.parametrize("space", [(16,), (8, 6)])
+def test_groups_of_pdebench_are_trajectories(tmp_path: Path, space: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).normal(size=(4, 7, *space, 2)).astype(np.float32)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for number, values in enumerate(x):
+            file[f"{number:04}/data"], file[f"{number:04}/grid/t"] = values, np.linspace(0, 3, 7)
+            file[f"{number:04}/grid/x"] = np.arange(space[0])
+    source = find_fields(tmp_path / "a.h5")[1]
+    assert (source.variables, source.step, len(source.trajectories)) == (("u0", "u1"), 0.5, 4)
+    expected = np.moveaxis(x[2, 1:4], -1, 1).reshape(3, 2, -1, space[-1])
+    np.testing.assert_array_equal(source.trajectories[2][1:4], expected)
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        for number in (3, 4):
+            file[f"{number}/data"], file[f"{number}/grid/t"] = np.zeros((7, number, 2)), np.arange(7)
+    with pytest.raises(ValueError, match=r"3/data \(7, 3, 2\), /4/data \(7, 4, 2\); expected one shape"):
+        find_fields(tmp_path / "b.h5")
+
+
+def test_volumes_of_pdebench_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["Vz"], file["t-coordinate"] = np.zeros((2, 3, 4, 4, 4)), np.arange(3.0)
+    with pytest.raises(ValueError, match=r"Vz \(2, 3, 4, 4, 4\); expected one shape, \(trajectory, time, x\)"):
+        find_fields(tmp_path / "a.h5")

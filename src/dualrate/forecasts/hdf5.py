@@ -1,9 +1,10 @@
-"""Fields in HDF5, of PDEArena and of The Well.
+"""Fields in HDF5, of PDEArena, The Well and PDEBench.
 
 {train,valid,test}/pde_{nt}-{nx} (S, T, X) or (S, T, C, X), or {train,valid,test}/NAME (S, T, Y, X), and maybe dt
 and t, (T) or (S, T), as of PDEArena
 t0_fields/NAME (S, T, *space), t1_fields and t2_fields with their components last, as of The Well: fields of one or
 two dimensions that vary in time are read
+NAME (S, T, *space) beside t-coordinate, or a group a trajectory with data (T, *space, C) and grid/t, as of PDEBench
 """
 
 from __future__ import annotations
@@ -68,14 +69,15 @@ def read_hdf5(files: Sequence[tuple[str, Path]], source: Path) -> FieldSource:
 
 
 def _of_file(file: Any, path: Path, split: str) -> FieldSource:
-    fields = _pdearena(file, path) or _well(file, path, split)
+    fields = _pdearena(file, path) or _well(file, path, split) or _pdebench(file, path, split)
     if fields is None:
         inside: list[str] = []
         file.visit(lambda name: inside.append(name) or (len(inside) > 12 or None))
         raise ValueError(
             f"{path} holds {some_of(inside, 12) or 'nothing'}; expected the groups train, valid or test with pde_* "
-            "or fields (trajectory, time, y, x), or t0_fields, t1_fields; write a group of NetCDF (Grid of IMERG) to "
-            "a file of its own (xarray: open_dataset(FILE, group=NAME).to_netcdf(OTHER))"
+            "or fields (trajectory, time, y, x), t0_fields, t1_fields, or t-coordinate: write an array (trajectory, "
+            "time, channel, y, x) as `fields` to an .npz, or a group of NetCDF (Grid of IMERG) to a file of its own "
+            "(xarray: open_dataset(FILE, group=NAME).to_netcdf(OTHER))"
         )
     return fields
 
@@ -228,3 +230,40 @@ def _well(file: Any, path: Path, split: str) -> FieldSource | None:
 def _static(path: Path, data: Any) -> NDArray[Any]:
     _check_parts(path, [data])
     return physical(data[...], data).reshape(grid_of(data.shape))
+
+
+def _pdebench(file: Any, path: Path, split: str) -> FieldSource | None:
+    groups = [each for each in file.values() if isinstance(each, Mapping) and {"data", "grid"} <= {*each}]
+    names = [name for name, each in file.items() if getattr(each, "ndim", 0) > 2] if "t-coordinate" in file else []
+    if not (groups or names):
+        return None
+    parts = [array_of(path, *place) for place in ([(group, "data") for group in groups] or [(file, n) for n in names])]
+    frames, *space = parts[0].shape[:-1] if groups else parts[0].shape[1:]
+    if len({part.shape for part in parts}) > 1 or len(space) not in (1, 2) or 0 in parts[0].shape:
+        shapes = some_of([f"{part.name} {part.shape}" for part in {part.shape: part for part in parts}.values()])
+        raise ValueError(
+            f"{path}: {shapes}; expected one shape, (trajectory, time, x) or (trajectory, time, x, y), of a group for "
+            "each trajectory (time, x, channel) or (time, x, y, channel)"
+        )
+    count, grid = len(groups) or len(parts[0]), grid_of(space)
+    check_claim(path, count, "trajectories")
+    _check_parts(path, parts)
+    variables = numbered(parts[0].shape[-1]) if groups else tuple(names)
+
+    def trajectory(number: int, timing: Timing) -> Lazy:
+        def read(first: int, last: int) -> NDArray[Any]:
+            data = physical(parts[number][first:last], parts[number])
+            return np.moveaxis(data.reshape(last - first, *grid, -1), -1, 1)
+
+        shape = frames, len(variables), *grid
+        return Lazy(shape, read, timing, path) if groups else _of_hdf5(path, parts, number, shape, timing)
+
+    places, ending = ([group["grid"] for group in groups], "") if groups else ([file], "-coordinate")
+    times = np.stack([whole_of(path, place, f"t{ending}")[:frames] for place in places])  # there may be one more
+    timings = timings_of(path, f"t{ending}", times, count, frames)
+    axes = ("x", "y")[: len(space)]
+    points = _coordinates(path, places[0], {f"{name}{ending}": i for i, name in enumerate(axes)}, count, space)
+    described = tuple(Description.of(part.attrs) for part in parts[: len(names)]) or (Description(),) * len(variables)
+    note, step = next((each.note for each in timings if each.note), ""), common_step(each.step for each in timings)
+    trajectories = [*map(trajectory, range(count), timings)]
+    return FieldSource({split: trajectories}, variables, step, axes, note, Metadata(described, points))
