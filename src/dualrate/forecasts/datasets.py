@@ -55,7 +55,6 @@ CHANNEL = ("channel", "channels", "variable", "field")
 LEVEL = ("level", "levels", "lev", "plev", "pressure_level", "isobaricinhpa", "depth", "deptht", "model_level")
 LEVEL += ("bottom_top",)
 OF_LEVELS = ("air_pressure", "depth", "height", "altitude", "model_level_number")  # standard names
-LONGEST_PROJECTION = 2**14  # characters
 DESCRIBING = ("bounds", "climatology", "cell_measures", "ancillary_variables", "formula_terms")
 
 
@@ -313,7 +312,8 @@ def _part(path: Path, name: str, variable: Any, layout: Layout, levels: Sequence
         numbers, units = numbers / 100, "hPa"  # those that are asked for
     missing = [level for level in levels if not np.isclose(numbers, level).any()]
     if missing:
-        raise ValueError(f"{path}: {name} has no level {missing[0]:g}; expected some of {', '.join(map(str, values))}")
+        error = NoFields if missing == [*levels] else ValueError  # of levels of another kind
+        raise error(f"{path}: {name} has no level {missing[0]:g}; expected some of {', '.join(map(str, values))}")
     at = [int(np.isclose(numbers, level).argmax()) for level in levels] or range(count)
     abouts = tuple(about.at(numbers[i] if dim in variable.coords else None, units) for i in at)
     digits = next((n for n in (6, 9) if len({f"{x:.{n}g}" for x in numbers}) == count and all(numbers < 10**n)), 12)
@@ -389,7 +389,7 @@ def _projection(data: Any, variables: Iterable[Any]) -> str:
     ]
     attributes = {key: np.asarray(value).tolist() for name in names[:1] for key, value in data[name].attrs.items()}
     text = json.dumps(attributes, default=text_of)
-    return text if 2 < len(text) < LONGEST_PROJECTION else ""
+    return text if 2 < len(text) < 2**14 else ""  # a description in words (WKT) has some thousand characters
 
 
 def _bounds(data: Any) -> set[str]:
