@@ -36,8 +36,6 @@ class MovingGarments(System):
 
     every = 1.0
     variables: ClassVar[tuple[str, ...]] = ("grey",)
-    lyapunov_time: ClassVar[float] = math.inf
-    periodic: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

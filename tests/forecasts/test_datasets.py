@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,12 @@ def test_points_of_a_mesh_are_told_from_those_of_a_section(tmp_path: Path) -> No
         data = xarray.Dataset({"t": (("time", "values"), V[:, 0].reshape(12, 24))}, {"time": HOURS, **place})
         source = find_fields(saved(data, tmp_path / f"{number}.nc"))[1]
         assert ("along values are no neighbours" in source.note) == is_mesh, number
+    stairs = {"latitude": ("values", np.arange(24) // 2 * 1.0), "longitude": ("values", np.arange(1, 25) // 2 * 1.0)}
+    for place, is_mesh in ((mesh, True), (stairs, False)):  # beside another axis
+        values = V.transpose(0, 2, 1, 3).reshape(12, 12, 6)[..., :1].repeat(24, -1)
+        data = xarray.Dataset({"t": (("time", "height", "values"), values)}, {"time": HOURS, **place})
+        assert ("along values" in find_fields(saved(data, tmp_path / "sides.nc"))[1].note) == is_mesh
+        os.remove(tmp_path / "sides.nc")
 
 
 def test_spherical_harmonics_are_refused_with_a_way_out(tmp_path: Path) -> None:

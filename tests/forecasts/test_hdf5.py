@@ -12,7 +12,7 @@ from forecasts.made_fields import ARRAY, LINE, STRINGS, all_of
 
 from dualrate.forecasts.fields import Statistics, read_fields
 from dualrate.forecasts.sources import find_fields, is_fields
-from dualrate.forecasts.trajectories import timing_of
+from dualrate.forecasts.trajectories import FieldSource, timing_of
 
 
 def write_well(path: Path, seed: int = 0) -> np.ndarray:
@@ -287,6 +287,34 @@ def test_groups_of_pdebench_are_trajectories(tmp_path: Path, space: tuple[int, .
             file[f"{number}/data"], file[f"{number}/grid/t"] = np.zeros((7, number, 2)), np.arange(7)
     with pytest.raises(ValueError, match=r"3/data \(7, 3, 2\), /4/data \(7, 4, 2\); expected one shape"):
         find_fields(tmp_path / "b.h5")
+
+
+def test_times_of_pdebench_are_those_of_its_frames(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["tensor"], file["t-coordinate"] = LINE[:, :, 0], np.arange(2.0 * LINE.shape[1])
+    with pytest.raises(ValueError, match=r"t-coordinate is \(12,\); expected \(6,\) or \(20, 6\)"):
+        find_fields(tmp_path / "a.h5")
+
+
+def test_groups_of_pdebench_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
+    def source(**arrays: Any) -> FieldSource:
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            for number in range(2):
+                file[f"{number}/data"], file[f"{number}/grid/x"] = np.zeros((7, 4, 2)), number + np.arange(4.0)
+            for place, values in arrays.items():
+                file[place] = values
+        return find_fields(tmp_path / "a.h5")[1]
+
+    times = {"0/grid/t": np.arange(7.0), "1/grid/t": 2 * np.arange(8.0)}
+    assert source(**times).metadata.coordinates == ()  # others in each
+    assert [timing_of(each).step for each in source(**times).trajectories] == [1, 2]
+    for more, words in (
+        ({"1/grid/t": np.arange(5.0)}, r"/1/grid/t is \(5,\); expected \(7,\)"),
+        ({"2/data": np.zeros((7, 4, 2))}, "/2/grid/t is no array"),  # else it would be left out
+        ({"!/data": 1.0}, r"/!/data \(\).*; expected one shape"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            source(**times | more)
 
 
 def test_volumes_of_pdebench_are_refused(tmp_path: Path) -> None:

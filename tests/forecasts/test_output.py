@@ -161,6 +161,29 @@ def test_a_projection_is_that_of_the_source(tmp_path: Path, format: str) -> None
         assert forecast.x.attrs["standard_name"] == "projection_x_coordinate"
 
 
+def test_attributes_of_a_projection_that_zarr_alone_can_hold_are_left_out(tmp_path: Path) -> None:
+    mapping = {"grid_mapping_name": "mercator", "area": None, "exact": True, "base": {"id": 1}}
+    data = waves().assign(mercator=((), np.int32(0), mapping))
+    data["t"].attrs["grid_mapping"] = "mercator"
+    data.to_zarr(tmp_path / "source.zarr", zarr_format=2)
+    made = load(saved_random(experiment(tmp_path / "source.zarr"), tmp_path / "run"))
+    written(made, tmp_path / "out", 2, format="netcdf")
+    with opened(tmp_path / "out", "netcdf") as forecast:
+        assert forecast.crs.attrs == {"grid_mapping_name": "mercator"}
+
+
+def test_a_start_of_another_projection_is_refused(tmp_path: Path) -> None:
+    def mapped(name: str) -> xarray.Dataset:
+        data = waves().assign(mapping=((), np.int32(0), {"grid_mapping_name": name}))
+        data["t"].attrs["grid_mapping"] = "mapping"
+        return data
+
+    made = run_of(mapped("mercator"), tmp_path)
+    read_starts(saved(mapped("mercator"), tmp_path / "same.nc"), made)
+    with pytest.raises(ValueError, match=r"has points in stereographic, and .* on points in mercator"):
+        read_starts(saved(mapped("stereographic"), tmp_path / "other.nc"), made)
+
+
 def test_the_value_of_a_call_has_the_same_dataset_and_reads_what_is_asked_for(tmp_path: Path) -> None:
     made = run_of(sea(np.nan), tmp_path, mask="auto", variables=("t", "u"))
     result = dr.forecast(made, 1, **HOW)

@@ -106,6 +106,27 @@ def test_a_variable_in_files_of_other_variables_is_refused(tmp_path: Path, names
     np.testing.assert_array_equal(whole(tmp_path / "m", names=("v",)), V[:, 1:])
 
 
+def test_a_file_without_a_level_of_the_others_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    for name, (first, last), levels in (("a", (0, 12), [500.0, 850.0]), ("b", (12, 24), [500.0, 700.0])):
+        axes = {"time": HOURS[first:last], "level": levels, "lat": np.arange(4.0), "lon": np.arange(6.0)}
+        data = xarray.Dataset({"t": (("time", "level", "lat", "lon"), V[first:last])}, axes)
+        data.to_netcdf(tmp_path / "m" / f"{name}.nc", engine="h5netcdf")
+    np.testing.assert_array_equal(whole(tmp_path / "m", levels=(500,)), V[:, :1])
+    with pytest.raises(ValueError, match=r"b.nc: t has no level 850"):  # else half of the times would be left out
+        find_fields(tmp_path / "m", levels=(850,))
+
+
+def test_a_projection_is_that_of_any_file(tmp_path: Path) -> None:
+    write(tmp_path / "m" / "a.nc", 0, 12)
+    write(tmp_path / "m" / "b.nc", 12, 24)
+    with xarray.open_dataset(tmp_path / "m" / "b.nc", engine="h5netcdf") as file:
+        data = file.load().assign(mapping=((), np.int32(0), {"grid_mapping_name": "mercator"}))
+    data["u"].attrs["grid_mapping"] = "mapping"
+    data.to_netcdf(tmp_path / "m" / "b.nc", engine="h5netcdf")
+    assert find_fields(tmp_path / "m")[1].metadata.projection == '{"grid_mapping_name": "mercator"}'
+
+
 def test_variables_of_other_heights_are_channels(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     for name, height in {"u": 10.0, "v": 2.0}.items():

@@ -330,5 +330,8 @@ def test_the_command_makes_a_file_of_fields(
         assert message in capsys.readouterr().err
 
 
-def test_the_command_makes_every_simulation() -> None:
+def test_the_command_makes_every_simulation_and_the_options_name_no_other() -> None:
     assert set(get_args(get_type_hints(Simulate)["system"])) == SIMULATIONS.keys()
+    options = json.loads(Path("src/dualrate/options/options.json").read_text())
+    text = json.dumps(options).split("of such files, ")[1].split(". Clips")[0]
+    assert set(text.replace(" or ", ", ").split(", ")) == SIMULATIONS.keys()

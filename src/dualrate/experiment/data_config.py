@@ -21,8 +21,8 @@ class DataConfig(Ranged):
     """Images: fashion-mnist, a folder (of images, of archives, or written by dualrate data prepare), a .tar, .parquet
     or .npz file. Text: a .txt file, or python-docs, the language reference that comes with Python. Fields over time: a
     .npz, .npy, .h5, .nc, .zarr or .grib file, a folder or pattern ('*.nc') of such files, kuramoto-sivashinsky,
-    kolmogorov, moving-fashion-mnist, moving-sprites, barotropic-t21 or barotropic-t42. Clips: clips:PLACE, of a file or
-    folder. Empty: unknown."""
+    kolmogorov, moving-sprites, barotropic-t21 or barotropic-t42. Clips: clips:PLACE, of a file or folder. Empty:
+    unknown."""
     size: Side | None = None
     """Side that images are resized to. Default: their own. For text: characters per piece. Default: 64."""
     channels: Literal[1, 3] | None = None

@@ -54,8 +54,7 @@ def curves_figure(x: Sequence[float], panels: Sequence[Panel], xlabel: str) -> F
             axes.annotate(
                 says, (0.995, level), (0, 3), axes.get_yaxis_transform(), "offset points", ha="right", color=INK
             )
-        axes.set_ylabel(panel.ylabel)
-        axes.set_xlabel(xlabel)
+        axes.set(xlabel=xlabel, ylabel=panel.ylabel)
         if panel.log:
             axes.set_yscale("log")
             axes.minorticks_off()
@@ -75,13 +74,10 @@ def spectra_figure(columns: Mapping[str, Mapping[str, Sequence[float]]]) -> Figu
     for axes, (title, curves) in zip(grid, columns.items(), strict=True):
         for i, (name, power) in enumerate(curves.items()):
             axes.plot(range(1, len(power) + 1), power, dashes[i % 3], color=mark(i)[0], linewidth=1.8, label=name)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
         strongest = max(max(power, default=1.0) for column in columns.values() for power in column.values())
-        axes.set_ylim(FAINTEST * strongest, 3 * strongest)
+        axes.set(xscale="log", yscale="log", ylim=(FAINTEST * strongest, 3 * strongest), xlabel="wavenumber")
         axes.minorticks_off()
         axes.set_title(title, color=INK, fontsize=12)
-        axes.set_xlabel("wavenumber")
     grid[0].set_ylabel("power")
     grid[0].legend(frameon=False, labelcolor=INK, fontsize=10.5)
     return figure

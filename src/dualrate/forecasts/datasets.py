@@ -29,6 +29,7 @@ from dualrate.forecasts.metadata import (
     Metadata,
     calendar_of,
     level_of,
+    mesh_among,
     plain_units,
     text_of,
     way,
@@ -60,6 +61,10 @@ DESCRIBING = ("bounds", "climatology", "cell_measures", "ancillary_variables", "
 
 class NoFields(ValueError):
     """A dataset has no variable that is wanted over time and space."""
+
+
+class NoLevels(ValueError):
+    """A variable has no level that is wanted."""
 
 
 @dataclass(frozen=True)
@@ -165,10 +170,10 @@ def fields_of(
     notes = [f"left out, as they {why}: {', '.join(each)}" for why, each in left_out.items() if each]
     notes += list(dict.fromkeys(timing.note for timing in timings if timing.note))[:1]
     points = _points(data, layout.space, {*TRAJECTORY, *times, *aside})
-    if _is_mesh(points):
+    if mesh := mesh_among(points, layout.space):
         notes.append(
-            f"points one after the other along {layout.space[0]} are no neighbours by latitude and longitude, as "
-            "networks take them to be: bring a mesh to a grid first (cdo remapcon,r64x32 IN OUT)"
+            f"points one after the other along {mesh} are no neighbours by latitude and longitude, as networks take "
+            "them to be: bring a mesh to a grid first (cdo remapcon,r64x32 IN OUT)"
         )
     return FieldSource(
         {"": [one_of(*each) for each in enumerate(timings)]},
@@ -312,7 +317,7 @@ def _part(path: Path, name: str, variable: Any, layout: Layout, levels: Sequence
         numbers, units = numbers / 100, "hPa"  # those that are asked for
     missing = [level for level in levels if not np.isclose(numbers, level).any()]
     if missing:
-        error = NoFields if missing == [*levels] else ValueError  # of levels of another kind
+        error = NoLevels if missing == [*levels] else ValueError  # of levels of another kind
         raise error(f"{path}: {name} has no level {missing[0]:g}; expected some of {', '.join(map(str, values))}")
     at = [int(np.isclose(numbers, level).argmax()) for level in levels] or range(count)
     abouts = tuple(about.at(numbers[i] if dim in variable.coords else None, units) for i in at)
@@ -346,14 +351,6 @@ def _points(data: Any, space: Sequence[str], without: Collection[str]) -> tuple[
     )
 
 
-def _is_mesh(points: Sequence[Coordinate]) -> bool:
-    """Whether latitudes and longitudes along one axis are those of no line: neither goes one way, but for one turn."""
-    places = [each for each in points if each.place or each.description.standard_name in ("latitude", "longitude")]
-    ways = [np.sign(np.diff(each.values)) for each in places if each.axes == (0,)]
-    against = [len(each) - np.unique(each, return_counts=True)[1].max(initial=0) for each in ways]
-    return len(ways) > 1 and min(against) > 1
-
-
 def _is_time(coordinate: Any) -> bool:
     """Whether it holds dates, or says that it is time."""
     says = coordinate.attrs.get("standard_name") == "time" or coordinate.attrs.get("axis") == "T"
@@ -373,21 +370,20 @@ def _describing(variable: Any) -> list[str]:
     """The names that the attributes of a variable refer to: of bounds, of its grid, of what goes with it."""
     attributes = variable.encoding | variable.attrs
     names = [name.rstrip(":") for kind in DESCRIBING for name in text_of(attributes.get(kind, "")).split()]
-    return names + _grid_mappings(attributes)
+    return names + _grid_mappings(variable)
 
 
-def _grid_mappings(attributes: Mapping[str, Any]) -> list[str]:
+def _grid_mappings(variable: Any) -> list[str]:
     """The names in `mapping` or `mapping: x y other: lat lon`."""
-    names = text_of(attributes.get("grid_mapping", "")).split()
+    names = text_of((variable.encoding | variable.attrs).get("grid_mapping", "")).split()
     return [name.rstrip(":") for name in names if name.endswith(":")] or names
 
 
 def _projection(data: Any, variables: Iterable[Any]) -> str:
     """The attributes of the grid mapping that a variable names first, as JSON; empty without one."""
-    names = [
-        name for each in variables for name in _grid_mappings(each.encoding | each.attrs) if name in data.variables
-    ]
-    attributes = {key: np.asarray(value).tolist() for name in names[:1] for key, value in data[name].attrs.items()}
+    names = [name for each in variables for name in _grid_mappings(each) if name in data.variables]
+    arrays = {key: np.asarray(value) for name in names[:1] for key, value in data[name].attrs.items()}
+    attributes = {key: each.tolist() for key, each in arrays.items() if each.dtype.kind in "fiuSU"}  # as of NetCDF
     text = json.dumps(attributes, default=text_of)
     return text if 2 < len(text) < 2**14 else ""  # a description in words (WKT) has some thousand characters
 

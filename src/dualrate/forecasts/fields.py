@@ -86,12 +86,10 @@ class Fields(TrainingSet):
 
         Raises ValueError if there is none.
         """
-        windows: list[tuple[int, int]] = []
-        for i, trajectory in enumerate(self.trajectories):
-            for first, stop in pieces_of(trajectory):
-                windows += [(i, start) for start in range(first, stop - count + 1)]
+        pieces = [(i, *piece) for i, trajectory in enumerate(self.trajectories) for piece in pieces_of(trajectory)]
+        windows = [(i, start) for i, first, stop in pieces for start in range(first, stop - count + 1)]
         if count < 1 or not windows:
-            longest = max(stop - first for trajectory in self.trajectories for first, stop in pieces_of(trajectory))
+            longest = max(stop - first for _, first, stop in pieces)
             raise ValueError(
                 f"{self.name}: windows of {count} frames, expected 1 to {longest}, the most in a row in "
                 "its trajectories: ask for fewer past or future frames, or give longer ones"

@@ -118,7 +118,7 @@ def array_of(path: Path, group: Any, name: str) -> Any:
     """The dataset of this name, of h5py. Raises ValueError for what is no array."""
     import h5py
 
-    data = group[name]
+    data = group.get(name)
     if not isinstance(data, h5py.Dataset) or data.shape is None:
         raise ValueError(f"{path}: {group.name}/{name} is no array")
     return data

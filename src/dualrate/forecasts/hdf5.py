@@ -233,12 +233,12 @@ def _static(path: Path, data: Any) -> NDArray[Any]:
 
 
 def _pdebench(file: Any, path: Path, split: str) -> FieldSource | None:
-    groups = [each for each in file.values() if isinstance(each, Mapping) and {"data", "grid"} <= {*each}]
     names = [name for name, each in file.items() if getattr(each, "ndim", 0) > 2] if "t-coordinate" in file else []
-    if not (groups or names):
+    groups = [] if names else [each for each in file.values() if isinstance(each, Mapping) and "data" in each]
+    if not (names or any("grid" in each for each in groups)):
         return None
     parts = [array_of(path, *place) for place in ([(group, "data") for group in groups] or [(file, n) for n in names])]
-    frames, *space = parts[0].shape[:-1] if groups else parts[0].shape[1:]
+    frames, *space = (parts[0].shape[:-1] if groups else parts[0].shape[1:]) or (0,)
     if len({part.shape for part in parts}) > 1 or len(space) not in (1, 2) or 0 in parts[0].shape:
         shapes = some_of([f"{part.name} {part.shape}" for part in {part.shape: part for part in parts}.values()])
         raise ValueError(
@@ -258,11 +258,16 @@ def _pdebench(file: Any, path: Path, split: str) -> FieldSource | None:
         shape = frames, len(variables), *grid
         return Lazy(shape, read, timing, path) if groups else _of_hdf5(path, parts, number, shape, timing)
 
-    places, ending = ([group["grid"] for group in groups], "") if groups else ([file], "-coordinate")
-    times = np.stack([whole_of(path, place, f"t{ending}")[:frames] for place in places])  # there may be one more
-    timings = timings_of(path, f"t{ending}", times, count, frames)
-    axes = ("x", "y")[: len(space)]
-    points = _coordinates(path, places[0], {f"{name}{ending}": i for i, name in enumerate(axes)}, count, space)
+    timings: list[Timing] = []
+    for place in [(group, "grid/t") for group in groups] or [(file, "t-coordinate")]:
+        times = whole_of(path, *place)
+        times = times[:-1] if times.shape == (frames + 1,) else times  # of the ends of steps
+        timings += timings_of(path, array_of(path, *place).name, times, 1 if groups else count, frames)
+    axes, ending = ("x", "y")[: len(space)], "" if groups else "-coordinate"
+    along = {f"{name}{ending}": i for i, name in enumerate(axes)}
+    places = [each["grid"] for each in groups] or [file]
+    first, *others = (_coordinates(path, place, along, count, space) for place in places)
+    points = tuple(each for each in first if all(each in those for those in others))
     described = tuple(Description.of(part.attrs) for part in parts[: len(names)]) or (Description(),) * len(variables)
     note, step = next((each.note for each in timings if each.note), ""), common_step(each.step for each in timings)
     trajectories = [*map(trajectory, range(count), timings)]

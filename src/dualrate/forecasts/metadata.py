@@ -5,6 +5,7 @@ A forecast keeps what its training data said. Starts that say otherwise are of a
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import unicodedata
@@ -142,9 +143,9 @@ class Metadata:
         return replace(self, coordinates=tuple(each.thinned for each in self.coordinates))
 
     @property
-    def said(self) -> tuple[int, int]:
-        """The numbers of coordinates, and of variables with units."""
-        return len(self.coordinates), sum(each.units != "" for each in self.variables)
+    def said(self) -> tuple[int, int, bool]:
+        """The numbers of coordinates, and of variables with units; whether there is a projection."""
+        return len(self.coordinates), sum(each.units != "" for each in self.variables), self.projection != ""
 
     def unsaid(self, other: Metadata, names: Sequence[str]) -> str:
         """The units and coordinates, in words, that the other says and this does not. names: of the variables"""
@@ -163,7 +164,9 @@ class Metadata:
         """
         units = [*zip(names, self.variables, other.variables, strict=False)]
         pairs = [(name, mine.units, theirs.units) for name, mine, theirs in units]
-        for name, mine, theirs in (*pairs, ("time", self.time, other.time)):
+        mappings = (text_of(json.loads(each.projection or "{}").get("grid_mapping_name", "")) for each in (self, other))
+        pairs += [("time", self.time, other.time), ("points", *mappings)]
+        for name, mine, theirs in pairs:
             if mine and theirs and plain_units(mine) != plain_units(theirs):
                 yield f"{name} in {mine}", f"{name} in {theirs}"
         for name, a, b in units:
@@ -218,6 +221,20 @@ def variable_number(
             return name, number
     least = f", a number above {above:g}" * math.isfinite(above)
     raise ValueError(f"{what} {text!r} is none; expected VARIABLE:{value}{least}, with one of {', '.join(names)}")
+
+
+def mesh_among(points: Sequence[Coordinate], space: Sequence[str]) -> str:
+    """The dimension along which latitudes and longitudes are those of no line; empty: none.
+
+    Of a line one of them goes one way, but for one turn, or both do, with steps to a side and steps up or down.
+    """
+    places = [each for each in points if each.place or each.description.standard_name in ("latitude", "longitude")]
+    for axis, dim in enumerate(space):
+        ways = [np.diff(each.values) for each in places if each.axes == (axis,)]
+        counts = np.array([((each < 0).sum(), (each == 0).sum(), (each > 0).sum()) for each in ways])
+        if len(ways) > 1 and min(counts.sum(1) - counts.max(1)) > 1 and max(counts[:, ::2].min(1)) > 1:
+            return dim
+    return ""
 
 
 def calendar_of(name: Any) -> str:

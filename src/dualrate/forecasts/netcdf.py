@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualrate.data.source import reading
-from dualrate.forecasts.datasets import NoFields, fields_of, times_of
+from dualrate.forecasts.datasets import NoFields, NoLevels, fields_of, times_of
 from dualrate.forecasts.file_checks import (
     check_netcdf,
     check_written,
@@ -60,7 +60,7 @@ def _read(path: Path, read: Callable[[Any, Callable[..., None]], FieldSource]) -
         for data in datasets:
             try:
                 parts.append((path, read(data, lambda *names, data=data: _check_written(path, data, *names))))
-            except NoFields:
+            except (NoFields, NoLevels):
                 if not parts and data is datasets[-1]:
                     raise
         fields, varying = channels_of_all(parts)[1], (str(name) for data in datasets for name in data.data_vars)

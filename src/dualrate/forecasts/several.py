@@ -6,7 +6,7 @@ the same times, or of forecasts, each is a trajectory. What they make is then jo
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -129,12 +129,8 @@ def _chained(path: Path, parts: Sequence[Trajectory]) -> Lazy:
     _, channels, height, width = parts[0].shape
 
     def read(first: int, last: int) -> NDArray[Any]:
-        frames: list[NDArray[Any]] = []
-        for i in range(bisect_right(starts, first) - 1, len(parts)):
-            if starts[i] >= last:
-                break
-            frames.append(parts[i][max(0, first - starts[i]) : last - starts[i]])
-        return np.concatenate(frames)
+        some = range(bisect_right(starts, first) - 1, bisect_left(starts, last))
+        return np.concatenate([parts[i][max(0, first - starts[i]) : last - starts[i]] for i in some])
 
     timing = timed(path, np.concatenate([timing_of(part).times for part in parts]))
     return Lazy((starts[-1], channels, height, width), read, timing, path)
@@ -165,7 +161,7 @@ def channels_of_all(groups: Sequence[Named]) -> Named:
         raise ValueError(
             f"{' and '.join(files)}: {', '.join(twice)} comes twice, with other variables or for several kinds of "
             "levels, steps or grids: copy one kind to a file of its own (of GRIB, grib_copy -w "
-            "typeOfLevel=surface,stepType=instant IN.grib OUT.grib)"
+            "typeOfLevel=surface,stepType=instant IN.grib OUT.grib), or name other variables (--data.variables)"
         )
     varying = tuple(dict.fromkeys(name for _, fields in groups for name in fields.varying))
     described = tuple(each for _, fields in groups for each in fields.metadata.variables)

@@ -5,7 +5,7 @@ Sources, of which the large ones are read where they lie, frame by frame:
     kuramoto-sivashinsky, kolmogorov, ...   made on the spot and kept in the cache (simulations.py)
     FILE.npz     `fields` (S, T, C, H, W) or (S, T, C, X), and maybe `variables` (C) and `step`
     FILE.npy     the same array alone, memory-mapped
-    FILE.h5      of PDEArena or The Well (hdf5.py)
+    FILE.h5      of PDEArena, The Well or PDEBench (hdf5.py)
     FOLDER       of such HDF5 files, in folders of splits, or with the split in their names (KS_train_64.h5)
     FILE.nc, FILE.zarr, FILE.grib   through xarray (netcdf.py)
     FOLDER, *.nc of such files, joined by their times and variables (several.py)

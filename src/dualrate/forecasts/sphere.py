@@ -63,8 +63,6 @@ class Barotropic(Evolving):
     dt: Duration = 1.0
 
     variables: ClassVar[tuple[str, ...]] = ("vorticity", "u", "v")
-    lyapunov_time: ClassVar[float] = math.inf
-    periodic: ClassVar[bool] = False  # longitudes are, as their coordinates say
     axes: ClassVar[tuple[str, ...]] = ("latitude (falling)", "longitude (rising)")
 
     @property

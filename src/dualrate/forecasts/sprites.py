@@ -36,8 +36,6 @@ class MovingSprites(System):
 
     every = 0.1
     variables: ClassVar[tuple[str, ...]] = COLOURS
-    lyapunov_time: ClassVar[float] = math.inf
-    periodic: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -61,13 +61,14 @@ def etdrk4(linear: Tensor, nonlinear: Callable[[Tensor], Tensor], dt: float) -> 
 class System(Ranged, ABC):
     """A system that makes trajectories. A subclass is a frozen dataclass.
 
-    every: time from frame to frame; periodic: whether opposite edges meet; axes: of space, as of `FieldSource`
+    every: time from frame to frame; lyapunov_time: inf where it is not known; periodic: whether opposite edges meet
+    (those of longitudes do as their coordinates say); axes: of space, as of `FieldSource`
     """
 
     every: Any  # a number, of a field or of the class
     variables: ClassVar[tuple[str, ...]]
-    lyapunov_time: ClassVar[float]
-    periodic: ClassVar[bool]
+    lyapunov_time: ClassVar[float] = math.inf
+    periodic: ClassVar[bool] = False
     axes: ClassVar[tuple[str, ...]] = ()
 
     @property
