@@ -200,7 +200,12 @@ def test_points_of_a_mesh_are_told_from_those_of_a_section(tmp_path: Path) -> No
         "longitude": ("values", np.arange(340, 388)[::2] % 360),
     }
     along = {"latitude": ("values", np.full(24, 10.0)), "longitude": ("values", np.arange(340, 388)[::2] % 360)}
-    for number, (place, is_mesh) in enumerate([(mesh, True), (radians, True), (crossing, False), (along, False)]):
+    tacking = {  # to the north, with one step back
+        "latitude": ("values", np.arange(24) - 1.5 * (np.arange(24) > 12)),
+        "longitude": ("values", np.arange(24) % 4 * 1.0),
+    }
+    lines = [(each, False) for each in (crossing, along, tacking)]
+    for number, (place, is_mesh) in enumerate([(mesh, True), (radians, True), *lines]):
         data = xarray.Dataset({"t": (("time", "values"), V[:, 0].reshape(12, 24))}, {"time": HOURS, **place})
         source = find_fields(saved(data, tmp_path / f"{number}.nc"))[1]
         assert ("along values are no neighbours" in source.note) == is_mesh, number

@@ -265,6 +265,7 @@ def test_arrays_of_pdebench(tmp_path: Path, names: tuple[str, ...], space: tuple
     source = find_fields(tmp_path / "a_Train.hdf5")[1]
     assert (source.variables, source.axes, source.step) == (names, ("x", "y")[: len(space)], pytest.approx(0.05))
     assert [each.name for each in source.metadata.coordinates] == ["x-coordinate"]
+    np.testing.assert_allclose(timing_of(source.trajectories[3]).times, 0.05 * np.arange(7))
     assert len(source.trajectories) == 5
     np.testing.assert_array_equal(
         source.trajectories[3][2:6], x[:, 3, 2:6].swapaxes(0, 1).reshape(4, len(names), -1, space[-1])

@@ -150,6 +150,19 @@ def _of_hdf5(path: Path, parts: Sequence[Any], number: int, shape: tuple[int, ..
     return Lazy(shape, read, timing, path)  # pyright: ignore[reportArgumentType]
 
 
+def _of_components(
+    path: Path, parts: Sequence[tuple[Any, int | None]], timing: Timing, shape: tuple[int, int, int, int]
+) -> Lazy:
+    """A trajectory of arrays, each with its number there, or None where it is the only one; components stand last."""
+
+    def read(first: int, last: int) -> NDArray[Any]:
+        arrays = [physical(data[first:last] if i is None else data[i, first:last], data) for data, i in parts]
+        wide = [array.reshape(last - first, *shape[2:], -1) for array in arrays]
+        return np.moveaxis(np.concatenate(wide, -1), -1, 1)
+
+    return Lazy(shape, read, timing, path)
+
+
 def _coordinates(
     path: Path, group: Any, names: Mapping[str, int | None], count: int, space: Sequence[int]
 ) -> tuple[Coordinate, ...]:
@@ -203,18 +216,6 @@ def _well(file: Any, path: Path, split: str) -> FieldSource | None:
         raise ValueError(f"{path}: its fields are {spaces} (time, space) of {samples} trajectories; expected one shape")
     _check_parts(path, [data for data, _ in parts])
     frames, *space = spaces.pop()
-    grid = grid_of(space)
-
-    def trajectory(number: int, timing: Timing) -> Lazy:
-        def read(first: int, last: int) -> NDArray[Any]:
-            arrays = [
-                physical(data[number, first:last] if varies else data[first:last], data) for data, varies in parts
-            ]
-            wide = [array.reshape(last - first, *grid, -1) for array in arrays]
-            return np.moveaxis(np.concatenate(wide, -1), -1, 1)
-
-        return Lazy((frames, len(variables), *grid), read, timing, path)
-
     count, dimensions = samples.pop(), file["dimensions"]
     check_claim(path, count, "trajectories")
     times = whole_of(path, dimensions, "time") if "time" in dimensions else None
@@ -223,8 +224,10 @@ def _well(file: Any, path: Path, split: str) -> FieldSource | None:
     note = next((timing.note for timing in timings if timing.note), "")
     clock = "" if times is None else text_of(dimensions["time"].attrs.get("units", ""))
     points = _coordinates(path, dimensions, {name: i for i, name in enumerate(axes)}, count, space)
-    splits, metadata = {split: [*map(trajectory, range(count), timings)]}, Metadata(tuple(described), points, clock)
-    return FieldSource(splits, tuple(variables), step, tuple(axes), note, metadata, statics)
+    shape, metadata = (frames, len(variables), *grid_of(space)), Metadata(tuple(described), points, clock)
+    places = [[(data, i if varies else None) for data, varies in parts] for i in range(count)]
+    trajectories = [_of_components(path, *each, shape) for each in zip(places, timings, strict=True)]
+    return FieldSource({split: trajectories}, tuple(variables), step, tuple(axes), note, metadata, statics)
 
 
 def _static(path: Path, data: Any) -> NDArray[Any]:
@@ -245,19 +248,9 @@ def _pdebench(file: Any, path: Path, split: str) -> FieldSource | None:
             f"{path}: {shapes}; expected one shape, (trajectory, time, x) or (trajectory, time, x, y), of a group for "
             "each trajectory (time, x, channel) or (time, x, y, channel)"
         )
-    count, grid = len(groups) or len(parts[0]), grid_of(space)
-    check_claim(path, count, "trajectories")
+    check_claim(path, count := len(groups) or len(parts[0]), "trajectories")
     _check_parts(path, parts)
     variables = numbered(parts[0].shape[-1]) if groups else tuple(names)
-
-    def trajectory(number: int, timing: Timing) -> Lazy:
-        def read(first: int, last: int) -> NDArray[Any]:
-            data = physical(parts[number][first:last], parts[number])
-            return np.moveaxis(data.reshape(last - first, *grid, -1), -1, 1)
-
-        shape = frames, len(variables), *grid
-        return Lazy(shape, read, timing, path) if groups else _of_hdf5(path, parts, number, shape, timing)
-
     timings: list[Timing] = []
     for place in [(group, "grid/t") for group in groups] or [(file, "t-coordinate")]:
         times = whole_of(path, *place)
@@ -270,5 +263,9 @@ def _pdebench(file: Any, path: Path, split: str) -> FieldSource | None:
     points = tuple(each for each in first if all(each in those for those in others))
     described = tuple(Description.of(part.attrs) for part in parts[: len(names)]) or (Description(),) * len(variables)
     note, step = next((each.note for each in timings if each.note), ""), common_step(each.step for each in timings)
-    trajectories = [*map(trajectory, range(count), timings)]
+    shape = frames, len(variables), *grid_of(space)
+    numbered_parts = (
+        [[(part, None)] for part in parts] if groups else [[(part, i) for part in parts] for i in range(count)]
+    )
+    trajectories = [_of_components(path, *each, shape) for each in zip(numbered_parts, timings, strict=True)]
     return FieldSource({split: trajectories}, variables, step, axes, note, Metadata(described, points))
