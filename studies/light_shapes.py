@@ -8,8 +8,8 @@ many channels as the heavy network has there: more multiply-adds in fewer, wider
 its finest level, and is as wide as the heavy network at the others.
 
 Of a system OUT has the trajectories of studies/forecasts.py. Of each plan: the held-out loss of x_hat and the fair
-CRPS, of each shape over `dual`, the latter with an interval over starts and trainings; milliseconds of a member, of 1,
-16 and 64 of a start. docs/results/light-shapes-SYSTEM.json.xz keeps the rows.
+CRPS, of each shape over `dual`, the latter with an interval over starts and trainings; milliseconds of a member, by how
+many of a start are drawn together. docs/results/light-shapes-SYSTEM.json.xz keeps the rows.
 
 Images are a source of `train auto --size tiny --rate dual`. The error of x_hat is that of held-out images on the same
 noise, by contexts of an age as in 16 steps of which 4 are heavy; distances are in a feature net that is trained here;
