@@ -278,16 +278,16 @@ def test_a_batch_cut_otherwise_is_redrawn_as_a_whole_whenever_it_is_killed(
     for writes in range(then[1] + 1):
         out, left = prepared(tmp_path / f"{writes}"), writes
 
-        def dies(path, data, write=module.write_whole, **options):
+        def dies(path, data, write):
             nonlocal left
             left -= 1
             if left < 0:
                 raise Killed
-            write(path, data, **options)
+            write(path, data)
 
         with monkeypatch.context() as patch, suppress(Killed):
-            patch.setattr(module, "write_whole", dies)
-            patch.setattr(record_module, "write_whole", dies)
+            for place, name in ((module, "write_unsynced"), (record_module, "write_whole")):
+                patch.setattr(place, name, partial(dies, write=getattr(place, name)))
             written(model, out, then[0], batch_size=then[1])
         written(model, out, then[0], batch_size=then[1])
         assert content(out) == whole

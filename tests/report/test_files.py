@@ -32,6 +32,16 @@ def test_constant_images_survive_floats_pngs_and_the_npz_of_the_reference_evalua
             assert np.array_equal(np.asarray(picture).reshape(4, 4, channels), images[k].transpose(1, 2, 0))
 
 
+@pytest.mark.parametrize("side", [36, 37, 64])
+def test_small_images_are_not_packed_and_take_a_block_of_the_disk_at_most(side, tmp_path):
+    file, image = tmp_path / "0.png", np.full((3, side, side), 7, np.uint8)
+    file.write_bytes(png_bytes(image))
+    assert np.array_equal(read_png(file), image)
+    assert is_whole_png(file, (3, side, side))
+    size = file.stat().st_size
+    assert image.nbytes < size <= 4096 if side == 36 else size < image.nbytes
+
+
 def test_an_npz_without_labels_has_images_alone(tmp_path):
     write_npz(tmp_path / "images.npz", iter(constant_images(1)), (256, 1, 4, 4), None)
     with np.load(tmp_path / "images.npz") as archive:

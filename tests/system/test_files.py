@@ -24,6 +24,7 @@ from dualrate.system.files import (
     tensors_of,
     whole,
     write_tensors,
+    write_unsynced,
     write_whole,
     written_aside,
 )
@@ -80,10 +81,11 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_file_that_cannot_be_written_stays_what_it_was(tmp_path):
-    write_whole(tmp_path / "a.txt", "first")
+@pytest.mark.parametrize("write", [write_whole, write_unsynced])
+def test_a_file_that_cannot_be_written_stays_what_it_was(tmp_path, write):
+    write(tmp_path / "a.txt", b"first")
     with full_disk(), pytest.raises(OSError, match=r"a\.txt'"):
-        write_whole(tmp_path / "a.txt", bytes(5000))
+        write(tmp_path / "a.txt", bytes(5000))
     with pytest.raises(IsADirectoryError), whole(tmp_path / "a.txt") as aside:
         (aside.write_text("half"), tmp_path.read_text())
     assert (tmp_path / "a.txt").read_text() == "first"
@@ -91,7 +93,7 @@ def test_a_file_that_cannot_be_written_stays_what_it_was(tmp_path):
 
 
 def test_what_a_killed_writer_left_tells_its_file_and_nothing_else_does(tmp_path):
-    with whole(tmp_path / "a.txt", synced=False) as aside:
+    with whole(tmp_path / "a.txt") as aside:
         aside.write_text("half")
         assert written_aside(aside.name) == "a.txt"
     for name in ("a.txt", "a.txt.partial", ".0123abcd.partial", "a.txt.0123abcg.partial", "a.txt.0123abcd.partial.x"):

@@ -102,7 +102,7 @@ def read_packed(folder: Path, split: Split) -> Packed:
             check_regular(file)
             if (actual := file.stat().st_size) != size:
                 raise Damaged(f"{file} has {actual:,} bytes, expected {size:,}; remove it")
-        content = manifest.content(_labels_file(split)) if part["labelled"] else None
+        content = manifest.content(labels_file(split)) if part["labelled"] else None
     except Damaged as error:
         raise Damaged(f"{error}; {AGAIN}") from error
     labels = None if content is None else np.load(io.BytesIO(content), allow_pickle=False)
@@ -313,7 +313,7 @@ def pack(
         records = [read_json((folder / shard.file).with_suffix(".json")) for shard in shards[split]]
         labels = [label for record in records for label in record.pop("labels") or ()]
         if raw.labels is not None:
-            with whole(folder / _labels_file(split)) as aside, aside.open("wb") as file:
+            with whole(folder / labels_file(split)) as aside, aside.open("wb") as file:
                 np.save(file, np.array(labels, np.int64), allow_pickle=False)
         parts[split] = {
             "name": name,
@@ -332,7 +332,7 @@ def finish_dataset(folder: Path, row: Mapping[str, Any], splits: Mapping[Split, 
     """
     dataset = {"format": FORMAT, "row": row, **more, "splits": splits}
     write_whole(folder / DATASET, json.dumps(dataset, indent=1))
-    Manifest.write(folder, [DATASET, *(_labels_file(split) for split in splits if splits[split]["labelled"])])
+    Manifest.write(folder, [DATASET, *(labels_file(split) for split in splits if splits[split]["labelled"])])
     return dataset
 
 
@@ -376,12 +376,8 @@ def begun(folder: Path, file: str, plan: dict[str, Any]) -> Iterator[bool]:
             ) from None
 
 
-def read_labels(folder: Path, split: Split) -> np.ndarray:
-    """The labels of a split that `pack` wrote."""
-    return np.load(folder / _labels_file(split), allow_pickle=False)
-
-
-def _labels_file(split: Split) -> str:
+def labels_file(split: Split) -> str:
+    """The name of the file of a split's labels, which `pack` writes."""
     return f"{split}-labels.npy"
 
 

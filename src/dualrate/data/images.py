@@ -301,7 +301,7 @@ def finish_images(
         rejects = [reject for shard in part["shards"] for reject in shard.get("rejects", ())]
         if not part["images"]:
             raise ValueError(f"none of the images of {name} can be used, {raw.count} in all: {rejects[0]}")
-        labels = packed.read_labels(folder, split) if part["labelled"] else None
+        labels = np.load(folder / packed.labels_file(split), allow_pickle=False) if part["labelled"] else None
         part["fingerprint"] = images_fingerprint(Shards(folder, row, part["shards"]), labels, raw.class_names)
         part["rejected"] = len(rejects)
         part["notes"] = [f"skipped {summary(rejects)} of {many(raw.count, 'image')}"] if rejects else []

@@ -35,13 +35,12 @@ from dualrate.report.html import notebook, picture
 from dualrate.report.image_grid import GRID_PNG, Ending, Pictures, image_grid, read_png, write_npz
 from dualrate.runs.train import SAMPLES
 from dualrate.sampling.cost import PlanCost
-from dualrate.system.files import write_whole
+from dualrate.system.files import write_unsynced
 from dualrate.system.folders import some_of
 from dualrate.system.progress import ImageProgress
 from dualrate.system.workers import Mapper, in_turn
 
 NPZ = "images.npz"
-OVERVIEWS = frozenset((GRID_PNG, "samples.txt"))  # which show the samples of a folder together
 SPACE = 100_000  # images for which the names of a folder have digits enough to sort as their seeds do
 
 
@@ -69,8 +68,8 @@ class Files:
         """
         drawn, seconds, shows = 0, 0.0, self.kind.shown
         report(int(self.whole.sum()), len(self.seeds))
-        starts = [first for first in range(0, len(self.seeds), size) if not self.whole[first : first + size].all()]
-        batches = [self.seeds[first : first + size] for first in starts]
+        starts = range(0, len(self.seeds), size)
+        batches = [self.seeds[i : i + size] for i in starts if not self.whole[i : i + size].all()]
         for batch, (contents, took) in mapper(partial(_contents, draw, self.kind), batches):
             seconds += took
             drawn += len(batch)
@@ -78,7 +77,7 @@ class Files:
             # Images that are there, maybe from a batch cut otherwise, are replaced first: until the last one is written
             # the batch lacks something, so that a kill never leaves it a mixture.
             for i in first + np.argsort(~self.whole[first : first + len(batch)], kind="stable"):
-                write_whole(self.paths[i], contents[i - first], synced=False)
+                write_unsynced(self.paths[i], contents[i - first])
                 self.whole[i] = True
             del contents  # before the next batch is drawn
             if begun and self.whole[:shows].all():
@@ -151,7 +150,7 @@ class SampleRecord(SamplingRecord):
         if record is None:
             return None
         expected = {name for i in range(record.images) for name in record.file_names(record.first_seed + i)}
-        expected |= OVERVIEWS
+        expected |= {GRID_PNG, "samples.txt"}
         names = (name for name in sorted(os.listdir(directory)) if name.endswith(record.ending) and name[0] != ".")
         if foreign := [name for name in names if name not in expected]:
             raise ValueError(

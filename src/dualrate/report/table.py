@@ -119,10 +119,8 @@ def table(
         *notes,
     ]
     for score in (rows[0].scores[metric] for metric in (first, *rest)):
-        count, fingerprint = score.fingerprint.count, score.fingerprint.short()
-        explained.append(
-            f"{score.metric}: {score.better} is better; {count} {noun}s per row; fingerprint {fingerprint}"
-        )
+        count, mark = score.fingerprint.count, score.fingerprint.short()
+        explained.append(f"{score.metric}: {score.better} is better; {count} {noun}s per row; fingerprint {mark}")
         if not math.isnan(score.floor):
             explained.append(f"floor: {significant(score.floor)}, reached by {score.floor_count} held-out real {noun}s")
         explained.append(score.note)

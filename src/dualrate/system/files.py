@@ -19,7 +19,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -177,28 +177,30 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def whole(path: Path, *, synced: bool = True) -> Iterator[Path]:
+def whole(path: Path) -> Iterator[Path]:
     """A file written whole or not at all: yields the place beside it to write, which is synced and renamed at the end.
 
     If the block fails, or the process is killed, the file is what it was; what a kill leaves is written over next time.
-    synced: False for files by the thousand, in a folder that this process holds (`locked`), whose reader looks whether
-            they are whole: a loss of power may cut them
     """
     usual, spare = (path.with_name(f"{path.name}.{mark}.partial") for mark in ("0" * 8, secrets.token_hex(4)))
     if not path.parent.exists():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder: make it first", str(path.parent))
-    holding = locked(usual, os.O_RDWR | os.O_CREAT) if synced else nullcontext(fcntl is not None)
-    with naming(path), holding as is_ours:
-        aside = usual if is_ours else spare  # another process may be writing there now
-        try:
-            yield aside
-            if synced:
-                sync(aside)
-            aside.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                aside.unlink()
-            raise
+    holding = locked(usual, os.O_RDWR | os.O_CREAT)  # another process may be writing there now
+    with naming(path), holding as is_ours, _renamed(usual if is_ours else spare, path) as aside:
+        yield aside
+        sync(aside)
+
+
+@contextmanager
+def _renamed(aside: Path | str, path: Path) -> Iterator[Any]:
+    """Yields the first, which is renamed to the second at the end, or removed if the block fails."""
+    try:
+        yield aside
+        os.replace(aside, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(aside)
+        raise
 
 
 @contextmanager
@@ -250,10 +252,18 @@ def forget(array: Any) -> None:
         pages.madvise(unneeded)
 
 
-def write_whole(path: Path, content: bytes | str, *, synced: bool = True) -> None:
+def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file whole or not at all; text in UTF-8."""
-    with whole(path, synced=synced) as aside:
+    with whole(path) as aside:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_unsynced(path: Path, content: bytes) -> None:
+    """Write one of thousands of files, in a folder that this process holds (`locked`): whole or not at all, but a loss
+    of power may cut it, so its reader looks whether it is whole."""
+    aside = f"{path}.{'0' * 8 if fcntl else secrets.token_hex(4)}.partial"
+    with naming(path), _renamed(aside, path), open(aside, "wb") as file:
+        file.write(content)
 
 
 def written_aside(name: str) -> str | None:
