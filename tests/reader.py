@@ -21,7 +21,6 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "evaluate": {"--num": 12},
     "evaluate --bound": {"--num": 2},
     "plan": {"--grid": 8, "--images": 2},
-    "plan calibrate": {"--images": 2, "--rings": 3},
     "compare": {"--minutes": 2, "--screen": 12, "--count": 12},
     "demo": {"--minutes": 0.01, "--count": 192},
     "cost": {},

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import importlib
 import re
+import shlex
 import struct
 from dataclasses import replace
 from functools import partial
@@ -288,8 +289,28 @@ def test_every_command_of_a_long_page_is_one(page, least, tmp_path, monkeypatch)
     own_images(tmp_path)
     found = [words[words.index("dualrate") + 1 :] for words in commands(ROOT / page) if "dualrate" in words]
     assert len(found) >= least
+    trained: set[str] = set()
     for words in found:
-        assert main.parsed(words)
+        command = main.parsed(words)
+        assert command
+        if experiment := getattr(command, "experiment", None):
+            trained.add(str(command.out or f"runs/{experiment.name}"))
+        runs = {word for word in words[1:2] if word.startswith("runs/")}
+        assert runs <= trained, f"{page} does not train {runs}"
+
+
+def test_a_command_in_a_sentence_is_whole(tmp_path, monkeypatch):
+    """With all that it needs but a place for what it writes; one without a word of its own is a name, no command."""
+    monkeypatch.chdir(tmp_path)
+    for page in (page for page in PAGES if page.parent.name != "results"):  # where rows of tables shorten them
+        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for words in map(shlex.split, re.findall(r"`dualrate ([^`]+)`", text)):
+            if re.search("--|/", " ".join(words)) and not {"...", "--help"} & {*words}:
+                try:
+                    main.parsed(words)
+                except (ValueError, OSError, SystemExit) as error:  # of names that stand for the reader's
+                    why = re.sub(r"^Missing from [\w ]+: --out PATH", "", str(error))
+                    assert not re.match(r"Missing from|there is no recipe '-", why), (page.name, words, why)
 
 
 @pytest.mark.slow

@@ -164,7 +164,7 @@ HELD_BY = {  # what happens: the tests
     "a device that is not here": [
         "system/test_device.py::test_a_device_that_is_not_here_is_refused_with_those_that_are"
     ],
-    "images that cannot be decoded": [f"{LOADING}::test_bad_files_fail_or_are_skipped"],
+    "images that cannot be decoded, links to pictures that are gone": [f"{LOADING}::test_bad_files_fail_or_are_skipped"],
     "a source that is damaged, compressed, encrypted or no file": [
         f"{BAD_FILES}::test_a_bad_file_is_one_line_that_names_it",
         f"{BAD_FILES}::test_a_source_that_is_no_file_is_refused",
@@ -180,7 +180,7 @@ HELD_BY = {  # what happens: the tests
         "test_bad_input.py::test_labels_beyond_the_networks_classes_are_refused",
         "test_bad_input.py::test_images_without_labels_are_refused_by_networks_with_classes",
     ],
-    "hidden files, dead links, unused splits": [f"{LOADING}::test_hidden_folders_are_not_read"],
+    "hidden files, dead links to folders, unused splits": [f"{LOADING}::test_hidden_folders_are_not_read"],
     "captions whose columns name no image, images without a caption": [
         "pipelines/test_captions.py::test_columns_that_name_no_image_are_refused_by_name",
         "pipelines/test_captions.py::test_some_names_are_not_enough",

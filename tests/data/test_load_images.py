@@ -193,6 +193,9 @@ def test_links_are_followed_at_every_depth(tmp_path: Path, load: Load) -> None:
     images = [load(tmp_path / "data", split) for split in ("train", "test")]
     assert sorted(value for split in images for value in values(split)) == sorted([*range(5)] * 3)
     assert images[0].class_names == ("cat", "dog")
+    (tmp_path / "data" / "cat" / "dead.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(ValueError, match=r"No such file or directory: '.*dead\.png'.* cannot be used"):
+        load(tmp_path / "data")
 
 
 @pytest.mark.parametrize("target", [".", "..", "../..", "../../dog/back"])

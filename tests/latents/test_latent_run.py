@@ -223,6 +223,9 @@ def test_the_commands_of_the_page_are_commands(root: Path, tmp_path: Path, monke
     check, encode, train, *others = [words[1:] for words in commands(PAGE)]
     assert call(monkeypatch, *check[:-1], 16, "--device", "cpu") in (0, 1)  # of other images than it was made for
     assert call(monkeypatch, *encode[:-4], "--size", 16, "--device", "cpu") == 0
-    assert main.parsed(train).experiment.shape == (4, 8, 8)
-    assert [type(main.parsed(words)).__name__ for words in others] == ["Sample", "Cost"]
+    experiment = main.parsed(train).experiment
+    assert (experiment.shape, experiment.networks.single_rate) == ((4, 8, 8), True)
+    assert [(type(command).__name__, command.sampling.heavy) for command in map(main.parsed, others)] == [
+        ("Sample", None), ("Cost", None)
+    ]  # fmt: skip
     assert encode[-4:] == ["--size", "64", "--nproc", "2"]
