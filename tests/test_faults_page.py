@@ -164,7 +164,9 @@ HELD_BY = {  # what happens: the tests
     "a device that is not here": [
         "system/test_device.py::test_a_device_that_is_not_here_is_refused_with_those_that_are"
     ],
-    "images that cannot be decoded, links to pictures that are gone": [f"{LOADING}::test_bad_files_fail_or_are_skipped"],
+    "images that cannot be decoded, links to pictures that are gone": [
+        f"{LOADING}::test_bad_files_fail_or_are_skipped"
+    ],
     "a source that is damaged, compressed, encrypted or no file": [
         f"{BAD_FILES}::test_a_bad_file_is_one_line_that_names_it",
         f"{BAD_FILES}::test_a_source_that_is_no_file_is_refused",

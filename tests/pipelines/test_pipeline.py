@@ -387,11 +387,13 @@ def test_the_plan_is_in_the_schedulers_file_and_swapped_with_it(model, pipe, fol
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     assert dr.StepPlan.from_json(json.dumps(config["plan"])) == pipe.scheduler.choice.plan
     assert config["sampler"] == "sde-dpm++2m"
-    plan = json.loads(dr.StepPlan.uniform(2).to_json())
-    scheduler = DualRateScheduler.from_config(pipe.scheduler.config, plan=plan, sampler="ddim", gamma=None)
-    other = DualRatePipeline(**{**pipe.components, "scheduler": scheduler})
-    other.set_progress_bar_config(disable=True)
-    assert torch.equal(drawn(other), sampled(model, dr.Choice(sampler="ddim", plan=dr.StepPlan.uniform(2))))
+    plan = dr.StepPlan.uniform(2)
+    for written in (plan, json.loads(plan.to_json())):
+        scheduler = DualRateScheduler.from_config(pipe.scheduler.config, plan=written, sampler="ddim", gamma=None)
+        assert json.loads(scheduler.to_json_string())["plan"] == json.loads(plan.to_json())
+        other = DualRatePipeline(**{**pipe.components, "scheduler": scheduler})
+        other.set_progress_bar_config(disable=True)
+        assert torch.equal(drawn(other), sampled(model, dr.Choice(sampler="ddim", plan=plan)))
 
 
 def test_a_scheduler_of_diffusers_is_refused_with_what_to_pass(pipe, folder):

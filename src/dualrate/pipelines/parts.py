@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -154,13 +154,13 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
 class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
     """When networks run and how a step is made: a `Choice` and a `Guidance` in a file. It takes no steps itself.
 
-    plan: as of `StepPlan.to_json`; sampler, gamma, eta: as of `Choice`
+    plan: a StepPlan, or as of its `to_json`, as the file has it; sampler, gamma, eta: as of `Choice`
     """
 
     @register_to_config
     def __init__(
         self,
-        plan: dict[str, Any] | None = None,
+        plan: StepPlan | dict[str, Any] | None = None,
         sampler: str | None = None,
         gamma: float | None = None,
         eta: float | None = None,
@@ -168,16 +168,15 @@ class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
         guidance_interval: Sequence[float] | None = None,
     ) -> None:
         with blaming("the settings of a DualRateScheduler"):
-            step_plan = None if plan is None else StepPlan.from_json(json.dumps(plan))
-            self.choice = Choice(sampler=sampler, gamma=gamma, eta=eta, plan=step_plan)
+            steps = plan if isinstance(plan, StepPlan | None) else StepPlan.from_json(json.dumps(plan))
+            self.choice = Choice(sampler=sampler, gamma=gamma, eta=eta, plan=steps)
             self.guided(guidance_scale)
+        self.register_to_config(plan=None if steps is None else json.loads(steps.to_json()))
 
-    @staticmethod
-    def of(choice: Choice, guidance: Guidance = UNGUIDED) -> DualRateScheduler:
+    @classmethod
+    def of(cls, choice: Choice, guidance: Guidance = UNGUIDED) -> Self:
         """A scheduler that draws by a choice with a plan, such as a `settled` one."""
-        assert choice.plan is not None
-        plan = json.loads(choice.plan.to_json())
-        return DualRateScheduler(plan, choice.sampler, choice.gamma, choice.eta, guidance.weight, guidance.interval)
+        return cls(choice.plan, choice.sampler, choice.gamma, choice.eta, guidance.weight, guidance.interval)
 
     def asked(self, steps: int | None, heavy: int | None, plan: StepPlan | None) -> Choice:
         """Its choice, but for what a call says. Raises ValueError for a plan beside steps or heavy calls."""
