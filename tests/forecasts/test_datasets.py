@@ -231,6 +231,39 @@ def test_times_of_a_climatology_are_numbers(tmp_path: Path) -> None:
     assert find_fields(saved(data, tmp_path / "a.nc"))[1].step == 730.5
 
 
+@pytest.mark.parametrize("ending", [".nc", ".zarr"])
+def test_times_that_are_no_dates_leave_others_dates(tmp_path: Path, ending: str) -> None:
+    pytest.importorskip("cftime")
+    hours = ("time", 6.0 * np.arange(12), {"units": "hours since 2020-01-01", "calendar": "noleap"})
+    tau = ("time", np.ones(12), {"units": "hours since analysis"})
+    data = xarray.Dataset({"sst": (("time", "y", "x"), V[:, 0]), "tau": tau}, {"time": hours})
+    path = tmp_path / f"a{ending}"
+    data.to_netcdf(path, engine="h5netcdf") if ending == ".nc" else data.to_zarr(path, zarr_format=2)
+    source = find_fields(path)[1]
+    assert (source.variables, source.step, source.metadata.calendar) == (("sst",), 6, "noleap")
+    assert str(timing_of(source.trajectories[0]).times[-1]) == "2020-01-03 18:00:00"
+
+
+def test_what_describes_others_is_read_by_its_name(tmp_path: Path) -> None:
+    data = era5("lev").assign_coords(lev=("lev", LEVELS, {"formula_terms": "a: hyam ps: sp"}))
+    path = saved(data, tmp_path / "a.nc")
+    assert "sp" in find_fields(path)[1].note
+    assert find_fields(path, names=("sp", "t_500"))[1].variables == ("sp", "t_500")
+
+
+def test_channels_along_a_dimension_are_read_by_their_names(tmp_path: Path) -> None:
+    values = ("time", "variable", "y", "x"), V
+    path = saved(xarray.Dataset({"data": values}, {"variable": ["t", "u", "v"]}), tmp_path / "a.nc")
+    source = find_fields(path, names=("v", "t"))[1]
+    assert (source.variables, source.varying) == (("v", "t"), ())
+    np.testing.assert_array_equal(source.trajectories[0][0:12], V[:, [2, 0]])
+    with pytest.raises(ValueError, match="has no variable w: it has t, u, v"):
+        find_fields(path, names=("w",))
+    bands = xarray.Dataset({"data": (("time", "band", "y", "x"), V)})
+    with pytest.raises(ValueError, match="channels channel or"):
+        find_fields(saved(bands, tmp_path / "bands.nc"))
+
+
 def test_numbers_outside_a_valid_range_are_never_trained_on(tmp_path: Path) -> None:
     values = V[:, 0].copy()
     values[3, 1, 2] = 999

@@ -80,7 +80,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Part:
-    """A variable and its channels, and what is said of them. at: levels that are read, by number; None: it has none"""
+    """A variable and its channels, and what is said of them. at: levels, or channels, by number; None: it has none"""
 
     name: str
     variable: Any
@@ -127,6 +127,7 @@ def fields_of(
     """
     times, stored = times_of(data), data.data_vars
     aside = _bounds(data) | {*data.variables} & {name for each in data.variables for name in _describing(data[each])}
+    aside -= {*names}
     data = _over_time(data, times)
     timed = {str(name): each for name, each in data.data_vars.items() if {*each.dims} & times and name not in aside}
     alone = [name for name, each in timed.items() if {*each.dims} <= {*times, *TRAJECTORY}]
@@ -187,7 +188,7 @@ def fields_of(
             for name, variable in data.data_vars.items()
             if {*variable.dims} == {*layout.space} and variable.dtype.kind in "fiub"
         },
-        varying,
+        tuple(name for name in varying if name not in arrays or layouts[name].channel not in CHANNEL),
         str(data[layout.time].values[0]) if frames > 1 and layout.time in {*LEADS} & {*data.coords} else "",
     )
 
@@ -208,11 +209,12 @@ def _wanted(path: Path, data: Any, arrays: dict[str, Any], names: Sequence[str],
     """
     if names:
         levels = [each for each in names if each not in arrays]  # perhaps
+        with_channels = {name: array for name, array in arrays.items() if {*CHANNEL} & {*array.dims}}
         arrays = {
             name: array
             for name, array in arrays.items()
             if name in names or any(each.startswith(f"{name}_") for each in levels)
-        }
+        } or with_channels
     if arrays:
         return arrays
     among = f"{path} has the variables {list(data.data_vars)} over {list(data.sizes)}"
@@ -296,7 +298,7 @@ def _layout(path: Path, data: Any, name: str, variable: Any, times: Collection[s
         raise ValueError(
             f"{path}: its variable {name} has the dimensions {dict(variable.sizes)}; expected {EXPECTED}, or "
             f"without channel, with one or two of space, after time; trajectories are called {' or '.join(TRAJECTORY)}"
-            f", levels {' or '.join(LEVEL)}"
+            f", levels {' or '.join(LEVEL)}, channels {' or '.join(CHANNEL)}"
         )
     return Layout(tuple(sorted(trajectories, key=dims.index)), time, channel, tuple(space), tuple(single))
 
@@ -309,7 +311,7 @@ def _part(path: Path, name: str, variable: Any, layout: Layout, levels: Sequence
     values = variable[dim].values.tolist() if dim in variable.coords else list(range(count))
     if dim in CHANNEL:
         channels = map(str, values) if dim in variable.coords else numbered(count)
-        return Part(name, variable, layout, tuple(channels), (about,) * count)
+        return Part(name, variable, layout, tuple(channels), (about,) * count, tuple(range(count)))
     numbers = np.array(values, np.float64)
     units = text_of(variable[dim].attrs.get("units", "")) if dim in variable.coords else ""
     wanted = [*levels, *(level for base, level in map(level_of, names) if base == name and level is not None)]

@@ -29,7 +29,7 @@ SAME_UNITS = {  # names in small letters
     **dict.fromkeys(("sec", "second", "seconds"), "s"),
     **dict.fromkeys(("hour", "hours", "hr"), "h"),
     **dict.fromkeys(("pascal", "pascals"), "Pa"),
-    **dict.fromkeys(("hectopascal", "hectopascals", "millibar", "millibars", "mbar"), "hPa"),
+    **dict.fromkeys(("hectopascal", "hectopascals", "millibar", "millibars", "mbar", "mb"), "hPa"),
     "percent": "%",
 }
 

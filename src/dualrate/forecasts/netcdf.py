@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,7 +33,7 @@ from dualrate.forecasts.file_checks import (
     open_members,
     with_extra,
 )
-from dualrate.forecasts.metadata import Description, Metadata
+from dualrate.forecasts.metadata import Description, Metadata, text_of
 from dualrate.forecasts.several import channels_of_all
 from dualrate.forecasts.trajectories import FieldSource
 from dualrate.system.files import check_regular, check_room, naming, whole
@@ -53,7 +54,7 @@ def _read(path: Path, read: Callable[[Any, Callable[..., None]], FieldSource]) -
     ending = path.suffix.lower()
     kind = "zarr" if ending == ".zarr" else "GRIB" if ending in GRIB else "NetCDF"
     how = _engine(path, kind)
-    with naming(path), reading(path, kind), _naming_calendar(path):
+    with naming(path), reading(path, kind):
         with warnings.catch_warnings(action="ignore"):  # of dates before 1582, and of several fill values
             datasets = _opened_grib(path) if kind == "GRIB" else [_opened(path, kind, how)]
         parts: list[tuple[Path, FieldSource]] = []
@@ -108,26 +109,33 @@ def _engine(path: Path, kind: str) -> dict[str, Any]:
 
 
 def _opened(path: Path, kind: str, how: Mapping[str, Any]) -> Any:
+    """The dataset of a file or store. Times that are no dates, as of a climatology of year 0, are numbers."""
     import xarray
 
     if kind == "zarr":
         check_zarr(path)
         open_members(path)
-        data = xarray.open_dataset(path, **how)
-        return data[sorted(data.variables, key=str)]  # a store keeps no order of its arrays
-    if how["engine"] == "h5netcdf":
-        check_netcdf(path)
-    check_regular(path)
+    else:
+        if how["engine"] == "h5netcdf":
+            check_netcdf(path)
+        check_regular(path)
     try:
-        return xarray.open_dataset(path, **how)
-    except ValueError as error:  # of a climatology, whose year is 0, times are numbers
-        if "decode_times" not in str(error):
+        data = xarray.open_dataset(path, **how)
+    except ValueError as error:
+        problem, advice, _ = " ".join(str(error).split()).partition(" Try opening")
+        if not advice:
             raise
-        try:
-            import cftime  # noqa: F401
-        except ImportError:
-            raise error from None
-        return xarray.open_dataset(path, **how, decode_times=False)
+        if not find_spec("cftime"):
+            raise ValueError(
+                f"{path}: its times cannot be read ({problem.rstrip('.')}): those of other calendars than ours need "
+                "cftime (pip install cftime)"
+            ) from error
+        data = xarray.open_dataset(path, **how, decode_times=False)
+        for name, each in data.variables.items():
+            if " since " in text_of(each.attrs.get("units", "")):
+                with suppress(ValueError):
+                    data = data.assign({name: xarray.conventions.decode_cf_variable(str(name), each)})
+    return data[sorted(data.variables, key=str)] if kind == "zarr" else data  # a store keeps no order of its arrays
 
 
 def _opened_grib(path: Path) -> list[Any]:
@@ -142,21 +150,6 @@ def _opened_grib(path: Path) -> list[Any]:
         with TemporaryDirectory() as folder:  # of an index, a pickle, by which the file is looked through once
             how["indexpath"] = f"{folder}/{{short_hash}}"
             return cfgrib.open_datasets(str(path), backend_kwargs=how)
-
-
-@contextmanager
-def _naming_calendar(path: Path) -> Iterator[None]:
-    """An error on times that xarray cannot read says what is missing."""
-    try:
-        yield
-    except ValueError as error:
-        problem, advice, _ = " ".join(str(error).split()).partition(" Try opening")
-        if not advice:
-            raise
-        raise ValueError(
-            f"{path}: its times cannot be read ({problem.rstrip('.')}): those of other calendars than ours need cftime "
-            "(pip install cftime), others units such as 'days since 2000-01-01'"
-        ) from error
 
 
 def _check_written(path: Path, data: Any, arrays: Iterable[str], coordinates: Iterable[str]) -> None:

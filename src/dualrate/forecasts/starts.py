@@ -23,7 +23,7 @@ from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.externals import Forcings, forcings_after
 from dualrate.forecasts.fields import Fields
 from dualrate.forecasts.geometry import Order, ordered
-from dualrate.forecasts.metadata import Metadata
+from dualrate.forecasts.metadata import Metadata, level_of
 from dualrate.forecasts.rollout import Frame, begins, forecast_of, frame_shape
 from dualrate.forecasts.simulations import SIMULATIONS
 from dualrate.forecasts.sources import check_variable_names, find_fields, step_of
@@ -270,13 +270,18 @@ def _from_fields(path: Path, model: Model, frame: Shape, note: Note) -> tuple[Fi
         source, (_, height, width) = f"{CLIPS}{source.removeprefix(CLIPS)}", frame
         rate = how.rate or (1 / forecast.step if forecast.step else None)
         how = replace(how, rate=rate, size=how.size or (height if height == width else None))
-    fields = at_levels(find_fields(source, clips=how)[1], forecast)
+    wanted = *forecast.variables, *forecast.externals.variables
+    try:  # variables of other grids may lie beside them
+        fields = find_fields(source, names=wanted, clips=how)[1]
+    except ValueError:  # other names, or levels in another unit
+        fields = at_levels(find_fields(source, clips=how)[1], forecast)
     if forecast.geometry.axes:
         fields, order = ordered(fields)
     forced, names = fields.picked(forecast.externals.variables), fields.variables
     fields = fields.picked([name for name in names if name not in forced.variables])
     if {*forecast.variables} <= {*fields.variables}:
-        if extra := [name for name in fields.variables if name not in forecast.variables]:
+        used = {each for name in wanted for each in (name, level_of(name)[0])}
+        if extra := [name for name in fields.varying or fields.variables if name not in used]:
             note(f"{path}: {some_of(extra)} are left out, which {model.name} was not trained on")
         fields = fields.picked(forecast.variables)
     if forced.variables:
