@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
@@ -141,7 +141,7 @@ class Forecast(Condition, Ranged):
         harmonics = {"anomalies": self.anomalies.harmonics} if self.anomalies else {}  # the rest is of the data
         return {"condition": plain | self.geometry.identity | harmonics}
 
-    def of(self, fields: Fields) -> Forecast:
+    def of(self, fields: Fields) -> Self:
         """The same for fields to train on, with their statistics. Raises ValueError where they are too short."""
         whole = replace(
             self,
