@@ -38,7 +38,11 @@ def forecast_page(
 
     hidden, plume = ", or hidden by the mask" * bool(forecast.geometry.mask), ""
     if film := written.film:
-        strip, caption = film.html(), f"From left to right, and below from top to bottom: {film.names}, {film.says}."
+        strip = film.html()
+        caption = (
+            f"From left to right, and below from top to bottom: {film.names}, of which the first {film.past} frame(s) "
+            "were given; below those that were made a bar grows, and in the still picture a line is before them."
+        )
         caption += " Grey: the truth is not known." * (written.truth is not None and record.known < record.frames)
     else:
         first = shown(written.x, written.truth, record, forecast)
