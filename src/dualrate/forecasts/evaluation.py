@@ -127,7 +127,7 @@ class ForecastReport:
         columns |= {"RMSE of mean": forecast.rmse, "spread / skill": forecast.spread_skill}
         columns["correlation"] = forecast.correlation
         lines = []
-        for i in shown_leads(len(forecast.leads)):
+        for i in some_leads(len(forecast.leads)):
             crps = (float(part[i]) for part in (forecast.crps.value, forecast.crps.low, forecast.crps.high))
             lines.append((times[i], with_interval(*crps, places=3), *(_number(score, i) for score in columns.values())))
         notes = (
@@ -140,7 +140,7 @@ class ForecastReport:
             *self.notices,
         )
         tables = [Table((f"lead {unit}", "fair CRPS", *columns), tuple(lines), notes, texts=1)]
-        ends = shown_leads(len(forecast.leads), 3)
+        ends = some_leads(len(forecast.leads), 3)
         kinds = (
             ("variable", self.by_variable, "in the units of each variable, by lead time"),
             ("region", self.by_region, "in standard deviations of the data, by lead time"),
@@ -161,7 +161,7 @@ class ForecastReport:
         return tables + [Table(header, tuple(lines), (note,), texts=1)] * bool(lines)
 
 
-def shown_leads(total: int, count: int = SHOWN) -> NDArray[np.int64]:
+def some_leads(total: int, count: int = SHOWN) -> NDArray[np.int64]:
     """Indices of at most `count` lead times, evenly spread over `total`."""
     return np.unique(spread(min(count, total), total))
 

@@ -143,7 +143,7 @@ Ahead = Callable[[int], Tensor | None]  # time steps after the starts -> forcing
 Earlier = Callable[[range, range], Frame]  # starts, members -> their frames that are there, (n, m, f, C, H, W)
 
 
-def parts(starts: int, drawer: Drawer) -> Iterator[tuple[range, range]]:
+def rolled_together(starts: int, drawer: Drawer) -> Iterator[tuple[range, range]]:
     """The starts and members that are rolled out together: at most a batch, and whole starts where that holds one."""
     for some in _split(starts, drawer.seeds_at_once):
         for members in _split(drawer.members, drawer.batch_size):
@@ -202,7 +202,7 @@ def roll_out(
     past = checked_starts(drawer, starts, frames, seed, dates).numpy()
     drawer, length = drawer.for_seeds(len(past)), forecast_of(drawer.model).frames
     batches = []
-    for some, members in parts(len(past), drawer):
+    for some, members in rolled_together(len(past), drawer):
         before = None if earlier is None else earlier(some, members)
         begun = 0 if before is None else before.shape[2]
         stop = begun // length * length  # of whole windows
