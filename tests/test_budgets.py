@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # carriers (8,500: calls that are compiled on a CPU).
 CODE = {
     "engine": 8521,
-    "carriers": 8601,
-    "forecasts": 8052,
+    "carriers": 8599,
+    "forecasts": 8031,
     "pipelines": 4047,
     "texts": 739,
     "services": 1504,

@@ -14,7 +14,7 @@ from runs.made import saved_random
 import dualrate as dr
 from dualrate.drawing.choice import Choice
 from dualrate.forecasts.condition import Forecast
-from dualrate.forecasts.evaluation import BY_NAME, bad_news, forecast_scores, judged
+from dualrate.forecasts.evaluation import WITHOUT_MODEL, bad_news, forecast_scores, judged
 from dualrate.forecasts.fields import Fields
 from dualrate.forecasts.folder import write_forecast
 from dualrate.forecasts.page import _spectra, _steady_panel, forecast_page
@@ -112,7 +112,8 @@ def test_tables_and_plain_values(found):
     shown = {"RMSE of mean": mine.rmse, "spread / skill": mine.spread_skill, "correlation": mine.correlation}
     for name, score in {**shown, "of regression": found.by_name["regression"].crps}.items():
         assert [row[table.header.index(name)] for row in table.cells] == [f"{value:.3f}" for value in score.value]
-    assert {"season", *found.plain()} == {*BY_NAME, "skill", "variables", "left_out", "starts"}
+    beside = {"forecast", "skill", "variables", "left_out", "starts"}
+    assert {"season", *found.plain()} == {*WITHOUT_MODEL} | beside
     assert set(found.plain()["skill"][0]) >= {"lead", "persistence", "climatology_low", "regression_high"}
     assert {"brier_10", "brier_50_low", "brier_90_high"} <= set(found.plain()["variables"]["u1"]["leads"][0])
     left = np.array([math.sqrt(1 - RHO ** (2 * t)) for t in LEADS]) / math.sqrt(math.pi)

@@ -236,7 +236,7 @@ def test_a_batch_cut_otherwise_leaves_no_mixture_behind_a_kill(model, tmp_path, 
     drawing = [0]
 
     def marked(drawer, starts, frames, *, earlier, **_):
-        for some, members in module.parts(len(starts), drawer):
+        for some, members in module.rolled_together(len(starts), drawer):
             for first in range(earlier(some, members).shape[2], frames, 2):
                 x = np.full((len(some), len(members), 2, CHANNELS, 1, WIDTH), drawing[0], np.float32)
                 yield module.FrameBlock(some, members, range(first, first + 2), x)

@@ -102,11 +102,9 @@ def evaluator(
     damaged, that knows its classes badly (`Card.check_accuracy`) or takes other images, or a reference that is not of
     its features; OSError for a missing one; what `pretrained.load` raises.
     """
-    modality = reader_of(data.source)
-    if modality is not None:
-        judge = modality.evaluator(data, progress, alone=features is None and reference is None)
-        if judge is not None:
-            return judge
+    modality, alone = reader_of(data.source), features is None and reference is None
+    if modality is not None and (judge := modality.evaluator(data, progress, alone=alone)) is not None:
+        return judge
     if isinstance(features, Path):
         for each in modalities():
             if (judge := each.evaluator_by(features, data, device, progress)) is not None:

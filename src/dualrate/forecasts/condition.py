@@ -13,10 +13,11 @@ Points that a mask hides (geometry.py) are the mean in y and x, so 0, and count 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
@@ -38,7 +39,6 @@ from dualrate.forecasts.externals import (
     Forcings,
     beside,
     checked_dates,
-    forcings_after,
     months_of_step,
     statics_on,
     year_parts,
@@ -48,7 +48,7 @@ from dualrate.forecasts.geometry import Geometry, Hiding, hidden_on, planes_on, 
 from dualrate.forecasts.metadata import Metadata
 from dualrate.forecasts.seasons import Anomalies
 from dualrate.forecasts.statistics import Statistics, column
-from dualrate.forecasts.trajectories import timing_of
+from dualrate.forecasts.trajectories import Trajectory, timing_of
 
 Frames = Annotated[int, Range(1, 256)]
 CLIP_OPTIONS = "size", "channels", "fps"  # of the data, which other fields do not have
@@ -141,7 +141,7 @@ class Forecast(Condition, Ranged):
         harmonics = {"anomalies": self.anomalies.harmonics} if self.anomalies else {}  # the rest is of the data
         return {"condition": plain | self.geometry.identity | harmonics}
 
-    def of(self, fields: Fields) -> Forecast:
+    def of(self, fields: Fields) -> Self:
         """The same for fields to train on, with their statistics. Raises ValueError where they are too short."""
         whole = replace(
             self,
@@ -308,6 +308,29 @@ class Forecast(Condition, Ranged):
         whole[..., :: self.every, :: self.every] = observed
         return whole
 
+    def forcings_after(
+        self,
+        trajectories: Sequence[Trajectory],
+        forced: Sequence[Trajectory],
+        places: NDArray[np.int64],
+        frame: Shape | None = None,
+    ) -> Forcings | None:
+        """The forcings after frames, (N, 2) of trajectory and time step; None: there are none.
+
+        frame: (C, H, W), of trajectories that may hold the observed points alone
+        """
+        if not self.externals.forcings:
+            return None
+        channels, height, width = frame or trajectories[0].shape[1:]
+        times = [timing_of(each).times for each in trajectories]
+        dates = np.array([times[i][at] for i, at in places]) if all(map(len, times)) else None
+
+        def values(number: int, after: int) -> NDArray[np.float32]:
+            i, at = places[number % len(places)]
+            return self.spread_out(self.externals.values(forced[i], int(at) + after), (channels, height, width))
+
+        return Forcings(self.externals, self.geometry, (height, width), dates, values)
+
     def check(self, image: Shape, augment: Augment) -> None:
         if augment != Augment():
             raise ValueError("fields are not mirrored or shifted in training: drop --data.augment")
@@ -388,8 +411,7 @@ class Windows(Derived):
     def forcings(self) -> Forcings | None:
         """The forcings after the past of each window."""
         latest = self.starts + np.array([0, self.forecast.past_steps - 1])
-        of_fields = self.forecast.geometry, self.fields.trajectories, self.fields.forced
-        return forcings_after(self.forecast.externals, *of_fields, latest)
+        return self.forecast.forcings_after(self.fields.trajectories, self.fields.forced, latest)
 
     def frames(self, index: NDArray[np.int64]) -> Tensor:
         """Frames (B, past + frames, C, H, W) of the windows with these numbers, float32, normalised."""

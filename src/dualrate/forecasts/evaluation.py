@@ -6,7 +6,7 @@ Beside them, with or without truth, whether a roll-out keeps the look of the tra
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -42,7 +42,6 @@ WITHOUT_MODEL = {
     "season": "such frames of the same time of the year",
     "regression": "a linear regression",
 }
-BY_NAME = ("forecast", *WITHOUT_MODEL)
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,7 +127,7 @@ class ForecastReport:
         columns |= {"RMSE of mean": forecast.rmse, "spread / skill": forecast.spread_skill}
         columns["correlation"] = forecast.correlation
         lines = []
-        for i in shown_leads(len(forecast.leads)):
+        for i in some_leads(len(forecast.leads)):
             crps = (float(part[i]) for part in (forecast.crps.value, forecast.crps.low, forecast.crps.high))
             lines.append((times[i], with_interval(*crps, places=3), *(_number(score, i) for score in columns.values())))
         notes = (
@@ -141,7 +140,7 @@ class ForecastReport:
             *self.notices,
         )
         tables = [Table((f"lead {unit}", "fair CRPS", *columns), tuple(lines), notes, texts=1)]
-        ends = shown_leads(len(forecast.leads), 3)
+        ends = some_leads(len(forecast.leads), 3)
         kinds = (
             ("variable", self.by_variable, "in the units of each variable, by lead time"),
             ("region", self.by_region, "in standard deviations of the data, by lead time"),
@@ -162,7 +161,7 @@ class ForecastReport:
         return tables + [Table(header, tuple(lines), (note,), texts=1)] * bool(lines)
 
 
-def shown_leads(total: int, count: int = SHOWN) -> NDArray[np.int64]:
+def some_leads(total: int, count: int = SHOWN) -> NDArray[np.int64]:
     """Indices of at most `count` lead times, evenly spread over `total`."""
     return np.unique(spread(min(count, total), total))
 
@@ -195,11 +194,24 @@ def forecast_scores(
 
     ridge = regression_of(starts.training, forecast, starts.known)
     calendar, lacking = Seasons.of(starts.training, starts.dates, starts.known, forecast.ahead)
-    missing = {"regression": ridge is None, "season": calendar is None}
-    by_name = [name for name in BY_NAME if not missing.get(name)]
+    known, random = starts.known, min(max(2, members), RANDOM, len(frames))
+
+    def past(part: range) -> Tensor:
+        return torch.tensor(starts.past[part.start : part.stop])
+
+    draws: dict[str, Callable[[range], Iterable[Tensor]]] = {  # members (n, M, C, H, W) of each lead time, of starts
+        "forecast": lambda part: _by_lead(x[part.start : part.stop], known),
+        "persistence": lambda part: persistence(past(part), known).unbind(2),
+        "climatology": lambda part: climatology(frames, len(part), random, known, part.start),
+    }
+    if calendar is not None:
+        draws["season"] = lambda part: calendar.drawn(frames, part, random, known)
+    if ridge is not None:
+        most = min(random, len(ridge.errors))
+        draws["regression"] = lambda part: regressed(ridge, forecast, past(part), most, known, part.start)
     about: dict[str, Any] = {"climatology": mean[moving], "thresholds": thresholds[:, moving]}
     about |= {"spectrum": spectrum_of(geometry)}
-    scorers = {name: ForecastScorer(leads, scale=std[moving], weights=weights[moving], **about) for name in by_name}
+    scorers = {name: ForecastScorer(leads, scale=std[moving], weights=weights[moving], **about) for name in draws}
     plain = {}
     if geometry.spherical:
         plain = {name: each.beside(scale=std[moving], weights=alike[moving]) for name, each in scorers.items()}
@@ -211,29 +223,15 @@ def forecast_scores(
         regions[name] = scorers["forecast"].beside(scale=std[moving], weights=within)
     events = [Reliability(*event, weights) for event in views.thresholds(names)]
 
-    def drawn(name: str, part: range) -> Iterable[Tensor]:
-        """Members (n, M, C, H, W) of each lead time."""
-        if name == "forecast":
-            return _by_lead(x[part.start : part.stop], starts.known)
-        past, random = torch.tensor(starts.past[part.start : part.stop]), min(max(2, members), RANDOM, len(frames))
-        if name == "persistence":
-            return persistence(past, starts.known).unbind(2)
-        if name == "season" and calendar is not None:
-            return calendar.drawn(frames, part, random, starts.known)
-        if name == "regression" and ridge is not None:
-            return regressed(ridge, forecast, past, min(random, len(ridge.errors)), starts.known, part.start)
-        return climatology(frames, len(part), random, starts.known, part.start)
-
     for first in range(0, count, each):
         part = range(first, min(first + each, count))
         truth = torch.tensor(np.stack([starts.truth(i) for i in part]))
-        past = torch.tensor(starts.past[first : part.stop])
         for event in events:
-            event.add(zip(drawn("forecast", part), truth.unbind(1), strict=True))
+            event.add(zip(draws["forecast"](part), truth.unbind(1), strict=True))
         some = slice(moving[0], moving[-1] + 1) if moving[-1] - moving[0] < len(moving) else moving  # a view
         for name, scorer in scorers.items():
-            frame_by_frame = zip(drawn(name, part), truth.unbind(1), strict=True)
-            scorer.add(((a[:, :, some], b[:, some]) for a, b in frame_by_frame), start=past[:, -1, some])
+            frame_by_frame = zip(draws[name](part), truth.unbind(1), strict=True)
+            scorer.add(((a[:, :, some], b[:, some]) for a, b in frame_by_frame), start=past(part)[:, -1, some])
     by_variable = {names[c]: scorer.scores(starts.groups) for c, scorer in single.items()}
     still = tuple(name for c, name in enumerate(names) if c not in moving)
     return ForecastReport(

@@ -151,31 +151,6 @@ class Forcings:
         return torch.from_numpy(np.concatenate(whole, 1).astype(np.float32))
 
 
-def forcings_after(
-    externals: Externals,
-    geometry: Geometry,
-    trajectories: Sequence[Trajectory],
-    forced: Sequence[Trajectory],
-    places: NDArray[np.int64],
-    grid: tuple[int, int] | None = None,
-    whole: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda observed: observed,
-) -> Forcings | None:
-    """The forcings after frames, (N, 2) of trajectory and time step; None: there are none.
-
-    grid: (H, W), if not that of the trajectories; whole: brings variables to it
-    """
-    if not externals.forcings:
-        return None
-    times, (height, width) = [timing_of(trajectory).times for trajectory in trajectories], trajectories[0].shape[2:]
-    dates = np.array([times[i][at] for i, at in places]) if all(map(len, times)) else None
-
-    def values(number: int, after: int) -> NDArray[np.float32]:
-        i, at = places[number % len(places)]
-        return whole(externals.values(forced[i], int(at) + after))
-
-    return Forcings(externals, geometry, grid or (height, width), dates, values)
-
-
 def zenith(moments: NDArray[Any], latitudes: NDArray[Any], longitudes: NDArray[Any]) -> NDArray[np.float64]:
     """Cosine of the sun's zenith angle, 0 by night, (..., H, W). moments: (..., 2), parts of year and day; degrees"""
     year, day = (2 * np.pi * moments[..., i, None, None] for i in (0, 1))

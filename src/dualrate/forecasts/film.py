@@ -63,13 +63,6 @@ class Film:
     def names(self) -> str:
         return ", ".join(self.panels)
 
-    @property
-    def says(self) -> str:
-        return (
-            f"of which the first {self.past} frame(s) were given; below those that were made a bar grows, and in the "
-            "still picture a line is before them"
-        )
-
     def sheet(self) -> bytes:
         """The contact sheet, as PNG."""
         length = len(next(iter(self.panels.values())))

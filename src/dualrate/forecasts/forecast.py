@@ -19,7 +19,7 @@ from dualrate.drawing.choice import Choice, check_loaded
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.model import Model
 from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, bad_news, forecast_scores, judged
-from dualrate.forecasts.folder import PAGE, SCORES, ForecastWritten, Format, write_forecast
+from dualrate.forecasts.folder import PAGE, SCORES, ForecastWritten, write_forecast
 from dualrate.forecasts.packing import unrounded
 from dualrate.forecasts.page import forecast_page
 from dualrate.forecasts.rollout import Frame, forecast_of, with_stride
@@ -28,7 +28,6 @@ from dualrate.forecasts.views import EVERYTHING, Views
 from dualrate.report.html import page as page_of
 from dualrate.system.files import write_whole
 from dualrate.system.progress import ImageProgress, shown_later
-from dualrate.system.workers import Mapper, in_turn
 
 AS_RECOMMENDED = Choice()
 
@@ -185,30 +184,24 @@ def forecast_by(
     frames: int,
     out: str | Path,
     *,
-    seed: int = 0,
-    format: Format | None = None,
-    pictures: bool = False,
-    progress: ImageProgress | None = None,
-    note: Callable[[str], None] = warnings.warn,
-    mapper: Mapper = in_turn,
     command: str = "dualrate.forecast",
     views: Views = EVERYTHING,
+    **how: Any,
 ) -> ForecastResult:
-    """The same of a drawer, in a folder: the frames, then scores.json, then index.html. Options as of `write_forecast`.
+    """The same of a drawer, in a folder: the frames, then scores.json, then index.html. how: as of `write_forecast`
 
     Raises what that raises.
     """
-    how: dict[str, Any] = {"seed": seed, "format": format, "pictures": pictures, "mapper": mapper}
     forecast = forecast_of(drawer.model)
     _ = views.inside(forecast.geometry), views.thresholds(forecast.names)  # refused before anything is drawn
     if starts.truth is None and views != EVERYTHING:
         raise ValueError(f"regions and thresholds are scored, and the truth of these starts is not known: {TO_SCORE}")
-    written = write_forecast(drawer, starts, frames, out, **how, progress=progress, note=note, command=command)
+    written = write_forecast(drawer, starts, frames, out, command=command, **how)
     model, scores = drawer.model, None
     if written.truth is not None:
         scores = forecast_scores(model, starts, written.x, views=views)
         write_whole(Path(out) / SCORES, json.dumps(scores.plain(), indent=1) + "\n")
     stability = judged(model, starts, written.x)
-    page = forecast_page(forecast_of(model), written, scores, stability)
+    page = forecast_page(forecast, written, scores, stability)
     write_whole(Path(out) / PAGE, page)
     return ForecastResult(written.x, written.truth, scores, stability, page, written)

@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,9 +118,6 @@ class LatentForecast(Forecast):
         of_frames = replace(clips, difference=False, noise=0.0, scale=(1.0,) * (image[0] * clips.frames))
         sizes = clips.past // each, clips.frames // each, clips.lead * each
         return LatentForecast(*sizes, clips.difference, noise=noise, clips=of_frames, latents=codec, image=image)
-
-    def of(self, fields: Fields) -> LatentForecast:
-        return cast(LatentForecast, super().of(fields))
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dualrate.config.ranges import many
 from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.curves import Panel, curves_figure, spectra_figure
-from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, bad_news, shown_leads
+from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, bad_news, some_leads
 from dualrate.forecasts.folder import ForecastWritten, lead_axis, shown
 from dualrate.forecasts.pictures import forecast_figure, plume_figure
 from dualrate.forecasts.scores import THRESHOLDS, ForecastScores, Score
@@ -38,7 +38,11 @@ def forecast_page(
 
     hidden, plume = ", or hidden by the mask" * bool(forecast.geometry.mask), ""
     if film := written.film:
-        strip, caption = film.html(), f"From left to right, and below from top to bottom: {film.names}, {film.says}."
+        strip = film.html()
+        caption = (
+            f"From left to right, and below from top to bottom: {film.names}, of which the first {film.past} frame(s) "
+            "were given; below those that were made a bar grows, and in the still picture a line is before them."
+        )
         caption += " Grey: the truth is not known." * (written.truth is not None and record.known < record.frames)
     else:
         first = shown(written.x, written.truth, record, forecast)
@@ -125,7 +129,7 @@ def _spectra(
     spectra: dict[str, dict[str, list[float]]] = {}
     spectrum = spectrum_of(forecast.geometry)
     leads = written.record.lead_times if scores is None else scores.leads
-    for i in shown_leads(len(leads), COLUMNS):
+    for i in some_leads(len(leads), COLUMNS):
         power, (count, number) = torch.zeros(()), written.x.shape[:2]
         for members, part in product(written.x, slices(number, int(np.prod(written.x.shape[3:])))):
             x = forecast.statistics.normalised(torch.tensor(members[part, i]))[:, :1]
@@ -145,7 +149,7 @@ def _spectra(
 
 def _ranks(forecast: Forecast, scores: ForecastScores) -> Mapping[str, list[float]]:
     leads = scores.leads.tolist()
-    return {f"lead {forecast.plain_time(leads[i])}": scores.ranks[i].tolist() for i in shown_leads(len(leads), COLUMNS)}
+    return {f"lead {forecast.plain_time(leads[i])}": scores.ranks[i].tolist() for i in some_leads(len(leads), COLUMNS)}
 
 
 def _steady_panel(stability: Stability) -> Panel:

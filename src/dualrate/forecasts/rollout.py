@@ -143,7 +143,7 @@ Ahead = Callable[[int], Tensor | None]  # time steps after the starts -> forcing
 Earlier = Callable[[range, range], Frame]  # starts, members -> their frames that are there, (n, m, f, C, H, W)
 
 
-def parts(starts: int, drawer: Drawer) -> Iterator[tuple[range, range]]:
+def rolled_together(starts: int, drawer: Drawer) -> Iterator[tuple[range, range]]:
     """The starts and members that are rolled out together: at most a batch, and whole starts where that holds one."""
     for some in _split(starts, drawer.seeds_at_once):
         for members in _split(drawer.members, drawer.batch_size):
@@ -202,7 +202,7 @@ def roll_out(
     past = checked_starts(drawer, starts, frames, seed, dates).numpy()
     drawer, length = drawer.for_seeds(len(past)), forecast_of(drawer.model).frames
     batches = []
-    for some, members in parts(len(past), drawer):
+    for some, members in rolled_together(len(past), drawer):
         before = None if earlier is None else earlier(some, members)
         begun = 0 if before is None else before.shape[2]
         stop = begun // length * length  # of whole windows
@@ -244,20 +244,21 @@ def _rolled_out(
 
 
 def windows_after(
-    drawer: Drawer, denoiser: Denoiser, batch: MemberBatch, keys: Tensor, observed: bool, ahead: Ahead
+    drawer: Drawer,
+    denoiser: Denoiser,
+    batch: MemberBatch,
+    keys: Tensor,
+    observed: bool,
+    ahead: Ahead,
+    watch: Callable[[State], None] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Frames of a batch that are not there, without end, as many at a time as are drawn.
 
-    keys: (n,) of the starts, on the model's device. Each time the number of the first frame, and (n, m, f, C, H, W)
+    keys: (n,) of the starts, on the model's device; watch: as of `sample_batches`, of windows that do not roll
+    Each time the number of the first frame, and (n, m, f, C, H, W).
     """
-    windows = _rolled if isinstance(drawer.model.process, Rolling) else _windows
-    return windows(drawer, denoiser, batch, keys, observed, ahead)
-
-
-def _windows(
-    drawer: Drawer, denoiser: Denoiser, batch: MemberBatch, keys: Tensor, observed: bool, ahead: Ahead
-) -> Iterator[tuple[int, Tensor]]:
-    """Windows after those that are there, without end: the number of the first frame, and frames (n, m, f, C, H, W)."""
+    if isinstance(drawer.model.process, Rolling):
+        yield from _rolled(drawer, denoiser, batch, keys, observed, ahead)  # without end, as below
     forecast, members = drawn_forecast(drawer.model), batch.members
     parts, coder = partial(forecast.year_parts, batch.dates), forecast.coder(drawer.model.device)
     past = coder.received(torch.tensor(batch.past))[:, None].expand(-1, len(members), *[-1] * 4)
@@ -267,7 +268,7 @@ def _windows(
     while True:
         still = max(0, forecast.past - window * forecast.frames) if observed else 0
         now = ahead(window * forecast.frames * forecast.ahead)
-        new = draw_window(drawer, denoiser, past, keys, members, window, still, now, parts)
+        new = draw_window(drawer, denoiser, past, keys, members, window, still, now, parts, watch)
         if (window + 1) * length > batch.begun:
             yield window * length, coder.delivered(new, member_seeds(keys, members), window * forecast.frames)
         past, window = torch.cat((past, new), 2)[:, :, -forecast.past :], window + 1
@@ -310,7 +311,7 @@ def draw_window(
     observed: int,
     forcings: Tensor | None,
     parts: Callable[[range], NDArray[np.float64] | None],
-    watch: Callable[[State], None] | None = None,
+    watch: Callable[[State], None] | None,
 ) -> Tensor:
     """The frames of one window, (n, m, f, C, H, W). past: (n, m, past, C, H, W), in the data's units, as these; keys:
     (n,). Of latents both are latents.

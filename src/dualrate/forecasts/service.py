@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from dualrate.forecasts.film import pixels_of
 from dualrate.forecasts.forecast import starts_of
 from dualrate.forecasts.pictures import plain_maps
 from dualrate.forecasts.rolling_process import Rolling
-from dualrate.forecasts.rollout import draw_window, drawn_forecast, forecast_of, frame_shape, member_seeds
+from dualrate.forecasts.rollout import MemberBatch, drawn_forecast, forecast_of, frame_shape, windows_after
 from dualrate.forecasts.starts import Starts, held_out_starts
 from dualrate.metrics.ensembles import fair_crps
 from dualrate.sampling.trajectory import State
@@ -57,17 +56,12 @@ class FirstWindow(Work):
 
     def draw(self, drawer: Drawer, denoiser: Denoiser, watch: Callable[[State], None]) -> NDArray[Any]:
         """(n, m, f, C, H, W), in the data's units."""
-        members, device = range(drawer.members), drawer.model.device
-        forecast = drawn_forecast(drawer.model)
-        coder = forecast.coder(device)
-        past = coder.received(torch.from_numpy(self.starts.past[self.rows.start : self.rows.stop]))
-        past = past[:, None].expand(-1, len(members), *[-1] * 4)
-        keys, still = torch.tensor(self.seeds, device=device), past.shape[2] * self.starts.observed
-        dates = self.starts.dates
-        dates = None if dates is None else dates[np.asarray(self.rows) % len(dates)]
-        parts = partial(forecast.year_parts, dates)
-        frames = draw_window(drawer, denoiser, past, keys, members, 0, still, self.forcings, parts, watch)
-        return coder.delivered(frames, member_seeds(keys, members), 0).numpy()
+        starts, keys = self.starts, torch.tensor(self.seeds, device=drawer.model.device)
+        dates = None if starts.dates is None else starts.dates[np.asarray(self.rows) % len(starts.dates)]
+        past = starts.past[self.rows.start : self.rows.stop]
+        batch = MemberBatch(self.rows, range(drawer.members), past, 0, None, dates)
+        windows = windows_after(drawer, denoiser, batch, keys, starts.observed, lambda after: self.forcings, watch)
+        return next(windows)[1].numpy()
 
     def preview(self, drawer: Drawer, x_hat: Tensor) -> Tensor:
         return drawn_forecast(drawer.model).shown(x_hat)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from dualrate.drawing.drawer import spread
 from dualrate.experiment.model import Model
 from dualrate.forecasts.clips import CLIPS, ClipReading
 from dualrate.forecasts.condition import Forecast
-from dualrate.forecasts.externals import Forcings, forcings_after
+from dualrate.forecasts.externals import Forcings
 from dualrate.forecasts.fields import Fields
 from dualrate.forecasts.geometry import Order, ordered
 from dualrate.forecasts.metadata import Metadata, level_of
@@ -148,16 +147,16 @@ def _within(forecast: Forecast, data: Fields, frames: int, count: int | None, la
         i, first = map(int, chosen[number])
         return data.frames(i, first + past - 1, span - past + 1)[forecast.ahead :: forecast.ahead]
 
-    externals = forecast.externals, forecast.geometry, data.trajectories, data.forced
+    places = chosen + np.array([0, past - 1])
     return Starts(
         np.stack(start).astype(np.float32),
         f"{len(chosen)} of {data.name}" + f", without {short} of its {len(lengths)} pieces, too short" * bool(short),
         truth_frames,
         truth,
-        places=chosen + np.array([0, past - 1]),
+        places=places,
         dates=_dates(timing_of(data.trajectories[i]).times[first : first + past] for i, first in chosen),
         metadata=data.metadata,
-        forcings=forcings_after(*externals, chosen + np.array([0, past - 1])),
+        forcings=forecast.forcings_after(data.trajectories, data.forced, places),
     )
 
 
@@ -251,10 +250,9 @@ def _latest(path: Path, forecast: Forecast, fields: FieldSource, ahead: Sequence
         of_frames = times[start][-needed :: forecast.lead]
         about = fields.metadata, len(fields.space)
         check_finite(frames, forecast.names, about, of_frames, f"{path}: start {start}", 0)
-    spread_out, places = partial(forecast.spread_out, frame=frame), np.array([*enumerate(ends)]) - np.array([0, 1])
-    externals = forecast.externals, forecast.geometry, fields.trajectories, ahead
-    forcings = forcings_after(*externals, places, (frame[1], frame[2]), spread_out)
-    return Starts(spread_out(past), str(path), dates=_dates(times), forcings=forcings)
+    places = np.array([*enumerate(ends)]) - np.array([0, 1])
+    forcings = forecast.forcings_after(fields.trajectories, ahead, places, frame)
+    return Starts(forecast.spread_out(past, frame), str(path), dates=_dates(times), forcings=forcings)
 
 
 def _from_fields(path: Path, model: Model, frame: Shape, note: Note) -> tuple[FieldSource, Order, list[Trajectory]]:

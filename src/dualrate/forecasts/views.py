@@ -77,7 +77,7 @@ class Reliability:
     channel: int
     threshold: float
     weights: Tensor
-    counts: Tensor = field(default_factory=lambda: torch.zeros(0))
+    counts: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def add(self, frames: Iterable[tuple[Tensor, Tensor]]) -> None:
         """The next starts, as `ForecastScorer.add` takes them, of all channels."""
@@ -88,8 +88,7 @@ class Reliability:
             weights = self.weights[self.channel].expand(place.shape)
             count = torch.bincount(place.flatten(), weights.flatten(), minlength=2 * (members.shape[1] + 1))
             counts.append(count.unflatten(0, (-1, 2)))
-        new = torch.stack(counts)
-        self.counts = self.counts + new if self.counts.numel() else new
+        self.counts = self.counts + torch.stack(counts)
 
     def rows(self, leads: Sequence[float]) -> list[dict[str, Any]]:
         """A row for JSON of each lead time."""
