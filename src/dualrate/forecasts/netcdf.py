@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -110,7 +109,7 @@ def _engine(path: Path, kind: str) -> dict[str, Any]:
 
 def _opened(path: Path, kind: str, how: Mapping[str, Any]) -> Any:
     """The dataset of a file or store. Times that are no dates, as of a climatology of year 0, are numbers."""
-    import xarray
+    from xarray import conventions, open_dataset
 
     if kind == "zarr":
         check_zarr(path)
@@ -120,21 +119,21 @@ def _opened(path: Path, kind: str, how: Mapping[str, Any]) -> Any:
             check_netcdf(path)
         check_regular(path)
     try:
-        data = xarray.open_dataset(path, **how)
+        data = open_dataset(path, **how)
     except ValueError as error:
         problem, advice, _ = " ".join(str(error).split()).partition(" Try opening")
         if not advice:
             raise
-        if not find_spec("cftime"):
-            raise ValueError(
-                f"{path}: its times cannot be read ({problem.rstrip('.')}): those of other calendars than ours need "
-                "cftime (pip install cftime)"
-            ) from error
-        data = xarray.open_dataset(path, **how, decode_times=False)
+        try:
+            import cftime  # noqa: F401
+        except ImportError:
+            way = "those of other calendars than ours need cftime (pip install cftime)"
+            raise ValueError(f"{path}: its times cannot be read ({problem.rstrip('.')}): {way}") from error
+        data = open_dataset(path, **how, decode_times=False)
         for name, each in data.variables.items():
             if " since " in text_of(each.attrs.get("units", "")):
                 with suppress(ValueError):
-                    data = data.assign({name: xarray.conventions.decode_cf_variable(str(name), each)})
+                    data = data.assign({name: conventions.decode_cf_variable(str(name), each)})
     return data[sorted(data.variables, key=str)] if kind == "zarr" else data  # a store keeps no order of its arrays
 
 
