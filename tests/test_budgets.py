@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = {
     "engine": 8521,
     "carriers": 8599,
-    "forecasts": 8031,
+    "forecasts": 8039,
     "pipelines": 4047,
     "texts": 739,
     "services": 1504,

@@ -257,6 +257,8 @@ def test_what_is_no_source_of_fields(tmp_path: Path) -> None:
         FileNotFoundError, match=r"no such file or folder of fields.*kuramoto-sivashinsky or kolmogorov"
     ):
         read_fields(tmp_path / "absent.npz", "train")
+    np.savez(tmp_path / "with-times.npz", fields=ARRAY, variables=["a", "b"], time=np.arange(6), lat=np.zeros(3))
+    assert "its arrays time, lat are not read" in find_fields(tmp_path / "with-times.npz")[1].note
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(ValueError, match=r"is no source of fields; expected a file that ends with \.npz"):
         read_fields(tmp_path / "notes.txt", "train")

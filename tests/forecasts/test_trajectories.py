@@ -52,6 +52,9 @@ def test_months_are_no_gaps(tmp_path: Path, steps: list[int]) -> None:
         (np.cumsum([0, *[1, 10] * 20]), 1, 20),
         (np.cumsum([0, *[10] * 20, 1, *[10] * 20]), 10, 1),  # a step that is too short
         ([datetime(2001, 1, 1 + day) for day in (0, 1, 2, 6, 7)], 24, 1),
+        (2020_01_01_00 + np.arange(4) * 6, "2020010100.*write them as those", 0),
+        (1_577_836_800 + np.arange(4) * 3600, 3600, 0),  # seconds since 1970
+        (1_501_010_100 + np.arange(4) * 3600, 3600, 0),  # of which the first could be 1 January 1501
         ([0, 0, 1, 2], "do not rise, .*: after 0 comes 0: .*drop_duplicates", 0),
         ([0, 1, np.nan, 3], "one is missing", 0),
         (np.array(["2001-01-01", "NaT", "2001-01-03"], "M8[ns]"), "one is missing", 0),

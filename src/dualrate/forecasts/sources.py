@@ -45,7 +45,7 @@ from dualrate.system.files import check_regular, whole
 from dualrate.system.folders import some_of
 
 SUFFIXES = (".npy", *LABELLED, *HDF5)  # and .npz, if it holds `fields`
-FIELDS = "fields"  # the array of a .npz file
+FIELDS, BESIDE = "fields", ("variables", "step")  # arrays of a .npz file
 AS_THEY_ARE = ClipReading()
 
 
@@ -107,22 +107,27 @@ def find_fields(
 def _read_file(path: Path) -> FieldSource:
     check_regular(path)
     if path.suffix.lower() == ".npz":
+        unread: list[str] = []
 
         def wanted(members: list[str]) -> list[str]:
             if FIELDS not in members:
                 raise ValueError(f"{path} has the arrays {', '.join(members) or 'none'}; expected {FIELDS}: {EXPECTED}")
-            return [name for name in (FIELDS, "variables", "step") if name in members]
+            unread.extend(name for name in members if name not in (FIELDS, *BESIDE))
+            return [name for name in (FIELDS, *BESIDE) if name in members]
 
         arrays = read_arrays(path, wanted)
         names = tuple(map(str, np.atleast_1d(arrays["variables"]))) if "variables" in arrays else None
-        return _of_array(str(path), arrays[FIELDS], names, step_of(path, arrays.get("step")))
+        fields = _of_array(str(path), arrays[FIELDS], names, step_of(path, arrays.get("step")))
+        note = f"its arrays {some_of(unread)} are not read: times and coordinates can be told by NetCDF" * bool(unread)
+        return replace(fields, note="; ".join(filter(None, (fields.note, note))))
     if path.suffix.lower() == ".npy":
         with reading(path, ".npy"):
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         return _of_array(str(path), mapped, None, None)
     raise ValueError(
         f"{path} is no source of fields; expected a file that ends with .npz, {', '.join(SUFFIXES)}, a folder "
-        f"of them (not of .npz or .npy), {CLIPS}PLACE of pictures or videos, or {' or '.join(SIMULATIONS)}"
+        f"of them (not of .npz or .npy), {CLIPS}PLACE of pictures or videos, or {' or '.join(SIMULATIONS)}; of a "
+        "table by times and places pandas makes one: table.set_index([...]).to_xarray().to_netcdf"
     )
 
 
