@@ -255,7 +255,7 @@ def test_channels_along_a_dimension_are_read_by_their_names(tmp_path: Path) -> N
     values = ("time", "variable", "y", "x"), V
     path = saved(xarray.Dataset({"data": values}, {"variable": ["t", "u", "v"]}), tmp_path / "a.nc")
     source = find_fields(path, names=("v", "t"))[1]
-    assert (source.variables, source.varying) == (("v", "t"), ())
+    assert (source.variables, source.varying) == (("v", "t"), ("t", "u", "v"))  # what is left out is named
     np.testing.assert_array_equal(source.trajectories[0][0:12], V[:, [2, 0]])
     with pytest.raises(ValueError, match="has no variable w: it has t, u, v"):
         find_fields(path, names=("w",))

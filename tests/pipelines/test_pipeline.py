@@ -396,6 +396,13 @@ def test_the_plan_is_in_the_schedulers_file_and_swapped_with_it(model, pipe, fol
         assert torch.equal(drawn(other), sampled(model, dr.Choice(sampler="ddim", plan=plan)))
 
 
+def test_a_scheduler_made_of_a_config_has_all_of_it():
+    choice = dr.Choice(sampler="ddim", plan=dr.StepPlan.uniform(2))
+    scheduler = DualRateScheduler.of(choice, dr.Guidance(3.0))
+    again = DualRateScheduler.from_config(scheduler.config)
+    assert (again.choice, again.config["guidance_scale"]) == (choice, 3)
+
+
 def test_a_scheduler_of_diffusers_is_refused_with_what_to_pass(pipe, folder):
     theirs = diffusers.DDIMScheduler()
     for scheduler in (theirs, diffusers.DDIMScheduler.from_config(pipe.scheduler.config)):

@@ -140,6 +140,7 @@ def fields_of(
     first, layout = _common_sizes(path, arrays, layouts), next(iter(layouts.values()))
     alike = {"trajectories": layout.trajectories, "space": layout.space}
     whole = [_part(path, name, stored[name], replace(each, **alike), levels, names) for name, each in layouts.items()]
+    channels = {each.name: each.channels for each in whole if each.layout.channel in CHANNEL}
     parts = [part for each in whole if (part := each.narrowed(names)).channels]
     if not parts:
         listed = ", ".join(channel for part in whole for channel in part.channels)
@@ -188,7 +189,7 @@ def fields_of(
             for name, variable in data.data_vars.items()
             if {*variable.dims} == {*layout.space} and variable.dtype.kind in "fiub"
         },
-        tuple(name for name in varying if name not in arrays or layouts[name].channel not in CHANNEL),
+        tuple(each for name in varying for each in channels.get(name, (name,))),
         str(data[layout.time].values[0]) if frames > 1 and layout.time in {*LEADS} & {*data.coords} else "",
     )
 

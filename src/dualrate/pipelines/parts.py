@@ -171,7 +171,8 @@ class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
             steps = plan if isinstance(plan, StepPlan | None) else StepPlan.from_json(json.dumps(plan))
             self.choice = Choice(sampler=sampler, gamma=gamma, eta=eta, plan=steps)
             self.guided(guidance_scale)
-        self.register_to_config(plan=None if steps is None else json.loads(steps.to_json()))
+        plain = None if steps is None else json.loads(steps.to_json())
+        self.register_to_config(plan=plain, _use_default_values=[])  # else from_config drops what stands without names
 
     @classmethod
     def of(cls, choice: Choice, guidance: Guidance = UNGUIDED) -> Self:
