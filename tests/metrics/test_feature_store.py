@@ -76,7 +76,7 @@ def test_a_write_that_was_cut_short_is_drawn_again(tmp_path, net, monkeypatch):
     def killed(source, target):
         raise Killed
 
-    monkeypatch.setattr("pathlib.Path.unlink", lambda path: None)  # a process that is killed tidies nothing up
+    monkeypatch.setattr("os.unlink", lambda path: None)  # a process that is killed tidies nothing up
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", killed)
         with pytest.raises(Killed):
