@@ -194,21 +194,18 @@ def forecast_scores(
 
     ridge = regression_of(starts.training, forecast, starts.known)
     calendar, lacking = Seasons.of(starts.training, starts.dates, starts.known, forecast.ahead)
-    known, random = starts.known, min(max(2, members), RANDOM, len(frames))
-
-    def past(part: range) -> Tensor:
-        return torch.tensor(starts.past[part.start : part.stop])
-
-    draws: dict[str, Callable[[range], Iterable[Tensor]]] = {  # members (n, M, C, H, W) of each lead time, of starts
-        "forecast": lambda part: _by_lead(x[part.start : part.stop], known),
-        "persistence": lambda part: persistence(past(part), known).unbind(2),
-        "climatology": lambda part: climatology(frames, len(part), random, known, part.start),
+    random = min(max(2, members), RANDOM, len(frames))
+    # Of some starts and their past: members (n, M, C, H, W) of each lead time.
+    draws: dict[str, Callable[[range, Tensor], Iterable[Tensor]]] = {
+        "forecast": lambda part, past: _by_lead(x[part.start : part.stop], starts.known),
+        "persistence": lambda part, past: persistence(past, starts.known).unbind(2),
+        "climatology": lambda part, past: climatology(frames, len(part), random, starts.known, part.start),
     }
     if calendar is not None:
-        draws["season"] = lambda part: calendar.drawn(frames, part, random, known)
+        draws["season"] = lambda part, past: calendar.drawn(frames, part, random, starts.known)
     if ridge is not None:
         most = min(random, len(ridge.errors))
-        draws["regression"] = lambda part: regressed(ridge, forecast, past(part), most, known, part.start)
+        draws["regression"] = lambda part, past: regressed(ridge, forecast, past, most, starts.known, part.start)
     about: dict[str, Any] = {"climatology": mean[moving], "thresholds": thresholds[:, moving]}
     about |= {"spectrum": spectrum_of(geometry)}
     scorers = {name: ForecastScorer(leads, scale=std[moving], weights=weights[moving], **about) for name in draws}
@@ -226,12 +223,13 @@ def forecast_scores(
     for first in range(0, count, each):
         part = range(first, min(first + each, count))
         truth = torch.tensor(np.stack([starts.truth(i) for i in part]))
+        past = torch.tensor(starts.past[first : part.stop])
         for event in events:
-            event.add(zip(draws["forecast"](part), truth.unbind(1), strict=True))
+            event.add(zip(draws["forecast"](part, past), truth.unbind(1), strict=True))
         some = slice(moving[0], moving[-1] + 1) if moving[-1] - moving[0] < len(moving) else moving  # a view
         for name, scorer in scorers.items():
-            frame_by_frame = zip(draws[name](part), truth.unbind(1), strict=True)
-            scorer.add(((a[:, :, some], b[:, some]) for a, b in frame_by_frame), start=past(part)[:, -1, some])
+            frame_by_frame = zip(draws[name](part, past), truth.unbind(1), strict=True)
+            scorer.add(((a[:, :, some], b[:, some]) for a, b in frame_by_frame), start=past[:, -1, some])
     by_variable = {names[c]: scorer.scores(starts.groups) for c, scorer in single.items()}
     still = tuple(name for c, name in enumerate(names) if c not in moving)
     return ForecastReport(

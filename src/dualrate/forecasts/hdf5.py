@@ -259,8 +259,8 @@ def _pdebench(file: Any, path: Path, split: str) -> FieldSource | None:
     axes, ending = ("x", "y")[: len(space)], "" if groups else "-coordinate"
     along = {f"{name}{ending}": i for i, name in enumerate(axes)}
     places = [each["grid"] for each in groups] or [file]
-    first, *others = (_coordinates(path, place, along, count, space) for place in places)
-    points = tuple(each for each in first if all(each in those for those in others))
+    first, *rest = (_coordinates(path, place, along, count, space) for place in places)
+    points = tuple(each for each in first if all(each in those for those in rest))
     described = tuple(Description.of(part.attrs) for part in parts[: len(names)]) or (Description(),) * len(variables)
     note, step = next((each.note for each in timings if each.note), ""), common_step(each.step for each in timings)
     shape = frames, len(variables), *grid_of(space)

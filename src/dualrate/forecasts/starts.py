@@ -247,7 +247,8 @@ def _latest(path: Path, forecast: Forecast, fields: FieldSource, ahead: Sequence
         past = forecast.statistics.filled(past, hidden)
     times = [timing_of(trajectory).times for trajectory in fields.trajectories]
     for start, frames in enumerate(past):
-        of_frames, about = times[start][-needed :: forecast.lead], (fields.metadata, len(fields.space))
+        of_frames = times[start][-needed :: forecast.lead]
+        about = fields.metadata, len(fields.space)
         check_finite(frames, forecast.names, about, of_frames, f"{path}: start {start}", 0)
     places = np.array([*enumerate(ends)]) - np.array([0, 1])
     forcings = forecast.forcings_after(fields.trajectories, ahead, places, frame)

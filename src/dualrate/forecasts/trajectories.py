@@ -211,8 +211,8 @@ def timed(path: Path, times: NDArray[Any]) -> Timing:
         times = times / np.timedelta64(1, "h")
     numbers = times.dtype.kind in "fiu" and times is dates and np.isfinite(times).all()
     whole = np.floor(times) if numbers else np.zeros(1)
-    hours = np.where((whole % 100 < 24) & (whole // 100 % 100 < 32), whole // 10_000, 0)
-    forms = (whole, 12), (whole // 100, 2), (hours, 3)  # YYYYMM, YYYYMMDD, YYYYMMDDHH
+    hourly = np.where((whole % 100 < 24) & (whole // 100 % 100 < 32), whole // 10_000, 0)
+    forms = (whole, 12), (whole // 100, 2), (hourly, 3)  # YYYYMM, YYYYMMDD, YYYYMMDDHH
     written = any(len(times) >= least and _are_months(each) for each, least in forms)
     if times.dtype.kind not in "fiu" or written:
         raise ValueError(

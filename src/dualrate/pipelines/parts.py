@@ -168,10 +168,10 @@ class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
         guidance_interval: Sequence[float] | None = None,
     ) -> None:
         with blaming("the settings of a DualRateScheduler"):
-            steps = plan if isinstance(plan, StepPlan | None) else StepPlan.from_json(json.dumps(plan))
-            self.choice = Choice(sampler=sampler, gamma=gamma, eta=eta, plan=steps)
+            step_plan = plan if isinstance(plan, StepPlan | None) else StepPlan.from_json(json.dumps(plan))
+            self.choice = Choice(sampler=sampler, gamma=gamma, eta=eta, plan=step_plan)
             self.guided(guidance_scale)
-        plain = None if steps is None else json.loads(steps.to_json())
+        plain = None if step_plan is None else json.loads(step_plan.to_json())
         self.register_to_config(plan=plain, _use_default_values=[])  # else from_config drops what stands without names
 
     @classmethod

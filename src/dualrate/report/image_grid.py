@@ -96,8 +96,9 @@ def _pixels(images: Images | Iterable[Images]) -> np.ndarray:
 
 def png_bytes(image: NDArray[np.uint8]) -> bytes:
     """(C, H, W) uint8, C = 1 or 3, as the content of a PNG file, from BLOCK bytes on packed fast, not well."""
-    picture, content = image[0] if len(image) == 1 else image.transpose(1, 2, 0), io.BytesIO()
-    Image.fromarray(picture).save(content, "PNG", compress_level=int(image.nbytes > BLOCK))
+    pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG", compress_level=int(image.nbytes > BLOCK))
     return content.getvalue()
 
 
