@@ -39,9 +39,11 @@ from dualrate.forecasts.clip_distance import windows_of
 from dualrate.forecasts.clip_set import Cut, prepare_clips
 from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.film import pixels_of
+from dualrate.forecasts.model import forecast_of
 from dualrate.forecasts.recipe import RECIPES, Clips
-from dualrate.forecasts.rollout import forecast_of, roll_out
+from dualrate.forecasts.rollout import roll_out
 from dualrate.forecasts.simulations import SIMULATIONS, Kolmogorov
+from dualrate.forecasts.starts import Starts
 from dualrate.forecasts.systems import System
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.table import with_interval
@@ -209,8 +211,9 @@ class Next(RollOuts):
         for _, plan in product(range(ROUNDS), plans):
             drawer = drawers[plan]
             past = self.starts(True, forecast_of(drawer.model).past)[0][:TIMED]
+            starts = Starts(past, "held-out clips")
             begun = time.process_time()
-            _ = list(roll_out(drawer, past, AHEAD))
+            _ = list(roll_out(drawer, starts, AHEAD))
             seconds[plan].append(1000 * (time.process_time() - begun) / (len(past) * AHEAD))
         names = "network", "method", "steps"
         add_rows(

@@ -45,9 +45,9 @@ from dualrate.cli.distill import Student
 from dualrate.data.condition_rows import HeldOut
 from dualrate.drawing.drawer import spread
 from dualrate.experiment.data_config import DataConfig
+from dualrate.forecasts.model import forecast_of, frame_shape
 from dualrate.forecasts.netcdf import write_fields
 from dualrate.forecasts.recipe import RECIPES, Forecasting, OfFrames
-from dualrate.forecasts.rollout import forecast_of, frame_shape
 from dualrate.forecasts.simulations import SIMULATIONS, Kolmogorov, KuramotoSivashinsky
 from dualrate.forecasts.simulations import System as Simulated
 from dualrate.metrics.ensembles import energy_score, fair_crps

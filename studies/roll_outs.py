@@ -27,9 +27,10 @@ import torch
 from numpy.typing import NDArray
 
 import dualrate as dr
+from dualrate.forecasts.model import costs, forecast_of
 from dualrate.forecasts.recipe import Forecasting, Size
-from dualrate.forecasts.rollout import costs, forecast_of, roll_out
-from dualrate.forecasts.starts import held_out_starts
+from dualrate.forecasts.rollout import roll_out
+from dualrate.forecasts.starts import Starts, held_out_starts
 from studies.common import RESULTS, Row, add_rows, keep, kept_in, markdown, on_one_thread, place
 from studies.contest import Contest, Network, Setting, mean
 from studies.equal_score import resampled
@@ -134,7 +135,7 @@ def scored_members(
     ahead, std = truth.shape[1], torch.tensor(forecast_of(model).statistics.std)
     drawer = dr.Choice(**cell).drawer(model, batch_size=256, members=members, precision="float32")
     begun = time.process_time()
-    pieces = list(roll_out(drawer, past, ahead))
+    pieces = list(roll_out(drawer, Starts(past, "held-out starts"), ahead))
     seconds = time.process_time() - begun
     x = np.zeros((len(past), members, *truth.shape[1:]))
     for piece in pieces:

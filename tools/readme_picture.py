@@ -21,7 +21,7 @@ from PIL import Image
 import dualrate as dr
 from dualrate.diffusion.context import Refresh
 from dualrate.drawing.drawer import Drawer
-from dualrate.forecasts.rollout import window_cost
+from dualrate.forecasts.model import window_cost
 from dualrate.sampling.trajectory import State
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,7 +15,7 @@ from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.fields import read_fields
 from dualrate.forecasts.folder import write_forecast
 from dualrate.forecasts.rollout import roll_out
-from dualrate.forecasts.starts import held_out_starts
+from dualrate.forecasts.starts import Starts, held_out_starts
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import GivenTimes
 from dualrate.networks.uvit import Level, UViTConfig
@@ -47,10 +47,10 @@ def drawer_of(model: Model, members: int = 3, batch_size: int = 6, steps: int = 
 
 
 def rolled(drawer: Drawer, past, frames: int, **more) -> np.ndarray:
-    """(N, M, T, C, H, W)."""
-    shape = len(past), drawer.members, frames, *past.shape[2:]
-    whole = np.full(shape, np.nan, np.float32)
-    for piece in roll_out(drawer, past, frames, **more):
+    """(N, M, T, C, H, W). past: Starts, or an array of them."""
+    starts = past if isinstance(past, Starts) else Starts(np.asarray(past, np.float32), "an array")
+    whole = np.full((len(starts), drawer.members, frames, *starts.past.shape[2:]), np.nan, np.float32)
+    for piece in roll_out(drawer, starts, frames, **more):
         place = [slice(part.start, part.stop) for part in (piece.starts, piece.members, piece.frames)]
         assert np.isnan(whole[tuple(place)]).all()
         whole[tuple(place)] = piece.x

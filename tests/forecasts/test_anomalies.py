@@ -19,9 +19,9 @@ from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.evaluation import forecast_scores, window_members
 from dualrate.forecasts.externals import year_parts
 from dualrate.forecasts.fields import read_fields
+from dualrate.forecasts.model import forecast_of
 from dualrate.forecasts.prognostic import Prognostic
 from dualrate.forecasts.recipe import Forecasting
-from dualrate.forecasts.rollout import forecast_of
 from dualrate.forecasts.seasons import curves
 from dualrate.forecasts.service import ForecastService
 from dualrate.forecasts.starts import held_out_starts, read_starts
@@ -57,7 +57,7 @@ def with_cycle(data: xarray.Dataset) -> xarray.Dataset:
 
 def drawn(model: dr.Model, starts: Any, frames: int = 3) -> np.ndarray:
     drawer = dr.Choice(steps=2).drawer(model, members=2, precision="float32")
-    return rolled(drawer, starts.past, frames, dates=starts.dates, observed=starts.observed)
+    return rolled(drawer, starts, frames)
 
 
 def test_the_fit_is_that_of_least_squares(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.evaluation import WITHOUT_MODEL, bad_news, forecast_scores, judged
 from dualrate.forecasts.fields import Fields
 from dualrate.forecasts.folder import write_forecast
+from dualrate.forecasts.model import forecast_of
 from dualrate.forecasts.page import _spectra, _steady_panel, forecast_page
-from dualrate.forecasts.rollout import forecast_of
 from dualrate.forecasts.scores import Score
 from dualrate.forecasts.stability import Stability
 from dualrate.forecasts.starts import Starts, held_out_starts

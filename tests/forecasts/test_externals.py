@@ -23,8 +23,9 @@ from dualrate.forecasts.condition import Forecast, Windows
 from dualrate.forecasts.externals import EQUINOX, TILT, Externals, Forcings, beside, zenith
 from dualrate.forecasts.folder import write_forecast
 from dualrate.forecasts.geometry import from_text, to_text
+from dualrate.forecasts.model import begins, with_stride
 from dualrate.forecasts.recipe import Forecasting
-from dualrate.forecasts.rollout import begins, roll_out, with_stride
+from dualrate.forecasts.rollout import roll_out
 from dualrate.forecasts.starts import Starts, held_out_starts, read_starts
 from dualrate.system.progress import Silent
 
@@ -153,7 +154,7 @@ def test_packed_fields_are_restored() -> None:
 
 def frames_of(model: dr.Model, starts: Starts, frames: int = 3, seed: int = 0) -> np.ndarray:
     drawer = dr.Choice(steps=2).drawer(model, members=2, batch_size=8, precision="float32")
-    return rolled(drawer, starts.past, frames, seed=seed, observed=starts.observed, forcings=starts.forcings)
+    return rolled(drawer, starts, frames, seed=seed)
 
 
 @pytest.mark.parametrize("how", [{}, {"trained_by": "rolling", "frames": 3}], ids=str)
@@ -230,9 +231,7 @@ def test_a_forecast_goes_on_with_its_forcings_and_none_of_other_dates(tmp_path: 
     drawer = dr.Choice(steps=2).drawer(model, members=2, precision="float32")
     starts = held_out_starts(model, 4, 2)
     whole = frames_of(model, starts, 4)
-    earlier = [
-        *roll_out(drawer, starts.past, 4, forcings=starts.forcings, earlier=lambda some, members: whole[:, :, :2])
-    ]
+    earlier = [*roll_out(drawer, starts, 4, earlier=lambda some, members: whole[:, :, :2])]
     assert [block.frames for block in earlier] == [range(2, 3), range(3, 4)]
     np.testing.assert_array_equal(np.concatenate([block.x for block in earlier], 2), whole[:, :, 2:])
     forcings = starts.forcings

@@ -29,8 +29,8 @@ from dualrate.forecasts.condition import Coder
 from dualrate.forecasts.evaluation import window_members
 from dualrate.forecasts.folder import write_forecast
 from dualrate.forecasts.latent_forecast import ClipCoder, LatentForecast
+from dualrate.forecasts.model import costs, forecast_of, window_cost, with_stride
 from dualrate.forecasts.recipe import TIERS, Clips, ForecastTier
-from dualrate.forecasts.rollout import costs, forecast_of, window_cost, with_stride
 from dualrate.forecasts.service import ForecastService
 from dualrate.forecasts.starts import held_out_starts, read_starts
 from dualrate.options.acting import refusal

@@ -32,9 +32,10 @@ from dualrate.forecasts import rollout as module
 from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.fields import read_fields
 from dualrate.forecasts.folder import ForecastArray, write_forecast
+from dualrate.forecasts.model import costs, window_cost, with_stride
 from dualrate.forecasts.rolling import RollingConfig, roll
 from dualrate.forecasts.rolling_process import Rolling, SharedNoise
-from dualrate.forecasts.rollout import FrameBlock, costs, roll_out, window_cost, with_stride
+from dualrate.forecasts.rollout import FrameBlock, roll_out
 from dualrate.forecasts.starts import Starts, held_out_starts
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import GivenTimes
@@ -178,8 +179,8 @@ def test_members_of_an_autoregression_spread_as_its_law_says(source, tmp_path):
 def test_memory_does_not_grow_with_frames(source, tmp_path):
     model = model_of(source, tmp_path / "run", past=2)
     last_frame = replace(model, denoiser=Exact(model.process, lambda y: y[:, CHANNELS:]))
-    past, held = held_out_starts(model, 1, 2).past, []
-    for number, _ in enumerate(roll_out(drawer_of(last_frame, 64, 64, 1), past, 50)):
+    starts, held = held_out_starts(model, 1, 2), []
+    for number, _ in enumerate(roll_out(drawer_of(last_frame, 64, 64, 1), starts, 50)):
         if number in (10, 40, 90):
             gc.collect()
             held.append(sum(one.numel() for one in gc.get_objects() if isinstance(one, Tensor)))
@@ -425,7 +426,7 @@ def test_rolling_diffusion_makes_a_frame_at_a_time_and_goes_on(source, tmp_path)
     for k, window in zip(range(5), roll(drawer.denoiser, model.process, forecast, past, keys, 4), strict=False):
         frame = forecast.statistics.restored(window.frame).unflatten(0, (2, 3))
         assert np.array_equal(frame.numpy(), whole[:, :, k])
-    later = list(roll_out(drawer, held.past, 5, seed=7, earlier=lambda starts, members: whole[:, :, :3]))
+    later = list(roll_out(drawer, held, 5, seed=7, earlier=lambda starts, members: whole[:, :, :3]))
     assert [piece.frames for piece in later] == [range(3, 4), range(4, 5)]
     assert all(np.array_equal(piece.x[:, :, 0], whole[:, :, piece.frames.start]) for piece in later)
     uneven = replace(drawer, step=SDEDPMSolver2M(model.process), plan=StepPlan.at((1, 0.6, 0.3, 0), [0]))

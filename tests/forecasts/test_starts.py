@@ -305,7 +305,7 @@ def test_what_was_observed_gets_no_more_noise(source, tmp_path, rolling):
         starts = read_starts(tmp_path / "mine.npy", model)
         assert starts.observed
         given.clear()
-        _ = rolled(drawer_of(model, batch_size=12), starts.past, 2, observed=not noisy)
+        _ = rolled(drawer_of(model, batch_size=12), replace(starts, observed=not noisy), 2)
         expected = model.experiment.condition.statistics.normalised(torch.from_numpy(array[..., ::4])[:, :, :, None])
         apart = (given[0] - expected.flatten(1, 2)).std().item()
         assert apart == pytest.approx(0.5 if noisy else 0, abs=0.1 if noisy else 1e-6)
@@ -330,7 +330,7 @@ def test_frames_that_were_observed_get_no_noise_as_long_as_they_are_in_the_past(
     statistics, observe = model.experiment.condition.statistics, Forecast.observe
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Forecast, "observe", lambda *of: given.append(y := observe(*of)) or y)
-        _ = rolled(drawer_of(model, members=1, batch_size=4), starts.past, 4, observed=True)
+        _ = rolled(drawer_of(model, members=1, batch_size=4), starts, 4)
     own = statistics.normalised(torch.from_numpy(starts.past)).flatten(1, 2)
     made = 1 if rolling else frames
     torch.testing.assert_close(given[0], own)

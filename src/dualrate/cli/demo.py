@@ -18,8 +18,8 @@ from dualrate.drawing.cost import drawing_bytes
 from dualrate.drawing.evaluators import messages
 from dualrate.forecasts.folder import shown
 from dualrate.forecasts.forecast import forecast
+from dualrate.forecasts.model import forecast_of
 from dualrate.forecasts.pictures import lines_figure
-from dualrate.forecasts.rollout import forecast_of
 from dualrate.options.console import command_line, reporter
 from dualrate.recipes import fashion_mnist
 from dualrate.report.figures import svg

@@ -15,7 +15,7 @@ from dualrate.experiment.model import Model
 from dualrate.forecasts.condition import Forecast, Windows
 from dualrate.forecasts.fields import Fields
 from dualrate.forecasts.film import pixels_of
-from dualrate.forecasts.rollout import Frame, forecast_of
+from dualrate.forecasts.model import Frame, forecast_of
 from dualrate.forecasts.starts import Starts
 from dualrate.metrics.distances import PER_FEATURE
 from dualrate.metrics.evaluate import Evaluator

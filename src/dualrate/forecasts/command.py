@@ -14,8 +14,8 @@ from tyro.conf import Positional, arg
 from dualrate.config.ranges import BatchSize, Images, Lead, Precision, Range, Ranged, Seed
 from dualrate.forecasts.folder import PAGE
 from dualrate.forecasts.forecast import forecast_by, starts_of
+from dualrate.forecasts.model import with_stride
 from dualrate.forecasts.netcdf import check_writable, write_fields
-from dualrate.forecasts.rollout import with_stride
 from dualrate.forecasts.simulations import SIMULATIONS
 from dualrate.forecasts.systems import SIMULATING
 from dualrate.forecasts.views import Views

@@ -10,6 +10,7 @@ import hashlib
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -26,7 +27,8 @@ from dualrate.experiment.model import Model
 from dualrate.forecasts.curves import Panel, curves_figure
 from dualrate.forecasts.evaluation import forecast_scores
 from dualrate.forecasts.folder import JOURNAL, ForecastArray, write_forecast
-from dualrate.forecasts.rollout import forecast_of, frame_shape, roll_out, window_cost
+from dualrate.forecasts.model import forecast_of, frame_shape, window_cost
+from dualrate.forecasts.rollout import roll_out
 from dualrate.forecasts.scores import Score, students_t
 from dualrate.forecasts.starts import held_out_starts
 from dualrate.metrics.distances import LEVEL
@@ -110,9 +112,9 @@ class ForecastYardstick(Yardstick):
         return Measurement(row, {}, {METRIC: crps.replicates}, more)
 
     def draw(self, drawer: Drawer, count: int) -> float:
-        past, how = self.starts.past, {"forcings": self.starts.forcings, "dates": self.starts.dates}
-        begun = time.perf_counter()
-        for _ in roll_out(drawer, np.resize(past, (count, *past.shape[1:])), self.frames, **how):
+        past, begun = self.starts.past, time.perf_counter()
+        starts = replace(self.starts, past=np.resize(past, (count, *past.shape[1:])))
+        for _ in roll_out(drawer, starts, self.frames):
             pass
         return time.perf_counter() - begun
 

@@ -20,7 +20,8 @@ from dualrate.drawing.drawer import Drawer, spread
 from dualrate.experiment.model import Model
 from dualrate.forecasts.baselines import climatology, persistence, regressed, regression_of
 from dualrate.forecasts.geometry import Geometry
-from dualrate.forecasts.rollout import Frame, forecast_of, roll_out
+from dualrate.forecasts.model import Frame, forecast_of
+from dualrate.forecasts.rollout import roll_out
 from dualrate.forecasts.scores import EVENTS, GROUPS, ForecastScorer, ForecastScores, Score, count_of, rows_of
 from dualrate.forecasts.seasons import Seasons, training_frames
 from dualrate.forecasts.spectra import spectrum_of
@@ -280,8 +281,7 @@ def window_members(
     frames = forecast_of(drawer.model).frames
     starts, done = held_out_starts(drawer.model, frames, count), 0
     x = np.empty((len(starts), drawer.members, frames, *starts.past.shape[2:]), np.float32)
-    how = {"seed": seed, "mapper": mapper, "forcings": starts.forcings, "dates": starts.dates}
-    for piece in roll_out(drawer, starts.past, frames, **how):
+    for piece in roll_out(drawer, starts, frames, seed=seed, mapper=mapper):
         at = (slice(part.start, part.stop) for part in (piece.starts, piece.members, piece.frames))
         x[tuple(at)] = piece.x
         progress(done := done + piece.x[..., 0, 0, 0].size, x[..., 0, 0, 0].size)

@@ -33,18 +33,10 @@ from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.file_checks import with_extra
 from dualrate.forecasts.film import Film, write_video
 from dualrate.forecasts.metadata import Coordinate
+from dualrate.forecasts.model import Frame, begins, costs, forecast_of, frame_shape
 from dualrate.forecasts.netcdf import check_writable, write_dataset, write_fields
 from dualrate.forecasts.pictures import Shown, forecast_figure, write_animation
-from dualrate.forecasts.rollout import (
-    Frame,
-    FrameBlock,
-    begins,
-    checked_starts,
-    costs,
-    forecast_of,
-    frame_shape,
-    roll_out,
-)
+from dualrate.forecasts.rollout import FrameBlock, check_starts, roll_out
 from dualrate.forecasts.starts import Starts
 from dualrate.report.figures import png
 from dualrate.runs.train import FORECAST
@@ -297,7 +289,7 @@ def write_forecast(
     """
     out = as_path(out)
     drawer = as_before(drawer.for_seeds(len(starts)), Record.read(out))
-    _ = checked_starts(drawer, starts.past, frames, seed, starts.dates)
+    check_starts(drawer, starts, frames, seed)
     record = Record.of(drawer, starts, frames, seed, command)
     target = None if format is None else out / f"forecast{ENDINGS[format]}"
     if target is not None and not target.exists():
@@ -313,9 +305,7 @@ def write_forecast(
         begun = time.perf_counter()
         with naming_progress(array):
             try:
-                how: dict[str, Any] = {"earlier": array.earlier, "observed": starts.observed, "mapper": mapper}
-                how |= {"forcings": starts.forcings, "dates": starts.dates}
-                for piece in roll_out(drawer, starts.past, frames, seed=seed, **how):
+                for piece in roll_out(drawer, starts, frames, seed=seed, earlier=array.earlier, mapper=mapper):
                     array.write(piece)
                     report(int(array.done.sum()), array.done.size * frames)
             except (KeyboardInterrupt, Lost):

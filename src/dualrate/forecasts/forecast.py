@@ -20,9 +20,9 @@ from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.model import Model
 from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, bad_news, forecast_scores, judged
 from dualrate.forecasts.folder import PAGE, SCORES, ForecastWritten, write_forecast
+from dualrate.forecasts.model import Frame, forecast_of, with_stride
 from dualrate.forecasts.packing import unrounded
 from dualrate.forecasts.page import forecast_page
-from dualrate.forecasts.rollout import Frame, forecast_of, with_stride
 from dualrate.forecasts.starts import TO_SCORE, Starts, held_out_starts, read_starts
 from dualrate.forecasts.views import EVERYTHING, Views
 from dualrate.report.html import page as page_of

@@ -51,7 +51,7 @@ class OfFields(Modality):
         """Score one window from each of `count` held-out starts; clips also by a distance from those of training."""
         from dualrate.forecasts.clip_distance import clip_distance
         from dualrate.forecasts.evaluation import forecast_scores, window_members
-        from dualrate.forecasts.rollout import forecast_of, window_cost
+        from dualrate.forecasts.model import forecast_of, window_cost
         from dualrate.system.workers import mapper
 
         model, forecast = drawer.model, forecast_of(drawer.model)

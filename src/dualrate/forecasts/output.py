@@ -30,7 +30,7 @@ from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.externals import plain_dates
 from dualrate.forecasts.geometry import Mask, Order, circles
 from dualrate.forecasts.metadata import Coordinate, Description
-from dualrate.forecasts.rollout import Frame
+from dualrate.forecasts.model import Frame
 from dualrate.forecasts.start_checks import have_names
 from dualrate.forecasts.starts import Starts
 from dualrate.system.files import forget

@@ -25,7 +25,8 @@ from dualrate.config.ranges import Precision
 from dualrate.drawing.choice import Choice
 from dualrate.experiment.model import Model
 from dualrate.forecasts.externals import Forcings
-from dualrate.forecasts.rollout import Ahead, MemberBatch, forecast_of, windows_after
+from dualrate.forecasts.model import forecast_of
+from dualrate.forecasts.rollout import MemberBatch, windows_after
 from dualrate.sampling.trajectory import MEMBER
 
 Coordinates = OrderedDict[str, NDArray[Any]]
@@ -117,7 +118,7 @@ class Prognostic:
         members = range(numbers[0], numbers[0] + len(rows)) if shared else range(1)
         if not shared:
             keys = (keys + MEMBER * torch.tensor(numbers, device=device)[:, None]).flatten()
-        ahead: Ahead = lambda after: None  # noqa: E731
+        ahead = None
         along = [len(values) if name == TIME else 1 for name, values in leading.items() if name != ENSEMBLE]
         times = leading[TIME].reshape(along) if TIME in leading else None
         dates = None if times is None else np.resize(np.broadcast_to(times, apart) + latest, len(past))
@@ -128,8 +129,8 @@ class Prognostic:
             ahead = partial(forcings, range(len(past)))
         how = {"members": len(members), "batch_size": len(members), "precision": self.precision}
         drawer = self.choice.drawer(self.model, **how).for_seeds(len(past))
-        batch = MemberBatch(range(len(past)), members, past.numpy(), 0, None, dates)
-        for _, new in windows_after(drawer, drawer.denoiser, batch, keys, True, ahead):
+        batch = MemberBatch(range(len(past)), members, past.numpy(), True, dates, ahead)
+        for _, new in windows_after(drawer, drawer.denoiser, batch, keys):
             for frame in new.transpose(0, 1).unbind(2):  # (m, n, C, H, W)
                 whole = frame.reshape(len(rows), *apart, 1, *frame.shape[2:])
                 yield whole[0] if axis is None else whole.movedim(0, axis)

@@ -159,7 +159,7 @@ def roll(
     step: Step | None = None,
     observed: bool = False,
     bfloat16: bool = False,
-    ahead: Callable[[int], Tensor | None] = lambda after: None,
+    ahead: Callable[[int], Tensor] | None = None,
 ) -> Iterator[Window]:
     """A window for every frame, without end and without gradient. A frame costs T light calls and a heavy one.
 
@@ -190,7 +190,8 @@ def roll(
         plan = StepPlan.at((*times, process.time(0)), heavy)
         begun = State(0, z, shared_time(plan.t[0]), Context(), None, carry)
         with torch.no_grad(), torch.autocast(z.device.type, torch.bfloat16, enabled=bfloat16):
-            still, now = max(0, forecast.past - number) if observed else 0, ahead(number * forecast.ahead)
+            still = max(0, forecast.past - number) if observed else 0
+            now = None if ahead is None else ahead(number * forecast.ahead)
             cond = read(denoiser, Cond(given=forecast.observe(beside(past, now), draws, still)))
             for state in trajectory(denoiser, step, plan, z, cond, noise, state=begun):
                 z, carry = state.z, state.carry

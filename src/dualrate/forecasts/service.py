@@ -24,9 +24,10 @@ from dualrate.experiment.model import Model
 from dualrate.forecasts.condition import SHOWN_ROWS
 from dualrate.forecasts.film import pixels_of
 from dualrate.forecasts.forecast import starts_of
+from dualrate.forecasts.model import drawn_forecast, forecast_of, frame_shape
 from dualrate.forecasts.pictures import plain_maps
 from dualrate.forecasts.rolling_process import Rolling
-from dualrate.forecasts.rollout import MemberBatch, drawn_forecast, forecast_of, frame_shape, windows_after
+from dualrate.forecasts.rollout import MemberBatch, windows_after
 from dualrate.forecasts.starts import Starts, held_out_starts
 from dualrate.metrics.ensembles import fair_crps
 from dualrate.sampling.trajectory import State
@@ -38,11 +39,10 @@ MOST_NUMBERS = 2**22  # of an answer
 
 @dataclass(frozen=True, eq=False)
 class FirstWindow(Work):
-    """The first window after some starts. rows: their numbers; forcings: after them"""
+    """The first window after some starts. rows: their numbers"""
 
     starts: Starts
     rows: range
-    forcings: Tensor | None
 
     @property
     def truth(self) -> NDArray[np.float32] | None:
@@ -56,12 +56,9 @@ class FirstWindow(Work):
 
     def draw(self, drawer: Drawer, denoiser: Denoiser, watch: Callable[[State], None]) -> NDArray[Any]:
         """(n, m, f, C, H, W), in the data's units."""
-        starts, keys = self.starts, torch.tensor(self.seeds, device=drawer.model.device)
-        dates = None if starts.dates is None else starts.dates[np.asarray(self.rows) % len(starts.dates)]
-        past = starts.past[self.rows.start : self.rows.stop]
-        batch = MemberBatch(self.rows, range(drawer.members), past, 0, None, dates)
-        windows = windows_after(drawer, denoiser, batch, keys, starts.observed, lambda after: self.forcings, watch)
-        return next(windows)[1].numpy()
+        batch = MemberBatch.of(self.starts, self.rows, range(drawer.members))
+        keys = torch.tensor(self.seeds, device=drawer.model.device)
+        return next(windows_after(drawer, denoiser, batch, keys, watch))[1].numpy()
 
     def preview(self, drawer: Drawer, x_hat: Tensor) -> Tensor:
         return drawn_forecast(drawer.model).shown(x_hat)
@@ -131,8 +128,7 @@ class ForecastService(Service):
         numbers = len(rows) * members * math.prod(self.model.shape)
         if numbers > MOST_NUMBERS:
             raise ValueError(f"start, with its members, has {numbers:,} numbers as an answer, at most {MOST_NUMBERS:,}")
-        ahead = None if starts.forcings is None else starts.forcings(rows)
-        return FirstWindow(range(seed + rows.start, seed + rows.stop), starts, rows, ahead)
+        return FirstWindow(range(seed + rows.start, seed + rows.stop), starts, rows)
 
     def _read(self, wish: Any) -> Starts:
         try:

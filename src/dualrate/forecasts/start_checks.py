@@ -16,7 +16,7 @@ from dualrate.experiment.model import Model
 from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.externals import months_of_step
 from dualrate.forecasts.metadata import SAME_AXIS, Metadata, level_of, plain_units
-from dualrate.forecasts.rollout import Frame, forecast_of
+from dualrate.forecasts.model import Frame, forecast_of
 from dualrate.forecasts.trajectories import FieldSource, numbered, timing_of
 
 Note = Callable[[str], None]  # is told what is taken for granted

@@ -23,7 +23,7 @@ from dualrate.forecasts.externals import Forcings
 from dualrate.forecasts.fields import Fields
 from dualrate.forecasts.geometry import Order, ordered
 from dualrate.forecasts.metadata import Metadata, level_of
-from dualrate.forecasts.rollout import Frame, begins, forecast_of, frame_shape
+from dualrate.forecasts.model import Frame, begins, forecast_of, frame_shape
 from dualrate.forecasts.simulations import SIMULATIONS
 from dualrate.forecasts.sources import check_variable_names, find_fields, step_of
 from dualrate.forecasts.splits import part_of, pieces_of
