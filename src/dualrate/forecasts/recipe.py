@@ -11,7 +11,7 @@ Patches  of fields above 128 points a side 2 points, above 256 four, of mini twi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.forecasts.clips import CLIPS, ClipReading
 from dualrate.forecasts.condition import Forecast, Frames, Windows
 from dualrate.forecasts.externals import Externals, packed_statics
+from dualrate.forecasts.fields import Fields
 from dualrate.forecasts.geometry import Geometry, check_even, hidden_points, ordered
 from dualrate.forecasts.latent_forecast import LatentForecast, clip_codec
 from dualrate.forecasts.metadata import Description, level_of, variable_number
@@ -139,28 +140,8 @@ class Forecasting(Ranged):
 
     def __call__(self, progress: Reporter | None = None) -> Experiment:
         """The experiment for these fields. Raises ValueError for a source that holds none, and as `read_fields`."""
-        source = self.data.source
-        apart = self.window == "leads" or (self.window != "channels" and self.window_length > 1)
-        if apart and (self.trained_by == "refiner" or (self.trained_by, self.window) == ("rolling", "leads")):
-            raise ValueError(f"{self.trained_by} makes the frames of a window together: drop --window {self.window}")
-        if self.trained_by == "rolling" and self.window_length == 1:
-            raise ValueError(
-                f"rolling needs a window of two frames or more (with --codec latents): give --frames {4 * self.frames}"
-            )
-        if self.trained_by == "refiner" and self.rate == "both":
-            raise ValueError("refiner has no state that a second heavy network would see: drop --rate both")
-        if self.difference and (self.every > 1 or self.noise):
-            raise ValueError(
-                "a difference is from the whole last frame, which --every and --noise hide: drop --difference, or those"
-            )
-        if not is_fields(source):
-            if source and not Path(source).exists():
-                raise FileNotFoundError(f"no such file or folder: {source}, nor is it one of {', '.join(SIMULATIONS)}")
-            raise ValueError(
-                f"{source or 'no source'} holds no fields: give --data.source {', '.join(SIMULATIONS)}, or a file "
-                "of arrays (trajectory, time, channel, space): .npz with `fields`, .npy, .h5, .nc, .zarr or .grib, or "
-                "a folder or pattern ('*.nc') of these"
-            )
+        self.check_options()
+        source, apart = self.data.source, self.frames_apart
         task = Forecast(self.past, self.frames, self.lead, self.difference, self.every, self.noise)
         externals = Externals(forcings=self.forcings, lead=self.lead, frames=self.frames)
         names = (*self.data.variables, *externals.variables) if self.data.variables else ()
@@ -195,34 +176,69 @@ class Forecasting(Ranged):
         if apart:
             among = {"attention": self.window != "leads", "causal": self.window == "causal"}
             networks = by_lead(networks, range(1, task.frames + 1), **among)
+        progress = progress or PlainReporter()
+        for note in self._notes(task, fields, content, size, each):
+            progress.note(note)
         parts = [name_of(source)[:40], "forecast", *["latents"] * (of_latents is not None), size, self.rate]
         parts += [self.trained_by] * (self.trained_by != "diffusion") + [self.window] * apart
-        name = "-".join(parts)
-        progress = progress or PlainReporter()
-        length, observed = many(len(fields), "time step"), task.shape(shape)
-        first = "--fit.max-seconds 480" + ", or --size mini" * (size != "mini" and frame[1] > 1)
-        progress.note(
+        of_frames = {"rolling": Rolling(frames=task.frames), "refiner": Refinement()}
+        usual = SharedNoise(Cosine(), task.frames) if self.window == "leads" else GaussianProcess(Cosine())
+        process = of_frames.get(self.trained_by, usual)
+        return Experiment("-".join(parts), networks, method, tier.fit, self.data, process, condition=task)
+
+    def check_options(self) -> None:
+        """Raise ValueError for options that exclude each other and for a source that holds no fields."""
+        source = self.data.source
+        together = self.trained_by == "refiner" or (self.trained_by, self.window) == ("rolling", "leads")
+        if self.frames_apart and together:
+            raise ValueError(f"{self.trained_by} makes the frames of a window together: drop --window {self.window}")
+        if self.trained_by == "rolling" and self.window_length == 1:
+            raise ValueError(
+                f"rolling needs a window of two frames or more (with --codec latents): give --frames {4 * self.frames}"
+            )
+        if self.trained_by == "refiner" and self.rate == "both":
+            raise ValueError("refiner has no state that a second heavy network would see: drop --rate both")
+        if self.difference and (self.every > 1 or self.noise):
+            raise ValueError(
+                "a difference is from the whole last frame, which --every and --noise hide: drop --difference, or those"
+            )
+        if not is_fields(source):
+            if source and not Path(source).exists():
+                raise FileNotFoundError(f"no such file or folder: {source}, nor is it one of {', '.join(SIMULATIONS)}")
+            raise ValueError(
+                f"{source or 'no source'} holds no fields: give --data.source {', '.join(SIMULATIONS)}, or a file "
+                "of arrays (trajectory, time, channel, space): .npz with `fields`, .npy, .h5, .nc, .zarr or .grib, or "
+                "a folder or pattern ('*.nc') of these"
+            )
+
+    def _notes(self, task: Forecast, fields: Fields, content: FieldSource, size: Size, each: Shape) -> Iterator[str]:
+        """Say what was read, what is forecast of it and by what. each: (C, H, W) of a frame as networks see it."""
+        length, observed, wide = many(len(fields), "time step"), task.shape(task.target(each)), fields.shape[1] > 1
+        first = "--fit.max-seconds 480" + ", or --size mini" * (size != "mini" and wide)
+        yield (
             f"{fields.name}: {many(len(fields.trajectories), 'trajectory')}, {length} of {fields.shape} (C, H, W)\n"
             f"given: {many(task.past, 'frame')}, observed as {observed} (C, H, W){_besides(task)} with "
             f"noise of {task.noise:g}\nmade: {many(task.frames, 'frame')}, {many(task.lead, 'step')} apart, "
             f"{task.plain_time(task.lead_times(1)[0])}\n{_channels(task, content)}\n"
-            f"networks of size {size}, by default {tier.fit.iterations:,} iterations; for a first look: {first}"
+            f"networks of size {size}, by default {TIERS[size].fit.iterations:,} iterations; for a first look: {first}"
         )
         if (frames := task.of_data) is not task:
             clips = f"a frame here is a latent {each}, of {frames.frames // task.frames} of the clip's frames"
-            progress.note(f"{clips}; training writes no grids of these: draw by dualrate forecast")
-        for line in (*[f"{source}: {content.note}"] * bool(content.note), *geometry.notes(fields.shape)):
-            progress.note(line)
+            yield f"{clips}; training writes no grids of these: draw by dualrate forecast"
+        if content.note:
+            yield f"{self.data.source}: {content.note}"
+        yield from task.of_data.geometry.notes(fields.shape)
         if task.every == 1 and not task.noise and not task.of_data.of_clips:
-            progress.note(
+            yield (
                 "the whole field is observed: if its law is deterministic, it has one future: a regression is enough "
                 "(--trained-by regression); several futures are open where starts are uncertain (--noise 0.1 or "
                 "--every 4)"
             )
-        of_frames = {"rolling": Rolling(frames=task.frames), "refiner": Refinement()}
-        usual = SharedNoise(Cosine(), task.frames) if self.window == "leads" else GaussianProcess(Cosine())
-        process = of_frames.get(self.trained_by, usual)
-        return Experiment(name, networks, method, tier.fit, self.data, process, condition=task)
+
+    @property
+    def frames_apart(self) -> bool:
+        """Whether networks make each frame of a window given its lead time."""
+        return self.window == "leads" or (self.window != "channels" and self.window_length > 1)
 
     @property
     def window_length(self) -> int:
