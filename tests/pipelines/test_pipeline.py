@@ -443,7 +443,7 @@ def test_an_exported_pipeline_is_no_model_and_says_what_reads_it(folder):
 
 
 def test_a_folder_of_something_else_is_no_pipeline_and_says_what_makes_one(folder):
-    with pytest.raises(ValueError, match="has no model_index.json: `dualrate export RUN --to diffusers` makes"):
+    with pytest.raises(ValueError, match=r"has no model_index\.json: `dualrate export RUN --to diffusers` makes"):
         DualRatePipeline.from_pretrained(folder.parent / "run")
 
 
