@@ -252,11 +252,14 @@ def test_images_need_real_ones_of_their_shape_to_be_compared_with(data, tmp_path
             score_source(source, real, reference=reference, features=tmp_path / "net", progress=Notes())
 
 
-def test_images_are_looked_for_before_a_network_is_trained(data, tmp_path):
+def test_images_are_looked_for_and_counted_before_a_network_is_trained(data, tmp_path):
     notes = Notes()
     with pytest.raises(FileNotFoundError, match="gone"):
         score_source(tmp_path / "gone", data, progress=notes)
-    assert not notes.notes
+    np.savez(tmp_path / "few.npz", arr_0=two_classes(4).images.transpose(0, 2, 3, 1))
+    with pytest.raises(ValueError, match="needs at least 192 images, got 4"):
+        score_source(tmp_path / "few.npz", data, progress=notes)
+    assert not any("training" in note for note in notes.notes)
 
 
 @pytest.mark.parametrize("option", ["--num 200", "--seed 1", "--keep kept", "--bound", "--steps 4", "--guidance 3"])

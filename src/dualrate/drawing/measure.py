@@ -335,8 +335,8 @@ def score_source(
                 ZipFile(folder).extractall(unpacked)
             folder = Path(unpacked)
         grids = grids_below(folder)
-        every_image(folder, without=grids)  # raises before a feature network is trained
-        judges = evaluators(data or DataConfig(""), features, reference=file, device=device, progress=progress)
+        how: dict[str, Any] = {"reference": file, "device": device, "progress": progress}
+        judges = evaluators(data or DataConfig(""), features, **how, count=len(every_image(folder, without=grids)))
         judges = tuple(judge.of_texts(None) for judge in judges)
         real = judges[0].reference
         images = every_image(folder, channels=real.shape[0] if isinstance(real, ImageSet) else None, without=grids)
