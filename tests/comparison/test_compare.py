@@ -350,7 +350,7 @@ def test_however_little_time_there_is_something_is_on_the_front_and_both_sides_a
         assert any(sentence in one for one in findings.unfinished), sentence
         assert sentence in page
     assert any(
-        note.startswith("4 candidates are screened on 40 images each, which takes about") for note in notes.lines
+        note.startswith("4 candidates to be screened on 40 images each, which takes about") for note in notes.lines
     )
     complete = run(here, "heavy@ddim", "dual", screen=60, count=80)
     assert {one.row.score.fingerprint.count for one in complete.finished} == {80}

@@ -241,7 +241,7 @@ def test_images_need_real_ones_of_their_shape_to_be_compared_with(data, tmp_path
     with pytest.raises(ValueError, match=r"16\.png is \(1, 16, 16\) \(C, H, W\), 12\.png is \(1, 12, 12\)"):
         score_source(tmp_path / "theirs", data, features=tmp_path / "net", progress=Notes())
     np.savez(tmp_path / "large.npz", arr_0=two_classes(24, size=16).images.transpose(0, 2, 3, 1))
-    with pytest.raises(ValueError, match=r"the images of large\.npz are 16 x 16 pixels, those of .* 12 x 12"):
+    with pytest.raises(ValueError, match=r"large\.npz is of 16 x 16 pixels, .* of 12 x 12: bring"):
         score_source(tmp_path / "large.npz", data, features=tmp_path / "net", progress=Notes())
     (tmp_path / "broken.zip").write_bytes(b"PK no archive")
     with pytest.raises(ValueError, match=r"broken\.zip cannot be read as a \.zip"):
@@ -250,6 +250,16 @@ def test_images_need_real_ones_of_their_shape_to_be_compared_with(data, tmp_path
     for source, real, reference in ((tmp_path / "pipe.zip", data, None), (tmp_path, None, tmp_path / "pipe.zip")):
         with pytest.raises(ValueError, match=r"pipe\.zip is a named pipe"):
             score_source(source, real, reference=reference, features=tmp_path / "net", progress=Notes())
+
+
+def test_images_are_looked_for_and_counted_before_a_network_is_trained(data, tmp_path):
+    notes = Notes()
+    with pytest.raises(FileNotFoundError, match="gone"):
+        score_source(tmp_path / "gone", data, progress=notes)
+    np.savez(tmp_path / "few.npz", arr_0=two_classes(4).images.transpose(0, 2, 3, 1))
+    with pytest.raises(ValueError, match="needs at least 192 images, got 4"):
+        score_source(tmp_path / "few.npz", data, progress=notes)
+    assert not any("training" in note for note in notes.notes)
 
 
 @pytest.mark.parametrize("option", ["--num 200", "--seed 1", "--keep kept", "--bound", "--steps 4", "--guidance 3"])

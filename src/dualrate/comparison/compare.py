@@ -264,7 +264,7 @@ class Session:
         takes = sum(self.seconds(candidate, seeds) for candidate in candidates)
         limit = f"; there are {duration(seconds)}" * (takes > seconds / 2 or count < most)  # else it says nothing
         self.progress.note(
-            f"{len(candidates)} candidates are {verb} on {count} {nouns} each, which takes about "
+            f"{many(len(candidates), 'candidate')} to be {verb} on {count} {nouns} each, which takes about "
             f"{duration(takes)}{limit}"
         )
         for i, candidate in enumerate(candidates):

@@ -326,27 +326,26 @@ def score_source(
             raise ValueError("images are compared with real ones: name a run that was trained on them, or a reference")
         if not holds_statistics(Path(reference)):
             data, reference = DataConfig(str(reference)), None
-    file = None if reference is None else Path(reference)
-    judges = evaluators(data or DataConfig(""), features, reference=file, device=device, progress=progress)
-    judges = tuple(judge.of_texts(None) for judge in judges)
-    real, folder = judges[0].reference, resolved(source)
-    channels, name = real.shape[0] if isinstance(real, ImageSet) else None, printable(folder.name)
+    file, folder = None if reference is None else Path(reference), resolved(source)
+    name = printable(folder.name)
     with TemporaryDirectory() as unpacked:
         if folder.suffix.lower() == ".zip":
             check_regular(folder)
             with reading(folder, "a .zip"):
                 ZipFile(folder).extractall(unpacked)
             folder = Path(unpacked)
-        images = every_image(folder, channels=channels, without=grids_below(folder))
+        grids = grids_below(folder)
+        how: dict[str, Any] = {"reference": file, "device": device, "progress": progress}
+        judges = evaluators(data or DataConfig(""), features, **how, count=len(every_image(folder, without=grids)))
+        judges = tuple(judge.of_texts(None) for judge in judges)
+        real = judges[0].reference
+        images = every_image(folder, channels=real.shape[0] if isinstance(real, ImageSet) else None, without=grids)
         check(judges, len(images), details=details)
         parts, done, shown = [], 0, image_progress(progress)
         for _, batch in image_batches(images, SHARD):
             if isinstance(real, ImageSet) and batch.shape[2:] != real.shape[1:]:
                 sizes = [" x ".join(map(str, side)) for side in (batch.shape[2:], real.shape[1:])]
-                raise ValueError(
-                    f"the images of {name} are {sizes[0]} pixels, those of {real.name} {sizes[1]}: bring them to one "
-                    "size, which a network that resizes them would hide"
-                )
+                raise ValueError(f"{name} is of {sizes[0]} pixels, {real.name} of {sizes[1]}: bring them to one size")
             parts.append([judge.net.features(batch) for judge in judges])
             shown(done := done + len(batch), len(images))
     return tuple(

@@ -165,7 +165,7 @@ def accelerate(
     refresh = Fixed(refresh) if isinstance(refresh, SupportsIndex) else refresh  # numpy's too
     if not isinstance(refresh, Policy):
         way = f": for a threshold, FirstBlock({refresh})" if isinstance(refresh, float) else ""
-        raise ValueError(f"refresh is every how many steps, or a Policy, got {refresh}{way}")
+        raise ValueError(f"refresh is every how many steps, or a Policy, got {refresh!r}{way}")
     if not isinstance(order, int) or order < 0:
         raise ValueError(f"order is a whole number, 0 or more, got {order!r}")
     source = type(pipe).__name__
@@ -319,7 +319,7 @@ class _Network:
             changes = [call.change for call in calls if call.change]
             why = f"too few calls were skipped: raise the threshold of {policy}"
             if idle:
-                why = f"no call was skipped: {policy} has none to skip, or the condition changes at every step"
+                why = f"no call was skipped: {policy} skips none, or the condition is new at every step: change either"
             if idle and changes:
                 least = f"the smallest change was {min(changes):.2g}"
                 why = f"no call was skipped: {least}, so raise the threshold of {policy} above it"

@@ -128,9 +128,8 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             experiment = dataclasses.replace(experiment, codec=CodecFolder(VAE, codec.fingerprint))
             parts[VAE] = copy.deepcopy(codec.module)  # to be moved and cast
         elif codec != ON_PIXELS:
-            kind = type(codec).__name__
             raise ValueError(
-                f"{model.name} draws latents, whose codec ({kind}) is none of diffusers: use dualrate.sample"
+                f"{model.name} draws latents of a {type(codec).__name__}, no codec of diffusers: use dualrate.sample"
             )
         condition, texts = experiment.condition, None
         if isinstance(condition, Prompts):
@@ -235,12 +234,13 @@ class DualRatePipeline(Checked, DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
         """Load a folder as any pipeline; a repository of the Hub comes as a whole, manifests included.
 
-        Raises OSError for a damaged folder, naming the file.
+        Raises OSError for a damaged folder, naming the file; ValueError for one of something else, such as a run.
         """
         path = pretrained_model_name_or_path
         if not os.path.isdir(path):
             path = snapshot_download(str(path), **{name: kwargs[name] for name in DOWNLOADING if name in kwargs})
-        kwargs.pop("use_safetensors", None)
+        elif not Path(path, str(cls.config_name)).is_file():
+            raise ValueError(f"{path} has no {cls.config_name}: `dualrate export RUN --to diffusers` makes a pipeline")
         folder = Path(path, VAE)
         if folder.is_dir() and VAE not in kwargs:
             check_sealed(folder, "config.json")
@@ -248,7 +248,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
                 if isinstance(kwargs.get(key), torch.dtype):  # the vae stays in the dtype that it was trained in
                     kwargs[key] = {VAE: torch.float32, "default": kwargs[key]}
         with blaming(Path(path) / str(cls.config_name)):
-            return super().from_pretrained(path, use_safetensors=True, **kwargs)
+            return super().from_pretrained(path, **kwargs | {"use_safetensors": True})
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: str | os.PathLike[str], safe_serialization: bool = True, **kwargs: Any
