@@ -111,6 +111,7 @@ class Fixed(TimeSource):
     """The same times at every call, on the device: nothing then waits for the host."""
 
     times: BatchTimes
+    draws: int
 
     def __call__(self, draws: Draws) -> BatchTimes:
         return self.times
@@ -137,8 +138,9 @@ def training(
     batch = noise_batch(experiment, device)
     draws = batch.draws(0)
     if record is not None:
-        times = method.times(draws.host.repeated(method.draws))
-        method = replace(method, times=Fixed(BatchTimes(*to_device(device, *times))))
+        levels = method.times.draws
+        times = method.times(draws.host.repeated(levels))
+        method = replace(method, times=Fixed(BatchTimes(*to_device(device, *times)), levels))
     optimizer = torch.optim.AdamW(method.networks.parameters(), lr=1e-4, fused=True, capturable=record is not None)
 
     def iteration() -> None:

@@ -1,11 +1,13 @@
 """Temperature and top-p of tokens, against the formula."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from theory.common import f64
 
+from dualrate.denoisers.denoiser import Denoiser
 from dualrate.denoisers.guidance import Sharpened
 from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.context import Cond, Context, Reuse
@@ -28,6 +30,31 @@ class Constant:
 def of(temperature: float = 1.0, top_p: float = 1.0, margin: float = 5.0):
     made = Sharpened(Constant(), Masked(), temperature, top_p, margin)
     return made.denoise(torch.zeros(1, 5, 1, 1), f64(0.5), made.encode(None, None, None), Cond()).flatten()
+
+
+class Cached(Denoiser):
+    """A denoiser that reads conditions, and renews contexts in part."""
+
+    reuse = Reuse.SMOOTH
+
+    def encode(self, z, t, cond):
+        return Context((z,))
+
+    def denoise(self, z, t, context, cond):
+        return P.view(1, 5, 1, 1)
+
+    def read(self, cond):
+        return replace(cond, features=(P,))
+
+    def renew(self, z, t, context, cond):
+        return Context((2 * z,))
+
+
+def test_readings_and_renewals_are_those_of_the_denoiser_within():
+    made, z = Sharpened(Cached(), Masked(), 0.5), torch.ones(1, 5, 1, 1)
+    cond = made.read(Cond())
+    assert cond.features == (P,)
+    assert torch.equal(made.renew(z, f64(0.5), made.encode(z, f64(0.5), cond), cond).features[0], 2 * z)
 
 
 def test_temperature_is_a_power():

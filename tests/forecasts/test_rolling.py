@@ -35,7 +35,7 @@ from dualrate.experiment.network_configs import ThreeConditional, TwoConditional
 from dualrate.forecasts.condition import Forecast
 from dualrate.forecasts.rolling import RollingConfig, RollingDenoising, Window, roll
 from dualrate.forecasts.rolling_process import Rolling
-from dualrate.methods.times import BothTimes, SingleTime, TimeSampler
+from dualrate.methods.times import BothTimes, GivenTimes, SingleTime, TimeSampler
 from dualrate.networks.blocks import NoiseEmbedding
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.trajectory import MEMBER, sample_batches
@@ -304,7 +304,7 @@ def test_a_frame_depends_on_its_key_and_number_alone() -> None:
 
 
 def learner(model: Exact, draws: int = 2, whole: float = 0.5) -> RollingDenoising:
-    return RollingDenoising(nn.ModuleDict(), model, model.process, Sigmoid(), SingleTime(), draws=draws, whole=whole)
+    return RollingDenoising(nn.ModuleDict(), model, model.process, Sigmoid(), GivenTimes(draws), whole=whole)
 
 
 def data(rows: int, start: int, frames: int) -> Batch:

@@ -18,7 +18,7 @@ from dualrate.diffusion.weighting import Sigmoid, x_loss_weight
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork
 from dualrate.methods.denoising import Denoising, DenoisingConfig, DualRateLoss
-from dualrate.methods.times import SingleTime, TimeSampler
+from dualrate.methods.times import BothTimes, GivenTimes, SingleTime, TimeSampler
 from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.texts.codec import GreyLevels
@@ -253,6 +253,16 @@ def test_in_a_loop_of_one_s_own_every_place_of_a_batch_keeps_its_context_as_ofte
     for label in set(labels):
         rows = 400 * labels.count(label)
         assert abs(encoder.seen[label].item() - rows / 2) < 5 * math.sqrt(rows) / 2
+
+
+def test_in_a_loop_of_one_s_own_times_say_how_many_noise_levels_an_image_has_and_have_a_tau() -> None:
+    encoder, times = Counting(), BothTimes((2, 4), dropout=0.0, draws=3)
+    loss = DualRateLoss(encoder, Dropping(), num_classes=2, label_dropout=0.0, times=times)
+    loss(torch.zeros(2, 1, 2, 2), torch.tensor([0, 1]))
+    assert encoder.seen.tolist() == [3, 3, 0]
+    for alone in (SingleTime(), GivenTimes()):
+        with pytest.raises(ValueError, match="a pair is trained at two times"):
+            DualRateLoss(encoder, Dropping(), times=alone)
 
 
 def test_samples_in_a_loop_of_one_s_own_are_without_dropout_and_training_goes_on() -> None:

@@ -118,9 +118,8 @@ def test_one_heavy_call_a_window_trains_all_draws_of_all_leads(kind: Any) -> Non
     torch.manual_seed(1)
     batch = Batch(torch.randn(rows, 6, 1, 8), None, torch.arange(rows), given=torch.randn(rows, *GIVEN))
     process = dr.GaussianProcess(Cosine())
-    parts: Any = (Sigmoid(), GivenTimes()) if kind is Denoising else (2, "crps")
-    more: Any = {"draws": 2} if kind is Denoising else {}
-    loss = kind(nn.ModuleDict(), metered, process, *parts, **more).loss(batch, 0, batch.draws(0))
+    parts: Any = (Sigmoid(), GivenTimes(2)) if kind is Denoising else (2, "crps")
+    loss = kind(nn.ModuleDict(), metered, process, *parts).loss(batch, 0, batch.draws(0))
     assert (metered.meter.heavy, metered.meter.light) == (rows, 2 * rows)
     assert isinstance(pair, DualRateConditional)
     assert isinstance(pair.light, ByLead)

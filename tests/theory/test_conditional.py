@@ -308,7 +308,7 @@ def test_with_both_rates_a_condition_is_read_once_for_all_noise_levels_of_its_im
     built, denoiser = networks.build(PROCESS)
     randomised(built)
     metered = Metered(denoiser)
-    method = Denoising(built, metered, PROCESS, config.weighting, config.times, draws=4)
+    method = Denoising(built, metered, PROCESS, config.weighting, config.times)
     row = torch.arange(3)
     batch = Batch(normals(0, 3, 1, 8, 8).float(), None, row, given=CONDITIONS)
     total = method.loss(batch, 0, Draws(0, row)).total

@@ -316,13 +316,25 @@ class Meter:
 
 @dataclass(frozen=True)
 class Wrapper(Denoiser):
-    """A denoiser that calls another one, and has its contexts."""
+    """A denoiser that calls another one, and has its contexts: a subclass overrides the calls that it changes."""
 
     inner: Denoiser
 
     @property
     def reuse(self) -> Reuse:
         return self.inner.reuse
+
+    def read(self, cond: Cond) -> Cond:
+        return read(self.inner, cond)
+
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+        return self.inner.encode(z, t, cond)
+
+    def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:
+        return self.inner.renew(z, t, context, cond)
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        return self.inner.denoise(z, t, context, cond)
 
 
 @dataclass(frozen=True)

@@ -122,9 +122,6 @@ class Sharpened(Ranged, Wrapper):
         if not isinstance(self.process, CategoricalProcess):
             raise ValueError(f"temperature and top-p are of tokens, got {self.process}: drop them")
 
-    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
-        return self.inner.encode(z, t, cond)
-
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         return self.sharpened(self.inner.denoise(z, t, context, cond))
 

@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_leaves
 
 from dualrate.codecs.codec import decoded
 from dualrate.config.ranges import Precision
-from dualrate.diffusion.context import Cond
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.modality import maker_of
@@ -29,22 +28,16 @@ def call_seconds(model: Model, batch_size: int, *, seconds: float = 1.0, precisi
 
     precision: of the networks' matrix products
     """
-    device = model.device
-    z = torch.zeros(batch_size, *model.process.state_shape(model.shape), device=device)
-    t = torch.full((batch_size,), 0.5, dtype=torch.float64, device=device)
-    condition_shape = model.experiment.networks.given
-    cond = Cond(
-        torch.zeros(batch_size, dtype=torch.int64, device=device) if model.num_classes else None,
-        None if condition_shape is None else torch.zeros(batch_size, *condition_shape, device=device),
-    )
-    bfloat16 = in_bfloat16(precision, device, z.shape)
+    device, shape = model.device, model.process.state_shape(model.shape)
+    label, condition_shape = 0 if model.num_classes else None, model.experiment.networks.given
+    bfloat16 = in_bfloat16(precision, device, (batch_size, *shape))
     denoiser = model.ready(bfloat16=bfloat16).denoiser
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
 
         def taken(call: Callable[[], object]) -> float:
             return seconds_per_call(call, seconds=seconds, device=device) / batch_size
 
-        calls = priced(denoiser, z, t, cond, taken)
+        calls = priced(denoiser, batch_size, shape, label, condition_shape, device, taken)
     if not model.call_cost.decode:
         return calls
     x, draws = torch.zeros(batch_size, *model.shape, device=device), Draws(0, torch.arange(batch_size, device=device))

@@ -105,17 +105,16 @@ def bits_per_dimension(
     images: ImageSet,
     *,
     count: int,
-    end: float = GREY_LEVEL,
     seed: int = 0,
     progress: ImageProgress | None = None,
 ) -> Likelihood:
-    """The bound of `count` images spread over a set, along one path each, under the plan cut at the log-SNR `end`.
+    """The bound of `count` images spread over a set, along one path each, under the plan cut at GREY_LEVEL.
 
     An image's noise depends on the seed and its place in the set, and on nothing else.
     Raises ValueError for a step without a kernel, a plan that begins after its end, fewer than 2 images or more than
     there are, and images or labels that are not the model's.
     """
-    plan = ending(drawer.plan, drawer.model.process.schedule, end)
+    plan = ending(drawer.plan, drawer.model.process.schedule, GREY_LEVEL)
     return Likelihood.of(_of_batches(variational_bound, drawer, plan, images, count, seed, progress))
 
 
@@ -132,15 +131,14 @@ def fit_variance(
     images: ImageSet,
     *,
     count: int = FITTED_ON,
-    end: float = GREY_LEVEL,
     seed: int = 0,
     progress: ImageProgress | None = None,
 ) -> FittedVariance:
-    """The step with the variance that suits `count` images spread over a set, for this plan and end alone.
+    """The step with the variance that suits `count` images spread over a set, for this plan alone.
 
     For a bound, they must not be the images that it is of. Raises what `bits_per_dimension` raises.
     """
-    plan = ending(drawer.plan, drawer.model.process.schedule, end)
+    plan = ending(drawer.plan, drawer.model.process.schedule, GREY_LEVEL)
     measured = torch.cat(_of_batches(mean_errors, drawer, plan, images, count, seed, progress, TRAINING_OFFSET))
     return FittedVariance(_kernel(drawer), plan.t[:-1], tuple(measured.mean(0).tolist()))
 

@@ -126,7 +126,7 @@ def measure(
         stored = [store.read(seeds) for store in opened]
         timed = stored[0] if scores is None else opened[0].read(seeds[: scores.conditions])
     features = {judge.metric: part.features for judge, part in zip(evaluators, stored, strict=True)}
-    strata, replicates, distances = drawer.strata(seeds), {}, []
+    strata, note, replicates, distances = drawer.strata(seeds), classes_note(drawer, evaluators), {}, []
     for name, judge in zip(features, evaluators, strict=True):
         replicates[name] = judge.replicates(features[name], strata, of=of)
         score = judge.score_features(
@@ -140,7 +140,7 @@ def measure(
             reconstructs=isinstance(drawer.model.experiment.condition, Latent),
             replicates=replicates[name],
         )
-        distances.append(replace(score, note="; ".join(filter(None, (score.note, classes_note(drawer, evaluators))))))
+        distances.append(replace(score, note="; ".join(filter(None, (score.note, note)))))
     seconds, at_once = timed.seconds / len(timed.features), min(drawer.batch_size, size, len(seeds))
     row = row_of(drawer, cost.macs, seconds, at_once, *distances)
     return Measurement(replace(row, ensemble=scores), features, replicates)

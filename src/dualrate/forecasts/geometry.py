@@ -407,8 +407,5 @@ class Hiding(Wrapper):
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         return self._cleared(self.inner.denoise(z, t, context, cond))
 
-    def read(self, cond: Cond) -> Cond:
-        return self.inner.read(cond)
-
     def _cleared(self, x_hat: Tensor) -> Tensor:
         return x_hat.masked_fill(hidden_on(x_hat.device, self.geometry, self.frames), 0)

@@ -102,6 +102,10 @@ class AtLevels(TimeSource):
 
     ages = False
 
+    @property
+    def draws(self) -> int:
+        return self.times.draws
+
     def __call__(self, draws: Draws) -> BatchTimes:
         times, count = self.times(draws), self.levels.refinements + 1
         t = (torch.floor(count * times.t) + 1).clamp(max=count) / count
@@ -146,6 +150,5 @@ class RefinerConfig(MethodConfig, Ranged):
         networks, denoiser = experiment.build()
         process = experiment.process
         assert isinstance(process, Refinement)  # of `check`
-        times = AtLevels(self.times, process.schedule)
-        parts = networks, denoiser, process, self.weighting, times
-        return Prepared(Refining(*parts, draws=self.times.draws, condition=experiment.condition))
+        parts = networks, denoiser, process, self.weighting, AtLevels(self.times, process.schedule)
+        return Prepared(Refining(*parts, condition=experiment.condition))

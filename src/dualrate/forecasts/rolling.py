@@ -34,7 +34,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dualrate.config.ranges import LightDraws, Probability, Ranged
+from dualrate.config.ranges import Probability, Ranged
 from dualrate.denoisers.denoiser import Denoiser, read
 from dualrate.diffusion.context import Batch, Cond, Context, Reuse, for_rows, shared_time
 from dualrate.diffusion.plan import StepPlan
@@ -57,15 +57,14 @@ WHOLE = 0.2
 
 @dataclass(frozen=True)
 class RollingDenoising(WeightedDenoising):
-    """The loss of the module. draws: K, times for each window and heavy call; whole: see the module"""
+    """The loss of the module, at as many times for each window and heavy call as its times have (`draws`)."""
 
     process: Rolling  # pyright: ignore[reportIncompatibleVariableOverride]
-    draws: LightDraws = 1
     whole: Probability = WHOLE
 
     def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
         """The mean over rows, draws and frames. Logs: `loss_frame0` to the last frame's, and an encoder's own."""
-        many, x = draws.repeated(self.draws), batch.x.repeat_interleave(self.draws, 0)
+        many, x = draws.repeated(self.times.draws), batch.x.repeat_interleave(self.times.draws, 0)
         t, tau = to_device(x.device, *self.rolled(many.host))
         z_t, z_tau = self.process.pair(x, t, tau, *self.process.noise(many, ["z_tau", "z_t"], *x.shape[1:]))
         cond = read(self.model, Cond(given=batch.given))
@@ -128,8 +127,7 @@ class RollingConfig(MethodConfig, Ranged):
         networks, denoiser = experiment.build()
         assert isinstance(experiment.process, Rolling)  # of `check`
         parts = networks, denoiser, experiment.process, self.weighting, self.times
-        how = {"draws": self.times.draws, "condition": experiment.condition}
-        return Prepared(RollingDenoising(*parts, **how, whole=self.whole))
+        return Prepared(RollingDenoising(*parts, condition=experiment.condition, whole=self.whole))
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from dualrate.config.ranges import Classes, LightDraws, LossWeight, Probability, Range, Ranged, count_or_list
+from dualrate.config.ranges import Classes, LossWeight, Probability, Range, Ranged, count_or_list
 from dualrate.data.conditions import Conditioning, Unconditional
 from dualrate.denoisers.denoiser import Denoiser, DualRate, read
 from dualrate.diffusion.context import Batch, Cond, Context, Shape
@@ -96,13 +96,12 @@ class Denoising(WeightedDenoising):
 
     null:           the null class, for classifier-free guidance; label_dropout: probability of training a row with it
     encoder_weight: weight of the encoder's own loss at tau, where it has a head
-    draws:          K, noise levels for each image, whose condition is read once
+    K noise levels for each image, whose condition is read once, are those of the times (`draws`).
     """
 
     null: Classes = 0
     label_dropout: Probability = 0.1
     encoder_weight: LossWeight = 1.0
-    draws: LightDraws = 1
 
     def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
         """The mean over rows and draws. Every random number is a function of a row's sample number.
@@ -110,18 +109,18 @@ class Denoising(WeightedDenoising):
         Logs: `loss_t0` to `loss_t3`; with a context that ages also the loss of the rows that have one, and losses of
         the heavy network alone; as sums over their rows divided by all rows.
         """
-        x, cond = batch.x.repeat_interleave(self.draws, 0), read(self.model, self.given(batch, draws))
+        levels, cond = self.times.draws, read(self.model, self.given(batch, draws))
+        x = batch.x.repeat_interleave(levels, 0)
         if cond.label is not None:
-            cond = replace(cond, label=cond.label.repeat_interleave(self.draws))
-        t, tau, heavy_rows = to_device(x.device, *self.times(draws.host.repeated(self.draws)))
-        z_t, z_tau = self.pair(x, t, tau, draws.repeated(self.draws))
+            cond = replace(cond, label=cond.label.repeat_interleave(levels))
+        t, tau, heavy_rows = to_device(x.device, *self.times(draws.host.repeated(levels)))
+        z_t, z_tau = self.pair(x, t, tau, draws.repeated(levels))
         if len(heavy_rows) == len(x):  # then the K rows of an image share their reading of the condition
             context = self.model.encode(z_tau, tau, cond)
             light_context = context.aged()
         else:
-            heavy_cond = replace(
-                cond[heavy_rows // self.draws], label=None if cond.label is None else cond.label[heavy_rows]
-            )
+            label = None if cond.label is None else cond.label[heavy_rows]
+            heavy_cond = replace(cond[heavy_rows // levels], label=label)
             context = self.model.encode(z_tau[heavy_rows], tau[heavy_rows], heavy_cond)
             light_context = context.scattered(heavy_rows, len(x))
         loss = self.weighted_error(x, self.model.denoise(z_t, t, self.detached(light_context), cond), t)
@@ -180,7 +179,7 @@ class DualRateLoss(Ranged):
              False in rows without a context, whose features are zero; None where every row has one
     v is alpha eps - sigma x. An encoder that returns its own v is trained on that too, with weight `encoder_weight`.
     num_classes: the label num_classes is the null class, which replaces a share `label_dropout` of labels
-    times:       the joint law of t and tau, and the share of rows that keep their context
+    times:       the joint law of t and tau, the share of rows that keep their context, and noise levels for each image
     """
 
     encoder: nn.Module
@@ -191,6 +190,11 @@ class DualRateLoss(Ranged):
     times: TimeSource = TimeSampler()
     label_dropout: Probability = 0.1
     encoder_weight: LossWeight = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.times.ages:
+            raise ValueError(f"a pair is trained at two times, t and tau, got {self.times}: take TimeSampler()")
 
     @cached_property
     def process(self) -> GaussianProcess:
@@ -254,13 +258,9 @@ class DualRateLoss(Ranged):
         """
         plan = StepPlan.uniform(steps, max(1, steps // 4) if heavy is None else heavy)
         keys: Sequence[int] = count_or_list("seeds", seeds)
-        device = next(self.light.parameters()).device
         step = Ancestral(self.process)
         with eval_mode(nn.ModuleList([self.encoder, self.light])):
-            batches = sample_batches(
-                self.denoiser, step, plan, shape, keys, label, batch_size=batch_size, device=device
-            )
-            return torch.cat(list(batches))
+            return torch.cat([*sample_batches(self.denoiser, step, plan, shape, keys, label, batch_size=batch_size)])
 
 
 @dataclass(frozen=True)
@@ -352,6 +352,5 @@ class DenoisingConfig(MethodConfig, Ranged):
             label_dropout=self.label_dropout,
             encoder_weight=self.encoder_weight,
             multiscale=self.multiscale,
-            draws=self.times.draws,
             condition=experiment.condition,
         )

@@ -156,6 +156,5 @@ class ResidualConfig(MethodConfig, Ranged):
         scale, weighting = experiment.networks.scale, self.weighting
         if isinstance(weighting, Sigmoid):  # e^log_snr w |x - x_hat|^2 is that of r / s at log_snr'
             weighting = replace(weighting, bias=weighting.bias - 2 * math.log(scale))
-        parts = networks, denoiser, experiment.process, weighting, GivenTimes()
-        how = {"draws": self.draws, "condition": experiment.condition}
-        return Prepared(ResidualDenoising(*parts, **how, mean_weight=1 / scale**2))
+        parts = networks, denoiser, experiment.process, weighting, GivenTimes(self.draws)
+        return Prepared(ResidualDenoising(*parts, condition=experiment.condition, mean_weight=1 / scale**2))

@@ -350,7 +350,7 @@ Callback = Callable[[DualRatePipeline, int, float, dict[str, Tensor]], dict[str,
 
 
 def calling(denoiser: Denoiser, networks: nn.ModuleDict, replacements: Mapping[str, DualRateNetwork]) -> Denoiser:
-    """A copy of what calls `networks`, or parts of them, that calls those in `held` in their place."""
+    """A copy of what calls `networks`, or parts of them, that calls the `replacements` in their place."""
     memo: dict[int, object] = {}
     for role, network in networks.items():
         for name, part in network.named_modules():

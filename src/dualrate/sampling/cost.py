@@ -200,18 +200,22 @@ def call_cost(
 
     shape: (C, H, W) of states; given: of the condition; device: as of `sample_batches`
     """
-    device = device_of(denoiser, device)
-    z = torch.zeros(1, *shape, device=device)
-    t = torch.full((1,), 0.5, dtype=torch.float64, device=device)
-    y = None if given is None else torch.zeros(1, *given, device=device)
-    cond = Cond(None if label is None else torch.tensor([label], device=device), y)
-    return priced(denoiser, z, t, cond, macs_of)
+    return priced(denoiser, 1, shape, label, given, device_of(denoiser, device), macs_of)
 
 
 def priced(
-    denoiser: Denoiser, z: Tensor, t: Tensor, unread: Cond, price: Callable[[Callable[[], object]], float]
+    denoiser: Denoiser,
+    rows: int,
+    shape: Shape,
+    label: int | None,
+    given: Shape | None,
+    device: torch.device,
+    price: Callable[[Callable[[], object]], float],
 ) -> CallCost:
-    """The `price` of one call of each kind, at (z, t): its MACs, or seconds."""
+    """The `price` of one call of each kind on so many rows of zeros: its MACs, or seconds. Others as of `call_cost`."""
+    z, t = torch.zeros(rows, *shape, device=device), torch.full((rows,), 0.5, dtype=torch.float64, device=device)
+    y = None if given is None else torch.zeros(rows, *given, device=device)
+    unread = Cond(None if label is None else torch.full((rows,), label, device=device), y)
     with torch.no_grad():
         cond = read(denoiser, unread)
     reading = price(lambda: read(denoiser, unread)) if cond.features else 0

@@ -161,8 +161,18 @@ ONE_LEVEL = threading.Lock()  # of derivatives: torch has one for all threads of
 FALLBACK = 0.05  # of sigma_t: the length of a finite difference where forward mode has no rule
 
 
+class KernelStep(Ranged, Step):
+    """A step that gives one of two kernels the covariance of x (module docstring). A subclass is a frozen dataclass."""
+
+    kernel: Kernel
+
+    @property
+    def markovian(self) -> bool:
+        return self.kernel == "markov"
+
+
 @dataclass(frozen=True)
-class NoiseCovariance(Ranged, Step):
+class NoiseCovariance(KernelStep):
     """The covariance along the step's own noise, by one derivative a step; no bands.
 
     length: of the finite difference that stands for the derivative, in units of sigma_t; None: forward mode. A long one
@@ -184,11 +194,7 @@ class NoiseCovariance(Ranged, Step):
     @property
     def order(self) -> int:
         """2 where the derivative is exact: a difference of finite length stays off it however short the step."""
-        return 2 if self.kernel == "markov" and self.length is None else 1
-
-    @property
-    def markovian(self) -> bool:
-        return self.kernel == "markov"
+        return 2 if self.markovian and self.length is None else 1
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         if self.process.ends(s):

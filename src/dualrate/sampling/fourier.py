@@ -27,15 +27,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dualrate.config.ranges import Positive, Ranged, Rings
+from dualrate.config.ranges import Positive, Rings
 from dualrate.diffusion.context import cached_for_shared_time, expand
 from dualrate.diffusion.process import GaussianProcess, posterior_weights
-from dualrate.sampling.covariance import Bands, Boundary, Kernel, probed
-from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move_weights
+from dualrate.sampling.covariance import Bands, Boundary, Kernel, KernelStep, probed
+from dualrate.sampling.step import Carry, Denoise, Draw, Stepped, move_weights
 
 
 @dataclass(frozen=True)
-class FourierCovariance(Ranged, Step):
+class FourierCovariance(KernelStep):
     """The step of the module.
 
     boundary: of the images: "even", a DCT; "periodic", a DFT
@@ -54,10 +54,6 @@ class FourierCovariance(Ranged, Step):
     def __str__(self) -> str:
         transform = "DCT" if self.boundary == "even" else "DFT"
         return f"covariance-aware, {transform}{', Markov kernel' if self.kernel == 'markov' else ''}"
-
-    @property
-    def markovian(self) -> bool:
-        return self.kernel == "markov"
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         channels, height, width = z.shape[1:]

@@ -24,16 +24,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dualrate.config.ranges import Positive, Ranged
+from dualrate.config.ranges import Positive
 from dualrate.diffusion.context import expand
 from dualrate.diffusion.process import GaussianProcess
-from dualrate.sampling.covariance import FALLBACK, Kernel, derivative, tweedie
+from dualrate.sampling.covariance import FALLBACK, Kernel, KernelStep, derivative, tweedie
 from dualrate.sampling.fourier import kernel_weights, share
-from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped
+from dualrate.sampling.step import Carry, Denoise, Draw, Stepped
 
 
 @dataclass(frozen=True)
-class LanczosCovariance(Ranged, Step):
+class LanczosCovariance(KernelStep):
     """The step of the module. length: of a difference, in units of sigma_t"""
 
     process: GaussianProcess
@@ -45,10 +45,6 @@ class LanczosCovariance(Ranged, Step):
 
     def __str__(self) -> str:
         return f"Lanczos{', DDIM kernel' if self.kernel == 'ddim' else ''}"
-
-    @property
-    def markovian(self) -> bool:
-        return self.kernel == "markov"
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         x_hat, (vector, size), basis = denoise(z, t), _split(draw()), []

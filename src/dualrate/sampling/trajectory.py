@@ -19,14 +19,14 @@ import math
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from dualrate.config.serial import type_name
-from dualrate.denoisers.denoiser import Denoiser, check_labels, device_of, read
+from dualrate.denoisers.denoiser import Denoiser, Wrapper, check_labels, device_of, read
 from dualrate.diffusion.brief import Brief
 from dualrate.diffusion.context import Cond, Context, Refresh, Reuse, for_rows, shared_time
 from dualrate.diffusion.plan import StepPlan
@@ -209,20 +209,19 @@ def first_state(process: Process, draws: Draws, shape: Sequence[int]) -> Tensor:
 MEMBER = 1 << 40  # between the keys of two members of a seed
 
 
-class Shared(Denoiser):
-    """A denoiser whose context depends on the condition alone: each heavy call of a plan is made once."""
+@dataclass(frozen=True)
+class Shared(Wrapper):
+    """A denoiser whose context depends on the condition alone: each heavy call of a plan is made once.
 
-    def __init__(self, inner: Denoiser) -> None:
-        self.inner, self.reuse = inner, inner.reuse
-        self.contexts: dict[float, Context] = {}  # by their times: as many calls as the plan has, and its price says
+    contexts: by their times: as many calls as the plan has, and its price says
+    """
+
+    contexts: dict[float, Context] = field(default_factory=dict)
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         if float(t) not in self.contexts:
             self.contexts[float(t)] = self.inner.encode(z, t, cond)
         return self.contexts[float(t)]
-
-    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
-        return self.inner.denoise(z, t, context, cond)
 
 
 def _is_seed(value: object) -> bool:

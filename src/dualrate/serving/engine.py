@@ -34,7 +34,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.denoisers.denoiser import Wrapper, read
+from dualrate.denoisers.denoiser import Wrapper
 from dualrate.diffusion.context import Cond, Context
 from dualrate.drawing.drawer import Drawer
 from dualrate.sampling.trajectory import State
@@ -96,15 +96,6 @@ class Seen(Wrapper):
     """A denoiser that shows what it returns."""
 
     see: Callable[[Tensor], None]
-
-    def read(self, cond: Cond) -> Cond:
-        return read(self.inner, cond)
-
-    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
-        return self.inner.encode(z, t, cond)
-
-    def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:
-        return self.inner.renew(z, t, context, cond)
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         x_hat = self.inner.denoise(z, t, context, cond)
