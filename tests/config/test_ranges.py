@@ -88,6 +88,7 @@ from dualrate.methods.glance import AdaptedNetwork, ByPhase, Glance, GlanceConfi
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, MomentMatchingConfig
 from dualrate.methods.residual import Residual, ResidualConfig, ResidualDenoising, ResidualNetworks
 from dualrate.methods.student_states import (
+    Distillation,
     ForwardPairs,
     FromData,
     FullRollout,
@@ -408,7 +409,7 @@ def test_every_number_that_a_user_sets_has_a_range(package):
 
 def test_every_class_with_ranges_is_walked(package):
     ranged = {kind for kind in package.values() if issubclass(kind, Ranged)}
-    abstract = {StudentMethod, NetworkCard, PlanStates, OnePhase, WeightedDenoising, FlatConfig}
+    abstract = {Distillation, StudentMethod, NetworkCard, PlanStates, OnePhase, WeightedDenoising, FlatConfig}
     abstract |= {System, Evolving, Simulation}
     assert ranged - abstract == set(EXAMPLES)
 

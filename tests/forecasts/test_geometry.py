@@ -24,6 +24,7 @@ from runs.made import saved_random
 from scipy.special import sph_harm_y
 
 import dualrate as dr
+from dualrate.cli.distill import Student
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.loader import Batches
 from dualrate.diffusion.context import Cond
@@ -36,6 +37,7 @@ from dualrate.forecasts.metadata import Coordinate, Description
 from dualrate.forecasts.sources import find_fields
 from dualrate.forecasts.starts import held_out_starts, read_starts
 from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.recipes.auto import distilled
 from dualrate.runs.store import load
 
 LAND = np.zeros((8, 16), bool)
@@ -397,6 +399,40 @@ def test_every_part_of_a_loss_is_weighed(
     assert method.loss(batch, 0, batch.draws(0)).total > 0
     monkeypatch.setattr(Forecast, "weighed", lambda self, x, power=0.5: 0 * x)
     assert method.loss(batch, 0, batch.draws(0)).total == 0
+
+
+STUDENTS: dict[str, dict[str, Any]] = {  # of a single network, or of two
+    "consistency of a pair": {"rate": "dual", "by": "consistency"},
+    "moments of a pair": {"rate": "dual", "by": "moments"},
+    "instant moments": {"rate": "single", "by": "moments", "version": "instant"},
+}
+
+
+@pytest.mark.parametrize("student", STUDENTS.values(), ids=STUDENTS)
+def test_every_part_of_a_students_loss_is_weighed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: dict[str, Any]
+) -> None:
+    """The instant version weighs the teacher's gradient and the student's."""
+    how = {"steps": 2, **student}
+    teacher = untrained(saved(waves(), tmp_path / "a.nc"), tmp_path / "teacher", rate=how.pop("rate"))
+    assert teacher.path is not None
+    taught = Student(distilled(), **how).of(teacher.path)
+    data = Batches(taught.seen(taught.load("train")), 4, 0)
+    start = Start(True, torch.device("cpu"), False, load, lambda i: data.batch(i).to("cpu"), lambda note: None)
+    method: Any = taught.method.prepare(taught, start).method
+    batch = data.batch(0).to("cpu")
+    with torch.no_grad():  # the auxiliary begins as the teacher, where there is nothing to learn
+        for weight in () if student["by"] == "consistency" else method.auxiliaries.parameters():
+            weight.mul_(1.1)
+
+    def totals() -> list[float]:
+        phases = [phase for iteration in (0, 1) for phase in method.phases(iteration)]
+        return [phase.loss(batch, 0, batch.draws(0)).total.item() for phase in phases]
+
+    before, weighed, times = totals(), Forecast.weighed, 9 if "version" in student else 3
+    assert all(before)
+    monkeypatch.setattr(Forecast, "weighed", lambda self, x, power=0.5: 3**power * weighed(self, x, power))
+    assert totals() == pytest.approx([times * each for each in before], rel=1e-4)
 
 
 # Masks

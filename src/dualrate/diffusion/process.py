@@ -150,11 +150,6 @@ def per_row(value: Tensor, like: Tensor) -> Tensor:
     return value if value.ndim else like.new_full((len(like),), value.item())
 
 
-def mean_squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
-    """(B,): the squared error as a mean over elements. x, x_hat: (B, ...)."""
-    return (x - x_hat).square().flatten(1).mean(1)
-
-
 class NormalNoise(Process):
     """States are x and standard normal noise, in whatever proportions."""
 
@@ -167,8 +162,8 @@ class NormalNoise(Process):
         return noise
 
     def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """The mean squared error."""
-        return mean_squared_error(x, x_hat)
+        """The squared error, as a mean over elements."""
+        return (x - x_hat).square().flatten(1).mean(1)
 
     def extrapolate(self, x_hat: Tensor, other: Tensor, weight: Tensor) -> Tensor:
         """x_hat + weight (other - x_hat), a point on the straight line through both."""

@@ -58,13 +58,13 @@ from dualrate.config.ranges import (
     Steps,
     TeacherGuidance,
 )
+from dualrate.data.conditions import Conditioning, Unconditional
 from dualrate.denoisers.denoiser import Denoiser, posterior_mean
 from dualrate.diffusion.context import Batch, Cond, Refresh, Reuse, expand
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, require_gaussian
 from dualrate.diffusion.random import Draws
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
-from dualrate.experiment.model import Model
 from dualrate.experiment.plan_support import OwnSteps, steps_of_ddim
 from dualrate.experiment.teaching import begin, check_teacher, frozen_teacher, require_no_decoder
 from dualrate.methods.times import stratified_uniform, to_device
@@ -107,6 +107,7 @@ class Consistency(OnePhase):
     huber:    c, in the root mean square of the error of v; None: squares
     heavy:    H, of a dual-rate student, spread evenly over its steps; None: a heavy call at every step
     backbone: the U-ViT of its encoder, which L_kept does not train; None: L_kept trains all of it
+    condition: whose `weighed` says how much each number counts
     """
 
     student: Denoiser
@@ -120,6 +121,7 @@ class Consistency(OnePhase):
     huber: Huber | None = None
     heavy: Steps | None = None
     backbone: nn.Module | None = None
+    condition: Conditioning = Unconditional()
 
     phase = "student"
 
@@ -155,7 +157,8 @@ class Consistency(OnePhase):
 
     def distance(self, target: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
         """rho of the error of v, (B,). target, x_hat: (B, ...); t: (B,)."""
-        error = ((target - x_hat) / expand(self.process.sigma(t), x_hat)).square().flatten(1).mean(1)
+        error = self.condition.weighed(target - x_hat) / expand(self.process.sigma(t), x_hat)
+        error = error.square().flatten(1).mean(1)
         return error if self.huber is None else torch.sqrt(error + self.huber**2) - self.huber
 
     def kept_loss(self, batch: Batch, draws: Draws) -> Tensor:
@@ -298,15 +301,12 @@ class ConsistencyConfig(MethodConfig, Ranged):
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
         networks, student = replace(experiment, networks=experiment.networks.with_dropout(self.dropout)).build()
-        teacher: Model | None = None
-        taught, weights, identity = None, {}, {}
-        ages = experiment.networks.ages
-        if self.teacher is not None:
-            model, process = start.load(self.teacher), experiment.process
-            single = check_teacher(experiment, model, self.teacher, self.guidance)
-            _, taught = frozen_teacher(single, process, model, bfloat16=start.bfloat16)
-            weights["teacher"], identity["teacher"] = str(model), f"weights {model.weights_hash[:12]}"
-            teacher = model
+        teacher = None if self.teacher is None else start.load(self.teacher)
+        taught, weights, identity, ages = None, {}, {}, experiment.networks.ages
+        if teacher is not None:
+            single = check_teacher(experiment, teacher, str(self.teacher), self.guidance)
+            _, taught = frozen_teacher(single, experiment.process, teacher, bfloat16=start.bfloat16)
+            weights["teacher"], identity["teacher"] = str(teacher), f"weights {teacher.weights_hash[:12]}"
         if start.fresh:
             runs = {"student": self.student_from, "light": self.light_from}
             weights |= begin(experiment, networks, teacher, start, runs)
@@ -330,5 +330,6 @@ class ConsistencyConfig(MethodConfig, Ranged):
             huber=self.huber,
             heavy=self.heavy if ages else None,
             backbone=experiment.networks.backbone(networks, "encoder") if ages else None,
+            condition=experiment.condition,
         )
         return Prepared(method, weights, identity, WATCH)

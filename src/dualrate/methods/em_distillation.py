@@ -45,13 +45,14 @@ from dualrate.config.ranges import BelowOne, Factor, Probability, Range, Ranged,
 from dualrate.denoisers.denoiser import Denoiser, posterior_mean
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.context import Batch, Cond, expand
-from dualrate.diffusion.process import GaussianProcess, mean_squared_error, require_gaussian
+from dualrate.diffusion.process import GaussianProcess, require_gaussian
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.model import Model
 from dualrate.experiment.plan_support import ONE_STEP, OwnSteps
 from dualrate.experiment.teaching import begin, built, check_teacher, frozen_teacher, require_no_decoder
+from dualrate.methods.student_states import Distillation
 from dualrate.methods.times import stratified_uniform, to_device
 from dualrate.methods.watch import LogWatch, Warnings, Windows, collapse, growth, lag
 from dualrate.networks.blocks import eval_mode
@@ -94,29 +95,18 @@ class Estimates(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EMDistillation(Ranged):
-    """The auxiliary in even iterations, the student in odd ones.
+class EMDistillation(Distillation):
+    """The auxiliary in even iterations, the student, called at t = 1, in odd ones.
 
-    networks:     the student's, called at t = 1
-    auxiliaries:  {"auxiliary": network}, started from the teacher's weights; auxiliary: that network as a denoiser
-    teacher:      never changed; it sees (x_t, t) of `process`
-    times:        t is uniform between these
-    student_rate: factor of the student's learning rate, below 1 so that the auxiliary can follow it
+    auxiliaries: {"auxiliary": network}, started from the teacher's weights; auxiliary: that network as a denoiser
+    times:       t is uniform between these
     """
 
-    networks: nn.ModuleDict
-    student: Denoiser
     auxiliaries: nn.ModuleDict
     auxiliary: Denoiser
-    teacher: Denoiser
-    process: GaussianProcess
-    weighting: Weighting
+    process: GaussianProcess  # pyright: ignore[reportIncompatibleVariableOverride]
     langevin: Langevin = Langevin()
     times: Times = TIMES
-    student_rate: Factor = 1.0
-
-    def denoiser(self) -> Denoiser:
-        return self.student
 
     def phases(self, iteration: int) -> tuple[Phase, ...]:
         if iteration % 2:
@@ -129,7 +119,7 @@ class EMDistillation(Ranged):
         z, eps = draws.normals(["z", "eps"], *batch.x.shape[1:]).to(batch.x.dtype)
         with torch.no_grad(), eval_mode(self.networks):
             x = self.generated(z, cond)
-        error = mean_squared_error(x, posterior_mean(self.auxiliary, self.process.add_noise(x, t, eps), t, cond))
+        error = self.deviance(x, posterior_mean(self.auxiliary, self.process.add_noise(x, t, eps), t, cond))
         return Loss((self.weight(t, error) * error).mean(), by_time_quartile("error_t", error, t))
 
     def student_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
@@ -145,7 +135,7 @@ class EMDistillation(Ranged):
         with eval_mode(self.networks), eval_mode(self.auxiliaries):
             state, first = self.chain(ChainState(z, eps, torch.zeros_like(z)), t, cond, draws)
         x = self.generated(state.z, cond)
-        error = mean_squared_error(x.detach() + state.correction, x)
+        error = self.deviance(x.detach() + state.correction, x)
         gap = first.gap.square().flatten(1).mean(1)
         logs = {
             "moment_gap": gap.mean(),
@@ -190,10 +180,6 @@ class EMDistillation(Ranged):
     def drawn_times(self, batch: Batch, draws: Draws) -> Tensor:
         low, high = self.times
         return to_device(batch.x.device, low + (high - low) * stratified_uniform(draws.host))[0]
-
-    def weight(self, t: Tensor, like: Tensor) -> Tensor:
-        """w(t), shaped to multiply `like`."""
-        return expand(self.weighting.snr_weight(self.process.schedule.log_snr(t)), like).to(like.dtype)
 
 
 def distillation_warnings(windows: Windows) -> Warnings:

@@ -9,7 +9,7 @@ gradient passes through x~ only. w(s) = e^log_snr w(log_snr) of `diffusion/weigh
 log_snr, is what is uniform, and w is free.
 
 The alternating version has an auxiliary denoiser g_phi, started from the teacher, that learns E[x~ | z_s]. Of any
-proper score D (`Process.deviance`), with theta = g_theta(z_s), phi = g_phi(z_s):
+proper score D (`Process.deviance`, of numbers that the condition weighs), theta = g_theta(z_s) and phi = g_phi(z_s):
 
     student     L(eta) = 1/2 (D(x~, sg theta) - D(x~, sg phi))
     auxiliary   L(phi) = D(sg x~, phi) + D(sg theta, phi)
@@ -137,7 +137,7 @@ class MomentMatching(StudentMethod):
             x = self.process.conditional_mean(x_hat, states.z_t, z_s, states.t, states.s)
             g_theta, cond = self.taught(z_s, states, batch), batch.cond[states.row]
         g_phi = posterior_mean(self.auxiliary, z_s, states.s, cond)
-        loss = auxiliary_loss(self.process.deviance, x, g_phi, g_theta)
+        loss = auxiliary_loss(self.deviance, x, g_phi, g_theta)
         gap = g_phi.detach() - g_theta
         logs = gaps(gap, states.s) | {"gap_ahead": (gap * (x - g_phi.detach())).mean()}
         return Loss((self.weight(states.s, loss) * loss).mean(), logs)
@@ -148,7 +148,7 @@ class MomentMatching(StudentMethod):
         with torch.no_grad():
             g_theta = self.taught(z_s, states, batch)
             g_phi = posterior_mean(self.auxiliary, z_s, states.s, batch.cond[states.row])
-        loss = student_loss(self.process.deviance, x, g_phi, g_theta)
+        loss = student_loss(self.deviance, x, g_phi, g_theta)
         return self.descent(loss, drawn, g_phi - g_theta, states)
 
     def taught(self, z_s: Tensor, states: StudentStates, batch: Batch) -> Tensor:
@@ -210,14 +210,14 @@ class InstantMomentMatching(StudentMethod):
         for mine, rest, count in ((first, second, rows - half), (second, first, half)):
             nu = self.teacher_gradient(x.detach()[rest], z_s[rest], s[rest], cond[rest], count * pairs)
             batch.elsewhere.add_up(nu.values())
-            gap[mine] = -self.derivative(nu, z_s[mine], s[mine], cond[mine])
+            gap[mine] = -self.condition.weighed(self.derivative(nu, z_s[mine], s[mine], cond[mine]), 1)
         return self.descent((x * gap).flatten(1).mean(1), drawn, gap, states)
 
     def teacher_gradient(self, x: Tensor, z_s: Tensor, s: Tensor, cond: Cond, states: int) -> dict[str, Tensor]:
         """Lambda nu, by parameter name; of the mean over `states`, what those that are here contribute."""
         parameters = {name: p.detach().requires_grad_() for name, p in self.teacher.network.named_parameters()}
         with torch.enable_grad(), torch.autocast(x.device.type, enabled=False), whole_products():
-            error = (x - self.teach(parameters, z_s, s, cond)).square()
+            error = self.condition.weighed(x - self.teach(parameters, z_s, s, cond)).square()
             loss = (self.weight(s, error) * error).sum() / (states * error.shape[1:].numel())
             nu = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
         gradient, scale = dict(zip(parameters, nu, strict=True)), self.preconditioner
@@ -377,6 +377,7 @@ class MomentMatchingConfig(MethodConfig, Ranged):
             "states": states,
             "pretraining": self.pretraining,
             "student_rate": self.student_rate,
+            "condition": experiment.condition,
             "pretraining_states": ForwardPairs(self.plan, process) if self.pretraining else None,
             "backbone": experiment.networks.backbone(networks, "encoder") if self.pretraining else None,
         }

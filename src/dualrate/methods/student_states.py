@@ -14,6 +14,7 @@ Sources: Moment Matching Distillation (Salimans et al. 2024, arXiv 2406.04103) f
 ours. Steps are taken in turn by sample number, so that rows cover the plan evenly, however they are split (`turns`).
 
 `StudentMethod` trains a student at such states: both versions of moment matching (moment_matching.py) derive from it.
+`Distillation` is what they share with EM distillation (em_distillation.py).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.config.ranges import Factor, FirstIterations, Pairs, Ranged, Steps
+from dualrate.data.conditions import Conditioning, Unconditional
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.context import Batch, Cond, Refresh, expand
 from dualrate.diffusion.plan import StepPlan
@@ -246,15 +248,13 @@ def gaps(gap: Tensor, s: Tensor) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentMethod(Ranged):
-    """A student, where it is trained, and its pre-training.
+class Distillation(Ranged):
+    """A student of a teacher.
 
-    networks: the student's
-    teacher:  never changed; it sees (z_s, s) of `process`
-    states:   where (z_t, t, s) and the context come from
-    pretraining: iterations of the denoising loss at `pretraining_states` with the encoder's U-ViT, `backbone`, frozen:
-        the light network and the projections learn to read it. Afterwards all of the student trains
+    networks:     the student's
+    teacher:      never changed; it sees states of `process`
     student_rate: factor of the student's learning rate, below 1 so that an auxiliary can follow it
+    condition:    whose `weighed` says how much each number counts
     """
 
     networks: nn.ModuleDict
@@ -262,14 +262,34 @@ class StudentMethod(Ranged):
     teacher: Denoiser
     process: Process
     weighting: Weighting
+    student_rate: Factor = 1.0
+    condition: Conditioning = Unconditional()
+
+    def denoiser(self) -> Denoiser:
+        return self.student
+
+    def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        """(R,): that of the process, of numbers that the condition weighs."""
+        return self.process.deviance(self.condition.weighed(x), self.condition.weighed(x_hat))
+
+    def weight(self, t: Tensor, like: Tensor) -> Tensor:
+        """w(t), shaped to multiply `like`."""
+        return expand(self.weighting.snr_weight(self.process.schedule.log_snr(t)), like)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentMethod(Distillation):
+    """A student, where it is trained, and its pre-training.
+
+    states: where (z_t, t, s) and the context come from
+    pretraining: iterations of the denoising loss at `pretraining_states` with the encoder's U-ViT, `backbone`, frozen:
+        the light network and the projections learn to read it. Afterwards all of the student trains
+    """
+
     states: StateSource
     pretraining: FirstIterations = 0
     pretraining_states: StateSource | None = None
     backbone: nn.Module | None = None
-    student_rate: Factor = 1.0
-
-    def denoiser(self) -> Denoiser:
-        return self.student
 
     def phases(self, iteration: int) -> tuple[Phase, ...]:
         if iteration >= self.pretraining:
@@ -293,7 +313,7 @@ class StudentMethod(Ranged):
         states = self.pretraining_states(self.student, batch, batch.cond, draws)
         with eval_mode(self.backbone):
             x_hat = states.x_hat(self.student, batch.cond)
-        error = self.process.deviance(batch.x[states.row], x_hat)
+        error = self.deviance(batch.x[states.row], x_hat)
         return Loss((x_loss_weight(self.weighting, self.process.schedule, states.t).to(error.dtype) * error).mean())
 
     def sampled(self, batch: Batch, draws: Draws) -> tuple[StudentStates, Tensor, Tensor, Tensor]:
@@ -319,7 +339,3 @@ class StudentMethod(Ranged):
         places = drawn.reshape(*drawn.shape[:2], -1)  # (R, C, of each channel)
         spread = by_time_quartile("spread_t", places.var(2, correction=0).mean(1), states.t)
         return Loss((self.weight(states.s, loss) * loss).mean(), gaps(gap, states.s) | spread)
-
-    def weight(self, s: Tensor, like: Tensor) -> Tensor:
-        """w(s), shaped to multiply `like`."""
-        return expand(self.weighting.snr_weight(self.process.schedule.log_snr(s)), like)
