@@ -96,8 +96,8 @@ class Coordinate:
 
     @property
     def place(self) -> str:
-        """The word latitude or longitude, if it is one of these, in degrees; else empty."""
-        if self.description.units.lower().startswith("rad"):
+        """The word latitude or longitude, if it is one of these, in degrees and of no rotated pole; else empty."""
+        if self.description.units.lower().startswith("rad") or self.description.standard_name.startswith("grid_"):
             return ""
         for word, side in (("latitude", "north"), ("longitude", "east")):
             degrees = re.fullmatch(rf"degrees?_?{side[0]}({side[1:]})?", self.description.units.lower())
