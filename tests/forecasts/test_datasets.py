@@ -632,6 +632,45 @@ def test_variables_of_several_kinds_are_refused_unless_some_are_named(tmp_path: 
     with pytest.raises(ValueError, match=r"different dimensions, .*name those of one kind \(--data.variables\)"):
         find_fields(path)
     assert find_fields(path, names=("coarse",))[1].variables == ("coarse",)
+    two = xarray.Dataset(dict.fromkeys("ab", (("time", "channel", "y", "x"), V)), {"channel": ["u", "v", "w"]})
+    path = saved(two, tmp_path / "two.nc")
+    with pytest.raises(ValueError, match=r"channels of their own.*--data.variables.*channels variables \(to_dataset"):
+        find_fields(path, names=("u",))
+    assert find_fields(path, names=("a",))[1].variables == ("u", "v", "w")
+
+
+def test_a_series_over_time_alone_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    gauge = xarray.Dataset({"level": ("time", V[:, 0, 0, 0])}, {"time": HOURS})
+    with pytest.raises(ValueError, match=r"level have no axes of space \(xarray's expand_dims\('x', 1\) adds one\)"):
+        find_fields(saved(gauge, tmp_path / "gauge.nc"))
+    assert frames(saved(gauge.expand_dims("x", 1), tmp_path / "line.nc")).shape == (12, 1, 1, 1)
+
+
+@pytest.mark.parametrize("calendar", ["standard", "noleap"])
+@pytest.mark.parametrize(("step", "since"), [(1 / 24, 400), (1 / 24, 20_000), (1 / 144, 400), (1.0, 60_000)])
+def test_dates_in_single_precision_are_whole(tmp_path: Path, calendar: str, step: float, since: int) -> None:
+    days = (since + step * np.arange(48)).astype(np.float32)
+    data = xarray.Dataset({"u": (("time", "x"), np.zeros((48, 5)))})
+    clock = ("time", days, {"units": "days since 1950-01-01", "calendar": calendar})
+    fields = find_fields(saved(data.assign_coords(time=clock), tmp_path / "a.nc"))[1]
+    times = timing_of(fields.trajectories[0]).times
+    assert fields.step == pytest.approx(24 * step, rel=1e-12)
+    assert all(each.endswith(":00") for each in np.datetime_as_string(times.astype("M8[s]")))
+
+
+def test_latitudes_without_units_may_be_in_radians(tmp_path: Path) -> None:
+    rows, columns = np.array([67.5, 22.5, -22.5, -67.5]), np.arange(6) * 60.0
+    for rate, units, place in ((1, "", "latitude"), (np.pi / 180, "radians", ""), (1 / 50, "", "latitude")):
+        data = xarray.Dataset({"u": (("time", "lat", "lon"), V[:, 0])}, {"lat": rate * rows, "lon": columns * rate})
+        data = data.assign_coords(lon=data.lon + 100) if rate == 1 / 50 else data  # of a small place in degrees
+        fields = find_fields(saved(data, tmp_path / f"{rate}.nc"))[1]
+        assert [each.description.units for each in fields.metadata.coordinates] == [units, units]
+        assert fields.metadata.coordinates[0].place == place
+
+
+def test_cells_by_their_name_are_no_line(tmp_path: Path) -> None:
+    data = xarray.Dataset({"u": (("time", "nCells"), V[:, 0, 0])})
+    assert "along nCells are no neighbours" in find_fields(saved(data, tmp_path / "mpas.nc"))[1].note
 
 
 def at_times(times: Any, **attributes: Any) -> xarray.Dataset:
@@ -691,6 +730,15 @@ def test_files_of_wrf(tmp_path: Path) -> None:
     fields = find_fields(saved(data, tmp_path / "wrfout.nc"))[1]
     assert (fields.variables, fields.step, fields.axes) == (("T2",), 1, ("south_north", "west_east"))
     assert fields.metadata.time == "hours"
+    assert [(each.name, each.axes, each.place) for each in fields.metadata.coordinates] == [
+        ("XLAT", (0, 1), "latitude"),
+        ("XLONG", (0, 1), "longitude"),
+    ]
+    later = names, north + np.arange(12)[:, None, None], {"units": "degree_north"}
+    moving = data.assign_coords(XLAT=later)  # of a nest that follows a storm
+    fields = find_fields(saved(moving, tmp_path / "nest.nc"))[1]
+    assert [each.name for each in fields.metadata.coordinates] == ["XLONG"]
+    assert "left out, as they change in time: XLAT" in fields.note
     deep = data.drop_vars("T2").assign(T=(("Time", "bottom_top", *names[1:]), V))
     assert find_fields(saved(deep, tmp_path / "deep.nc"))[1].variables == ("T_0", "T_1", "T_2")
 

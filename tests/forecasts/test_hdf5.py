@@ -323,3 +323,20 @@ def test_volumes_of_pdebench_are_refused(tmp_path: Path) -> None:
         file["Vz"], file["t-coordinate"] = np.zeros((2, 3, 4, 4, 4)), np.arange(3.0)
     with pytest.raises(ValueError, match=r"Vz \(2, 3, 4, 4, 4\); expected one shape, \(trajectory, time, x\)"):
         find_fields(tmp_path / "a.h5")
+
+
+def test_incompressible_flow_of_pdebench(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0).normal
+    velocity, particles = draw(size=(3, 5, 4, 6, 2)), draw(size=(3, 5, 4, 6, 1))
+    with h5py.File(tmp_path / "ns_incom.h5", "w") as file:
+        file["velocity"], file["particles"], file["force"] = velocity, particles, draw(size=(3, 4, 6, 2))
+        file["t"] = np.tile(0.25 * np.arange(5), (3, 1))
+    fields = find_fields(tmp_path / "ns_incom.h5")[1]
+    assert (fields.variables, fields.step) == (("velocity_x", "velocity_y", "particles"), 0.25)
+    assert (fields.axes, fields.note) == (("x", "y"), "left out, as it has no times: force")
+    whole = np.moveaxis(np.concatenate([velocity, particles], -1), -1, 2)
+    np.testing.assert_array_equal(np.stack([each[0:5] for each in fields.trajectories]), whole)
+    with h5py.File(tmp_path / "volume.h5", "w") as file:
+        file["velocity"], file["t"] = np.zeros((3, 5, 4, 4, 6, 3)), np.zeros((3, 5))
+    with pytest.raises(ValueError, match=r"velocity \(3, 5, 4, 4, 6, 3\); expected .* `velocity` \(trajectory"):
+        find_fields(tmp_path / "volume.h5")

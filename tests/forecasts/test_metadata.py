@@ -144,6 +144,11 @@ def test_other_units_and_coordinates_are_told_apart(other: Metadata, words: tupl
     assert next(other.differences(HERE, ["t2m"]), None) == words
 
 
+def test_latitudes_of_a_rotated_pole_are_none() -> None:
+    rows = Coordinate("rlat", (0,), (60.0, 20.0), Description("degrees_north", "grid_latitude"))
+    assert (rows.place, Coordinate("rlat", (0,), (60.0,), Description("degrees_north")).place) == ("", "latitude")
+
+
 def test_points_of_which_some_are_observed_and_many_points() -> None:
     some = said(lat=LATITUDES[::2], lon=LONGITUDES[::2])
     assert not list(some.differences(HERE, ["t2m"], 2))

@@ -111,6 +111,7 @@ def test_without_pint_other_units_are_refused(model, tmp_path, monkeypatch):
         ("kg m-2", "K", None), ("nonsense", "K", None), ("(0 - 1)", "%", None), ("~", "1", None), ("-", "m", None),
         ("()", "m/s", None),
         ("dB", "1", None), ("m/s/", "K", None),
+        ("mm", "kg m-2", (1, 0)), ("kg m**-2 s**-1", "mm/h", (3600, 0)), ("kg kg-1", "kg m-3", None),
     ],
 )  # fmt: skip
 def test_units_are_brought_together_where_that_can_be(start, end, change):

@@ -33,8 +33,9 @@ from dualrate.forecasts.metadata import (
     plain_units,
     text_of,
     way,
+    with_radians,
 )
-from dualrate.forecasts.packing import valid
+from dualrate.forecasts.packing import at_rest, valid, whole_dates
 from dualrate.forecasts.trajectories import (
     EXPECTED,
     FieldSource,
@@ -128,7 +129,8 @@ def fields_of(
     times, stored = times_of(data), data.data_vars
     aside = _bounds(data) | {*data.variables} & {name for each in data.variables for name in _describing(data[each])}
     aside -= {*names}
-    data = _over_time(data, times)
+    places = [str(name) for name in data.coords if _is_place(data[name])]
+    data = _over_time(at_rest(data, times, places), times)
     timed = {str(name): each for name, each in data.data_vars.items() if {*each.dims} & times and name not in aside}
     alone = [name for name, each in timed.items() if {*each.dims} <= {*times, *TRAJECTORY}]
     strange = [name for name, each in timed.items() if each.dtype.kind not in "fiubc" and name not in alone]
@@ -169,6 +171,7 @@ def fields_of(
     described = tuple(about for part in parts for about in part.about)
     describing = [str(name) for name in data.variables if name in aside and name not in data.sizes]
     left_out = {"describe others": describing, "are over time alone": alone, "are no numbers": strange}
+    left_out["change in time"] = [name for name in places if {*data[name].dims[:-1]} & times]
     notes = [f"left out, as they {why}: {', '.join(each)}" for why, each in left_out.items() if each]
     notes += list(dict.fromkeys(timing.note for timing in timings if timing.note))[:1]
     points = _points(data, layout.space, {*TRAJECTORY, *times, *aside})
@@ -224,7 +227,7 @@ def _wanted(path: Path, data: Any, arrays: dict[str, Any], names: Sequence[str],
         "(xarray: open_dataset(FILE, group=NAME).to_netcdf(OTHER))"
         * (not data.variables)
         or f"{among}, none of them {', '.join(names)} over time and space" * bool(names)
-        or f"{among}: {', '.join(alone)} have no axes of space" * bool(alone)
+        or f"{among}: {', '.join(alone)} have no axes of space (xarray's expand_dims('x', 1) adds one)" * bool(alone)
         or f"{among}, none with a dimension called {' or '.join(TIME)}, and of space: xarray's "
         "data.rename(NAME='time') names it so, and data.expand_dims('time') adds one to a file of one time"
     )
@@ -236,14 +239,13 @@ def _common_sizes(path: Path, arrays: Mapping[str, Any], layouts: Mapping[str, L
         {dim: arrays[name].sizes[dim] for dim in (*each.trajectories, each.time, *sorted(each.space))}
         for name, each in layouts.items()
     ]
-    if any(each != sizes[0] for each in sizes):
+    channels = len(arrays) > 1 and next(iter(layouts.values())).channel in CHANNEL
+    if channels or any(each != sizes[0] or 0 in each.values() for each in sizes):
         listed = "; ".join(f"{name} {dict(array.sizes)}" for name, array in arrays.items())
         raise ValueError(
-            f"{path}: its variables have different dimensions, {listed}; expected the same for all: name those of one "
-            "kind (--data.variables)"
+            f"{path}: its variables have different dimensions, channels of their own, or none, {listed}: name those of "
+            "one kind (--data.variables), make levels channels (--data.levels), or channels variables (to_dataset(DIM))"
         )
-    if 0 in sizes[0].values() or (len(arrays) > 1 and next(iter(layouts.values())).channel in CHANNEL):
-        raise ValueError(f"{path}: its variables {list(arrays)} have the dimensions {sizes[0]}; expected {EXPECTED}")
     return sizes[0]
 
 
@@ -299,7 +301,8 @@ def _layout(path: Path, data: Any, name: str, variable: Any, times: Collection[s
         raise ValueError(
             f"{path}: its variable {name} has the dimensions {dict(variable.sizes)}; expected {EXPECTED}, or "
             f"without channel, with one or two of space, after time; trajectories are called {' or '.join(TRAJECTORY)}"
-            f", levels {' or '.join(LEVEL)}, channels {' or '.join(CHANNEL)}"
+            f", levels {' or '.join(LEVEL)}, channels {' or '.join(CHANNEL)}: name other variables (--data.variables), "
+            "or bring its dimensions into this order, by such names (xarray: transpose, rename)"
         )
     return Layout(tuple(sorted(trajectories, key=dims.index)), time, channel, tuple(space), tuple(single))
 
@@ -342,7 +345,7 @@ def _is_level(data: Any, dim: str) -> bool:
 def _points(data: Any, space: Sequence[str], without: Collection[str]) -> tuple[Coordinate, ...]:
     """The coordinates of points: finite numbers over axes of space, or one of all points, such as a level."""
     names = [str(name) for name in (*data.coords, *data.data_vars) if name in data.coords or name in SAME_AXIS]
-    return tuple(
+    return with_radians(
         Coordinate(
             str(coordinate.name),
             tuple(space.index(dim) for dim in coordinate.dims),
@@ -412,6 +415,7 @@ def _clock(path: Path, data: Any, layout: Layout) -> Any | None:
     best = max(along, key=rank, default=None)
     if best is None or not (any(rank(best)) or _is_time(best)):
         return None
+    best = whole_dates(best)
     if not {*best.dims} <= {*layout.trajectories, time}:
         raise ValueError(f"{path}: {best.name} is over {best.dims}; expected times over {time} alone")
     return _dated(data, best.transpose(..., time), layout) if time in LEADS else best.transpose(..., time)

@@ -4,7 +4,8 @@
 and t, (T) or (S, T), as of PDEArena
 t0_fields/NAME (S, T, *space), t1_fields and t2_fields with their components last, as of The Well: fields of one or
 two dimensions that vary in time are read
-NAME (S, T, *space) beside t-coordinate, or a group a trajectory with data (T, *space, C) and grid/t, as of PDEBench
+NAME (S, T, *space) beside t-coordinate, a group a trajectory with data (T, *space, C) and grid/t, or velocity and
+particles (S, T, *space, C) beside t, as of PDEBench
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from dualrate.forecasts.file_checks import (
     whole_of,
     with_extra,
 )
-from dualrate.forecasts.metadata import SAME_AXIS, Coordinate, Description, Metadata, text_of
+from dualrate.forecasts.metadata import SAME_AXIS, Coordinate, Description, Metadata, text_of, with_radians
 from dualrate.forecasts.packing import physical
 from dualrate.forecasts.several import fullest
 from dualrate.forecasts.trajectories import (
@@ -179,7 +180,7 @@ def _coordinates(
         if axes and len(values) in (1, count) and np.isfinite(values).all() and (values == values[:1]).all():
             along = tuple(axes) if len(axes) == 1 else ()
             coordinates.append(Coordinate(name, along, tuple(values[0].tolist()), Description.of(group[name].attrs)))
-    return tuple(coordinates)
+    return with_radians(coordinates)
 
 
 def _well(file: Any, path: Path, split: str) -> FieldSource | None:
@@ -237,22 +238,26 @@ def _static(path: Path, data: Any) -> NDArray[Any]:
 
 def _pdebench(file: Any, path: Path, split: str) -> FieldSource | None:
     names = [name for name, each in file.items() if getattr(each, "ndim", 0) > 2] if "t-coordinate" in file else []
-    groups = [] if names else [each for each in file.values() if isinstance(each, Mapping) and "data" in each]
-    if not (names or any("grid" in each for each in groups)):
+    flow = [name for name in ("velocity", "particles") if name in file] if {"velocity", "t"} <= {*file} else []
+    groups = [each for each in file.values() if isinstance(each, Mapping) and "data" in each and not (names or flow)]
+    if not (names or flow or any("grid" in each for each in groups)):
         return None
-    parts = [array_of(path, *place) for place in ([(group, "data") for group in groups] or [(file, n) for n in names])]
-    frames, *space = (parts[0].shape[:-1] if groups else parts[0].shape[1:]) or (0,)
-    if len({part.shape for part in parts}) > 1 or len(space) not in (1, 2) or 0 in parts[0].shape:
+    places = [(group, "data") for group in groups] or [(file, name) for name in names or flow]
+    parts = [array_of(path, *place) for place in places]
+    frames, *space = parts[0].shape[not groups : None if names else -1] or (0,)
+    whole = {part.shape[:-1] if flow else part.shape for part in parts}
+    strange = flow and [part.shape[-1:] for part in parts] != [(2,), (1,)][: len(parts)]
+    if len(whole) > 1 or strange or len(space) not in (1, 2) or 0 in parts[0].shape:
         shapes = some_of([f"{part.name} {part.shape}" for part in {part.shape: part for part in parts}.values()])
         raise ValueError(
             f"{path}: {shapes}; expected one shape, (trajectory, time, x) or (trajectory, time, x, y), of a group for "
-            "each trajectory (time, x, channel) or (time, x, y, channel)"
+            "each trajectory (time, x, channel) or (time, x, y, channel); of `velocity` (trajectory, time, x, y, 2)"
         )
     check_claim(path, count := len(groups) or len(parts[0]), "trajectories")
     _check_parts(path, parts)
-    variables = numbered(parts[0].shape[-1]) if groups else tuple(names)
+    variables = numbered(parts[0].shape[-1]) if groups else tuple(names) or ("velocity_x", "velocity_y", *flow[1:])
     timings: list[Timing] = []
-    for place in [(group, "grid/t") for group in groups] or [(file, "t-coordinate")]:
+    for place in [(group, "grid/t") for group in groups] or [(file, "t-coordinate" if names else "t")]:
         times = whole_of(path, *place)
         times = times[:-1] if times.shape == (frames + 1,) else times  # of the ends of steps
         timings += timings_of(path, array_of(path, *place).name, times, 1 if groups else count, frames)
@@ -263,9 +268,9 @@ def _pdebench(file: Any, path: Path, split: str) -> FieldSource | None:
     points = tuple(each for each in first if all(each in those for those in rest))
     described = tuple(Description.of(part.attrs) for part in parts[: len(names)]) or (Description(),) * len(variables)
     note, step = next((each.note for each in timings if each.note), ""), common_step(each.step for each in timings)
+    note = "; ".join(filter(None, (note, "left out, as it has no times: force" * bool(flow and "force" in file))))
     shape = frames, len(variables), *grid_of(space)
-    numbered_parts = (
-        [[(part, None)] for part in parts] if groups else [[(part, i) for part in parts] for i in range(count)]
-    )
-    trajectories = [_of_components(path, *each, shape) for each in zip(numbered_parts, timings, strict=True)]
+    by_number = [[(part, i) for part in parts] for i in range(0 if groups else count)]
+    by_group = [[(part, None)] for part in parts if groups]
+    trajectories = [_of_components(path, *each, shape) for each in zip(by_number or by_group, timings, strict=True)]
     return FieldSource({split: trajectories}, variables, step, axes, note, Metadata(described, points))

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 SAME_AXIS = {"lat": "y", "latitude": "y", "lon": "x", "longitude": "x"}
 COMPARED = 4096  # points of a coordinate that a run keeps, at most; all of most axes
 LONGEST = 200  # characters of an attribute
+RADIANS = {"latitude": 1.571, "longitude": 6.284}  # the most
+CELLS = ("ncells", "ncol", "n_face", "nmesh2_face", "nod2")  # dimensions of MPAS, ICON, CAM, UGRID and FESOM
 NEAR = 1e-3  # of the spacing of points: less apart they are the same
 SAME_CALENDAR = {"gregorian": "standard", "proleptic_gregorian": "standard", "365_day": "noleap", "366_day": "all_leap"}
 SAME_UNITS = {  # names in small letters
@@ -30,6 +32,7 @@ SAME_UNITS = {  # names in small letters
     **dict.fromkeys(("hour", "hours", "hr"), "h"),
     **dict.fromkeys(("pascal", "pascals"), "Pa"),
     **dict.fromkeys(("hectopascal", "hectopascals", "millibar", "millibars", "mbar", "mb"), "hPa"),
+    **dict.fromkeys(("radian", "radians"), "rad"),
     "percent": "%",
 }
 
@@ -93,8 +96,8 @@ class Coordinate:
 
     @property
     def place(self) -> str:
-        """The word latitude or longitude, if it is one of these, in degrees; else empty."""
-        if self.description.units.lower().startswith("rad"):
+        """The word latitude or longitude, if it is one of these, in degrees and of no rotated pole; else empty."""
+        if self.description.units.lower().startswith("rad") or self.description.standard_name.startswith("grid_"):
             return ""
         for word, side in (("latitude", "north"), ("longitude", "east")):
             degrees = re.fullmatch(rf"degrees?_?{side[0]}({side[1:]})?", self.description.units.lower())
@@ -223,8 +226,19 @@ def variable_number(
     raise ValueError(f"{what} {text!r} is none; expected VARIABLE:{value}{least}, with one of {', '.join(names)}")
 
 
+def with_radians(points: Iterable[Coordinate]) -> tuple[Coordinate, ...]:
+    """The same; latitudes and longitudes without units are in radians where they reach over a sphere of such."""
+    points = tuple(points)
+    unsaid = [each for each in points if each.place and not each.description.units and each.values]
+    wide = any(each.place == "latitude" and np.ptp(each.values) > 2 for each in unsaid)
+    if not wide or any(max(map(abs, each.values)) > RADIANS[each.place] for each in unsaid):
+        return points
+    said = {each.name: replace(each, description=replace(each.description, units="radians")) for each in unsaid}
+    return tuple(said.get(each.name, each) for each in points)
+
+
 def mesh_among(points: Sequence[Coordinate], space: Sequence[str]) -> str:
-    """The dimension along which latitudes and longitudes are those of no line; empty: none.
+    """The dimension of cells by its name, or along which latitudes and longitudes are those of no line; empty: none.
 
     Of a line one of them goes one way, but for one turn, or both do, with steps to a side and steps up or down.
     """
@@ -232,7 +246,8 @@ def mesh_among(points: Sequence[Coordinate], space: Sequence[str]) -> str:
     for axis, dim in enumerate(space):
         ways = [np.diff(each.values) for each in places if each.axes == (axis,)]
         counts = np.array([((each < 0).sum(), (each == 0).sum(), (each > 0).sum()) for each in ways])
-        if len(ways) > 1 and min(counts.sum(1) - counts.max(1)) > 1 and max(counts[:, ::2].min(1)) > 1:
+        turns = len(ways) > 1 and min(counts.sum(1) - counts.max(1)) > 1 and max(counts[:, ::2].min(1)) > 1
+        if turns or dim.lower() in CELLS:
             return dim
     return ""
 

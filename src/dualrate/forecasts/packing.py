@@ -1,9 +1,12 @@
-"""Numbers of files as their attributes say: packed ones physical, fills and what lies outside a valid range as NaN."""
+"""Numbers of files as their attributes say: packed ones physical, fills and what lies outside a valid range as NaN.
+
+Coordinates are as plain as they can be: dates that single precision rounded, places that files repeat at all times.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -78,3 +81,34 @@ def _numbers(said: Any) -> NDArray[Any]:
         numbers = np.array([float(word) for word in words])
         return numbers.astype(np.int64) if all(word.lstrip("+-").isdecimal() for word in words) else numbers
     return np.zeros(0)
+
+
+def whole_dates(clock: Any) -> Any:
+    """Dates of a file in single precision as the days, hours or minutes that they all are next to, if they are."""
+    if clock.encoding.get("dtype") != np.float32 or "units" not in clock.encoding:
+        return clock
+    from pandas import Timedelta
+    from xarray.conventions import encode_cf_variable
+
+    with suppress(ValueError):  # of units that are no length of time, such as months
+        numbers = encode_cf_variable(clock.variable)
+        apart = Timedelta(np.spacing(np.abs(numbers.values).max()), numbers.attrs["units"].split()[0])
+        for unit in (Timedelta(minutes=each) for each in (1440, 60, 30, 15, 10, 5, 1)):
+            whole = clock.dt.round(unit)
+            if unit > 2 * apart and (abs(whole - clock) <= apart).all():
+                return clock.copy(data=whole)
+    return clock
+
+
+def at_rest(data: Any, times: Collection[str], names: Collection[str]) -> Any:
+    """A dataset whose coordinates of these names are over space alone, where they are the same at all times, as of WRF.
+
+    They are compared at a hundred times
+    """
+    for name in names:
+        for time in {*data[name].dims[:-1]} & {*times}:
+            first, count = data[name].variable[{time: slice(1)}], data.sizes[time]
+            some = data[name].variable[{time: np.linspace(0, count - 1, min(count, 100), dtype=int)}]
+            if count and (some.values == first.values).all():
+                data = data.assign_coords({name: first.squeeze(time)})
+    return data

@@ -180,14 +180,17 @@ def _read_several(members: Sequence[tuple[str, Path]], names: Sequence[str], lev
 
 
 def _in_order(path: Path, fields: FieldSource, names: Sequence[str]) -> FieldSource:
-    """The fields in the order of these names: each of a variable, or of all its levels (NAME_NUMBER)."""
+    """The fields in the order of these names: each of a variable, or of all its levels (NAME_NUMBER).
+
+    A single name may be that of an array whose channels these are.
+    """
     channels: list[str] = []
     for name in names:
         levels = [each for each in fields.variables if re.fullmatch(rf"{re.escape(name)}_[-+.\de]+", each)]
         channels += [name] if name in fields.variables else levels
-        if name not in fields.variables and not levels:
+        if name not in fields.variables and not levels and len(names) > 1:
             raise ValueError(f"{path} has no variable {name}: it has {', '.join(fields.variables)}")
-    return fields.picked(channels) if names else fields
+    return fields.picked(channels or fields.variables)
 
 
 def _chosen(source: str, fields: FieldSource, names: Sequence[str], levels: Sequence[float]) -> FieldSource:

@@ -6,6 +6,7 @@ import math
 import re
 import tokenize
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,20 +101,21 @@ def in_units(path: Path, forecast: Forecast, fields: FieldSource, note: Note) ->
 
 def conversion(mine: str, theirs: str) -> tuple[float, float] | None:
     """Factor and offset from one unit to another; None of units that are equal, or that pint cannot bring together."""
-    if plain_units(mine) == plain_units(theirs):
+    plain = plain_units(mine), plain_units(theirs)
+    if plain[0] == plain[1]:
         return None
     try:
         import pint  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
-    spelt = (re.sub(r"([^\W\d]+)(-?\d+)", r"\1**\2", plain_units(unit)) for unit in (mine, theirs))
-    start, end = (unit.replace(" ", " * ") for unit in spelt)
-    try:
-        quantity = pint.get_application_registry().Quantity
-        offset, once, twice = (float(quantity(number, start).to(end).magnitude) for number in (0.0, 1.0, 2.0))
-    except NOT_UNITS:
-        return None  # of another dimension, or no unit
-    return (once - offset, offset) if math.isclose(twice - once, once - offset, rel_tol=1e-6) else None
+    spelt = [re.sub(r"([^\W\d]+)(-?\d+)", r"\1**\2", unit).replace(" ", " * ") for unit in plain]
+    quantity = pint.get_application_registry().Quantity
+    for layer in ("kg * m**-2", "mm"):  # which are the same of water
+        start, end = (unit.replace("kg * m**-2", layer) for unit in spelt)
+        with suppress(*NOT_UNITS):  # of another dimension, or no unit
+            offset, once, twice = (float(quantity(number, start).to(end).magnitude) for number in (0.0, 1.0, 2.0))
+            return (once - offset, offset) if math.isclose(twice - once, once - offset, rel_tol=1e-6) else None
+    return None
 
 
 def at_levels(fields: FieldSource, forecast: Forecast) -> FieldSource:
