@@ -237,40 +237,47 @@ def _static(path: Path, data: Any) -> NDArray[Any]:
 
 
 def _pdebench(file: Any, path: Path, split: str) -> FieldSource | None:
+    groups = [each for each in file.values() if isinstance(each, Mapping) and "data" in each]
     names = [name for name, each in file.items() if getattr(each, "ndim", 0) > 2] if "t-coordinate" in file else []
     flow = [name for name in ("velocity", "particles") if name in file] if {"velocity", "t"} <= {*file} else []
-    groups = [each for each in file.values() if isinstance(each, Mapping) and "data" in each and not (names or flow)]
-    if not (names or flow or any("grid" in each for each in groups)):
+    if names:
+        axes_of, clocks, groups = slice(1, None), [(file, "t-coordinate")], []
+    elif flow:
+        axes_of, clocks, groups = slice(1, -1), [(file, "t")], []
+    elif any("grid" in each for each in groups):
+        axes_of, clocks = slice(0, -1), [(group, "grid/t") for group in groups]
+    else:
         return None
-    places = [(group, "data") for group in groups] or [(file, name) for name in names or flow]
-    parts = [array_of(path, *place) for place in places]
-    frames, *space = parts[0].shape[not groups : None if names else -1] or (0,)
-    whole = {part.shape[:-1] if flow else part.shape for part in parts}
-    strange = flow and [part.shape[-1:] for part in parts] != [(2,), (1,)][: len(parts)]
-    if len(whole) > 1 or strange or len(space) not in (1, 2) or 0 in parts[0].shape:
-        shapes = some_of([f"{part.name} {part.shape}" for part in {part.shape: part for part in parts}.values()])
+    parts = [
+        array_of(path, *each) for each in [(group, "data") for group in groups] or [(file, n) for n in names or flow]
+    ]
+    frames, *space = parts[0].shape[axes_of] or (0,)
+    shapes = {part.shape[:-1] if flow else part.shape for part in parts}
+    strange = flow and [part.shape[-1] for part in parts] != [2, 1][: len(parts)]  # of a vector, and of a number
+    if len(shapes) > 1 or strange or len(space) not in (1, 2) or 0 in parts[0].shape:
+        listed = some_of([f"{part.name} {part.shape}" for part in {part.shape: part for part in parts}.values()])
         raise ValueError(
-            f"{path}: {shapes}; expected one shape, (trajectory, time, x) or (trajectory, time, x, y), of a group for "
+            f"{path}: {listed}; expected one shape, (trajectory, time, x) or (trajectory, time, x, y), of a group for "
             "each trajectory (time, x, channel) or (time, x, y, channel); of `velocity` (trajectory, time, x, y, 2)"
         )
     check_claim(path, count := len(groups) or len(parts[0]), "trajectories")
     _check_parts(path, parts)
-    variables = numbered(parts[0].shape[-1]) if groups else tuple(names) or ("velocity_x", "velocity_y", *flow[1:])
     timings: list[Timing] = []
-    for place in [(group, "grid/t") for group in groups] or [(file, "t-coordinate" if names else "t")]:
-        times = whole_of(path, *place)
+    for clock in clocks:
+        times = whole_of(path, *clock)
         times = times[:-1] if times.shape == (frames + 1,) else times  # of the ends of steps
-        timings += timings_of(path, array_of(path, *place).name, times, 1 if groups else count, frames)
+        timings += timings_of(path, array_of(path, *clock).name, times, 1 if groups else count, frames)
     axes, ending = ("x", "y")[: len(space)], "" if groups else "-coordinate"
     along = {f"{name}{ending}": i for i, name in enumerate(axes)}
-    places = [each["grid"] for each in groups] or [file]
-    first, *rest = (_coordinates(path, place, along, count, space) for place in places)
+    grids = [each["grid"] for each in groups] or [file]
+    first, *rest = (_coordinates(path, grid, along, count, space) for grid in grids)
     points = tuple(each for each in first if all(each in those for those in rest))
+    variables = numbered(parts[0].shape[-1]) if groups else tuple(names) or ("velocity_x", "velocity_y", *flow[1:])
     described = tuple(Description.of(part.attrs) for part in parts[: len(names)]) or (Description(),) * len(variables)
-    note, step = next((each.note for each in timings if each.note), ""), common_step(each.step for each in timings)
-    note = "; ".join(filter(None, (note, "left out, as it has no times: force" * bool(flow and "force" in file))))
+    notes = [each.note for each in timings if each.note][:1]
+    notes += ["left out, as it has no times: force"] * bool(flow and "force" in file)
+    rows = [[(part, None)] for part in parts] if groups else [[(part, i) for part in parts] for i in range(count)]
     shape = frames, len(variables), *grid_of(space)
-    by_number = [[(part, i) for part in parts] for i in range(0 if groups else count)]
-    by_group = [[(part, None)] for part in parts if groups]
-    trajectories = [_of_components(path, *each, shape) for each in zip(by_number or by_group, timings, strict=True)]
-    return FieldSource({split: trajectories}, variables, step, axes, note, Metadata(described, points))
+    trajectories = [_of_components(path, *each, shape) for each in zip(rows, timings, strict=True)]
+    step, metadata = common_step(each.step for each in timings), Metadata(described, points)
+    return FieldSource({split: trajectories}, variables, step, axes, "; ".join(notes), metadata)
