@@ -21,12 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # Lines of code. Above the first budget, for what later issues added: forecasts (2,900), pipelines (3,200), texts (400),
 # carriers (8,500: calls that are compiled on a CPU).
 CODE = {
-    "engine": 8521,
-    "carriers": 8600,
-    "forecasts": 8082,
+    "engine": 8518,
+    "carriers": 8590,
+    "forecasts": 8084,
     "pipelines": 4047,
     "texts": 739,
-    "services": 1504,
+    "services": 1498,
     "front": 3114,
 }
 REFUSALS = 10  # lines in 100 of code

@@ -294,7 +294,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         prompt:    of a text-to-image model, one for each image or for all; negative_prompt: one for all, which guidance
                    goes away from; None: what its pipeline takes for none
         num_images_per_prompt: of each prompt, one after the other
-        num_inference_steps, num_heavy, plan: instead of the scheduler's plan
+        num_inference_steps, num_heavy, plan: instead of the scheduler's plan; its grid of times goes with it
         guidance_scale: weight of classifier-free guidance, 1 is none; None: the scheduler's
         generator: one for all images, or one for each. A fresh one stands for the seed it was made with: the image is
                    `dualrate.sample`'s of that seed. One that was drawn from before gives its next number for a seed
