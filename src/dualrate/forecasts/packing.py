@@ -20,6 +20,7 @@ PACKING = ("scale_factor", "add_offset", *FILLS, "_Unsigned")
 UNWRITTEN = {"f4": 15 * 2.0**119, "f8": 15 * 2.0**119, "i2": 1 - 2**15, "i4": 1 - 2**31, "i8": 2 - 2**63}
 UNWRITTEN |= {"u2": 2**16 - 1, "u4": 2**32 - 1, "u8": 2**64 - 2}  # by the kind that is stored
 ANOTHER = {"_FillValue", "_Unsigned", "filters"}  # say that whole numbers have another fill; the last is of zarr
+SECONDS = {"day": 86_400, "d": 86_400, "hour": 3600, "h": 3600, "hr": 3600, "minute": 60, "min": 60, "second": 1}
 
 
 def physical(values: NDArray[Any], data: Any) -> NDArray[Any]:
@@ -85,25 +86,24 @@ def _numbers(said: Any) -> NDArray[Any]:
 
 def whole_dates(clock: Any) -> Any:
     """Dates of a file in single precision as the days, hours or minutes that they all are next to, if they are."""
-    if clock.encoding.get("dtype") != np.float32 or "units" not in clock.encoding:
+    unit, *_ = (*str(clock.encoding.get("units", "")).lower().split(), "")
+    if clock.encoding.get("dtype") != np.float32 or unit.rstrip("s") not in SECONDS:
         return clock
-    from pandas import Timedelta
     from xarray.conventions import encode_cf_variable
 
-    with suppress(ValueError):  # of units that are no length of time, such as months
-        numbers = encode_cf_variable(clock.variable)
-        apart = Timedelta(np.spacing(np.abs(numbers.values).max()), numbers.attrs["units"].split()[0])
-        for unit in (Timedelta(minutes=each) for each in (1440, 60, 30, 15, 10, 5, 1)):
-            whole = clock.dt.round(unit)
-            if unit > 2 * apart and (abs(whole - clock) <= apart).all():
-                return clock.copy(data=whole)
+    numbers = encode_cf_variable(clock.variable).values
+    apart = np.timedelta64(round(1e9 * SECONDS[unit.rstrip("s")] * float(np.spacing(np.abs(numbers).max()))), "ns")
+    for length in (1440, 60, 30, 15, 10, 5, 1):
+        whole = clock.dt.round(f"{length}min")
+        if np.timedelta64(length, "m") > 2 * apart and (abs(whole - clock) <= apart).all():
+            return clock.copy(data=whole)
     return clock
 
 
 def at_rest(data: Any, times: Collection[str], names: Collection[str]) -> Any:
     """A dataset whose coordinates of these names are over space alone, where they are the same at all times, as of WRF.
 
-    They are compared at a hundred times
+    They are compared at a hundred times.
     """
     for name in names:
         for time in {*data[name].dims[:-1]} & {*times}:

@@ -241,6 +241,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             path = snapshot_download(str(path), **{name: kwargs[name] for name in DOWNLOADING if name in kwargs})
         elif not Path(path, str(cls.config_name)).is_file():
             raise ValueError(f"{path} has no {cls.config_name}: `dualrate export RUN --to diffusers` makes a pipeline")
+        kwargs.pop("use_safetensors", None)
         folder = Path(path, VAE)
         if folder.is_dir() and VAE not in kwargs:
             check_sealed(folder, "config.json")
@@ -248,7 +249,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
                 if isinstance(kwargs.get(key), torch.dtype):  # the vae stays in the dtype that it was trained in
                     kwargs[key] = {VAE: torch.float32, "default": kwargs[key]}
         with blaming(Path(path) / str(cls.config_name)):
-            return super().from_pretrained(path, **kwargs | {"use_safetensors": True})
+            return super().from_pretrained(path, use_safetensors=True, **kwargs)
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: str | os.PathLike[str], safe_serialization: bool = True, **kwargs: Any
