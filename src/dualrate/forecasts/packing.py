@@ -90,9 +90,10 @@ def whole_dates(clock: Any) -> Any:
     from pandas import Timedelta
     from xarray.conventions import encode_cf_variable
 
-    with suppress(ValueError):  # of units that are no length of time, such as months
-        numbers = encode_cf_variable(clock.variable)
-        apart = Timedelta(np.spacing(np.abs(numbers.values).max()), numbers.attrs["units"].split()[0])
+    variable = clock.variable.copy(deep=False)
+    variable.encoding |= {"units": re.sub(r"\S+", "days", clock.encoding["units"], count=1)}  # pandas knows no `hr`
+    with suppress(ValueError):  # of dates that are out of bounds when they are rounded
+        apart = Timedelta(days=np.spacing(np.abs(encode_cf_variable(variable).values).max()).item())
         for unit in (Timedelta(minutes=each) for each in (1440, 60, 30, 15, 10, 5, 1)):
             whole = clock.dt.round(unit)
             if unit > 2 * apart and (abs(whole - clock) <= apart).all():
@@ -101,14 +102,11 @@ def whole_dates(clock: Any) -> Any:
 
 
 def at_rest(data: Any, times: Collection[str], names: Collection[str]) -> Any:
-    """A dataset whose coordinates of these names are over space alone, where they are the same at all times, as of WRF.
-
-    They are compared at a hundred times
-    """
+    """A dataset whose coordinates of these names are over space alone, where a hundred times have the same (WRF)."""
     for name in names:
         for time in {*data[name].dims[:-1]} & {*times}:
-            first, count = data[name].variable[{time: slice(1)}], data.sizes[time]
-            some = data[name].variable[{time: np.linspace(0, count - 1, min(count, 100), dtype=int)}]
-            if count and (some.values == first.values).all():
-                data = data.assign_coords({name: first.squeeze(time)})
+            place, count = data[name].variable, data.sizes[time]
+            some = (place[{time: i}] for i in np.linspace(0, count - 1, min(count, 100), dtype=int))
+            if count and all(np.array_equal(each.values, place[{time: 0}].values) for each in some):
+                data = data.assign_coords({name: place[{time: 0}]})
     return data
