@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = {
     "engine": 8518,
     "carriers": 8590,
-    "forecasts": 8084,
+    "forecasts": 8089,
     "pipelines": 4047,
     "texts": 739,
     "services": 1498,

@@ -658,6 +658,17 @@ def test_dates_in_single_precision_are_whole(tmp_path: Path, calendar: str, step
     assert all(each.endswith(":00") for each in np.datetime_as_string(times.astype("M8[s]")))
 
 
+@pytest.mark.parametrize(
+    ("units", "calendar", "step"),
+    [("h", "standard", 1 / 3), ("months", "360_day", 720), ("common_years", "noleap", 8760)],
+)
+def test_dates_in_single_precision_may_have_any_units(tmp_path: Path, units: str, calendar: str, step: float) -> None:
+    times = (600_000 + np.arange(12) / 3 if units == "h" else np.arange(12)).astype(np.float32)
+    clock = ("time", times, {"units": f"{units} since 1950-01-01", "calendar": calendar})
+    data = xarray.Dataset({"u": (("time", "x"), np.zeros((12, 5)))}, {"time": clock})
+    assert find_fields(saved(data, tmp_path / "a.nc"))[1].step == pytest.approx(step)
+
+
 def test_latitudes_without_units_may_be_in_radians(tmp_path: Path) -> None:
     rows, columns = np.array([67.5, 22.5, -22.5, -67.5]), np.arange(6) * 60.0
     for rate, units, place in ((1, "", "latitude"), (np.pi / 180, "radians", ""), (1 / 50, "", "latitude")):
@@ -739,6 +750,11 @@ def test_files_of_wrf(tmp_path: Path) -> None:
     fields = find_fields(saved(moving, tmp_path / "nest.nc"))[1]
     assert [each.name for each in fields.metadata.coordinates] == ["XLONG"]
     assert "left out, as they change in time: XLAT" in fields.note
+    (tmp_path / "nest").mkdir()
+    for hour in range(2):  # a file each time
+        _ = saved(moving.isel(Time=[hour]), tmp_path / "nest" / f"{hour}.nc")
+    fields = find_fields(tmp_path / "nest")[1]
+    assert [each.name for each in fields.metadata.coordinates] == ["XLONG"]
     deep = data.drop_vars("T2").assign(T=(("Time", "bottom_top", *names[1:]), V))
     assert find_fields(saved(deep, tmp_path / "deep.nc"))[1].variables == ("T_0", "T_1", "T_2")
 

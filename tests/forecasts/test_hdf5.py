@@ -340,3 +340,7 @@ def test_incompressible_flow_of_pdebench(tmp_path: Path) -> None:
         file["velocity"], file["t"] = np.zeros((3, 5, 4, 4, 6, 3)), np.zeros((3, 5))
     with pytest.raises(ValueError, match=r"velocity \(3, 5, 4, 4, 6, 3\); expected .* `velocity` \(trajectory"):
         find_fields(tmp_path / "volume.h5")
+    with h5py.File(tmp_path / "number.h5", "w") as file:
+        file["velocity"], file["t"] = 1.0, np.zeros(3)
+    with pytest.raises(ValueError, match=r"velocity \(\); expected one shape"):
+        find_fields(tmp_path / "number.h5")

@@ -129,8 +129,8 @@ def fields_of(
     times, stored = times_of(data), data.data_vars
     aside = _bounds(data) | {*data.variables} & {name for each in data.variables for name in _describing(data[each])}
     aside -= {*names}
-    places = [str(name) for name in data.coords if _is_place(data[name])]
-    data = _over_time(at_rest(data, times, places), times)
+    by_time = tuple(str(name) for name in data.coords if _is_place(data[name]) and {*data[name].dims[:-1]} & times)
+    data = _over_time(at_rest(data, times, by_time), times)
     timed = {str(name): each for name, each in data.data_vars.items() if {*each.dims} & times and name not in aside}
     alone = [name for name, each in timed.items() if {*each.dims} <= {*times, *TRAJECTORY}]
     strange = [name for name, each in timed.items() if each.dtype.kind not in "fiubc" and name not in alone]
@@ -171,7 +171,7 @@ def fields_of(
     described = tuple(about for part in parts for about in part.about)
     describing = [str(name) for name in data.variables if name in aside and name not in data.sizes]
     left_out = {"describe others": describing, "are over time alone": alone, "are no numbers": strange}
-    left_out["change in time"] = [name for name in places if {*data[name].dims[:-1]} & times]
+    left_out["change in time"] = [name for name in by_time if {*data[name].dims[:-1]} & times]
     notes = [f"left out, as they {why}: {', '.join(each)}" for why, each in left_out.items() if each]
     notes += list(dict.fromkeys(timing.note for timing in timings if timing.note))[:1]
     points = _points(data, layout.space, {*TRAJECTORY, *times, *aside})
@@ -194,6 +194,7 @@ def fields_of(
         },
         tuple(each for name in varying for each in channels.get(name, (name,))),
         str(data[layout.time].values[0]) if frames > 1 and layout.time in {*LEADS} & {*data.coords} else "",
+        by_time,
     )
 
 

@@ -248,12 +248,11 @@ def _pdebench(file: Any, path: Path, split: str) -> FieldSource | None:
         axes_of, clocks = slice(0, -1), [(group, "grid/t") for group in groups]
     else:
         return None
-    parts = [
-        array_of(path, *each) for each in [(group, "data") for group in groups] or [(file, n) for n in names or flow]
-    ]
+    places = [(group, "data") for group in groups] or [(file, name) for name in names or flow]
+    parts = [array_of(path, *place) for place in places]
     frames, *space = parts[0].shape[axes_of] or (0,)
     shapes = {part.shape[:-1] if flow else part.shape for part in parts}
-    strange = flow and [part.shape[-1] for part in parts] != [2, 1][: len(parts)]  # of a vector, and of a number
+    strange = flow and [part.shape[-1:] for part in parts] != [(2,), (1,)][: len(parts)]  # of a vector, and of a number
     if len(shapes) > 1 or strange or len(space) not in (1, 2) or 0 in parts[0].shape:
         listed = some_of([f"{part.name} {part.shape}" for part in {part.shape: part for part in parts}.values()])
         raise ValueError(

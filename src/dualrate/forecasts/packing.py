@@ -20,7 +20,6 @@ PACKING = ("scale_factor", "add_offset", *FILLS, "_Unsigned")
 UNWRITTEN = {"f4": 15 * 2.0**119, "f8": 15 * 2.0**119, "i2": 1 - 2**15, "i4": 1 - 2**31, "i8": 2 - 2**63}
 UNWRITTEN |= {"u2": 2**16 - 1, "u4": 2**32 - 1, "u8": 2**64 - 2}  # by the kind that is stored
 ANOTHER = {"_FillValue", "_Unsigned", "filters"}  # say that whole numbers have another fill; the last is of zarr
-SECONDS = {"day": 86_400, "d": 86_400, "hour": 3600, "h": 3600, "hr": 3600, "minute": 60, "min": 60, "second": 1}
 
 
 def physical(values: NDArray[Any], data: Any) -> NDArray[Any]:
@@ -86,29 +85,28 @@ def _numbers(said: Any) -> NDArray[Any]:
 
 def whole_dates(clock: Any) -> Any:
     """Dates of a file in single precision as the days, hours or minutes that they all are next to, if they are."""
-    unit, *_ = (*str(clock.encoding.get("units", "")).lower().split(), "")
-    if clock.encoding.get("dtype") != np.float32 or unit.rstrip("s") not in SECONDS:
+    if clock.encoding.get("dtype") != np.float32 or "units" not in clock.encoding:
         return clock
     from xarray.conventions import encode_cf_variable
 
-    numbers = encode_cf_variable(clock.variable).values
-    apart = np.timedelta64(round(1e9 * SECONDS[unit.rstrip("s")] * float(np.spacing(np.abs(numbers).max()))), "ns")
-    for length in (1440, 60, 30, 15, 10, 5, 1):
-        whole = clock.dt.round(f"{length}min")
-        if np.timedelta64(length, "m") > 2 * apart and (abs(whole - clock) <= apart).all():
-            return clock.copy(data=whole)
+    variable = clock.variable.copy(deep=False)
+    variable.encoding |= {"units": re.sub(r"\S+", "days", clock.encoding["units"], count=1)}
+    with suppress(ValueError):  # of dates that are out of bounds when they are rounded
+        days = float(np.spacing(np.abs(encode_cf_variable(variable).values).max()))
+        apart = np.timedelta64(round(86_400e9 * days), "ns")
+        for minutes in (1440, 60, 30, 15, 10, 5, 1):
+            whole = clock.dt.round(f"{minutes}min")
+            if np.timedelta64(minutes, "m") > 2 * apart and (abs(whole - clock) <= apart).all():
+                return clock.copy(data=whole)
     return clock
 
 
 def at_rest(data: Any, times: Collection[str], names: Collection[str]) -> Any:
-    """A dataset whose coordinates of these names are over space alone, where they are the same at all times, as of WRF.
-
-    They are compared at a hundred times.
-    """
+    """A dataset whose coordinates of these names are over space alone, where a hundred times have the same (WRF)."""
     for name in names:
         for time in {*data[name].dims[:-1]} & {*times}:
-            first, count = data[name].variable[{time: slice(1)}], data.sizes[time]
-            some = data[name].variable[{time: np.linspace(0, count - 1, min(count, 100), dtype=int)}]
-            if count and (some.values == first.values).all():
-                data = data.assign_coords({name: first.squeeze(time)})
+            place, count = data[name].variable, data.sizes[time]
+            some = (place[{time: i}] for i in np.linspace(0, count - 1, min(count, 100), dtype=int))
+            if count and all(np.array_equal(each.values, place[{time: 0}].values) for each in some):
+                data = data.assign_coords({name: place[{time: 0}]})
     return data

@@ -121,9 +121,8 @@ def roll_out(
             batch = replace(batch, begun=before.shape[2], latest=latest)
         if batch.begun < frames:
             batches.append(batch)
-    if starts.forcings is not None:
-        mapper = in_turn  # no other process has their files
-    return streamed(mapper, partial(_rolled_out, drawer.resolved, frames, seed), batches)
+    job = partial(_rolled_out, drawer.resolved, frames, seed)
+    return streamed(mapper if starts.forcings is None else in_turn, job, batches)  # no other process has their files
 
 
 @dataclass(frozen=True, eq=False)

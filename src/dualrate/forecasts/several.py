@@ -74,7 +74,7 @@ def fullest(files: Sequence[Named], names: Sequence[str], **how: bool) -> tuple[
 
 
 def _without(fields: FieldSource, coordinates: Collection[Coordinate]) -> FieldSource:
-    """The fields without coordinates that say where some variables are, such as a height."""
+    """The fields without coordinates that hold for some of all files alone, such as the height of a variable."""
     those = tuple(each for each in fields.metadata.coordinates if each not in coordinates)
     return replace(fields, metadata=replace(fields.metadata, coordinates=those))
 
@@ -90,6 +90,10 @@ def _clock(fields: FieldSource) -> str:
 def _in_time(files: Sequence[Named]) -> Named:
     """Files of the same variables, one after the other."""
     forecasts = files[0][1].begins != "" and len({fields.begins for _, fields in files}) == 1
+    by_time = {name for _, fields in files for name in fields.by_time}
+    places = [{each for each in fields.metadata.coordinates if each.name in by_time} for _, fields in files]
+    moving = set.union(*places) - set.intersection(*places)  # such as of a nest
+    files = [(path, _without(fields, moving)) for path, fields in files]
     metadata, note = fullest(files, files[0][1].variables, apart=forecasts)
     if len(files) == 1:
         return files[0]

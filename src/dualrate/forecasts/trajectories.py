@@ -86,6 +86,7 @@ class FieldSource:
     statics: variables over space alone, (H, W) each, read when asked for
     varying: variables over time and space, those that are not read as well
     begins: of forecasts, whose frames are their steps, two or more, the first step; else empty
+    by_time: coordinates that the source says at each time
     """
 
     splits: Mapping[str, Sequence[Trajectory]]
@@ -97,6 +98,7 @@ class FieldSource:
     statics: Mapping[str, Callable[[], NDArray[Any]]] = field(default_factory=dict)
     varying: tuple[str, ...] = ()
     begins: str = ""
+    by_time: tuple[str, ...] = ()
 
     @property
     def space(self) -> tuple[int, ...]:
