@@ -334,12 +334,13 @@ def score_source(
             with reading(folder, "a .zip"):
                 ZipFile(folder).extractall(unpacked)
             folder = Path(unpacked)
-        grids = grids_below(folder)
+        images = every_image(folder, without=grids_below(folder))
         how: dict[str, Any] = {"reference": file, "device": device, "progress": progress}
-        judges = evaluators(data or DataConfig(""), features, **how, count=len(every_image(folder, without=grids)))
+        judges = evaluators(data or DataConfig(""), features, **how, count=len(images))
         judges = tuple(judge.of_texts(None) for judge in judges)
         real = judges[0].reference
-        images = every_image(folder, channels=real.shape[0] if isinstance(real, ImageSet) else None, without=grids)
+        if isinstance(real, ImageSet):
+            images = replace(images, options=replace(images.options, channels=real.shape[0]))
         check(judges, len(images), details=details)
         parts, done, shown = [], 0, image_progress(progress)
         for _, batch in image_batches(images, SHARD):
