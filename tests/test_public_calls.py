@@ -24,6 +24,8 @@ GOLDEN = Path(__file__).parent / "golden"
         (lambda model, out: dr.compare("runs/mine", model), "out is text or a path, got a Model: name a file"),
         (lambda model, out: dr.sample(model, 4.0), r"seeds are a whole number, how many, or a list of them, got 4\.0"),
         (lambda model, out: dr.sample(model, "4"), "seeds are a whole number, how many, or a list of them, got '4'"),
+        (lambda model, out: dr.sample(model, 1, guidance="2"), r"guidance is a number, got '2': dr\.Choice\("),
+        (lambda model, out: dr.sample(model, 1, guidance=dr.Guidance(1.5)), r"guidance is a number, got Guidance\("),
     ],
 )
 def test_another_kind_is_refused_in_a_line(call, says, tmp_path):
@@ -55,6 +57,13 @@ def test_a_list_of_one_is_no_count(seeds):
 def test_pictures_without_channels_and_a_missing_folder_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"got \(3, 8, 8\): add a channel axis"):
         dr.save_grid(np.zeros((3, 8, 8), np.uint8), tmp_path / "grid.png")
+    for floats in (np.linspace(0, 255, 64).reshape(1, 1, 8, 8), torch.full((1, 3, 8, 8), 200.0)):
+        with pytest.raises(
+            ValueError, match=r"floats in \[-1, 1\], got torch.float(32|64): convert bytes by x / 127\.5 - 1"
+        ):
+            dr.save_grid(floats, tmp_path / "grid.png")
+    with pytest.raises(ValueError, match=r"columns is a whole number from 1 to 4,096, or None, got 0"):
+        dr.save_grid(np.zeros((3, 1, 8, 8), np.uint8), tmp_path / "grid.png", columns=0)
     with pytest.raises(FileNotFoundError) as refused:
         dr.save_grid(np.zeros((3, 1, 8, 8), np.uint8), tmp_path / "gone" / "grid.png")
     assert str(refused.value).endswith(f"there is no such folder: make it first: '{tmp_path / 'gone'}'")

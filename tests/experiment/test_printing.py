@@ -96,6 +96,12 @@ def test_an_experiment_says_what_it_will_be() -> None:
     assert "no data yet: 120 s" in lines(endless)[2]
 
 
+def test_a_model_that_was_trained_elsewhere_says_no_training_of_its_own(single: dr.Model) -> None:
+    elsewhere = replace(SINGLE, data=dr.DataConfig(""), fit=dr.FitConfig(iterations=1))
+    assert lines(replace(single, experiment=elsewhere, iteration=0))[2] == "  training  none here"
+    assert "1 iteration, batches" in lines(elsewhere)[2]
+
+
 def test_an_experiment_of_calls_that_depend_on_numbers_prints_what_can_be_counted() -> None:
     exits = replace(PAIR, networks=EarlyExitNetwork(NET), method=EarlyExitConfig())
     assert re.search(r"parameters: exits [\d,]+$", lines(exits)[1])

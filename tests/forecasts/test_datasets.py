@@ -684,6 +684,21 @@ def test_cells_by_their_name_are_no_line(tmp_path: Path) -> None:
     assert "along nCells are no neighbours" in find_fields(saved(data, tmp_path / "mpas.nc"))[1].note
 
 
+@pytest.mark.parametrize(
+    "dims", [("nz1", "nod2"), ("lev", "n_face"), ("lev", "ncol"), ("height", "ncells"), ("nVertLevels", "nCells")]
+)
+@pytest.mark.parametrize("last", [False, True])
+def test_levels_of_cells_are_channels(tmp_path: Path, dims: tuple[str, str], last: bool) -> None:
+    data = xarray.Dataset({"t": (("time", *dims), V[:, :, 0]), "ps": (("time", dims[1]), V[:, 0, 0])})
+    if dims[0] == "height":
+        data = data.assign_coords(height=("height", [1, 2, 3], {"axis": "Z"}))
+    path = saved(data.transpose("time", *dims[::-1]) if last else data, tmp_path / "mesh.nc")
+    source = find_fields(path)[1]
+    assert (len(source.variables), source.space) == (4, (6,))
+    np.testing.assert_array_equal(frames(path)[:, :3, 0], V[:, :, 0])
+    assert f"along {dims[1]} are no neighbours" in source.note
+
+
 def at_times(times: Any, **attributes: Any) -> xarray.Dataset:
     data = era5(time="time").drop_vars("expver")
     return data.assign_coords(time=("time", np.asarray(times), attributes))

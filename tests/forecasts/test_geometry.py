@@ -199,6 +199,12 @@ def test_a_hole_that_no_turn_closes_is_refused(tmp_path: Path, columns: list, ro
     assert not plane.geometry.spherical
 
 
+def test_longitudes_that_nearly_go_round_the_circle_come_round_once(tmp_path: Path) -> None:
+    thinned = waves().isel(lon=range(5)).assign_coords(lon=("lon", 0.4 + 83.4 * np.arange(5), waves().lon.attrs))
+    condition: Any = experiment(saved(thinned, tmp_path / "thinned.nc")).condition
+    assert (condition.geometry.periodic, condition.geometry.spherical) == ((False, False), True)
+
+
 def test_uneven_latitudes_and_longitudes_have_no_hole(tmp_path: Path) -> None:
     stretched, gauss = 3.0 * 1.4 ** np.arange(6), np.polynomial.legendre.leggauss(8)[0]
     for latitudes in (np.degrees(np.arcsin(gauss)), 90 - 20 * 1.2 ** np.arange(8)):

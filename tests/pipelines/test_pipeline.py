@@ -94,6 +94,8 @@ def test_guidance_and_classes_too(model, choice, pipe):
     assert torch.equal(images, sampled(model, choice, guidance=2.0, labels=[2, 0]))
     assert pipe.guidance_scale == 2
     assert torch.equal(drawn(pipe, class_labels=1), sampled(model, choice, labels=[1, 1]))
+    with pytest.raises(ValueError, match=r"guidance_scale: weight is a number from -100 to 100, got '3'"):
+        pipe(guidance_scale="3")
 
 
 @pytest.mark.parametrize(
@@ -445,6 +447,19 @@ def test_an_exported_pipeline_is_no_model_and_says_what_reads_it(folder):
 def test_a_folder_of_something_else_is_no_pipeline_and_says_what_makes_one(folder):
     with pytest.raises(ValueError, match=r"has no model_index\.json: `dualrate export RUN --to diffusers` makes"):
         DualRatePipeline.from_pretrained(folder.parent / "run")
+
+
+def test_a_pipeline_of_another_class_says_what_makes_a_model_of_it(tmp_path):
+    (tmp_path / "model_index.json").write_text(
+        json.dumps({"_class_name": "DDPMPipeline", "_diffusers_version": "0.30"})
+    )
+    with (
+        pytest.warns(UserWarning, match=r"has no MANIFEST"),
+        pytest.raises(
+            ValueError, match=r"index\.json: it is a DDPMPipeline: dr\.load\(FOLDER\) or dr\.from_diffusers\("
+        ),
+    ):
+        DualRatePipeline.from_pretrained(tmp_path)
 
 
 def test_a_network_alone_is_checked_too(folder, tmp_path):

@@ -207,6 +207,8 @@ def sample(
     Raises ValueError for a model of fields or a plan that it does not serve, and as `Drawer` and `sample_batches`.
     """
     choice = Choice(steps=steps, heavy=heavy, sampler=sampler)
+    if isinstance(guidance, str | Guidance):
+        raise TypeError(f"guidance is a number, got {guidance!r}: dr.Choice(...).drawer takes a Guidance")
     check_loaded(model)
     _ = maker_of(model.experiment).files(model)  # refuses what makes no pictures
     drawer = choice.drawer(model, guidance=Guidance(guidance), label=label, batch_size=batch_size, precision=precision)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dualrate.config.imports import import_module
 from dualrate.data.condition_rows import Given
-from dualrate.data.images import ImageSet
+from dualrate.data.images import ImageSet, to_uint8
 from dualrate.data.loader import TrainingSet
 from dualrate.data.source import DataProgress, Split
 from dualrate.metrics.evaluate import Evaluator
@@ -107,7 +107,7 @@ class Modality:
 
         samples: draws them, where they are shown
         """
-        save_grid(samples(), file, columns=10, scale=2)
+        save_grid(to_uint8(samples()), file, columns=10, scale=2)
 
     def model_of(self, path: Path) -> ForeignModel | None:
         """The model in a folder of another library; None: it is none that is known here."""

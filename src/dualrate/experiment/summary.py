@@ -58,11 +58,12 @@ def networks_line(parameters: dict[str, int], cost: CallCost | None) -> str:
 
 def training_line(experiment: Any, iteration: int | None = None) -> str:
     """Method and data of an experiment, and how long it trains. iteration: that a model is from"""
-    fit, source = experiment.fit, experiment.data.source or "no data yet"
-    length = f"{fit.limit:g} s" if fit.iterations is None else f"{fit.iterations:,} iterations"
+    fit, source = experiment.fit, experiment.data.source
+    length = f"{fit.limit:g} s" if fit.iterations is None else many(fit.iterations, "iteration")
     at = "" if iteration is None else f"iteration {iteration:,}, of "
-    how = f"{length}, batches of {fit.batch_size}, learning rate {fit.optim.lr:g}"
-    return f"  training  {type(experiment.method).__name__} on {source}: {at}{how}"
+    how = f"{at}{length}, batches of {fit.batch_size}, learning rate {fit.optim.lr:g}"
+    whole = f"{type(experiment.method).__name__} on {source or 'no data yet'}: {how}"
+    return f"  training  {'none here' if iteration == 0 and not source else whole}"
 
 
 def stopped_early(experiment: Any, iteration: int) -> str:

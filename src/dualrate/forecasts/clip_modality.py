@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dualrate.data.images import to_uint8
 from dualrate.diffusion.context import Shape
 from dualrate.experiment.modality import Modality
 from dualrate.metrics.evaluate import Evaluator
@@ -73,7 +74,7 @@ class OfClips(Modality):
         return ClipFiles(model.image_shape, model.experiment.networks.frames)
 
     def save(self, experiment: Any, samples: Callable[[], Tensor], file: Path) -> None:
-        save_grid(side_by_side(samples(), experiment.networks.frames), file, columns=1, scale=2)
+        save_grid(side_by_side(to_uint8(samples()), experiment.networks.frames), file, columns=1, scale=2)
 
 
 MODALITY = OfClips()

@@ -55,7 +55,7 @@ START, VERSIONS = "forecast_reference_time", "expver"  # the latter of ERA5 and,
 TIME = ("time", "t", "frame", "valid_time", *LEADS)
 CHANNEL = ("channel", "channels", "variable", "field")
 LEVEL = ("level", "levels", "lev", "plev", "pressure_level", "isobaricinhpa", "depth", "deptht", "model_level")
-LEVEL += ("bottom_top",)
+LEVEL += ("bottom_top", "nz1", "nvertlevels", "nvertlevelsp1")  # of WRF, FESOM and MPAS
 OF_LEVELS = ("air_pressure", "depth", "height", "altitude", "model_level_number")  # standard names
 DESCRIBING = ("bounds", "climatology", "cell_measures", "ancillary_variables", "formula_terms")
 
@@ -289,7 +289,7 @@ def _layout(path: Path, data: Any, name: str, variable: Any, times: Collection[s
     time = inside[0]
     channel = next((dim for dim in dims if dim in CHANNEL), "")
     space = [dim for dim in dims if dim not in (*trajectories, *single, time, channel)]
-    if not channel and (len(space) > 2 or levels):
+    if not channel and (len(space) > 2 or levels or mesh_among((), space)):
         channel = next((dim for dim in space if _is_level(data, dim)), "")
         space = [dim for dim in space if dim != channel]
     for dim in [dim for dim in space if variable.sizes[dim] == 1][: max(0, len(space) - 2)]:

@@ -257,7 +257,7 @@ def check_even(source: str, axes: Sequence[Coordinate]) -> None:
         steps = np.diff(axis.unwound)
         sizes, mixed = np.abs(steps), steps * np.median(steps) <= 0
         beside = np.maximum(np.append(sizes[1:], 0), np.insert(sizes[:-1], 0, 0))
-        mixed[-1] |= axis.place == "longitude" and sizes.sum() > 360 - sizes.min() / 2
+        mixed[-1] |= axis.place == "longitude" and sizes.sum() > 360 - EVEN * sizes.min()
         holes = mixed if mixed.any() else sizes > GAP * beside
         if not holes.any():
             continue

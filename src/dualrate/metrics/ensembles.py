@@ -31,8 +31,8 @@ def pairs_apart(ordered: Tensor) -> Tensor:
     """sum_{i<j} |X_i - X_j| / (M (M - 1)), (...), of members (..., M) in order; 0 of a single one."""
     count = ordered.shape[-1]
     weight = 2 * torch.arange(1, count + 1, device=ordered.device, dtype=ordered.dtype) - count - 1
-    apart = (ordered * weight).sum(-1)  # the sum over pairs; a matrix product would be in bfloat16 under autocast
-    return apart / (count * max(1, count - 1))
+    # the sum over pairs; a matrix product would be in bfloat16 under autocast
+    return (ordered * weight).sum(-1) / (count * max(1, count - 1))
 
 
 def in_order(members: Tensor) -> Tensor:

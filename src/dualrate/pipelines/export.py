@@ -215,13 +215,16 @@ class DualRatePipeline(Checked, DiffusionPipeline):
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        """Raises ValueError for a part of a library that is neither diffusers nor imported already.
+        """Raises ValueError for a part of a library that is neither diffusers nor imported already, and for
+        another pipeline.
 
         Older versions of diffusers import whatever module the file names. The class is this one, so the folder's
         pipeline.py, which names it, is not run.
         """
         config = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
         parts = config[0] if isinstance(config, tuple) else config
+        if cls.__name__ not in (kind := parts.get("_class_name", cls.__name__)):
+            raise ValueError(f"it is a {kind}: dr.load(FOLDER) or dr.from_diffusers(PIPELINE) makes a model of it")
         for name, part in parts.items():
             library = part[0] if isinstance(part, list | tuple) and part and not name.startswith("_") else None
             if isinstance(library, str) and library != "diffusers":
@@ -328,16 +331,14 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         drawer = choice.drawer(model, guidance=how.guided(guidance_scale), precision="float32")
         sources = torch.default_generator if generator is None else generator
         count = call.sample_count(batch_size, class_labels=labels, prompt=prompt, generator=sources, latents=latents)
-        numbers = None if labels is None else [model.class_number(label) for label in call.each(labels, count)]
         seeds = [call.next_seed(source) for source in call.each(sources, count)]
-        numbers = drawer.labels(seeds) if numbers is None else numbers
+        numbers = drawer.labels(seeds) if labels is None else [*map(model.class_number, call.each(labels, count))]
         cond = Cond(
             None if numbers is None else torch.tensor(numbers, device=device),
             None if encoder is None else encoder.read(device)(call.each(prompt, 1)).to(device),
         )
         draws = Draws(0, torch.tensor(seeds, device=device))
-        self.num_timesteps, self._guidance_scale = drawer.plan.num_steps, drawer.guidance.weight
-        self._interrupt = False
+        self.num_timesteps, self._guidance_scale, self._interrupt = drawer.plan.num_steps, drawer.guidance.weight, False
         with self.progress_bar(total=drawer.plan.num_steps) as bar:  # pyright: ignore[reportCallIssue]
             z = call.sampled(drawer, draws, cond, latents, bar.update, changed, lambda: self._interrupt)
         if output_type != "latent":

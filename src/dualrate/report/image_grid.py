@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from dualrate.config.ranges import as_path
+from dualrate.config.ranges import Side, as_path, checked
 from dualrate.data.images import to_uint8
 from dualrate.diffusion.context import Shape
 from dualrate.system.device import own_defaults
@@ -57,6 +57,7 @@ def save_grid(images: Images | Iterable[Images], path: Path | str, columns: int 
 
     images: (N, C, H, W) of 1 or 3 channels, or batches of them, as `sample` yields: uint8, or floats in [-1, 1], which
             become uint8 by the 8-bit rule
+    columns: 1 or more; None: of a square
     Raises ValueError for other images, none, and an ending that names no format of pictures; OSError that names the
     file.
     """
@@ -64,6 +65,7 @@ def save_grid(images: Images | Iterable[Images], path: Path | str, columns: int 
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"{path} has no ending that names a format of pictures: .png will do")
+    columns = checked("columns", columns, Side | None)
     picture = Image.fromarray(image_grid(_pixels(images), columns))
     if scale > 1:
         picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
@@ -74,9 +76,8 @@ def save_grid(images: Images | Iterable[Images], path: Path | str, columns: int 
 def _pixels(images: Images | Iterable[Images]) -> np.ndarray:
     """Pixels of images or batches of them, (N, C, H, W) uint8."""
     if not isinstance(images, (np.ndarray, Tensor)):
-        parts = (
-            [_pixels(batch) for batch in images] if isinstance(images, Iterable) and not isinstance(images, str) else []
-        )
+        listed = isinstance(images, Iterable) and not isinstance(images, str)
+        parts = [_pixels(batch) for batch in images] if listed else []
         if len({part.shape[1:] for part in parts}) != 1:
             raise ValueError(
                 f"images are an array (N, C, H, W), or batches of one shape, got {type(images).__name__}: pass the "
@@ -87,10 +88,10 @@ def _pixels(images: Images | Iterable[Images]) -> np.ndarray:
     if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or not pixels.numel():
         way = "add a channel axis, images[:, None]" if pixels.ndim == 3 else "decode latents first"
         raise ValueError(f"images are (N, C, H, W) of 1 or 3 channels, got {tuple(pixels.shape)}: {way}")
-    if pixels.is_floating_point():
+    if pixels.is_floating_point() and not (pixels.min() >= 0 and pixels.max() > 2):  # else they are bytes
         pixels = to_uint8(pixels)
     if pixels.dtype != torch.uint8:
-        raise ValueError(f"images are uint8, or floats in [-1, 1], got {pixels.dtype}: convert them")
+        raise ValueError(f"images are uint8, or floats in [-1, 1], got {pixels.dtype}: convert bytes by x / 127.5 - 1")
     return pixels.cpu().numpy()
 
 

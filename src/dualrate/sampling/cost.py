@@ -221,10 +221,9 @@ def priced(
     reading = price(lambda: read(denoiser, unread)) if cond.features else 0
     context = Context()
 
-    def encode() -> Context:
+    def encode() -> None:
         nonlocal context
         context = denoiser.encode(z, t, cond)
-        return context
 
     heavy, aged = price(encode), context.aged()
     light = price(lambda: denoiser.denoise(z, t, aged, cond))

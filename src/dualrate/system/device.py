@@ -118,8 +118,7 @@ def carries_derivative(tensors: Iterable[Tensor]) -> bool:
 
 def keep_compiled(cache: Path) -> Path:
     """Have this process keep what it compiles in `cache`, unless TORCHINDUCTOR_CACHE_DIR names another directory."""
-    place = os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute()))  # else the next line sets its own
-    return Path(place)
+    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute())))
 
 
 def peak_memory(device: torch.device) -> int | None:
