@@ -360,8 +360,8 @@ def _points(data: Any, space: Sequence[str], without: Collection[str]) -> tuple[
 
 def _is_time(coordinate: Any) -> bool:
     """Whether it holds dates, or says that it is time."""
-    says = coordinate.attrs.get("standard_name") == "time" or coordinate.attrs.get("axis") == "T"
-    return says or _are_dates(coordinate)
+    says = coordinate.attrs
+    return says.get("standard_name") == "time" or says.get("axis") == "T" or _are_dates(coordinate)
 
 
 def _are_dates(coordinate: Any) -> bool:
@@ -402,8 +402,7 @@ def _bounds(data: Any) -> set[str]:
 
 
 def _clock(path: Path, data: Any, layout: Layout) -> Any | None:
-    """The coordinate with the times of frames: that of their dimension, or another along it, (trajectory, time); or
-    lead times and the dates of their starts together."""
+    """Times of frames, (trajectory, time): of their dimension, of another along it, or of starts and lead times."""
     time = layout.time
 
     def rank(each: Any) -> tuple[bool, ...]:
@@ -416,10 +415,10 @@ def _clock(path: Path, data: Any, layout: Layout) -> Any | None:
     best = max(along, key=rank, default=None)
     if best is None or not (any(rank(best)) or _is_time(best)):
         return None
-    best = whole_dates(best)
     if not {*best.dims} <= {*layout.trajectories, time}:
         raise ValueError(f"{path}: {best.name} is over {best.dims}; expected times over {time} alone")
-    return _dated(data, best.transpose(..., time), layout) if time in LEADS else best.transpose(..., time)
+    times = whole_dates(best).transpose(..., time)
+    return _dated(data, times, layout) if time in LEADS else times
 
 
 def _dated(data: Any, clock: Any, layout: Layout) -> Any:

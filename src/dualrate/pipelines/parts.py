@@ -189,9 +189,9 @@ class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
 
     def guided(self, weight: float | None) -> Guidance:
         """Its guidance, or of another weight."""
-        weight = self.config["guidance_scale"] if weight is None else weight
+        scale: float = self.config["guidance_scale"] if weight is None else weight
         with blaming("guidance_scale"):
-            return Guidance(weight, None if weight == 1 else self.config["guidance_interval"])
+            return Guidance(scale, None if scale == 1 else self.config["guidance_interval"])
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().save_pretrained(save_directory, **kwargs)
