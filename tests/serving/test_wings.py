@@ -18,7 +18,7 @@ from dualrate.drawing.drawer import Guidance
 from dualrate.experiment.modality import conditions_named
 from dualrate.forecasts import service
 from dualrate.forecasts.evaluation import forecast_scores, window_members
-from dualrate.forecasts.starts import held_out_starts
+from dualrate.forecasts.starts import Starts, held_out_starts
 from dualrate.serving.app import listening
 from dualrate.serving.offer import Limits, Offer, Request, data_uris
 
@@ -111,7 +111,8 @@ def test_a_start_may_be_an_array_of_ones_own(url, ahead, form):
     carried = steps.tolist() if form == "lists" else npy(steps)
     (side,) = drawn(url, start=carried, members=2, seed=9)["sides"]
     drawer = Choice(3).drawer(ahead, note=print, members=2, batch_size=4)
-    expected = rolled(drawer, steps[:, ::2][:, :, :, None], 2, seed=9, observed=True)
+    starts = Starts(steps[:, ::2][:, :, :, None], "an array", observed=True)
+    expected = rolled(drawer, starts, 2, seed=9)
     np.testing.assert_allclose(array(side["frames"]), expected, rtol=1e-5)
     assert "truth" not in side
     assert "crps" not in side

@@ -14,7 +14,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
-from dualrate.methods.times import BatchTimes, TimeSampler
+from dualrate.methods.times import BatchTimes, TimeSampler, TimeSource
 from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.sampling.ancestral import Ancestral
@@ -105,12 +105,11 @@ def test_a_late_plan_goes_without_a_context_for_as_many_steps_as_it_is_told(size
 
 
 @dataclass(frozen=True)
-class Ends:
+class Ends(TimeSource):
     """Times as extreme as they can be, tau = t or tau = 1, all contexts kept."""
 
     t: float
     tau: float
-    ages = True
 
     def __call__(self, draws: Draws) -> BatchTimes:
         t = torch.full((len(draws.row),), self.t, dtype=torch.float64)
