@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = {
     "engine": 8518,
     "carriers": 8591,
-    "forecasts": 8090,
+    "forecasts": 8092,
     "pipelines": 4048,
     "texts": 739,
     "services": 1498,

@@ -8,6 +8,7 @@ from dataclasses import replace
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from PIL import Image
@@ -155,6 +156,19 @@ BROKEN = r"a$\frac$_b"  # no mathematics
 def test_names_with_signs_of_mathematics_are_drawn_as_they_are(drawn):
     assert f"<!-- {BROKEN}" in svg(drawn()).replace("spread of ", "")
     Image.open(io.BytesIO(png(drawn(), dpi=40))).verify()
+
+
+@pytest.mark.parametrize(("count", "length", "panels"), [(9, 36, 1), (5, 11, 4)])
+def test_a_legend_of_many_curves_stays_in_its_picture(count, length, panels):
+    lines = {f"{i} climatology of large".ljust(length)[:length]: LINE for i in range(count)} | {"x": LINE}
+    figure = curves_figure([1, 2], [Panel("y", lines)] * panels, "lead")
+    FigureCanvasAgg(figure).draw()
+    for axes in figure.axes:
+        box, whole = axes.get_legend().get_window_extent(), figure.bbox
+        assert box.y1 <= whole.y1
+        assert box.x1 <= whole.x1
+        assert axes.get_window_extent().height > 100
+        assert box.x0 >= whole.x0
 
 
 def test_names_with_signs_of_mathematics_move(tmp_path):

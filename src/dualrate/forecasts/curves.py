@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dualrate.report.figures import INK, mark
 from dualrate.report.figures import panels as axes_of
 
+CHARACTERS = 105  # of legends that stand beside each other
 FAINTEST = 1e-8  # of the strongest power of a spectrum
 
 
@@ -40,8 +41,11 @@ class Panel:
 
 def curves_figure(x: Sequence[float], panels: Sequence[Panel], xlabel: str) -> Figure:
     """Panels of curves over the same x, two in a row; a curve has one colour in all of them."""
-    rows = -(-len(panels) // 2)
-    figure, grid = axes_of(rows, min(2, len(panels)), 3.4 * rows)
+    rows, across = -(-len(panels) // 2), min(2, len(panels))
+    # of legends, whose lines take room above the axes
+    columns = max(1, CHARACTERS // across // (6 + max(len(name) for panel in panels for name in panel.lines)))
+    lines = -(-max(len(panel.lines) for panel in panels) // columns)
+    figure, grid = axes_of(rows, across, (3.2 + 0.2 * lines) * rows)
     colors = {name: i for i, name in enumerate(dict.fromkeys(name for panel in panels for name in panel.lines))}
     for axes, panel in zip(grid, panels, strict=False):
         for name, score in panel.lines.items():
@@ -61,9 +65,8 @@ def curves_figure(x: Sequence[float], panels: Sequence[Panel], xlabel: str) -> F
         if panel.bottom is not None:
             axes.set_ylim(bottom=panel.bottom)
         if len(panel.lines) > 1:
-            columns = {"ncols": len(panel.lines), "columnspacing": 1.0, "handlelength": 1.4}
-            at = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
-            axes.legend(frameon=False, labelcolor=INK, fontsize=10, **at, **columns)
+            at = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "columnspacing": 1.0, "handlelength": 1.4}
+            axes.legend(frameon=False, labelcolor=INK, fontsize=10, ncols=columns, **at)
     return figure
 
 
