@@ -208,13 +208,13 @@ def priced(
     rows: int,
     shape: Shape,
     label: int | None,
-    given: Shape | None,
+    condition_shape: Shape | None,
     device: torch.device,
     price: Callable[[Callable[[], object]], float],
 ) -> CallCost:
-    """The `price` of one call of each kind on so many rows of zeros: its MACs, or seconds. Others as of `call_cost`."""
+    """The `price` of one call of each kind on so many rows of zeros: its MACs, or seconds. shape: of states"""
     z, t = torch.zeros(rows, *shape, device=device), torch.full((rows,), 0.5, dtype=torch.float64, device=device)
-    y = None if given is None else torch.zeros(rows, *given, device=device)
+    y = None if condition_shape is None else torch.zeros(rows, *condition_shape, device=device)
     unread = Cond(None if label is None else torch.full((rows,), label, device=device), y)
     with torch.no_grad():
         cond = read(denoiser, unread)
