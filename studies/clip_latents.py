@@ -21,7 +21,7 @@ from dualrate.forecasts.clip_recipe import ClipStages
 from dualrate.methods.unified_latents import UnifiedLatentsConfig
 from studies.common import Row, add_rows, markdown
 from studies.contest import Contest, Setting
-from studies.forecasts import interval
+from studies.systems import interval
 
 LATENTS, SETTLED = 400.0, 60.0  # seconds of a first stage; of one that settles batch and rate
 EACH: tuple[Any, ...] = ("4", "1")  # frames of a latent

@@ -52,8 +52,8 @@ from studies.clip_latents import LATENTS, SETTLED, Latents, latents_table
 from studies.common import RESULTS, Row, add_rows, keep, kept_in, markdown, on_one_thread, place, rows_of
 from studies.contest import Network, Setting, mean
 from studies.equal_score import at_equal_score, resampled
-from studies.forecasts import interval
 from studies.roll_outs import RollOuts, crps, first, name_of, plan_of, sampler_of, scored_members
+from studies.systems import interval
 
 PAGE, FILE = RESULTS / "clips.md", RESULTS / "clips.json.xz"
 SIDE, WINDOW = 64, 16  # pixels of a side; frames of a clip that is packed

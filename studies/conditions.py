@@ -36,7 +36,6 @@ from dualrate.report.table import with_interval
 from dualrate.system.progress import Silent
 from studies.common import RESULTS, Row, add_rows, kept, markdown, place, rows_of
 from studies.equal_score import at_equal_score, resampled
-from studies.forecasts import Plan, plan_of
 
 TASKS = ("super-resolution:4", "inpainting:16")
 MODELS: tuple[tuple[Rate, TrainedBy], ...] = (
@@ -46,6 +45,7 @@ MODELS: tuple[tuple[Rate, TrainedBy], ...] = (
 STEPS, SHARED, CONDITIONS, SHOWN, REFERENCE = (2, 4, 8), (1, 16), 256, 4, 10_000
 PAIRS = ("dual", "crps"), ("dual", "diffusion")  # what single networks are compared with
 DRAWN = 4  # conditions of a picture
+Plan = tuple[str, str, int]  # a network, what trained it, and steps
 
 
 def experiment(source: str, task: str, rate: Rate, trained_by: TrainedBy, seconds: float, seed: int) -> dr.Experiment:
@@ -155,6 +155,10 @@ def ratio_table(rows: Sequence[Row]) -> str:
 def score_of(row: Row) -> NDArray[np.float64]:
     """(conditions,)"""
     return np.mean(row["crps"], 1)
+
+
+def plan_of(row: Row) -> Plan:
+    return row["rate"], row["trained_by"], row["steps"]
 
 
 def most_steps(rows: Sequence[Row]) -> dict[Plan, list[Row]]:

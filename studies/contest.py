@@ -1,6 +1,6 @@
 """The contest of forecasts: every network at its own best batch and rate, for equal time.
 
-    python -m studies.forecasts simulate OUT    trajectories, OUT/fields.npz or .nc
+    python -m studies.contest OUT simulate      trajectories, OUT/fields.npz or .nc
     python -m studies.contest OUT speeds        milliseconds of an update, of every network and batch
     python -m studies.contest OUT search        batch, then rate, then neighbours: 100 seconds each, or --seconds
     python -m studies.contest OUT averages      shorter half-lives of averaged weights, at the best batch and rate
@@ -58,15 +58,15 @@ from dualrate.sampling.trajectory import sample_batches
 from dualrate.system.device import peak_memory
 from dualrate.system.progress import Silent
 from studies.common import RESULTS, Row, add_rows, keep, kept, markdown, on_one_thread, rows_of, write_rows
-from studies.forecasts import SYSTEMS, System, area_of, by_lead, by_start, scored, starts_of
 from studies.multilevel import Multilevel
+from studies.systems import SYSTEMS, System, area_of, by_lead, by_start, scored, starts_of
 
 BATCHES, RATES, HALFLIFE = (16, 8, 32, 64), (2e-3, 1e-3, 4e-3), 10_000
 SECONDS, SEARCHED, STARTS = 400, 100.0, 128  # of a training; of one of the search, and its starts
 BY_STEPS = "diffusion", "frozen", "levels-2", "levels-8"
 STEPS = dict.fromkeys(BY_STEPS, (1, 2, 3, 4, 6, 8, 12, 16))  # scored in the end; of other methods their one plan
 AVERAGED = 2, 4, 8  # times shorter than the longest half-life of averaged weights
-FEWER = {"sphere": (2, 4, 8)}  # where scoring costs more
+FEWER = dict.fromkeys(("sphere", "kuramoto-sivashinsky-leads"), (2, 4, 8))  # where scoring costs more
 CHOSEN_BY = 8  # steps that the search scores
 DRAWS = {"crps": 2, "crps-4": 4}  # of a start in the score that trains
 UPDATES, ROUNDS = 5, 8  # of a measurement of speed
@@ -477,7 +477,7 @@ def networks(only: Sequence[str]) -> Iterator[tuple[Network, Method]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
-    verbs = "speeds", "search", "averages", "train", "rescore", "multilevel", "times", "memory", "show"
+    verbs = "simulate", "speeds", "search", "averages", "train", "rescore", "multilevel", "times", "memory", "show"
     parser.add_argument("verb", choices=verbs)
     parser.add_argument("--system", choices=SYSTEMS, default="kuramoto-sivashinsky")
     parser.add_argument(
@@ -488,8 +488,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="network:method")
     options = parser.parse_args()
     contest, file = Contest(options.system, options.out), RESULTS / f"contest-{options.system}.json.xz"
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.verb == "simulate":
+        contest.system.simulate(options.out)
+        return
     if file.exists() and not contest.rows:
-        options.out.mkdir(parents=True, exist_ok=True)
         add_rows(options.out, kept(file, options.out))
     on_one_thread()
     if options.verb == "rescore":

@@ -5,7 +5,7 @@
     python -m studies.excess OUT pairs      trains the pairs, and adds what came
     python -m studies.excess OUT page       the table of docs/results/where.md, of the file alone
 
-OUT/fields.npz is of `python -m studies.forecasts simulate OUT`: the Kuramoto-Sivashinsky equation. A setting is what is
+OUT/fields.npz is of `python -m studies.contest OUT simulate`: the Kuramoto-Sivashinsky equation. A setting is what is
 observed of the past and how far ahead the frames are. All else is equal: networks, 250 seconds of a core (see
 studies/contest.py), batches of 16, a rate of 2e-3. The last setting is another system, from OUT/garments/fields.npz,
 of `simulate OUT/garments --system moving-fashion-mnist`.
@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 
 import dualrate as dr
-from studies import contest_page
+from studies import forecasts
 from studies.common import RESULTS, kept_in, markdown, on_one_thread, place, save
 from studies.contest import Contest, Network, Setting
 from studies.equal_score import Ratio, at_equal_score, resampled
-from studies.forecasts import SYSTEMS, System, crps
+from studies.systems import SYSTEMS, System, crps
 from studies.where import HIGH, excess, losses
 
 EQUATION = "kuramoto-sivashinsky"
@@ -80,8 +80,8 @@ class Knob(Contest):
 
     def ratio(self) -> Ratio:
         rows = self.rows_with(kind="final")
-        scores = resampled(rows, contest_page.plan_of, crps)
-        cost = {contest_page.plan_of(row): row["macs"]["1"] for row in rows}
+        scores = resampled(rows, forecasts.plan_of, crps)
+        cost = {forecasts.plan_of(row): row["macs"]["1"] for row in rows}
         return at_equal_score(scores, cost, ("dual", "diffusion", STEPS), [key for key in scores if key[0] != "dual"])
 
 

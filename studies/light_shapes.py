@@ -7,7 +7,7 @@
 many channels as the heavy network has there: more multiply-adds in fewer, wider layers. That of `bare` has no blocks at
 its finest level, and is as wide as the heavy network at the others.
 
-Of a system OUT has the trajectories of studies/forecasts.py. Of each plan: the held-out loss of x_hat and the fair
+Of a system OUT has the trajectories of studies/systems.py. Of each plan: the held-out loss of x_hat and the fair
 CRPS, of each shape over `dual`, the latter with an interval over starts and trainings; milliseconds of a member, by how
 many of a start are drawn together. docs/results/light-shapes-SYSTEM.json.xz keeps the rows.
 
@@ -45,8 +45,8 @@ from dualrate.system.progress import Silent
 from studies.common import RESULTS, Row, add_rows, command, keep, markdown, on_one_thread, save
 from studies.contest import Contest, Setting
 from studies.equal_score import resampled
-from studies.forecasts import SYSTEMS, crps, interval
 from studies.roll_outs import SIZES
+from studies.systems import SYSTEMS, crps, interval
 from studies.where import losses
 from tools.gpu.cifar10 import Images, image_errors
 

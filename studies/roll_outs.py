@@ -1,13 +1,12 @@
 """Roll-outs: frame after frame, window after window, and by Rolling Diffusion, each with its best sampler.
 
-    python -m studies.forecasts simulate OUT        trajectories
+    python -m studies.contest OUT simulate         trajectories
     python -m studies.roll_outs OUT train --seeds 0 1 2
     python -m studies.roll_outs OUT search          sampler, noise and grid of every number of steps, by seed 0
     python -m studies.roll_outs OUT score           of each training, in the best way of every number of steps
-    python -m studies.roll_outs                     the tables of docs/results/forecasts.md
 
-Add --system kolmogorov to the first four. Each goes on where it was. Rows of OUT, which has all
-trainings of its system, are kept in docs/results/roll-outs.json.xz.
+Add --system kolmogorov to each. Each goes on where it was. Rows of OUT, which has all trainings of its system, are kept
+in docs/results/roll-outs.json.xz, of which `python -m studies.forecasts` makes tables.
 
 The past is one frame, observed in full with noise. All networks train for equal seconds, by `studies.contest`'s rule,
 in the same batches and at the same rate; none was searched. The search's starts are not those of the scores.
@@ -34,7 +33,7 @@ from dualrate.forecasts.starts import Starts, held_out_starts
 from studies.common import RESULTS, Row, add_rows, keep, kept_in, markdown, on_one_thread, place
 from studies.contest import Contest, Network, Setting, mean
 from studies.equal_score import resampled
-from studies.forecasts import PAGE, area_of, by_lead, interval
+from studies.systems import PAGE, area_of, by_lead, interval
 
 FILE = RESULTS / "roll-outs.json.xz"
 SIZES: dict[str, Size] = {"kuramoto-sivashinsky": "tiny", "kolmogorov": "mini"}  # of networks, by system
@@ -215,15 +214,12 @@ def page() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path, nargs="?")
-    parser.add_argument("verb", choices=("train", "search", "score"), nargs="?")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("verb", choices=("train", "search", "score"))
     parser.add_argument("--system", choices=SIZES, default="kuramoto-sivashinsky")
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args()
-    if options.out is None:
-        page()
-        return
     contest = RollOuts(options.system, options.out)
     on_one_thread()
     if options.verb == "train":

@@ -32,11 +32,11 @@ from dualrate.drawing.drawer import measured_on, real_batches
 from dualrate.experiment.model import Model
 from dualrate.report.figures import png
 from dualrate.system.files import write_whole
-from studies import captions, clips, contest_page, sudoku
+from studies import captions, clips, forecasts, sudoku
 from studies.common import RESULTS, kept_in, markdown, place, save
-from studies.conditions import by_plan, mean
+from studies.conditions import Plan, by_plan, mean, plan_of
 from studies.equal_score import Ratio, at_equal_score, resampled
-from studies.forecasts import Plan, crps, plan_of
+from studies.systems import crps
 
 LEVELS = 12  # of noise: the middles of as many parts of [0, 1]
 HIGH = slice(LEVELS - LEVELS // 3, LEVELS)  # the noisiest third
@@ -61,8 +61,8 @@ def of_rows(page: str, plan: Plan, task: str = "") -> Ratios:
 def of_contest(system: str, plan: Plan) -> Ratios:
     """Ratios against all single networks of the contest, each at its own best."""
     rows = kept_in(RESULTS / f"contest-{system}.json.xz")
-    cost, finals = contest_page.costs(rows), contest_page.finals(rows)
-    scores = resampled(finals, contest_page.plan_of, crps)
+    cost, finals = forecasts.costs(rows), forecasts.finals(rows)
+    scores = resampled(finals, forecasts.plan_of, crps)
     singles = [key for key in scores if key[0] != "dual"]
     return {
         count: [at_equal_score(scores, costs, plan, [key for key in singles if key in costs]) for costs in by_cost]

@@ -21,7 +21,6 @@ from studies import (
     clips,
     common,
     conditions,
-    contest_page,
     decoders,
     excess,
     forecasts,
@@ -38,7 +37,6 @@ MODULES = (
     clips,
     common,
     conditions,
-    contest_page,
     decoders,
     excess,
     forecasts,
@@ -62,18 +60,12 @@ def write_settled() -> None:
     report.main()
 
 
-def write_forecasts() -> None:
-    for system in forecasts.SYSTEMS.values():
-        if (forecasts.RESULTS / f"{system.page}.json.xz").exists():
-            forecasts.page(system, NONE)
-
-
 def write_peers() -> None:
     common.place("scores", peers.page(common.RESULTS / "peers") + "\n", common.RESULTS / "peers.md")
 
 
 WRITERS: tuple[Callable[[], None], ...] = (
-    write_settled, write_forecasts, write_peers, contest_page.page, decoders.page, on_gpu.page,
+    write_settled, write_peers, forecasts.page, decoders.page, on_gpu.page,
     lambda: conditions.page(NONE), lambda: captions.page(NONE), lambda: sudoku.page(NONE),
     excess.page, roll_outs.page, clips.page,
     where.page,  # of what others write
@@ -130,9 +122,8 @@ def test_numbers_and_figures_are_written(regenerated: Path) -> None:
 
 def tables_of_studies() -> Iterator[tuple[Callable[[list[common.Row]], object], list[common.Row]]]:
     """List what makes tables, with its kept rows."""
-    for system in forecasts.SYSTEMS.values():
-        if (file := common.RESULTS / f"{system.page}.json.xz").exists():
-            yield forecasts.scored_table, common.kept_in(file)
+    for file in common.RESULTS.glob("contest-*.json.xz"):
+        yield from ((make, common.kept_in(file)) for make in forecasts.TABLES.values())
     rows = common.kept_in(roll_outs.FILE)
     yield from ((roll_outs.table, [row for row in rows if row["system"] == name]) for name in roll_outs.SIZES)
     rows = [row for row in common.kept_in(clips.FILE) if row["source"] == "sprites"]

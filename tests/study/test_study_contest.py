@@ -15,7 +15,7 @@ from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.uvit import UViTConfig
 from dualrate.sampling.cost import macs_of
 from dualrate.system.device import peak_memory
-from studies import contest, forecasts
+from studies import contest, systems
 from studies.common import RESULTS, kept_in
 from studies.contest import Contest, Setting
 
@@ -26,15 +26,15 @@ SIMULATION = KuramotoSivashinsky(points=16, burn_in=1.0)
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Contest:
     tier = replace(forecast.TIERS["tiny"], channels=(8, 8), blocks=(1, 1), embedding=8)
     monkeypatch.setitem(forecast.TIERS, "tiny", tier)
-    ks = forecasts.SYSTEMS["kuramoto-sivashinsky"]
+    ks = systems.SYSTEMS["kuramoto-sivashinsky"]
     system = replace(ks, simulation=SIMULATION, trajectories=10, frames=16, starts=4, members=2)
-    monkeypatch.setitem(forecasts.SYSTEMS, "tiny", system)
+    monkeypatch.setitem(systems.SYSTEMS, "tiny", system)
     values = {"BATCHES": (4, 2), "RATES": (2e-3, 1e-3), "STARTS": 2, "UPDATES": 1, "ROUNDS": 2, "CHOSEN_BY": 2}
     for name, value in values.items():
         monkeypatch.setattr(contest, name, value)
     for method in contest.BY_STEPS:
         monkeypatch.setitem(contest.STEPS, method, (1, 2))
-    forecasts.simulate(system, tmp_path)
+    system.simulate(tmp_path)
     return Contest("tiny", tmp_path)
 
 
@@ -74,9 +74,9 @@ def test_equal_time_is_updates_of_the_speed_that_was_measured(tiny: Contest) -> 
 @pytest.mark.parametrize("name", ["kuramoto-sivashinsky", "kolmogorov"])
 def test_networks_are_those_of_the_kept_rows(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are of the networks that the study would train today, whatever the recipe's defaults have become."""
-    system = replace(forecasts.SYSTEMS[name], trajectories=10, frames=16)
-    monkeypatch.setitem(forecasts.SYSTEMS, name, system)
-    forecasts.simulate(system, tmp_path)
+    system = replace(systems.SYSTEMS[name], trajectories=10, frames=16)
+    monkeypatch.setitem(systems.SYSTEMS, name, system)
+    system.simulate(tmp_path)
     whole = Contest(name, tmp_path)
     rows = kept_in(RESULTS / f"contest-{name}.json.xz")
     for network in ("single", "dual"):
@@ -149,7 +149,7 @@ def test_every_plan_of_a_training_is_timed(tiny: Contest, monkeypatch: pytest.Mo
     for name in ("TIMED", "ROUNDS_TIMED"):
         monkeypatch.setattr(contest, name, 1)
     monkeypatch.setattr(contest, "memory_of", lambda folder, steps, members: 100 * members)
-    monkeypatch.setitem(forecasts.SYSTEMS, "tiny", replace(tiny.system, shared=(1, 3)))
+    monkeypatch.setitem(systems.SYSTEMS, "tiny", replace(tiny.system, shared=(1, 3)))
     for method in ("diffusion", "crps"):
         tiny.train("final", "dual", method, Setting(4), 0.01, 0)
     tiny.train("final", "single", "diffusion", Setting(4), 0.01, 0)
@@ -207,13 +207,13 @@ def test_a_sphere_is_simulated_with_its_places_and_contested(tmp_path: Path, mon
             columns = Coordinate("longitude", (1,), tuple(np.arange(16) * 22.5), Description("degrees_east"))
             return Metadata((Description("1/s"),), (rows, columns), "hours")
 
-    sphere = forecasts.SYSTEMS["sphere"]
+    sphere = systems.SYSTEMS["sphere"]
     assert (sphere.shared, sphere.windows.lead, sphere.windows.size) == ((1, 6, 16, 50), 4, "mini")
     small = replace(sphere, simulation=Globe(), trajectories=10, frames=16, starts=4, members=2)
-    monkeypatch.setitem(forecasts.SYSTEMS, "sphere", small)
+    monkeypatch.setitem(systems.SYSTEMS, "sphere", small)
     monkeypatch.setattr(contest, "UPDATES", 1)
     monkeypatch.setattr(contest, "ROUNDS", 2)
-    forecasts.simulate(small, tmp_path)
+    small.simulate(tmp_path)
     Contest("sphere", tmp_path).train("final", "dual", "crps", Setting(4), 0.01, 0)
     (row,) = Contest("sphere", tmp_path).rows_with(kind="final")
     assert {*row["macs"]} == {"1", "6", "16", "50"}

@@ -1,68 +1,102 @@
-"""Forecasts at two rates: every stage of a system runs."""
-
-from dataclasses import replace
-from pathlib import Path
+"""Tables of the contest, of rows made here."""
 
 import numpy as np
-import pytest
-import torch
 
-from dualrate.forecasts import recipe as forecast
-from dualrate.forecasts.simulations import KuramotoSivashinsky
 from studies import forecasts
-from studies.forecasts import SYSTEMS
+from studies.contest import HALFLIFE
 
 
-def on_page(name: str) -> str:
-    """The table at the place of this name."""
-    return forecasts.PAGE.read_text().partition(f"<!-- {name} -->\n")[2].partition(f"<!-- end of {name} -->")[0]
+def final(network: str, method: str, steps: int, score: float, macs: float, seed: int = 0, seconds: int = 400) -> dict:
+    """A row of 4 starts, all of this score, whose 16 members cost half as much where rates are two."""
+    scores = np.full((4, 3), score)
+    return {
+        "kind": "final", "network": network, "method": method, "batch": 16, "rate": 2e-3, "halflife": HALFLIFE,
+        "seconds": seconds, "seed": seed, "steps": steps, "macs": {"1": macs, "16": macs / (1 + (network == "dual"))},
+        "crps": scores.tolist(), "energy": scores[:, 0].tolist(), "spread_skill": [1.0, 1.0, 1.0],
+    }  # fmt: skip
 
 
-def test_a_system_is_trained_scored_and_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Frames that are each made by themselves, and a student."""
-    tiny = replace(forecast.TIERS["tiny"], channels=(8, 8), blocks=(1, 1), embedding=8)
-    monkeypatch.setitem(forecast.TIERS, "tiny", tiny)
-    system = replace(
-        SYSTEMS["kuramoto-sivashinsky-leads"], simulation=KuramotoSivashinsky(points=16, burn_in=1.0), trajectories=10,
-        frames=16, models=(("dual", "diffusion"), ("single", "diffusion")), starts=3, members=2, steps=(2,),
-        students=(("consistency", 1),),
-    )  # fmt: skip
-    place = f"{system.page} scores"
-    for name, value in {"RESULTS": tmp_path, "PAGE": tmp_path / "page.md"}.items():
-        monkeypatch.setattr(forecasts, name, value)
-    forecasts.PAGE.write_text(f"<!-- {place} -->\n<!-- end of {place} -->\n")
-    forecasts.simulate(system, tmp_path)
-    forecasts.train(system, tmp_path, 0.01, [0])
-    kept = (tmp_path / "rows.jsonl").read_text()
-    forecasts.train(system, tmp_path, 0.01, [0])
-    assert (tmp_path / "rows.jsonl").read_text() == kept
-    forecasts.page(system, tmp_path)
-    forecasts.times(system, tmp_path)
-    forecasts.page(system, tmp_path)
-    printed = capsys.readouterr().out
+ROWS = [
+    *(final("single", "diffusion", steps, 0.4 / steps**0.5, 10.0 * steps) for steps in (1, 2, 4, 8)),
+    *(final("dual", "diffusion", 4, 0.4 / 3**0.5, 5.0, seed) for seed in (0, 1)),  # as large in 3 steps
+    final("single", "crps", 1, 0.3, 10.0),
+    final("dual", "diffusion", 4, 0.2, 5.0, seconds=1600),
+    {"kind": "time", "network": "dual", "method": "diffusion", "steps": 4, "ms": {"1": 0.5, "16": 0.25}},
+    {"kind": "search", "network": "dual", "method": "diffusion", "batch": 8, "rate": 2e-3, "halflife": HALFLIFE,
+     "crps": [[0.3]]},
+]  # fmt: skip
 
-    table = on_page(place)
-    assert table in printed
-    assert sorted(tuple(cell.strip() for cell in line.split("|")[1:4]) for line in table.splitlines()[2:]) == [
-        ("large", "diffusion", "2"), ("two rates", "diffusion", "2"), ("two rates", "diffusion, then consistency", "1"),
+
+def cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def test_scores_are_means_of_trainings_with_their_costs() -> None:
+    lines = cells(forecasts.score_table(ROWS))
+    assert [line[:3] for line in lines[:2]] == [["large", "diffusion", "8"], ["large", "diffusion", "4"]]
+    (pair,) = (line for line in lines if line[0] == "two rates")
+    assert pair[3:] == ["16, 0.002", "2", "5.00/2.50", "0.50/0.25", "0.2309 [0.2309, 0.2309]", "1.00"]
+
+
+def test_scores_leave_out_few_steps_and_all_but_the_best_plan_of_further_networks() -> None:
+    rows = [*ROWS, *(final("medium", "diffusion", steps, 0.5 / steps, 3.0 * steps) for steps in (1, 2))]
+    lines = [line[:3] for line in cells(forecasts.score_table(rows))]
+    assert ["large", "diffusion", "2"] not in lines
+    assert ["large", "CRPS, one call", "1"] in lines
+    assert [line for line in lines if line[0] == "medium"] == [["medium", "diffusion", "2"]]
+
+
+def test_few_steps_of_a_frozen_encoder_are_left_out_too() -> None:
+    rows = [*ROWS, *(final("dual", "frozen", steps, 0.5 / steps, 3.0 * steps) for steps in (1, 2, 4))]
+    frozen = forecasts.word("frozen")
+    assert [line[2] for line in cells(forecasts.score_table(rows)) if line[1] == frozen] == ["4"]
+    lines = [line[0] for line in cells(forecasts.ratio_table(rows))]
+    assert [line for line in lines if line.startswith(frozen)] == [f"{frozen}, 4 steps"]
+
+
+def test_ratios_are_interpolated() -> None:
+    rows = [*ROWS, final("dual", "crps", 1, 0.4 / 2**0.5, 5.0)]
+    one_call, steps = cells(forecasts.ratio_table(rows))
+    assert steps[0] == "diffusion, 4 steps"
+    assert steps[1].startswith(f"{0.4 / 3**0.5 - 0.4 / 8**0.5:.4f} [")
+    assert steps[2:4] == ["6.00", "12.0"]
+    assert steps[4:6] == ["", ""]  # no single network was timed
+    assert steps[6] == "12.0"  # its energy score is the same
+    assert [one_call[0], *one_call[2:4]] == ["CRPS, one call", "4.00", "8.00"]
+
+
+def test_members_have_what_they_cost_together_and_the_ratio_at_equal_crps_is_with_fifty() -> None:
+    scores = {1: 0.4, 2: 0.4 / 2**0.5, 4: 0.2, 8: 0.2, 16: 0.21}
+    rows = [
+        *(final("single", "diffusion", steps, score, 10.0 * steps, seconds=240) for steps, score in scores.items()),
+        *(final("dual", "crps", 1, 0.4 / 3**0.5, 5.0, seed, seconds=240) for seed in (0, 1)),  # as large in 3 steps
+    ]
+    for row in rows:
+        macs = 2.0 if row["network"] == "dual" else row["macs"]["1"]
+        row["macs"] |= {"6": macs, "50": macs}
+    plans = [("dual", "crps", 1, 0.5), *(("single", "diffusion", steps, 1.0 * steps) for steps in scores)]
+    rows += [
+        {"kind": "time", "network": network, "method": method, "steps": steps,
+         "ms": dict.fromkeys(("1", "6", "16", "50"), ms), "mib": {"1": 5.0, "6": 7.4, "16": 16.0, "50": 40.0}}
+        for network, method, steps, ms in plans
     ]  # fmt: skip
-    shown = [line.split("|")[6:8] for line in table.splitlines()[2:]]
-    assert all(float(cell) > 0 for line in shown for cell in line)
-    two, one, student = (row["macs"] for row in forecasts.rows_of(tmp_path))
-    heavy = (two["1"] - two["16"]) / (1 - 1 / 16)
-    assert one["1"] == one["16"] == pytest.approx(2 * 3 * heavy, rel=0.1)  # steps, frames
-    assert two["1"] - student["1"] == pytest.approx((two["1"] - heavy) / 2)  # its light calls halve
+    single, pair = cells(forecasts.member_table(rows))
+    assert single[:2] == ["large, diffusion", "4"]  # more steps are no better
+    assert pair[:2] == ["two rates, CRPS, one call", "1"]
+    assert pair[2:5] == ["5/2.5/2", "0.5/8/25", "5/7/16/40"]
+    assert pair[5].startswith("0.231 [")
+    assert pair[7] == "15.0; 6.00"  # (10 x 3) / 2 and 3 / 0.5
+    assert single[7] == ""
 
 
-def test_scores_count_points_by_their_area() -> None:
-    members, truth = torch.randn(3, 4, 2, 1, 2, 5).double(), torch.randn(3, 2, 1, 2, 5).double()
-    area = torch.tensor([0.5, 1.5]).double()[:, None]
-    rows = [forecasts.by_lead(members[..., [i], :], truth[..., [i], :], torch.ones(1, 1).double()) for i in (0, 1)]
-    scores = forecasts.by_lead(members, truth, area)
-    np.testing.assert_allclose(
-        scores["crps"], (np.array(rows[0]["crps"]) + 3 * np.array(rows[1]["crps"])) / 4, atol=1e-4
-    )
-    alike = forecasts.by_lead(members * area.sqrt(), truth * area.sqrt(), torch.ones(1, 1).double())
-    assert (scores["energy"], scores["spread_skill"]) == (alike["energy"], alike["spread_skill"])
+def test_the_length_of_training_is_shown() -> None:
+    assert cells(forecasts.length_table(ROWS)) == [["two rates", "diffusion", "4", "0.2309", "0.2000"]]
+
+
+def test_the_figure_has_a_curve_for_each_network_and_method() -> None:
+    figure = forecasts.figure(ROWS)
+    (legend,), (left, _) = figure.legends, figure.axes
+    assert len(legend.get_texts()) == 3
+    assert left.get_xlabel() == "million multiply-adds a member"
+    counted = [row | {"macs": {**row["macs"], "50": 1.0}} if row["kind"] == "final" else row for row in ROWS]
+    assert len(forecasts.figure(counted).axes) == 3

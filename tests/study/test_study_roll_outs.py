@@ -9,7 +9,7 @@ import pytest
 import dualrate as dr
 from dualrate.forecasts import recipe as forecast
 from dualrate.forecasts.simulations import KuramotoSivashinsky
-from studies import contest, forecasts, roll_outs
+from studies import contest, roll_outs, systems
 from studies.common import Row
 from studies.roll_outs import RollOuts
 
@@ -21,8 +21,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RollOuts:
     tier = replace(forecast.TIERS["tiny"], channels=(8, 8), blocks=(1, 1), embedding=8)
     monkeypatch.setitem(forecast.TIERS, "tiny", tier)
     simulation = KuramotoSivashinsky(points=32, burn_in=1.0)
-    system = replace(forecasts.SYSTEMS["kuramoto-sivashinsky"], simulation=simulation, trajectories=20, frames=24)
-    monkeypatch.setitem(forecasts.SYSTEMS, "tiny", system)
+    system = replace(systems.SYSTEMS["kuramoto-sivashinsky"], simulation=simulation, trajectories=20, frames=24)
+    monkeypatch.setitem(systems.SYSTEMS, "tiny", system)
     monkeypatch.setitem(roll_outs.SIZES, "tiny", "tiny")
     for name, value in {"UPDATES": 1, "ROUNDS": 2}.items():
         monkeypatch.setattr(contest, name, value)
@@ -32,7 +32,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RollOuts:
     }  # fmt: skip
     for name, value in small.items():
         monkeypatch.setattr(roll_outs, name, value)
-    forecasts.simulate(system, tmp_path)
+    system.simulate(tmp_path)
     return RollOuts("tiny", tmp_path)
 
 
