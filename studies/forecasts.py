@@ -3,9 +3,9 @@ roll-outs.json.xz keep.
 
     python -m studies.forecasts
 
-The best single network is the cheapest plan of any, by diffusion or CRPS; of ML-EM, that of its cells which no cheaper
-one beat in the search. No plan between two of a curve is measured: the score is a line between them in logarithms.
-Scores are means over trainings, starts and lead times; intervals are over starts and trainings.
+The best single network is the cheapest plan of any, by diffusion, CRPS or ML-EM, whose plans are those of its cells
+that no cheaper one beat in the search. No plan between two of a curve is measured: the score is a line between them in
+logarithms. Scores are means over trainings, starts and lead times; intervals are over starts and trainings.
 """
 
 from __future__ import annotations
@@ -82,10 +82,15 @@ def levels(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["kind"] == "levels" and not row["between"] and row["seconds"] == usual]
 
 
+def scored(rows: Sequence[Row]) -> list[Row]:
+    """Trainings, and the single networks together by ML-EM."""
+    return [*finals(rows), *levels(rows)]
+
+
 def costs(rows: Sequence[Row]) -> dict[tuple[str, int], dict[Plan, float]]:
     """Million multiply-adds and milliseconds of a member, and MiB of all, by members and plan: what was measured."""
     tables: dict[tuple[str, int], dict[Plan, float]] = defaultdict(dict)
-    for row in [*finals(rows), *levels(rows), *(row for row in rows if row["kind"] == "time")]:
+    for row in [*scored(rows), *(row for row in rows if row["kind"] == "time")]:
         for name in ("macs", "ms", "mib"):
             for count, value in row.get(name, {}).items():
                 tables[name, int(count)][plan_of(row)] = value
@@ -101,9 +106,8 @@ def by_plan(rows: Sequence[Row]) -> dict[Plan, list[Row]]:
 
 def score_table(rows: Sequence[Row]) -> str:
     """A line for each plan of two rates and of the large network, and the best one of every other; the best first."""
-    scored = [*finals(rows), *levels(rows)]
-    trainings, cost = by_plan(scored), costs(rows)
-    scores = resampled(scored, plan_of, crps)
+    trainings, cost = by_plan(scored(rows)), costs(rows)
+    scores = resampled(scored(rows), plan_of, crps)
     ordered = sorted(trainings, key=lambda plan: scores[plan][0])
     best = {plan[:2]: plan for plan in reversed(ordered)}
     lines = []
@@ -126,9 +130,9 @@ def score_table(rows: Sequence[Row]) -> str:
 
 
 def ratio_table(rows: Sequence[Row]) -> str:
-    """Ratios of the cost of single networks that score as well as two rates to what these cost."""
-    trainings, cost = finals(rows), costs(rows)
-    scores = {name: resampled(trainings, plan_of, values) for name, values in METRICS.items()}
+    """Ratios of the cost of single networks, alone or by ML-EM, that score as well as two rates to what these cost."""
+    cost = costs(rows)
+    scores = {name: resampled(scored(rows), plan_of, values) for name, values in METRICS.items()}
     singles = [plan for plan in scores["CRPS"] if plan[0] != "dual"]
     best = min(singles, key=lambda plan: scores["CRPS"][plan][0])
     lines = []
@@ -192,8 +196,7 @@ def member_table(rows: Sequence[Row]) -> str:
 
 def figure(rows: Sequence[Row]) -> Figure:
     """CRPS against multiply-adds a member, by members of a start, a line a network."""
-    scored = [*finals(rows), *levels(rows)]
-    scores, cost = resampled(scored, plan_of, crps), costs(rows)
+    scores, cost = resampled(scored(rows), plan_of, crps), costs(rows)
     counts = [count for count in COUNTS if cost["macs", count]]
     canvas = Figure((4.5 * len(counts), 4.2), layout="constrained")
     panels = canvas.subplots(1, len(counts), sharey=True)

@@ -48,10 +48,9 @@ Losses = Mapping[str, Sequence[float]]  # of "light" and "large"
 Ratios = Mapping[int, Sequence[Ratio]]  # by the samples of a condition: of multiply-adds and of milliseconds
 
 
-def of_rows(page: str, plan: Plan, task: str = "") -> Ratios:
-    """Ratios against all single networks of a page's rows, of one task where it has several."""
-    rows = kept_in(RESULTS / f"{page}.json.xz")
-    rows = [row for row in rows if row.get("task", "").startswith(task)]
+def of_conditions(plan: Plan, task: str) -> Ratios:
+    """Ratios against all single networks of a task of images."""
+    rows = [row for row in kept_in(RESULTS / "conditions.json.xz") if row["task"].startswith(task)]
     groups, scores = by_plan(rows), resampled(rows, plan_of, crps)
     rivals = [key for key in groups if key[0] != "dual"]
     costs = {(of, count): {key: mean(groups[key], of, count) for key in groups} for of in COSTS for count in (1, 16)}
@@ -61,8 +60,7 @@ def of_rows(page: str, plan: Plan, task: str = "") -> Ratios:
 def of_contest(system: str, plan: Plan) -> Ratios:
     """Ratios against all single networks of the contest, each at its own best."""
     rows = kept_in(RESULTS / f"contest-{system}.json.xz")
-    cost, finals = forecasts.costs(rows), forecasts.finals(rows)
-    scores = resampled(finals, forecasts.plan_of, crps)
+    cost, scores = forecasts.costs(rows), resampled(forecasts.scored(rows), forecasts.plan_of, crps)
     singles = [key for key in scores if key[0] != "dual"]
     return {
         count: [at_equal_score(scores, costs, plan, [key for key in singles if key in costs]) for costs in by_cost]
@@ -152,10 +150,8 @@ SETTINGS = (
     ),
     Setting("forecast, diffusion in 4 steps", partial(of_contest, KS, DIFFUSION), SHORT, "forecasts"),
     Setting("forecast, one call by CRPS", partial(of_contest, KS, CRPS), SHORT),
-    Setting(
-        "lead times one by one, diffusion in 2 steps",
-        partial(of_rows, "forecasts-leads", ("dual", "diffusion", 2)), LEADS,
-    ),
+    Setting("lead times one by one, diffusion in 4 steps", partial(of_contest, f"{KS}-leads", DIFFUSION), LEADS),
+    Setting("lead times one by one, one call by CRPS", partial(of_contest, f"{KS}-leads", CRPS), LEADS),
     Setting(
         "forecast in 2-D, diffusion in 4 steps", partial(of_contest, KF, DIFFUSION), FLOW, "forecasts-kolmogorov",
     ),
@@ -170,9 +166,9 @@ SETTINGS = (
         for setting in (
             Setting(
                 f"{task}, CIFAR-10, diffusion in 8 steps",
-                partial(of_rows, "conditions", ("dual", "diffusion", 8), task), MINUTES(task), task,
+                partial(of_conditions, ("dual", "diffusion", 8), task), MINUTES(task), task,
             ),
-            Setting(f"{task}, one call by CRPS", partial(of_rows, "conditions", CRPS, task), MINUTES(task)),
+            Setting(f"{task}, one call by CRPS", partial(of_conditions, CRPS, task), MINUTES(task)),
         )
     ),
     Setting(

@@ -65,6 +65,14 @@ def test_ratios_are_interpolated() -> None:
     assert [one_call[0], *one_call[2:4]] == ["CRPS, one call", "4.00", "8.00"]
 
 
+def test_single_networks_by_ml_em_are_rivals_too() -> None:
+    """One cell that scores as the pair does, for less than large, without milliseconds."""
+    levels = final("medium + single", "ML-EM", 8, 0.4 / 3**0.5, 20.0)
+    levels |= {"kind": "levels", "between": 0, "sampler": "ancestral", "probabilities": [0.25]}
+    (line,) = cells(forecasts.ratio_table([*ROWS, levels]))
+    assert line[2:4] == ["4.00", "8.00"]
+
+
 def test_members_have_what_they_cost_together_and_the_ratio_at_equal_crps_is_with_fifty() -> None:
     scores = {1: 0.4, 2: 0.4 / 2**0.5, 4: 0.2, 8: 0.2, 16: 0.21}
     rows = [
