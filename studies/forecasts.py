@@ -22,7 +22,7 @@ from dualrate.report.figures import log_axis, png
 from dualrate.system.files import write_whole
 from studies import roll_outs
 from studies.common import RESULTS, Row, kept_in, markdown, place
-from studies.contest import BY_STEPS, mean
+from studies.contest import BY_STEPS
 from studies.equal_score import TAILS, at_equal_score, resampled
 from studies.systems import PAGE, SYSTEMS, crps, interval
 
@@ -156,21 +156,29 @@ def ratio_table(rows: Sequence[Row]) -> str:
 
 
 def length_table(rows: Sequence[Row]) -> str:
-    """Each network by the seconds of its training, seed 0."""
+    """Two rates and large by the seconds of their trainings, seed 0, and two rates less large in as many steps."""
     lengths, usual = [row for row in rows if row["kind"] == "final" and row["seed"] == 0], seconds_of(rows)
-    seconds = sorted({row["seconds"] for row in lengths})
     plans = {plan_of(row) for row in lengths if row["seconds"] > usual and row["steps"] in LISTED}
-    scores = {(plan_of(row), row["seconds"]): mean(row) for row in lengths}
+    scores = {
+        of: resampled([row for row in lengths if row["seconds"] == of], plan_of, crps)
+        for of in sorted({row["seconds"] for row in lengths})
+    }
     lines = [
         [
-            word(plan[0]),
-            word(plan[1]),
+            *map(word, plan[:2]),
             plan[2],
-            *(f"{scores[plan, of]:.4f}" if (plan, of) in scores else "" for of in seconds),
+            *(f"{table[plan][0]:.4f}" if plan in table else "" for table in scores.values()),
         ]
         for plan in sorted(plans)
     ]
-    return markdown(["network", "trained by", "steps", *(f"{of:g} s" for of in seconds)], lines)
+    for pair in sorted(plan for plan in plans if plan[0] == "dual"):
+        large = "single", *pair[1:]
+        leads = [
+            interval(table[pair] - table[large], 4) if {pair, large} <= table.keys() else ""
+            for table in scores.values()
+        ]
+        lines.append(["two rates less large", word(pair[1]), pair[2], *leads])
+    return markdown(["network", "trained by", "steps", *(f"{of:g} s" for of in scores)], lines)
 
 
 def member_table(rows: Sequence[Row]) -> str:

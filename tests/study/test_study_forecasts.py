@@ -98,7 +98,12 @@ def test_members_have_what_they_cost_together_and_the_ratio_at_equal_crps_is_wit
 
 
 def test_the_length_of_training_is_shown() -> None:
-    assert cells(forecasts.length_table(ROWS)) == [["two rates", "diffusion", "4", "0.2309", "0.2000"]]
+    rows = [*ROWS, final("single", "diffusion", 4, 0.21, 40.0, seconds=1600)]
+    assert cells(forecasts.length_table(rows)) == [
+        ["two rates", "diffusion", "4", "0.2309", "0.2000"],
+        ["large", "diffusion", "4", "0.2000", "0.2100"],
+        ["two rates less large", "diffusion", "4", "0.0309 [0.0309, 0.0309]", "-0.0100 [-0.0100, -0.0100]"],
+    ]
 
 
 def test_the_figure_has_a_curve_for_each_network_and_method() -> None:
