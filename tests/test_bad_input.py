@@ -411,14 +411,16 @@ def test_a_run_without_an_intact_checkpoint_is_not_started_over(monkeypatch, cap
 def test_the_same_command_says_why_nothing_is_left_to_do(monkeypatch, capsys):
     limited = ["train", "tiny", "--fit.iterations", 10**6, "--fit.checkpoint-every", 10**6, "--fit.sample-every", 10**6]
     cosine = ["--fit.optim.decay", "cosine", "--fit.optim.warmup", 0]
+    over = "; its learning rate is spent: name another --out"
     for command, why in (
         (["train", "tiny", "--out", "a"], "; to go on, raise --fit.iterations"),
-        (["train", "tiny", "--out", "b", *cosine], "; its learning rate is 0: name another --out"),
+        (["train", "tiny", "--out", "b", *cosine], over),
+        (["train", "tiny", "--out", "e", *cosine[:-1], 9], over),
         (
             [*limited, "--out", "c", "--fit.max-seconds", 0.1, "--fit.optim.decay", "none"],
             "; to go on, raise --fit.max-seconds",
         ),
-        ([*limited, "--out", "d", "--fit.max-seconds", 0.1], "; its learning rate is 0: name another --out"),
+        ([*limited, "--out", "d", "--fit.max-seconds", 0.1], over),
     ):
         assert call(monkeypatch, *command) == 0
         told = capsys.readouterr().err
@@ -432,12 +434,15 @@ def test_the_same_command_says_why_nothing_is_left_to_do(monkeypatch, capsys):
 
 def test_a_training_that_ends_early_says_the_command_by_which_it_goes_on(monkeypatch, capsys):
     by_clock = ["--fit.max_seconds=0.1", "--fit.iterations", 10**6, "--fit.checkpoint-every", 10**6]
-    for before, more, ends in (
+    cases = (
         ([], [], "on"),
         (["--import", "math", "--import", "json"], [], "on"),
         ([], [*by_clock, "--fit.sample-every", 10**6], "anew"),
-    ):
-        assert call(monkeypatch, *before, "train", "tiny", "--out", f"{ends}{len(before)}", *more) == 0
+        ([], ["--fit.optim.decay", "cosine", "--fit.optim.warmup", 9], "anew"),  # of which nothing fell
+        ([], ["--fit.max-seconds", 1000, "--fit.iterations", 4], "anew"),  # over which the rate would have fallen
+    )
+    for number, (before, more, ends) in enumerate(cases):
+        assert call(monkeypatch, *before, "train", "tiny", "--out", f"{ends}{number}", *more) == 0
         (line,) = [line for line in capsys.readouterr().err.splitlines() if "too early to judge" in line]
         way, command = line.partition(f"; to train {ends}: dualrate ")[1:]
         assert way
@@ -447,7 +452,7 @@ def test_a_training_that_ends_early_says_the_command_by_which_it_goes_on(monkeyp
         assert int(words[at]) > 10_000
         assert call(monkeypatch, *words[:at], "3", *words[at + 1 :]) == 0
         assert "finished at iteration 3" in capsys.readouterr().err
-    assert Path("anew0-longer").is_dir()
+    assert Path("anew2-longer").is_dir()
 
 
 # Odd data

@@ -441,6 +441,20 @@ def test_shards_are_indexed_as_an_array_is(tmp_path: Path) -> None:
             shards[wrong]
 
 
+def test_a_block_is_checked_once_however_often_its_file_is_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / f"{i}.bin" for i in range(3)]
+    for file in files:
+        file.write_bytes(bytes(range(12)))
+    shards, checked, count = in_files(files, [4] * 3, (3,)), [], shards_module._sum
+    monkeypatch.setattr(shards_module, "_sum", lambda block: checked.append(1) or count(block))
+    monkeypatch.setattr(shards, "_mapped", shards._map)
+    for _ in range(3):
+        assert np.array_equal(shards[:], np.tile(np.arange(12).reshape(4, 3), (3, 1)))
+    assert len(checked) == 3
+
+
 def test_start_up_from_as_many_images_as_imagenet_has_reads_no_pixel(tmp_path: Path) -> None:
     """Sparse files: 1.28 million images at 64 x 64, 15.7 GB of which none is on the disk."""
     total, each, image = 1_281_167, 2**28 // (3 * 64 * 64), 3 * 64 * 64

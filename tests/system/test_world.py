@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from dualrate.system.launch import device_of_process
+from dualrate.training import distributed
 from dualrate.training.distributed import World, launched_world, sum_gradients
 
 
@@ -12,6 +14,17 @@ def test_shares_are_of_all_rows_and_of_nearly_one_size():
         shares = [World(rank, size).share(5, 25) for rank in range(size)]
         assert [row for share in shares for row in share] == list(range(5, 25))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_what_is_added_up_travels_in_buffers_of_limited_size(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(distributed, "TOGETHER", 5)
+    monkeypatch.setattr(dist, "all_reduce", lambda flat: sizes.append(len(flat)) or flat.mul_(2))
+    tensors = [torch.arange(3.0), torch.ones(2, 2), torch.ones(1), torch.ones(2, dtype=torch.float64), torch.ones(4)]
+    expected = [2 * tensor for tensor in tensors]
+    World(0, 2).add_up(tensors)
+    assert sizes == [7, 1, 2, 4]
+    assert all(map(torch.equal, tensors, expected))
 
 
 def test_one_process_changes_nothing():

@@ -13,6 +13,7 @@ import torch
 from trouble import failing, unreadable
 
 from dualrate.system import folders
+from dualrate.system.files import when_seen
 from dualrate.system.folders import MANIFEST, Damaged, Manifest
 from dualrate.training import checkpoint
 from training.toy import same_bits
@@ -352,7 +353,7 @@ def test_a_checkpoint_that_another_process_found_is_awaited(tmp_path, monkeypatc
             write(tmp_path, 1)
 
     monkeypatch.setattr("dualrate.system.files.time.sleep", sleep)
-    assert checkpoint.load_when_seen(checkpoint.path_of(tmp_path, 1), 60).state["iteration"] == 1
+    assert checkpoint.load(when_seen(checkpoint.path_of(tmp_path, 1), 60)).state["iteration"] == 1
     assert len(slept) == 3
     with pytest.raises(OSError, match="no manifest"):
-        checkpoint.load_when_seen(checkpoint.path_of(tmp_path, 2), 0)
+        checkpoint.load(when_seen(checkpoint.path_of(tmp_path, 2), 0))

@@ -116,7 +116,7 @@ class Shown:
 
 
 def report(reporter) -> None:
-    reporter.begin()
+    reporter.begin(0)
     for i in range(1, 6):
         reporter.update(i, 5, {"model/loss": float(i), "images": 8.0 * i, "seconds": 0.1 * i})
     reporter.note("a note")
@@ -134,6 +134,21 @@ def test_tensorboard_s_event_file_holds_mean_losses_of_an_interval(tmp_path):
     assert [(event.step, event.value) for event in events.Scalars("model/loss")] == [(2, 1.5), (4, 3.5), (5, 5.0)]
     assert [event.value for event in events.Scalars("images")] == [16, 32, 40]
     assert (shown.updates, shown.notes, shown.closed) == (5, ["a note"], True)
+
+
+def test_tensorboard_forgets_what_a_lost_continuation_logged(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    report(logged("tensorboard", Shown(), tmp_path, {}, every=1))
+    again = logged("tensorboard", Shown(), tmp_path, {}, every=1)
+    again.begin(3)
+    again.update(4, 5, {"model/loss": 40.0, "images": 32.0, "seconds": 0.4})
+    again.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("model/loss")] == [1, 2, 3, 4]
+    assert events.Scalars("model/loss")[-1].value == 40
 
 
 def test_a_logger_is_opened_when_the_run_begins_and_not_where_it_is_refused_before(tmp_path):

@@ -19,7 +19,7 @@ import dualrate.training
 from dualrate.diffusion.context import Batch
 from dualrate.diffusion.random import Draws
 from dualrate.system.device import compiles
-from dualrate.training import checkpoint, loop
+from dualrate.training import checkpoint, loop, resume
 from dualrate.training.config import FitResult, OptimConfig, lr_at
 from dualrate.training.distributed import World
 from dualrate.training.loop import PATIENCE, NonFiniteError, fit
@@ -305,11 +305,11 @@ def test_what_is_measured_in_between_does_not_settle_how_iterations_compute(tmp_
 
 def test_a_checkpoint_that_the_leader_found_is_waited_for(tmp_path, monkeypatch):
     train(tmp_path, config=replace(CONFIG, iterations=8))
-    waited, load = [], checkpoint.load_when_seen
+    waited = []
     monkeypatch.setenv("DUALRATE_TIMEOUT", "7")
     monkeypatch.setattr(checkpoint, "recover", lambda *of: None)
     monkeypatch.setattr(World, "of_leader", lambda self, value: 8 if value == -1 else value)
-    monkeypatch.setattr(checkpoint, "load_when_seen", lambda path, most: waited.append(most) or load(path, most))
+    monkeypatch.setattr(resume, "when_seen", lambda path, most: waited.append(most) or path)
     progress = Recorder()
     train(tmp_path, progress=progress)
     assert waited == [7]
@@ -553,6 +553,12 @@ def test_without_a_compiler_training_is_eager_with_one_notice(tmp_path, monkeypa
     train(tmp_path / "eager")
     assert [note for note in progress.notes if "no compiler" in note] == progress.notes != []
     assert same_bits(final(tmp_path / "compiled"), final(tmp_path / "eager"))
+
+
+def test_networks_without_blocks_are_told_to_keep_their_activations(tmp_path):
+    progress = Recorder()
+    train(tmp_path, config=replace(CONFIG, iterations=1, recompute_from=1), progress=progress)
+    assert sum("networks have no blocks, on which recompute_from acts" in note for note in progress.notes) == 1
 
 
 def test_no_word_of_a_method_is_in_the_trainer():

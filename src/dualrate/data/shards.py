@@ -31,6 +31,7 @@ class Shards:
         self.starts = np.array([0, *accumulate(shard["images"] * row["each"] for shard in shards)])
         self.shape = (int(self.starts[-1]), *row["shape"])
         self._mapped = lru_cache(maxsize=_OPEN)(self._map)
+        self._good: dict[int, NDArray[np.bool_]] = {}  # of each file, which blocks are known to be good
 
     def __reduce__(self) -> tuple[type[Shards], tuple[Any, ...]]:
         return Shards, self._made_of
@@ -51,9 +52,8 @@ class Shards:
         images = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
         for number in np.unique(shard):
             here = shard == number
-            mapped, good = self._mapped(int(number))
-            local = rows[here] - self.starts[number]
-            self._check(int(number), mapped, good, local)
+            mapped, local = self._mapped(int(number)), rows[here] - self.starts[number]
+            self._check(int(number), mapped, local)
             images[here] = mapped[local]
         return images
 
@@ -66,16 +66,16 @@ class Shards:
         folder, _, shards = self._made_of
         return folder / shards[number]["file"]
 
-    def _map(self, number: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """A file's rows, and which of its blocks are known to be good."""
+    def _map(self, number: int) -> NDArray[Any]:
+        """A file's rows."""
         count, file = int(self.starts[number + 1] - self.starts[number]), self._file(number)
         with naming(file):
-            mapped = np.memmap(file, self.dtype, "r", shape=(count, *self.shape[1:]))
-        return mapped, np.zeros(-(-mapped.nbytes // BLOCK), bool)
+            return np.memmap(file, self.dtype, "r", shape=(count, *self.shape[1:]))
 
-    def _check(self, number: int, mapped: NDArray[Any], good: NDArray[np.bool_], rows: NDArray[np.int64]) -> None:
+    def _check(self, number: int, mapped: NDArray[Any], rows: NDArray[np.int64]) -> None:
         """Check the blocks of these rows, each once. Raises Damaged for one that is not as it was written."""
         sums, row = self._made_of[2][number]["blocks"], mapped.nbytes // len(mapped)
+        good = self._good.setdefault(number, np.zeros(len(sums) // 8, bool))
         first, last = rows * row // BLOCK, (rows * row + row - 1) // BLOCK
         wanted = np.unique(np.concatenate([np.minimum(first + i, last) for i in range(int((last - first).max()) + 1)]))
         content = mapped.reshape(-1).view(np.uint8)

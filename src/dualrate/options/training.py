@@ -122,17 +122,17 @@ def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter,
     """
     why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
     idle, more = result.iteration == result.begun and result.stopped != "signal", ""
-    over = lr_at(fit, result.iteration, result.seconds) == 0
+    over = lr_at(fit, result.iteration, result.seconds) == 0 or "iterations" not in fit.free()
     if idle or result.stopped == "seconds":
         option = "max-seconds" if result.stopped == "seconds" else "iterations"
-        more = "; its learning rate is 0: name another --out" if over else f"; to go on, raise --fit.{option}"
-    nothing = "nothing is left to do: " if idle else ""
+        more = "; its learning rate is spent: name another --out" if over else f"; to go on, raise --fit.{option}"
     spent = f"at iteration {result.iteration} after {result.seconds:.0f} s of training"
     if not idle and (samples := result.iteration * fit.batch_size) < enough:
         further = whole and result.stopped != "signal" and fit.optim.decay_seconds is None
-        way = f"; to train {'anew' if over else 'on'}: {_longer(fit, out, anew=over)}" if further else ""
+        anew = "max_seconds" not in fit.free()  # a rate that falls does so over this very training
+        way = f"; to train {'anew' if anew else 'on'}: {_longer(fit, out, anew=anew)}" if further else ""
         progress.note(f"too early to judge: the networks saw {samples:,} samples, and {enough:,} are few{way}")
-    progress.note(f"{nothing}{why} {spent}: {out}{more}")
+    progress.note(f"{'nothing is left to do: ' * idle}{why} {spent}: {out}{more}")
     if result.stopped == "signal":
         raise SystemExit(75)
 

@@ -173,7 +173,7 @@ def train(
         hooks.started(begun)
         store.note_start(out, command, prepared.weights)
         if board is not None:
-            board.begin()
+            board.begin(begun)
 
     if config.compile:
         keep_compiled(cache_dir() / COMPILED)

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from dualrate.system import folders
-from dualrate.system.files import ABSENT, naming, parse_json, shown, tensors_of, when_seen, write_tensors
+from dualrate.system.files import ABSENT, naming, parse_json, shown, tensors_of, write_tensors
 from dualrate.system.folders import Damaged, Manifest, check_format, new_folder
 
 FORMAT = 1
@@ -95,11 +95,6 @@ def save(
         folders.fault_point("before manifest")
         Manifest.write(folder, [file.name for file in folder.iterdir()])
     return target
-
-
-def load_when_seen(path: Path, seconds: float) -> Checkpoint:
-    """Read a checkpoint that another process found. seconds: to wait at most"""
-    return load(when_seen(path, seconds))
 
 
 def load(path: Path, *, training: bool = True) -> Checkpoint:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from dualrate.diffusion.context import Batch, Elsewhere
 from dualrate.system.launch import Lost, is_alone, timeout
 
+TOGETHER = 2**26  # numbers that travel as one buffer, about, beside which there is room for larger networks
 GLOO = re.compile(r"\[\S*gloo\S*\] ")  # begins gloo's messages: torch has no class for its errors
 
 
@@ -55,14 +56,15 @@ class World:
     def add_up(self, tensors: Iterable[Tensor]) -> None:
         """Replace tensors on the device by their sums over all processes, which must all pass the same ones.
 
-        Tensors of one type travel as one flat buffer.
+        Tensors of one type travel as flat buffers of about TOGETHER numbers.
         """
         if self.size == 1:
             return
-        by_type: dict[torch.dtype, list[Tensor]] = {}
+        groups, numbers = dict[tuple[torch.dtype, int], list[Tensor]](), 0
         for tensor in tensors:
-            by_type.setdefault(tensor.dtype, []).append(tensor)
-        for group in by_type.values():
+            groups.setdefault((tensor.dtype, numbers // TOGETHER), []).append(tensor)
+            numbers += tensor.numel()
+        for group in groups.values():
             flat = torch.cat([tensor.flatten() for tensor in group])
             with self.in_reach():
                 dist.all_reduce(flat)

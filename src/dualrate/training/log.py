@@ -69,7 +69,7 @@ class MetricsFile:
 
 
 Write = Callable[[Mapping[str, float], int], Any]  # of values by name ("model/loss", "lr"), after so many iterations
-Open = Callable[[], tuple[Write, Callable[[], Any]]]  # opens a logger: what writes to it, and what ends it
+Open = Callable[[int], tuple[Write, Callable[[], Any]]]  # after so many iterations: what writes, and what ends it
 
 
 class Logged:
@@ -81,9 +81,12 @@ class Logged:
         self._end: Callable[[], Any] = lambda: None
         self._means = RunningMeans()
 
-    def begin(self) -> None:
-        """Opens the logger, once the run is this process's own. Until then nothing is logged."""
-        self._write, self._end = self._open()
+    def begin(self, begun: int) -> None:
+        """Opens the logger, once the run is this process's own. Until then nothing is logged.
+
+        begun: iterations done; what was logged after them, of a lost continuation, goes where the logger allows it
+        """
+        self._write, self._end = self._open(begun)
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
         self.shown.update(iteration, total, logs)
@@ -103,8 +106,8 @@ class Logged:
 def _tensorboard(run: Path, config: Mapping[str, Any]) -> Open:
     from torch.utils.tensorboard import SummaryWriter
 
-    def opened() -> tuple[Write, Callable[[], Any]]:
-        writer = SummaryWriter(run / "tensorboard")
+    def opened(begun: int) -> tuple[Write, Callable[[], Any]]:
+        writer = SummaryWriter(run / "tensorboard", purge_step=begun + 1)
 
         def write(values: Mapping[str, float], iteration: int) -> None:
             for name, value in values.items():
@@ -119,7 +122,7 @@ def _tensorboard(run: Path, config: Mapping[str, Any]) -> Open:
 def _weights_and_biases(run: Path, config: Mapping[str, Any]) -> Open:
     import wandb  # pyright: ignore[reportMissingImports]
 
-    def opened() -> tuple[Write, Callable[[], Any]]:
+    def opened(begun: int) -> tuple[Write, Callable[[], Any]]:
         at = wandb.init(project="dualrate", name=run.name, group=str(run), dir=run, config=dict(config))
         return lambda values, iteration: at.log(dict(values), step=iteration), at.finish
 

@@ -146,8 +146,8 @@ class _Trainer:
         elif config.compile:
             compile_blocks(trained)
             self.compiling = True
-        if config.recompute_from is not None:
-            recompute(trained, config.recompute_from)
+        if config.recompute_from is not None and not recompute(trained, config.recompute_from):
+            progress.note("not computing activations again: the networks have no blocks, on which recompute_from acts")
         self.state = RunState(networks, auxiliaries, config)
 
     def resume(
@@ -249,10 +249,9 @@ class _Trainer:
 
     def rate(self) -> float:
         """The learning rate of the next iteration: by the leader's clock, where it falls with time."""
-        seconds = 0.0
-        if self.config.falling is not None:
-            seconds = self.world.of_leader(round(1000 * self.state.seconds)) / 1000
-        return lr_at(self.config, self.state.iteration, seconds)
+        falls = self.config.falling is not None
+        milliseconds = self.world.of_leader(round(1000 * self.state.seconds)) if falls else 0
+        return lr_at(self.config, self.state.iteration, milliseconds / 1000)
 
     def accumulate(
         self, phase: Phase, index: int, batch: Batch, parameters: Iterable[nn.Parameter]
@@ -380,15 +379,16 @@ def ended_if_it_hangs(world: World) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def recompute(networks: Iterable[nn.Module], side: int) -> None:
+def recompute(networks: Iterable[nn.Module], side: int) -> bool:
     """Activation checkpointing (Chen et al. 2016, arXiv 1604.06174) of blocks on maps of this side or a larger one.
 
     Such a block does not keep what the backward pass needs, and computes it again then with the same dropout masks: the
-    same numbers for less memory and one more forward pass.
+    same numbers for less memory and one more forward pass. Says whether the networks have blocks.
     """
-    for network in networks:
-        for block in blocks_of(network):
-            block.forward = partial(_recomputed, block, block.forward, side)
+    blocks = [block for network in networks for block in blocks_of(network)]
+    for block in blocks:
+        block.forward = partial(_recomputed, block, block.forward, side)
+    return bool(blocks)
 
 
 def _recomputed(block: Block, forward: Callable[..., Tensor], side: int, h: Tensor, emb: Tensor) -> Tensor:

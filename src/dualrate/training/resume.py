@@ -16,7 +16,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dualrate.system.files import blaming
+from dualrate.system.files import blaming, when_seen
 from dualrate.system.launch import timeout
 from dualrate.training import checkpoint
 from dualrate.training.config import ROUNDING
@@ -71,7 +71,7 @@ def resume(
     iteration = world.of_leader(-1 if saved is None else saved.state["iteration"])
     if iteration < 0:
         return iteration
-    saved = saved or checkpoint.load_when_seen(checkpoint.path_of(directory, iteration), timeout())
+    saved = saved or checkpoint.load(when_seen(checkpoint.path_of(directory, iteration), timeout()))
     written, config = saved.state["config"], state.config
     with blaming(saved.path):
         before, free = upgrade(written), {f"fit.{name}" for name in config.free()}
