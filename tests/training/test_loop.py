@@ -286,6 +286,14 @@ def test_samples_that_a_kill_prevented_are_drawn_when_the_run_goes_on(tmp_path):
     assert seen == [8, 12, 16]
 
 
+@pytest.mark.parametrize("error", [OSError("no space"), torch.OutOfMemoryError("no memory")])
+def test_samples_without_disk_or_memory_do_not_end_a_run(tmp_path, error):
+    def fails(iteration: int) -> None:
+        raise error
+
+    assert train(tmp_path, config=replace(CONFIG, sample_every=4), on_sample=fails).stopped == "done"
+
+
 def test_a_run_that_the_clock_ends_logs_its_last_interval(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
     config = replace(CONFIG, iterations=None, max_seconds=10.0, log_every=4)
@@ -600,6 +608,8 @@ def test_compiling_is_no_time_of_training(tmp_path, monkeypatch):
     first = replace(CONFIG, iterations=1, compile=True)
     assert train(tmp_path, config=first).seconds == 0
     assert train(tmp_path, config=replace(first, iterations=3)).seconds > 0
+    method = Toy(("a", "b"))
+    assert train(tmp_path / "phases", method, replace(first, iterations=2)).seconds == 0  # each compiles its own
 
 
 def test_a_run_goes_on_without_compiling_where_a_compiler_fails(tmp_path, monkeypatch):

@@ -132,7 +132,8 @@ class _Trainer:
         self.method, self.config, self.device, self.progress, self.world = method, config, device, progress, world
         self.run_dir, self.share = run_dir, Share(config.batch_size, config.micro_batch, world)
         self.generator = default_generator(device)
-        self.compiling = False  # in the first iteration of a start
+        self.compiles, self.compiling = False, False  # networks at all; in the iteration that runs
+        self.compiled: set[str] = set()  # phases that ran since this start
         from torch import _dynamo  # noqa: F401  # else the first step of torch.optim takes its seconds as training
 
         self.lr: dict[str, float] = {}  # of the latest update that was read; a method without phases has none
@@ -145,7 +146,7 @@ class _Trainer:
             progress.note(f"not compiling the networks, which changes only the speed: {problem}")
         elif config.compile:
             compile_blocks(trained)
-            self.compiling = True
+            self.compiles = True
         if config.recompute_from is not None and not recompute(trained, config.recompute_from):
             progress.note("not computing activations again: the networks have no blocks, on which recompute_from acts")
         self.state = RunState(networks, auxiliaries, config)
@@ -221,13 +222,13 @@ class _Trainer:
         return "done" if state.iteration >= most or config.ends_by_clock else "seconds"
 
     def sample(self, on_sample: Callable[[int], None] | None) -> None:
-        """Call `on_sample` with averaged weights in place. Pictures that cannot be written do not stop training."""
+        """Call `on_sample` with averaged weights in place. Pictures without disk or memory do not stop training."""
         if on_sample is None or not self.world.leads:
             return
         try:
             with self.state.averaged():
                 on_sample(self.state.iteration)
-        except OSError as error:
+        except (OSError, torch.OutOfMemoryError) as error:
             self.progress.note(f"could not write samples, training goes on: {error}")
         finally:
             self.settle()
@@ -237,6 +238,8 @@ class _Trainer:
         state, lr = self.state, self.rate()
         largest = torch.linalg.vector_norm(batch.x.flatten(1), math.inf, 1)
         for index, phase in enumerate(self.method.phases(state.iteration)):
+            self.compiling |= self.compiles and phase.name not in self.compiled
+            self.compiled.add(phase.name)
             updated = state.enter(phase)
             with frozen(state.networks, state.auxiliaries, but=phase.parameters):
                 names, values = self.accumulate(phase, index, batch, updated.parameters.values())
