@@ -386,13 +386,12 @@ def _turns(shares: tuple[int, ...]) -> tuple[int, ...]:
 
 def plain_step(step: Step) -> dict[str, Any]:
     """The update rule with all its settings, ready for JSON."""
-    return json.loads(json.dumps(to_plain(step), default=_named))
+    settings = {name: to_plain(value) for name, value in vars(step).items()}  # of a step that is no dataclass, too
+    return json.loads(json.dumps({"type": type_name(type(step)), **settings}, default=_named))
 
 
-def _named(part: Any) -> Any:
-    """A step's part that is no plain value: numbers by their content, a function or a counter by its name."""
-    if isinstance(part, Step):  # no dataclass
-        return {"type": type_name(type(part))} | {name: to_plain(value) for name, value in vars(part).items()}
+def _named(part: Any) -> str:
+    """Name of a step's part that is no plain value: numbers by their content, a function or a counter by its name."""
     if isinstance(part, (Tensor, np.ndarray, np.generic)):
         return _digest(part.tolist())
     return type_name(part if hasattr(part, "__qualname__") else type(part))
