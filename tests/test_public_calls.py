@@ -49,6 +49,15 @@ def test_a_whole_number_of_any_kind_is_a_count(count):
     assert count_or_list("seeds", count) == range(2)
 
 
+def test_a_drawer_takes_a_count_as_sample_does():
+    model = dr.load(GOLDEN / "single")
+    drawer = dr.Choice(2).drawer(model, precision="float32")
+    np.testing.assert_array_equal(drawer.draw(3).images, dr.sample(model, 3, steps=2, precision="float32"))
+    assert len(drawer.draw(torch.tensor([5])).images) == 1
+    with pytest.raises(TypeError, match="seeds are a whole number, how many, or a list of them, got 'three'"):
+        drawer.draw("three")
+
+
 @pytest.mark.parametrize("seeds", [[5], (5,), np.array([5]), torch.tensor([5]), range(5, 6)])
 def test_a_list_of_one_is_no_count(seeds):
     assert count_or_list("seeds", seeds) is seeds
@@ -64,6 +73,9 @@ def test_pictures_without_channels_and_a_missing_folder_are_named(tmp_path):
             dr.save_grid(floats, tmp_path / "grid.png")
     with pytest.raises(ValueError, match=r"columns is a whole number from 1 to 4,096, or None, got 0"):
         dr.save_grid(np.zeros((3, 1, 8, 8), np.uint8), tmp_path / "grid.png", columns=0)
+    for scale in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="scale is a whole number from 1 to 4,096, got"):
+            dr.save_grid(np.zeros((3, 1, 8, 8), np.uint8), tmp_path / "grid.png", scale=scale)
     with pytest.raises(FileNotFoundError) as refused:
         dr.save_grid(np.zeros((3, 1, 8, 8), np.uint8), tmp_path / "gone" / "grid.png")
     assert str(refused.value).endswith(f"there is no such folder: make it first: '{tmp_path / 'gone'}'")

@@ -22,6 +22,7 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.cost import call_cost, expected_costs
+from dualrate.sampling.covariance import NoiseCovariance
 from dualrate.sampling.planner import NO_CONTEXT, Errors, Planner, measure_errors
 from dualrate.sampling.solvers import Heun
 
@@ -94,6 +95,14 @@ def test_calls_and_multiply_adds_are_those_of_the_network_that_makes_them(step, 
     costs = expected_costs(found.calls, PAIR.reuse, step, plan, SHAPE, **how)
     assert costs[-1] == found
     assert costs[0].macs == branches * step.calls_per_step * alone[1] - (step.calls_per_step == 2) * branches * alone[1]
+
+
+@pytest.mark.parametrize("length", [0.3, None])
+def test_every_call_of_a_heavy_step_is_the_heavy_network_and_paid_as_such(length):
+    step, plan = NoiseCovariance(PROCESS, length=length), dr.StepPlan.uniform(STEPS)
+    torch.testing.assert_close(images(PAIR, plan, step), of_one(step), rtol=1e-5, atol=1e-5)
+    cost = plan_cost(PAIR, step, plan, SHAPE, label=0)
+    assert (cost.heavy_calls, cost.light_calls) == (2 * STEPS - 1 + (length is None) * (STEPS - 1), 0)
 
 
 def test_the_light_network_of_a_dual_rate_model_makes_steps_alone():

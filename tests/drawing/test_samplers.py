@@ -6,6 +6,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.drawing.choice import Choice, step_for
 from dualrate.drawing.drawer import Drawer
+from dualrate.drawing.samples import write_samples
 from dualrate.experiment.model import Model
 from dualrate.experiment.network_configs import OneNetwork
 from dualrate.experiment.plan_support import AtLeast
@@ -33,6 +35,7 @@ from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.fourier import FourierCovariance
 from dualrate.sampling.grids import GRIDS, grid_times
 from dualrate.sampling.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
+from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import sample_batches
 
 PROCESS = GaussianProcess(Cosine())
@@ -194,6 +197,16 @@ def test_fewer_heavy_calls_than_asked_for_are_said_with_the_reason(dual):
     assert len(notes) == 1
     with pytest.warns(UserWarning, match="heavy calls, not 16"):
         Choice(16, 16).settled(late)
+
+
+def test_asking_for_more_heavy_calls_never_gives_fewer(dual):
+    method = replace(dual.experiment.method, freeze_encoder=False, times=TimeSampler(heavy=(1, 8), first=(0.6, 0.9)))
+    late = replace(dual, experiment=replace(dual.experiment, method=method))
+    for steps in range(1, 17):
+        plans = [Choice(steps, heavy).step_plan(late, note=str) for heavy in range(1, steps + 1)]
+        counts = [plan.num_heavy for plan in plans]
+        assert counts == sorted(counts)
+        assert {plan.t for plan in plans} == {plans[0].t}  # on the grid of a context that is reused, as it is
 
 
 def test_a_plan_of_ones_own_with_heavy_calls_where_the_encoder_was_not_trained_is_noted_once(dual):
@@ -402,6 +415,29 @@ def test_its_images_are_not_taken_for_those_of_a_step_of_the_same_name(mine, hea
     steps = [sampler_of(heavy, SamplingOptions(steps=2, sampler=name))[0] for name in names]
     first, second = (Drawer(heavy, step, StepPlan.uniform(2), precision="float32").origin("pixels") for step in steps)
     assert first != second
+
+
+class Stretched(Step):
+    """DDIM, its states multiplied by something. No dataclass."""
+
+    def __init__(self, process, by=1.0):
+        self.process, self.by = process, by
+
+    def __call__(self, denoise, z, t, s, draw, carry):
+        z_s, carry = DDIM(self.process)(denoise, z, t, s, draw, carry)
+        return z_s * torch.as_tensor(self.by, dtype=z.dtype), carry
+
+
+@pytest.mark.parametrize("number", [float, np.float32, np.array])
+def test_settings_of_a_step_that_is_no_dataclass_tell_its_images_apart(number, heavy, tmp_path):
+    drawers = [Drawer(heavy, Stretched(PROCESS, number(by)), StepPlan.uniform(2)) for by in (1.0, 0.5)]
+    first, second = (drawer.origin("pixels") for drawer in drawers)
+    assert first != second
+    assert [str(drawer.step) for drawer in drawers] == ["Stretched, by 1.0", "Stretched, by 0.5"]
+    for drawn in (2, 0):  # the same call goes on
+        assert write_samples(drawers[0], range(2), tmp_path / "out").drawn == drawn
+    with pytest.raises(ValueError, match=r"differ in sampler \(Stretched, by 1.0; now Stretched, by 0.5\)"):
+        write_samples(drawers[1], range(2), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualrate.denoisers.denoiser import Metered
-from dualrate.diffusion.context import Cond, Context, Refresh, Reuse
+from dualrate.denoisers.denoiser import Denoiser, Metered
+from dualrate.diffusion.context import Cond, Context, Refresh, Reuse, shared_time
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import GaussianProcess
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.covariance import NoiseCovariance
 from dualrate.sampling.ddim import DDIM
@@ -202,6 +203,42 @@ def test_asked_again_at_the_same_place_the_network_does_not_run_twice():
     ]
     own = Handed(MIXTURE, PROCESS)
     assert len(calls(plan, own, Again())) == 1 + 3 + 2
+
+
+@dataclass(frozen=True)
+class Moved(Step):
+    """Moves z before it calls the network, at the step's time."""
+
+    process: GaussianProcess
+    by: float = 1.0
+
+    def __call__(self, denoise, z, t, s, draw, carry):
+        return denoise(z + self.by, t), carry
+
+
+@pytest.mark.parametrize("denoiser", [ECHO, Handed(MIXTURE, PROCESS)])
+def test_a_heavy_step_that_moves_its_state_first_has_a_context_of_where_it_calls(denoiser):
+    plan, t = StepPlan((1.0, 0.6), (Refresh.FULL,)), shared_time(1.0)
+    expected = denoiser.denoise(START + 1, t, denoiser.encode(START + 1, t, COND), COND)
+    assert torch.equal(rollout(denoiser, Moved(PROCESS), plan, START, COND, noise), expected)
+    assert [name for name, *_ in calls(plan, denoiser, Moved(PROCESS))] == ["encode", "encode", "denoise"]
+    assert [name for name, *_ in calls(plan, denoiser, Moved(PROCESS, by=0.0))] == ["encode", "denoise"]
+
+
+def test_a_step_that_moves_its_state_first_is_not_answered_by_a_renewal_of_another():
+    @dataclass(frozen=True)
+    class Renewing(Handed, Denoiser):
+        reuse: Reuse = Reuse.FREE
+
+        def renew(self, z, t, context, cond):
+            return replace(context, x_hat=torch.full_like(z, 7.0))
+
+    denoiser, plan = Renewing(MIXTURE, PROCESS, Reuse.SMOOTH), StepPlan((1, 0.6, 0.2), (Refresh.FULL, Refresh.PARTIAL))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        z = {by: rollout(denoiser, Moved(PROCESS, by), plan, START, COND, noise) for by in (0.0, 1.0)}
+    assert bool((z[0.0] == 7).all())
+    assert not (z[1.0] == 7).any()
 
 
 def test_reuse_under_a_deterministic_sampler_is_refused():

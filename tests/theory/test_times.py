@@ -39,6 +39,7 @@ def test_a_formula_is_evaluated_once_for_a_plan_and_every_time_for_rows():
     asked_for = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.grad(double("d", asked_for), asked_for)[0] == 2
     assert asked == ["a", "b", "b", "c", "d"]
+    assert double("e", t=shared_time(0.3)) == PROCESS.log_snr(t=shared_time(0.3)) * 0 + 0.6
 
 
 class Stepping(TorchDispatchMode):

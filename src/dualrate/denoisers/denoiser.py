@@ -356,7 +356,7 @@ class Metered(Wrapper):
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         context = self.inner.encode(z, t, self.read(cond))
         if context.features or context.x_hat is not None:
-            self.meter.heavy += len(context.features[0]) if context.features else len(z)
+            self.meter.heavy += len(context.features[0]) if context.features else _rows(z)
         return context
 
     def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:
@@ -367,7 +367,11 @@ class Metered(Wrapper):
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         x_hat = self.inner.denoise(z, t, context, cond if context.x_hat is not None else self.read(cond))
         if context.x_hat is None:
-            rows = z.shape[0] * (1 if forward_ad.unpack_dual(z).tangent is None else 2)
-            self.meter.light += rows
-            self.meter.alone += 0 if context.features else rows
+            self.meter.light += _rows(z)
+            self.meter.alone += 0 if context.features else _rows(z)
         return x_hat
+
+
+def _rows(z: Tensor) -> int:
+    """Rows of a call, twice as many with a forward-mode derivative."""
+    return len(z) * (1 if forward_ad.unpack_dual(z).tangent is None else 2)

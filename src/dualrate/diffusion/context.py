@@ -231,7 +231,7 @@ def cached_for_shared_time(formula: Callable[P, Value]) -> Callable[P, Value]:
     @wraps(formula)
     def evaluated(*args: P.args, **kwargs: P.kwargs) -> Value:
         times = [arg for arg in args if isinstance(arg, Tensor)]
-        if any(t.ndim or t.requires_grad for t in times):
+        if kwargs or any(t.ndim or t.requires_grad for t in times):
             return formula(*args, **kwargs)
         return remembered(args[: len(args) - len(times)], tuple(t.item() for t in times))
 

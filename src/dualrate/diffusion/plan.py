@@ -10,6 +10,7 @@ import hashlib
 import json
 import operator
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise
@@ -206,11 +207,9 @@ def before(times: Sequence[float], switch: float) -> int:
 
 def _whole(what: str, value: SupportsIndex) -> int:
     """The value as an int. Raises ValueError for any that is no integer, and for a boolean; `what` names it."""
-    try:
+    with suppress(TypeError):
         if not isinstance(value, bool):
             return operator.index(value)
-    except TypeError:
-        pass
     raise ValueError(f"{what} is a whole number, got {value!r}")
 
 

@@ -170,19 +170,6 @@ class NormalNoise(Process):
         return x_hat + expand(weight, x_hat) * (other - x_hat)
 
 
-def transition_of(log_snr_s: Tensor, log_snr_t: Tensor) -> tuple[Tensor, Tensor]:
-    """a, the weight of z_s in the mean of q(z_t | z_s), and c sigma_t^2, its variance."""
-    scale = alpha(log_snr_t) / alpha(log_snr_s)
-    return scale, -torch.expm1(_gap(log_snr_t, log_snr_s)) * torch.sigmoid(-log_snr_t)
-
-
-def posterior_of(log_snr_t: Tensor, log_snr_s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """r / a and c alpha_s, the weights of z_t and x in the mean of q(z_s | z_t, x), and c sigma_s^2, its variance."""
-    gap = _gap(log_snr_t, log_snr_s)
-    from_z = torch.exp(gap) * alpha(log_snr_s) / alpha(log_snr_t)
-    return from_z, -torch.expm1(gap) * alpha(log_snr_s), -torch.expm1(gap) * torch.sigmoid(-log_snr_s)
-
-
 def _gap(log_snr_t: Tensor, log_snr_s: Tensor) -> Tensor:
     """log r; 0 where both are equal, also where they are infinite, which is where z is x."""
     return torch.where(log_snr_s == log_snr_t, 0, log_snr_t - log_snr_s)
@@ -221,13 +208,20 @@ class GaussianNoise(NormalNoise):
 
 @cached_for_shared_time
 def _transition(process: GaussianNoise, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    return transition_of(process.levels(s), process.levels(t))
+    """a, the weight of z_s in the mean of q(z_t | z_s), and c sigma_t^2, its variance, of each part."""
+    log_snr_s, log_snr_t = process.levels(s), process.levels(t)
+    scale = alpha(log_snr_t) / alpha(log_snr_s)
+    return scale, -torch.expm1(_gap(log_snr_t, log_snr_s)) * torch.sigmoid(-log_snr_t)
 
 
 @cached_for_shared_time
 def posterior_weights(process: GaussianNoise, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The weights of `posterior_of`, at two times, of each part."""
-    return posterior_of(process.levels(t), process.levels(s))
+    """r / a and c alpha_s, the weights of z_t and x in the mean of q(z_s | z_t, x), and c sigma_s^2, its variance; of
+    each part."""
+    log_snr_t, log_snr_s = process.levels(t), process.levels(s)
+    gap = _gap(log_snr_t, log_snr_s)
+    from_z = torch.exp(gap) * alpha(log_snr_s) / alpha(log_snr_t)
+    return from_z, -torch.expm1(gap) * alpha(log_snr_s), -torch.expm1(gap) * torch.sigmoid(-log_snr_s)
 
 
 @dataclass(frozen=True)

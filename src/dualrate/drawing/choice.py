@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dualrate.config.ranges import HeavyCalls, Precision, Probability, Ranged, Steps, count_or_list
+from dualrate.config.ranges import HeavyCalls, Precision, Probability, Ranged, Steps
 from dualrate.data.source import read_utf8, reading
 from dualrate.denoisers.denoiser import abilities
 from dualrate.diffusion.brief import Brief
@@ -127,7 +127,8 @@ class Choice(Brief, Ranged):
         heavy = self._heavy(model, steps)
         single, markov = model.serves.default_heavy(steps) == steps, model.denoiser.reuse is Reuse.MARKOV
         light_first = markov and single and abilities(model.denoiser).alone_differs
-        reuse = heavy < steps and markov and not light_first
+        everywhere = heavy >= steps and not model.serves.untrained(StepPlan.uniform(1))  # trained at t = 1 too
+        reuse = markov and not (everywhere or light_first)
         sampler = sampler_named(self._sampler(model)[0])
         usual = (sampler.step.reusing if reuse else sampler.step.grid) if model.process.one_time else "t"
         grid = self.grid or (usual if model.serves.any_plan else None)
@@ -213,7 +214,7 @@ def sample(
     _ = maker_of(model.experiment).files(model)  # refuses what makes no pictures
     drawer = choice.drawer(model, guidance=Guidance(guidance), label=label, batch_size=batch_size, precision=precision)
     with shown_later() as later:
-        return drawer.draw(count_or_list("seeds", seeds), progress or later).images
+        return drawer.draw(seeds, progress or later).images
 
 
 def check_loaded(value: object) -> None:

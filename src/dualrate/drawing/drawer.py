@@ -27,7 +27,7 @@ from torch import Tensor
 
 from dualrate.codecs.codec import decoded
 from dualrate.config import ranges
-from dualrate.config.ranges import Precision, Ranged, many
+from dualrate.config.ranges import Precision, Ranged, count_or_list, many
 from dualrate.config.serial import to_plain, type_name
 from dualrate.data.condition_rows import Given, HeldOut
 from dualrate.data.conditions import OfPicture
@@ -332,22 +332,22 @@ class Drawer(Ranged):
 
     def draw(
         self,
-        seeds: Sequence[int] | Tensor | NDArray[Any],
+        seeds: int | Sequence[int] | Tensor | NDArray[Any],
         progress: ImageProgress | None = None,
         *,
         members: int | None = None,
     ) -> Samples:
         """The images of these seeds, all at once; or of conditions of your own, (N, C, h, w) in [-1, 1], also of NumPy.
 
+        seeds: a number: how many images, of seeds 0, 1, ...
         members: in place of the drawer's
         Raises what `sample_batches` raises, and ValueError for conditions that the model does not take.
         """
         drawer = self if members is None else replace(self, members=members)
-        if isinstance(seeds, (Tensor, np.ndarray)):
-            seeds = torch.as_tensor(seeds)
-            if seeds.ndim > 1:
-                drawer = replace(drawer, model=drawer.model.with_given(Given(seeds)))
-            seeds = range(len(seeds)) if seeds.ndim > 1 else seeds.tolist()
+        if isinstance(seeds, (Tensor, np.ndarray)) and seeds.ndim > 1:
+            drawer = replace(drawer, model=drawer.model.with_given(Given(torch.as_tensor(seeds))))
+            seeds = len(seeds)
+        seeds = count_or_list("seeds", seeds)
         start = time.perf_counter()
         images = np.concatenate([*drawer.for_seeds(len(seeds)).batches(seeds, progress)])
         return Samples(images, time.perf_counter() - start, self.model.experiment.networks.frames)
@@ -386,12 +386,13 @@ def _turns(shares: tuple[int, ...]) -> tuple[int, ...]:
 
 def plain_step(step: Step) -> dict[str, Any]:
     """The update rule with all its settings, ready for JSON."""
-    return json.loads(json.dumps(to_plain(step), default=_named))
+    settings = {name: to_plain(value) for name, value in vars(step).items()}  # of a step that is no dataclass, too
+    return json.loads(json.dumps({"type": type_name(type(step)), **settings}, default=_named))
 
 
 def _named(part: Any) -> str:
-    """Name of a step's part that is no plain value: a tensor by its content, a function or a counter by its name."""
-    if isinstance(part, Tensor):
+    """Name of a step's part that is no plain value: numbers by their content, a function or a counter by its name."""
+    if isinstance(part, (Tensor, np.ndarray, np.generic)):
         return _digest(part.tolist())
     return type_name(part if hasattr(part, "__qualname__") else type(part))
 

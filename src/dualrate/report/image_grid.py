@@ -57,7 +57,7 @@ def save_grid(images: Images | Iterable[Images], path: Path | str, columns: int 
 
     images: (N, C, H, W) of 1 or 3 channels, or batches of them, as `sample` yields: uint8, or floats in [-1, 1], which
             become uint8 by the 8-bit rule
-    columns: 1 or more; None: of a square
+    columns, scale: 1 or more; None: columns of a square
     Raises ValueError for other images, none, and an ending that names no format of pictures; OSError that names the
     file.
     """
@@ -65,10 +65,8 @@ def save_grid(images: Images | Iterable[Images], path: Path | str, columns: int 
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"{path} has no ending that names a format of pictures: .png will do")
-    columns = checked("columns", columns, Side | None)
-    picture = Image.fromarray(image_grid(_pixels(images), columns))
-    if scale > 1:
-        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    columns, scale = checked("columns", columns, Side | None), checked("scale", scale, Side)
+    picture = Image.fromarray(image_grid(_pixels(images), columns).repeat(scale, 0).repeat(scale, 1))
     with whole(path) as partial:
         picture.save(partial, kind)
 

@@ -56,6 +56,7 @@ class CallCost:
     """The cost of one row of a heavy (encode) and of a light (denoise with its context) call: MACs, or any other unit.
 
     denoised: whether a heavy call has denoised already, so that its step makes no light one
+    bare:    whether it leaves no features behind: then further calls of its step are heavy ones, too
     of_condition: whether a heavy call sees the condition alone, so that the members of one share it
     decode:  once for each image: the decoding of its latent
     partial: a call that renews a part of the context, where the denoiser makes such
@@ -71,6 +72,7 @@ class CallCost:
     alone: float | None = None
     read: float = 0
     of_condition: bool = False
+    bare: bool = False
 
     @property
     def without(self) -> float:
@@ -230,8 +232,8 @@ def priced(
     can = abilities(denoiser)
     partial = price(lambda: denoiser.renew(z, t, aged, cond)) if Refresh.PARTIAL in can.between else 0
     alone = price(lambda: denoiser.denoise(z, t, Context(), cond)) if can.alone_differs else None
-    free, denoised = denoiser.reuse is Reuse.FREE, context.x_hat is not None
-    return CallCost(heavy, light, denoised, partial=partial, alone=alone, read=reading, of_condition=free)
+    free, denoised, bare = denoiser.reuse is Reuse.FREE, context.x_hat is not None, not context.features
+    return CallCost(heavy, light, denoised, partial=partial, alone=alone, read=reading, of_condition=free, bare=bare)
 
 
 def mean_macs(
@@ -263,8 +265,7 @@ def expected_costs(
 ) -> list[PlanCost]:
     """Costs of one image up to the end of each step, counted on a trajectory without networks.
 
-    The decoding comes with the last step. Every heavy call is taken to leave a context, so for two single networks
-    (Switched) the steps without one are light calls here, not calls alone, at the same cost.
+    The decoding comes with the last step.
     calls, reuse: of the denoiser; wrap: guidance, around the meter. Raises ValueError as `sample_batches`.
     """
     metered, undecoded = Metered(_WithoutNetworks(calls, reuse, step.process)), replace(calls, decode=0)
@@ -313,7 +314,7 @@ class _WithoutNetworks(Denoiser):
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         if not self.calls.heavy:
             return Context()
-        return Context((z,), tau=t, x_hat=self._nothing(z) if self.calls.denoised else None)
+        return Context(() if self.calls.bare else (z,), t, x_hat=self._nothing(z) if self.calls.denoised else None)
 
     def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:
         return replace(context, x_hat=self._nothing(z))

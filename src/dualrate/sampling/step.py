@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -55,10 +54,8 @@ class Step(ABC):
 
     def __str__(self) -> str:
         """The name in tables: the title, or the class and its settings."""
-        if self.title:
-            return self.title
-        settings = [field.name for field in fields(self) if field.name != "process"] if is_dataclass(self) else []
-        return ", ".join((type(self).__name__, *(f"{name} {getattr(self, name)}" for name in settings)))
+        settings = (f"{name} {value}" for name, value in vars(self).items() if name != "process")
+        return self.title or ", ".join((type(self).__name__, *settings))
 
     @classmethod
     def most_steps(cls, calls: int) -> int:

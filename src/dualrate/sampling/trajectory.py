@@ -168,27 +168,32 @@ def _checked(step: Step, stepped: object, z: Tensor) -> Stepped:
 def _calls(
     denoiser: Denoiser, step: Step, refresh: Refresh, z_t: Tensor, t: Tensor, cond: Cond, context: Context
 ) -> Denoise:
-    """The `denoise` of one step, whose first call returns the x_hat of `encode`, if that computed one.
+    """The `denoise` of one step, whose first call returns the x_hat of `encode`, if that computed one of its z.
 
-    The network does not run twice at the step's (z, t): its output is kept. `denoise` raises ValueError at a second
-    time where the context is a reused one.
+    The network does not run twice at the step's (z, t): its output is kept. A heavy step that first calls at another z
+    or time has a context of that; so has every call where `encode` leaves nothing but x_hat. `denoise` raises
+    ValueError at a second time where the context is a reused one.
     """
     at_start: Tensor | None = None
+    begins, free = True, denoiser.reuse is Reuse.FREE  # then the context is the same at every time
+    bare = refresh is Refresh.FULL and context.x_hat is not None and not context.features
 
     def denoise(z: Tensor, time: Tensor) -> Tensor:
-        nonlocal context, at_start
-        used, context = context, context.aged()
-        if time is t or torch.equal(time, t):
-            if z is z_t and used.x_hat is None:
-                at_start = denoiser.denoise(z, t, used, cond) if at_start is None else at_start
-                return at_start
-        elif denoiser.reuse is not Reuse.FREE:  # else the context is the same at every time
-            if refresh.reuses:
+        nonlocal context, at_start, begins
+        at_t, used = time is t or torch.equal(time, t), context
+        moved = bare or not at_t or (begins and z is not z_t and not torch.equal(z, z_t))
+        context, begins = context if bare else context.aged(), False
+        if at_t and z is z_t and (bare or used.x_hat is None):
+            at_start = denoiser.denoise(z, t, used, cond) if at_start is None else at_start
+            return at_start
+        if moved and not free:
+            if refresh.reuses and not at_t:
                 raise ValueError(
                     f"{type(step).__name__} calls the network at a second time in a step, which needs a context of "
                     "that time: use DPMSolver2M, which calls it once, or a heavy call at every step"
                 )
-            used = denoiser.encode(z, time, cond) if refresh is Refresh.FULL else used
+            used = denoiser.encode(z, time, cond) if refresh is Refresh.FULL else used.aged()
+            context = used.aged() if at_t and not bare else context
         return denoiser.denoise(z, time, used, cond)
 
     return denoise
