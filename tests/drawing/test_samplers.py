@@ -3,7 +3,8 @@
 import json
 import re
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -438,6 +439,23 @@ def test_settings_of_a_step_that_is_no_dataclass_tell_its_images_apart(number, h
         assert write_samples(drawers[0], range(2), tmp_path / "out").drawn == drawn
     with pytest.raises(ValueError, match=r"differ in sampler \(Stretched, by 1.0; now Stretched, by 0.5\)"):
         write_samples(drawers[1], range(2), tmp_path / "out")
+
+
+def test_what_a_step_computes_and_caches_is_no_setting() -> None:
+    @dataclass(frozen=True, slots=True)
+    class Slotted(Stretched):
+        process: GaussianProcess
+        by: float
+
+    class Caching(Slotted):
+        @cached_property
+        def table(self) -> list[int]:
+            return [1]
+
+    step = Caching(PROCESS, 0.5)
+    assert step.table
+    assert str(step) == "Caching, by 0.5"
+    assert str(Slotted(PROCESS, 2.0)) == "Slotted, by 2.0"
 
 
 @pytest.mark.parametrize(

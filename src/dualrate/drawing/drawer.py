@@ -43,7 +43,7 @@ from dualrate.metrics.evaluate import by_turns
 from dualrate.metrics.store import Origin
 from dualrate.networks.blocks import in_bfloat16
 from dualrate.sampling.cost import PlanCost, check_calls, expected_costs, mean_macs
-from dualrate.sampling.step import Step
+from dualrate.sampling.step import Step, settings_of
 from dualrate.sampling.trajectory import State, check_reuse, sample_batches
 from dualrate.system.device import own_defaults
 from dualrate.system.progress import ImageProgress
@@ -386,7 +386,7 @@ def _turns(shares: tuple[int, ...]) -> tuple[int, ...]:
 
 def plain_step(step: Step) -> dict[str, Any]:
     """The update rule with all its settings, ready for JSON."""
-    settings = {name: to_plain(value) for name, value in vars(step).items()}  # of a step that is no dataclass, too
+    settings = {name: to_plain(value) for name, value in settings_of(step).items()}
     return json.loads(json.dumps({"type": type_name(type(step)), **settings}, default=_named))
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -54,7 +56,7 @@ class Step(ABC):
 
     def __str__(self) -> str:
         """The name in tables: the title, or the class and its settings."""
-        settings = (f"{name} {value}" for name, value in vars(self).items() if name != "process")
+        settings = (f"{name} {value}" for name, value in settings_of(self).items() if name != "process")
         return self.title or ", ".join((type(self).__name__, *settings))
 
     @classmethod
@@ -69,6 +71,13 @@ class Step(ABC):
     @abstractmethod
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         """z_s and the next carry. z: (B, ...)."""
+
+
+def settings_of(step: Step) -> dict[str, Any]:
+    """What tells a step from others of its class: fields and attributes, but not what it computes and caches."""
+    names = [field.name for field in fields(step)] if is_dataclass(step) else []
+    names += [name for name in vars(step) if not isinstance(getattr(type(step), name, None), cached_property)]
+    return {name: getattr(step, name) for name in names}
 
 
 class MarkovStep(Step):
