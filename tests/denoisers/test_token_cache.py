@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import dualrate as dr
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Metered, Plain
-from dualrate.denoisers.feature_cache import TokenCache, choose
+from dualrate.denoisers.feature_cache import TokenCache, choose, order
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.context import Refresh
 from dualrate.networks.blocks import modulated
@@ -241,6 +241,12 @@ def test_calls_and_multiply_adds_are_the_schedule_s():
         full, full + kept, full + kept + part, 2 * full + kept + part, 2 * full + 2 * kept + part, counted.macs
     ]  # fmt: skip
     assert full == macs_of(lambda: net(z, PROCESS.log_snr(t), cond.label))
+
+
+def test_random_orders_of_many_plans_do_not_fill_the_memory():
+    for i in range(100):
+        order(1, 4, i / 100, torch.device("cpu"))
+    assert order.cache_info().currsize <= 64
 
 
 def test_what_has_no_tokens_is_refused():

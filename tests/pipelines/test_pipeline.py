@@ -385,6 +385,14 @@ def test_what_is_saved_again_is_the_same(pipe, folder, tmp_path):
     assert torch.equal(drawn(again), drawn(pipe))
 
 
+def test_a_folder_of_texts_where_it_is_saved_from_is_none_of_its_own(model, choice, tmp_path, monkeypatch):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "model_index.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    DualRatePipeline.of(model, choice).save_pretrained("pipe")
+    assert not (tmp_path / "pipe" / "texts").exists()
+
+
 def test_the_plan_is_in_the_schedulers_file_and_swapped_with_it(model, pipe, folder):
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     assert dr.StepPlan.from_json(json.dumps(config["plan"])) == pipe.scheduler.choice.plan

@@ -101,3 +101,7 @@ def test_calls_without_texts_or_with_changed_encoders_are_refused(pipe, tmp_path
     (tmp_path / "pipe" / "texts" / "tokenizer" / "config.json").write_text("{ }")
     with pytest.raises(ValueError, match="are others"):
         pipe("a red circle")
+    shutil.rmtree(tmp_path / "pipe" / "texts")
+    with pytest.raises(ValueError, match="text encoders read prompts is gone from"):
+        pipe.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again" / "texts").exists()

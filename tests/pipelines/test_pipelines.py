@@ -369,8 +369,8 @@ def test_texts_are_encoded_as_a_call_of_the_pipeline_encodes_them(model):
     with pytest.raises(Asked) as asked:
         KINDS[net].encode(pipe, ["a red circle"], KINDS[net].tokens)
     usual = {name: one.default for name, one in inspect.signature(of.__call__).parameters.items()}
-    for setting in {"max_sequence_length", "complex_human_instruction"} & usual.keys():
-        assert asked.value.args[0][setting] == usual[setting]
+    for setting in {"max_sequence_length", "complex_human_instruction", "clean_caption"} & usual.keys():
+        assert asked.value.args[0].get(setting, False) == usual[setting]
 
 
 def test_pixart_is_told_height_and_width_in_pixels_and_their_ratio():

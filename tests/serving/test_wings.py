@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -242,6 +243,41 @@ def test_a_prompt_is_served_and_encoded_once_for_all_its_requests(prompted):
     drawer = Choice(3).drawer(given, note=print, batch_size=2, guidance=Guidance(3.0))
     assert reports[0]["sides"][0]["images"] == data_uris(drawer.draw(range(4, 6)).images)
     assert len(reports[1]["sides"][0]["images"]) == 4
+
+
+def test_prompts_of_a_model_and_its_baseline_are_encoded_one_at_a_time(prompted, monkeypatch):
+    """Both have the same encoders, and a tokenizer fails where two threads call it."""
+    from pipelines.stub_texts import Encoders
+
+    offer, encode = Offer(prompted[0], limits=LIMITS), Encoders.encode_prompt
+    busy, alone = threading.Lock(), list[bool]()
+
+    def slow(self, prompt, *of, **more):
+        alone.append(first := busy.acquire(blocking=False))
+        time.sleep(0.2)
+        if first:
+            busy.release()
+        return encode(self, prompt)
+
+    monkeypatch.setattr(Encoders, "encode_prompt", slow)
+    sides = [replace(prompted[0], weights_hash=name) for name in "ab"]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda of: offer.service.encode(of, "a red circle"), sides))
+    assert alone == [True, True]
+
+
+def test_a_baseline_without_prompts_of_its_own_is_given_those_of_the_model(prompted):
+    from pipelines.stub_texts import embedding
+
+    from dualrate.data.condition_rows import Given
+
+    of = prompted[0]
+    trained = of.with_given(Given(torch.stack([embedding(text).reshape(1, 1, -1) for text in ("a", "b")])))
+    with listening(Offer(trained, of, LIMITS)) as place:
+        report = drawn(place, images=2, beside="steps")
+    assert report["status"] == "done", report["error"]
+    first, second = (side["images"] for side in report["sides"])
+    assert first == second
 
 
 def test_a_prompt_names_no_file_of_the_server(prompted, tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from itertools import permutations
 from typing import Annotated, Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
@@ -321,7 +321,7 @@ def choose(received: Tensor, age: Tensor, t: Tensor, share: float, by: By) -> Te
     return score.topk(count, dim=2).indices
 
 
-@cache
+@lru_cache(64)  # of many blocks and tokens they are large, and plans have times of their own
 def order(blocks: int, size: int, t: float, device: torch.device) -> Tensor:
     """(blocks, n) the numbers from 0 on, in a random order each, which are the same for all images at a time t."""
     seed = zlib.crc32(struct.pack("<d", t))  # of all its bits: a generator on the CPU takes 32

@@ -257,15 +257,17 @@ class DualRatePipeline(Checked, DiffusionPipeline):
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: str | os.PathLike[str], safe_serialization: bool = True, **kwargs: Any
     ) -> None:
-        """Save safetensors, with manifests. Raises ValueError if asked to push before they are there."""
+        """Save safetensors, with manifests. Raises ValueError if asked to push before they are there, and as
+        `encoder_of` where a model's text encoders are to be copied.
+        """
         if kwargs.pop("push_to_hub", False):
             raise ValueError("save the pipeline, then push it: pipe.push_to_hub(...), or dualrate export --push-to-hub")
         super().save_pretrained(save_directory, safe_serialization=True, **kwargs)  # never a pickle
         folder = Path(save_directory)
         if self.vae is not None:
             seal(folder / VAE)
-        if self.texts.is_dir() and not (folder / TEXTS).exists():
-            copy_encoders(self.texts, folder / TEXTS)
+        if isinstance(self._experiment.condition, Prompts) and not (folder / TEXTS).exists():
+            copy_encoders(Path(encoder_of(self.as_model().experiment).folder), folder / TEXTS)
         (folder / "pipeline.py").write_text(STUB)
         index = read_json(folder / self.config_name) | {"_class_name": ["pipeline", type(self).__name__]}
         (folder / self.config_name).write_text(json.dumps(index, indent=2) + "\n")

@@ -25,8 +25,8 @@ def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, inpu
 
 
 def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> TextInputs:
-    most = min(tokens, MOST.get(type(pipeline).__name__, tokens))
-    embeddings = pipeline.encode_prompt(list(texts), do_classifier_free_guidance=False, max_sequence_length=most)
+    how = {"clean_caption": True, "max_sequence_length": min(tokens, MOST.get(type(pipeline).__name__, tokens))}
+    embeddings = pipeline.encode_prompt(list(texts), do_classifier_free_guidance=False, **how)
     return {TEXT: embeddings[0], MASK: embeddings[1]}
 
 
