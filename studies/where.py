@@ -63,7 +63,11 @@ def of_contest(system: str, plan: Plan) -> Ratios:
     cost, scores = forecasts.costs(rows), resampled(forecasts.scored(rows), forecasts.plan_of, crps)
     singles = [key for key in scores if key[0] != "dual"]
     return {
-        count: [at_equal_score(scores, costs, plan, [key for key in singles if key in costs]) for costs in by_cost]
+        count: [
+            at_equal_score(scores, costs, plan, [key for key in singles if key in costs])
+            for costs in by_cost
+            if plan in costs
+        ]
         for count, by_cost in ((count, [cost[of, count] for of in COSTS]) for count in (1, 16))
     }
 
@@ -132,7 +136,7 @@ class Setting:
 
 
 KS, SHORT = "kuramoto-sivashinsky", "[1 to 3 trainings, 256 starts](forecasts.md)"
-LEADS = "[3 trainings, 256 starts](forecasts.md#frames-that-are-each-made-by-themselves)"
+LEADS = "[1 training, 256 starts](forecasts.md#frames-that-are-each-made-by-themselves)"
 KF, FLOW = "kolmogorov", "[1 or 3 trainings, 128 starts](forecasts.md#in-two-dimensions)"
 SPHERE = "[3 trainings, 64 starts](forecasts.md#on-a-sphere)"
 MOVING = "[3 trainings, {}](clips.md#what-comes-next)".format

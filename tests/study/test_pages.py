@@ -51,7 +51,7 @@ NONE = Path("no rows of one's own")
 WRITTEN = {  # by code
     "where.json", "settled-25.json",
     *(f"{name}.png" for name in ("settled-25-flops", "decoders-flops", "captions", "where")),
-    "forecasts-leads.png", *(f"contest-{name}.png" for name in ("kolmogorov", "kuramoto-sivashinsky", "sphere")),
+    *(f"contest-{name}.png" for name in ("kolmogorov", "kuramoto-sivashinsky", "kuramoto-sivashinsky-leads", "sphere")),
 }  # fmt: skip
 
 
