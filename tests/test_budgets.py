@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Lines of code. Above the first budget, for what later issues added: forecasts (2,900), pipelines (3,200), texts (400),
 # carriers (8,500: calls that are compiled on a CPU).
 CODE = {
-    "engine": 8518,
+    "engine": 8527,
     "carriers": 8591,
     "forecasts": 8092,
     "pipelines": 4048,

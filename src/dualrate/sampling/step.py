@@ -74,7 +74,7 @@ class Step(ABC):
 
 
 def settings_of(step: Step) -> dict[str, Any]:
-    """What tells a step from others of its class: fields and attributes, but not what it computes and caches."""
+    """Fields and attributes that tell a step from others of its class, without what it computes and caches."""
     names = [field.name for field in fields(step)] if is_dataclass(step) else []
     names += [name for name in vars(step) if not isinstance(getattr(type(step), name, None), cached_property)]
     return {name: getattr(step, name) for name in names}
