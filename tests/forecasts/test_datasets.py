@@ -217,6 +217,17 @@ def test_points_of_a_mesh_are_told_from_those_of_a_section(tmp_path: Path) -> No
         os.remove(tmp_path / "sides.nc")
 
 
+def test_levels_of_a_mesh_are_channels(tmp_path: Path) -> None:
+    """So reads cfgrib a reduced Gaussian grid."""
+    place = {"latitude": ("values", np.repeat(LATITUDES, 6)), "longitude": ("values", np.tile(LONGITUDES, 4))}
+    values = ("time", "isobaricInhPa", "values"), V.reshape(12, 3, 24)
+    data = xarray.Dataset({"t": values}, {"time": HOURS, "isobaricInhPa": LEVELS, **place})
+    source = find_fields(saved(data, tmp_path / "a.nc"))[1]
+    assert source.variables == ("t_500", "t_850", "t_1000")
+    assert "along values" in source.note
+    np.testing.assert_array_equal(source.trajectories[0][0:12], V.reshape(12, 3, 1, 24))
+
+
 def test_spherical_harmonics_are_refused_with_a_way_out(tmp_path: Path) -> None:
     spectral = ("time", "values"), V[:, 0].reshape(12, 24), {"GRIB_gridType": "sh"}
     data = xarray.Dataset({"t": spectral, "z": spectral}, {"time": HOURS})
@@ -282,6 +293,13 @@ def test_numbers_outside_a_valid_range_are_never_trained_on(tmp_path: Path) -> N
     packed = xarray.Dataset({"t": (("time", "y", "x"), values, {"valid_range": np.int16([-800, 1200])})})
     read = frames(saved(packed, tmp_path / "packed.nc", encoding=packing))
     assert np.argwhere(np.isnan(read)).tolist() == [[3, 0, 1, 2]]
+
+
+@pytest.mark.parametrize("limits", [{"valid_min": 1e20, "valid_max": -1e20}, {"valid_range": [1e20, -1e20]}])
+def test_a_valid_range_that_holds_no_number_is_none(tmp_path: Path, limits: dict[str, Any]) -> None:
+    """NEMO writes such limits where it never set them."""
+    data = xarray.Dataset({"t": (("time", "y", "x"), V[:, 0], limits)})
+    np.testing.assert_array_equal(frames(saved(data, tmp_path / "a.nc"))[:, 0], V[:, 0])
 
 
 def test_limits_of_whole_numbers_are_those_of_what_is_stored(tmp_path: Path) -> None:
@@ -620,6 +638,8 @@ def test_kinds_of_levels_in_grib_are_channels_of_one(tmp_path: Path, monkeypatch
     assert not any(each.name == "heightAboveGround" for each in source.metadata.coordinates)
     with pytest.raises(ValueError, match=r"a.grib: t2m comes twice, .* several kinds of levels.*grib_copy"):
         read(*near, near[0].assign_coords(heightAboveGround=80.0))
+    with pytest.raises(ValueError, match=r"t2m comes twice, .* members or grids: .*dataType=pf"):
+        read(near[0], near[0].expand_dims(number=[1, 2]))
     with pytest.raises(ValueError, match=r"\(u10\) and .*\(t2m\) have other times"):
         read(near[0], near[1].isel(time=slice(3)))
     with pytest.raises(ValueError, match=r"a.grib has the variables .* none of them v"):

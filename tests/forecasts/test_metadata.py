@@ -149,6 +149,11 @@ def test_latitudes_of_a_rotated_pole_are_none() -> None:
     assert (rows.place, Coordinate("rlat", (0,), (60.0,), Description("degrees_north")).place) == ("", "latitude")
 
 
+@pytest.mark.parametrize("units", ["m", "km", "meters", "Kilometres", "radians"])
+def test_latitudes_in_lengths_or_radians_are_no_places(units: str) -> None:
+    assert Coordinate("lat", (0,), (0.0, 49.0), Description(units)).place == ""
+
+
 def test_points_of_which_some_are_observed_and_many_points() -> None:
     some = said(lat=LATITUDES[::2], lon=LONGITUDES[::2])
     assert not list(some.differences(HERE, ["t2m"], 2))

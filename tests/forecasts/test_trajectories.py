@@ -67,3 +67,11 @@ def test_the_usual_step_and_gaps(times: Any, step: float | str, breaks: int) -> 
     else:
         found = trajectories.timed(Path("made"), np.array(times))
         assert (found.step, len(found.breaks)) == (step, breaks)
+
+
+@pytest.mark.parametrize("time", [np.nan, np.datetime64("NaT", "ns")])
+def test_a_single_time_that_is_missing_is_none(tmp_path: Path, time: Any) -> None:
+    data = xarray.Dataset({"u": (("time", "y", "x"), np.ones((1, 4, 6), np.float32))}, {"time": [time]})
+    data.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+    source = find_fields(tmp_path / "a.nc")[1]
+    assert len(trajectories.timing_of(source.trajectories[0]).times) == 0

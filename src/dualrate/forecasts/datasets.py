@@ -289,9 +289,9 @@ def _layout(path: Path, data: Any, name: str, variable: Any, times: Collection[s
     time = inside[0]
     channel = next((dim for dim in dims if dim in CHANNEL), "")
     space = [dim for dim in dims if dim not in (*trajectories, *single, time, channel)]
-    if not channel and (len(space) > 2 or levels or mesh_among((), space)):
-        channel = next((dim for dim in space if _is_level(data, dim)), "")
-        space = [dim for dim in space if dim != channel]
+    level = next((dim for dim in space if _is_level(data, dim)), "")
+    if level and not channel and (len(space) > 2 or levels or mesh_among(_points(data, space, ()), space)):
+        channel, space = level, [dim for dim in space if dim != level]
     for dim in [dim for dim in space if variable.sizes[dim] == 1][: max(0, len(space) - 2)]:
         space.remove(dim)
         single.append(dim)

@@ -187,9 +187,7 @@ def ordered(fields: FieldSource) -> tuple[FieldSource, Order]:
     axes = axes_of(fields.axes, fields.metadata, len(fields.space))
     if len(axes) == 1:  # a line: its columns are whatever the axis is
         axes = Coordinate("", (), ()), axes[0]
-    places = tuple(axis.place for axis in axes)
-    swapped = places[0] == "longitude" or places[1] == "latitude"
-    swapped = swapped and len(fields.space) == 2
+    swapped = len(fields.space) == 2 and (axes[0].place == "longitude" or axes[1].place == "latitude")
     rows, columns = axes[::-1] if swapped else axes
     flipped = _falls(rows, wanted=True), _falls(columns, wanted=columns.place == "latitude")
     rolled = 0

@@ -97,10 +97,11 @@ class Coordinate:
     @property
     def place(self) -> str:
         """The word latitude or longitude, if it is one of these, in degrees and of no rotated pole; else empty."""
-        if self.description.units.lower().startswith("rad") or self.description.standard_name.startswith("grid_"):
+        units = self.description.units.lower()
+        if re.match(r"rad|k?m(et|$)|kilom", units) or self.description.standard_name.startswith("grid_"):
             return ""
         for word, side in (("latitude", "north"), ("longitude", "east")):
-            degrees = re.fullmatch(rf"degrees?_?{side[0]}({side[1:]})?", self.description.units.lower())
+            degrees = re.fullmatch(rf"degrees?_?{side[0]}({side[1:]})?", units)
             if degrees or word in (self.description.standard_name, self.name.lower()) or self.name.lower() == word[:3]:
                 return word
         return ""

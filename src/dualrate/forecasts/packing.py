@@ -28,8 +28,7 @@ def physical(values: NDArray[Any], data: Any) -> NDArray[Any]:
     if packing := {name: attributes[name] for name in PACKING if name in attributes}:
         from xarray import Variable, conventions
 
-        dims = [f"axis{i}" for i in range(values.ndim)]
-        values = conventions.decode_cf_variable("", Variable(dims, values, packing)).values
+        values = conventions.decode_cf_variable("", Variable([*map(str, range(values.ndim))], values, packing)).values
     return valid(values, attributes, packing | storage)
 
 
@@ -59,10 +58,13 @@ def valid(values: NDArray[Any], attributes: Mapping[str, Any], packing: Mapping[
     for fill in fills:
         outside |= np.abs(values - (fill * scale + offset)) <= abs(scale) / 2 if packed else values == fill
     lows, highs, both = (_numbers(attributes.get(f"valid_{name}")) for name in ("min", "max", "range"))
-    for low, limits in zip((True, False), (both[:1], both[1:]) if len(both) == 2 else (lows, highs), strict=True):
+    lows, highs = (both[:1], both[1:]) if len(both) == 2 else (lows[:1], highs[:1])
+    unsigned = text_of(packing.get("_Unsigned", "")).lower() == "true"
+    none = values.dtype.kind not in "fiu" or (not unsigned and (lows > highs).any())  # NEMO writes 1e20 to -1e20
+    for low, limits in () if none else ((True, lows), (False, highs)):
         whole, slack = limits.dtype.kind in "iu", 0.0
-        for limit in limits[: values.dtype.kind in "fiu"].tolist():  # which takes the precision of the values
-            if whole and text_of(packing.get("_Unsigned", "")).lower() == "true":
+        for limit in limits.tolist():  # which takes the precision of the values
+            if whole and unsigned:
                 limit = limit % 256 ** int(stored[1:])  # a negative number stands for a large one
             if whole and packed:
                 limit, slack = limit * scale + offset, abs(scale) / 2

@@ -148,6 +148,14 @@ def channels_of_all(groups: Sequence[Named]) -> Named:
     levels = [{each for each in fields.metadata.coordinates if not (each.axes or each.place)} for _, fields in groups]
     groups = [(path, _without(fields, set.union(*levels) - set.intersection(*levels))) for path, fields in groups]
     path, first = groups[0]
+    variables = tuple(name for _, fields in groups for name in fields.variables)
+    if twice := sorted({name for name in variables if variables.count(name) > 1}):
+        files = dict.fromkeys(str(file) for file, fields in groups if {*twice} & {*fields.variables})
+        raise ValueError(
+            f"{' and '.join(files)}: {', '.join(twice)} comes twice, with other variables or for several kinds of "
+            "levels, steps, members or grids: copy one kind to a file of its own (of GRIB, grib_copy -w dataType=pf,"
+            "typeOfLevel=surface,stepType=instant IN.grib OUT.grib), or name other variables (--data.variables)"
+        )
     metadata, note = fullest(groups, ())
     for file, fields in groups:
         for mine, theirs in zip(fields.trajectories, first.trajectories, strict=True):
@@ -159,14 +167,6 @@ def channels_of_all(groups: Sequence[Named]) -> Named:
                 )
     if len(groups) == 1:
         return groups[0]
-    variables = tuple(name for _, fields in groups for name in fields.variables)
-    if twice := sorted({name for name in variables if variables.count(name) > 1}):
-        files = dict.fromkeys(str(file) for file, fields in groups if {*twice} & {*fields.variables})
-        raise ValueError(
-            f"{' and '.join(files)}: {', '.join(twice)} comes twice, with other variables or for several kinds of "
-            "levels, steps or grids: copy one kind to a file of its own (of GRIB, grib_copy -w "
-            "typeOfLevel=surface,stepType=instant IN.grib OUT.grib), or name other variables (--data.variables)"
-        )
     varying = tuple(dict.fromkeys(name for _, fields in groups for name in fields.varying))
     described = tuple(each for _, fields in groups for each in fields.metadata.variables)
 

@@ -110,8 +110,7 @@ class FieldSource:
 
     def picked(self, names: Sequence[str]) -> FieldSource:
         """The same with these variables alone, in this order. Raises ValueError for a name that is none of them."""
-        names = tuple(names)
-        if names == self.variables:
+        if (names := tuple(names)) == self.variables:
             return self
         if missing := [name for name in names if name not in self.variables]:
             raise ValueError(f"there is no variable {', '.join(missing)} among {', '.join(self.variables)}")
@@ -222,7 +221,7 @@ def timed(path: Path, times: NDArray[Any]) -> Timing:
             "write them as those (xarray: data.assign_coords, with what pandas.to_datetime makes), or leave them out"
         )
     if len(times) < 2:
-        return Timing(times=dates)
+        return Timing(times=dates[np.equal(dates, dates)])  # a missing one is none
     steps = np.diff(times.astype(np.float64))
     if not np.isfinite(steps).all() or (steps < 0).any() or (steps.any() and not steps.all()):
         at = int(np.argmin(np.nan_to_num(steps) > 0))
