@@ -347,9 +347,9 @@ class Drawer(Ranged):
         if isinstance(seeds, (Tensor, np.ndarray)) and seeds.ndim > 1:
             drawer = replace(drawer, model=drawer.model.with_given(Given(torch.as_tensor(seeds))))
             seeds = len(seeds)
-        seeds = count_or_list("seeds", seeds)
+        rows: Sequence[int] = count_or_list("seeds", seeds)
         start = time.perf_counter()
-        images = np.concatenate([*drawer.for_seeds(len(seeds)).batches(seeds, progress)])
+        images = np.concatenate([*drawer.for_seeds(len(rows)).batches(rows, progress)])
         return Samples(images, time.perf_counter() - start, self.model.experiment.networks.frames)
 
     def origin(self, features: str, labels: str | None = None) -> Origin:
