@@ -149,7 +149,7 @@ def channels_of_all(groups: Sequence[Named]) -> Named:
     groups = [(path, _without(fields, set.union(*levels) - set.intersection(*levels))) for path, fields in groups]
     path, first = groups[0]
     variables = tuple(name for _, fields in groups for name in fields.variables)
-    if twice := sorted({name for name in variables if variables.count(name) > 1}):
+    if len(groups) > 1 and (twice := sorted({name for name in variables if variables.count(name) > 1})):
         files = dict.fromkeys(str(file) for file, fields in groups if {*twice} & {*fields.variables})
         raise ValueError(
             f"{' and '.join(files)}: {', '.join(twice)} comes twice, with other variables or for several kinds of "
