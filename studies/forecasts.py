@@ -11,7 +11,7 @@ logarithms. Scores are means over trainings, starts and lead times; intervals ar
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from dualrate.system.files import write_whole
 from studies import roll_outs
 from studies.common import RESULTS, Row, kept_in, markdown, place
 from studies.contest import BY_STEPS
-from studies.equal_score import TAILS, at_equal_score, resampled
+from studies.equal_score import TAILS, Ratio, Scores, at_equal_score, resampled
 from studies.systems import PAGE, SYSTEMS, crps, interval
 
 SHOWN = 4, 8  # steps of the tables of ratios and lengths
@@ -82,7 +82,7 @@ def levels(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["kind"] == "levels" and not row["between"] and row["seconds"] == usual]
 
 
-def scored(rows: Sequence[Row]) -> list[Row]:
+def entries(rows: Sequence[Row]) -> list[Row]:
     """Trainings, and the single networks together by ML-EM."""
     return [*finals(rows), *levels(rows)]
 
@@ -90,11 +90,17 @@ def scored(rows: Sequence[Row]) -> list[Row]:
 def costs(rows: Sequence[Row]) -> dict[tuple[str, int], dict[Plan, float]]:
     """Million multiply-adds and milliseconds of a member, and MiB of all, by members and plan: what was measured."""
     tables: dict[tuple[str, int], dict[Plan, float]] = defaultdict(dict)
-    for row in [*scored(rows), *(row for row in rows if row["kind"] == "time")]:
+    for row in [*entries(rows), *(row for row in rows if row["kind"] == "time")]:
         for name in ("macs", "ms", "mib"):
             for count, value in row.get(name, {}).items():
                 tables[name, int(count)][plan_of(row)] = value
     return tables
+
+
+def ratio_of(scores: Scores[Plan], cost: Mapping[Plan, float], plan: Plan) -> Ratio | None:
+    """Cost of single networks at a plan's score, over its own; None where that, or all of theirs, was not measured."""
+    singles = [rival for rival in scores if rival[0] != "dual" and rival in cost]
+    return at_equal_score(scores, cost, plan, singles) if plan in cost and singles else None
 
 
 def by_plan(rows: Sequence[Row]) -> dict[Plan, list[Row]]:
@@ -106,8 +112,8 @@ def by_plan(rows: Sequence[Row]) -> dict[Plan, list[Row]]:
 
 def score_table(rows: Sequence[Row]) -> str:
     """A line for each plan of two rates and of the large network, and the best one of every other; the best first."""
-    trainings, cost = by_plan(scored(rows)), costs(rows)
-    scores = resampled(scored(rows), plan_of, crps)
+    trainings, cost = by_plan(entries(rows)), costs(rows)
+    scores = resampled(entries(rows), plan_of, crps)
     ordered = sorted(trainings, key=lambda plan: scores[plan][0])
     best = {plan[:2]: plan for plan in reversed(ordered)}
     lines = []
@@ -132,7 +138,7 @@ def score_table(rows: Sequence[Row]) -> str:
 def ratio_table(rows: Sequence[Row]) -> str:
     """Ratios of the cost of single networks, alone or by ML-EM, that score as well as two rates to what these cost."""
     cost = costs(rows)
-    scores = {name: resampled(scored(rows), plan_of, values) for name, values in METRICS.items()}
+    scores = {name: resampled(entries(rows), plan_of, values) for name, values in METRICS.items()}
     singles = [plan for plan in scores["CRPS"] if plan[0] != "dual"]
     best = min(singles, key=lambda plan: scores["CRPS"][plan][0])
     lines = []
@@ -140,9 +146,7 @@ def ratio_table(rows: Sequence[Row]) -> str:
     for plan in sorted(pairs):
         cells = [interval(scores["CRPS"][plan] - scores["CRPS"][best], 4)]
         for metric, of in [*(("CRPS", of) for of in COSTS), ("energy score", COSTS[1])]:
-            timed = [rival for rival in singles if rival in cost[of]]
-            measured = plan in cost[of] and timed
-            cells.append(str(at_equal_score(scores[metric], cost[of], plan, timed)) if measured else "")
+            cells.append(str(ratio_of(scores[metric], cost[of], plan) or ""))
         lines.append([f"{word(plan[1])}, {plan[2]} steps" if plan[1] in BY_STEPS else word(plan[1]), *cells])
     heads = [
         "CRPS less that of the best single network",
@@ -186,7 +190,6 @@ def member_table(rows: Sequence[Row]) -> str:
     with 50 members."""
     trainings, cost, many = finals(rows), costs(rows), COUNTS[-1]
     scores = {name: resampled(trainings, plan_of, values) for name, values in METRICS.items()}
-    singles = [plan for plan in scores["CRPS"] if plan[0] != "dual" and plan in cost["ms", many]]
     ordered = sorted(scores["CRPS"], key=lambda plan: (scores["CRPS"][plan][0], plan[2]))
     lines = []
     for plan in {plan[:2]: plan for plan in reversed(ordered)}.values():
@@ -194,8 +197,7 @@ def member_table(rows: Sequence[Row]) -> str:
         cells.append("/".join(f"{n * cost['ms', n][plan]:.3g}" for n in COUNTS if plan in cost["ms", n]))
         cells.append("/".join(f"{cost['mib', n][plan]:.0f}" for n in (1, FEW, *COUNTS[1:]) if plan in cost["mib", n]))
         cells += [interval(scores[metric][plan], 3) for metric in METRICS]
-        timed = plan[0] == "dual" and plan in cost["ms", many]
-        ratios = [str(at_equal_score(scores["CRPS"], cost[of, many], plan, singles)) for of in ("macs", "ms") if timed]
+        ratios = [str(ratio_of(scores["CRPS"], cost[of, many], plan)) for of in ("macs", "ms") if plan[0] == "dual"]
         lines.append([f"{word(plan[0])}, {word(plan[1])}", plan[2], *cells, "; ".join(ratios)])
     heads = ["million multiply-adds a member, of 1/16/50", "ms of 1/16/50", "MiB of 1/6/16/50", *METRICS]
     heads.append("ratio at equal CRPS, of 50: multiply-adds; ms")
@@ -204,7 +206,7 @@ def member_table(rows: Sequence[Row]) -> str:
 
 def figure(rows: Sequence[Row]) -> Figure:
     """CRPS against multiply-adds a member, by members of a start, a line a network."""
-    scores, cost = resampled(scored(rows), plan_of, crps), costs(rows)
+    scores, cost = resampled(entries(rows), plan_of, crps), costs(rows)
     counts = [count for count in COUNTS if cost["macs", count]]
     canvas = Figure((4.5 * len(counts), 4.2), layout="constrained")
     panels = canvas.subplots(1, len(counts), sharey=True)

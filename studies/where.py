@@ -60,16 +60,9 @@ def of_conditions(plan: Plan, task: str) -> Ratios:
 def of_contest(system: str, plan: Plan) -> Ratios:
     """Ratios against all single networks of the contest, each at its own best."""
     rows = kept_in(RESULTS / f"contest-{system}.json.xz")
-    cost, scores = forecasts.costs(rows), resampled(forecasts.scored(rows), forecasts.plan_of, crps)
-    singles = [key for key in scores if key[0] != "dual"]
-    return {
-        count: [
-            at_equal_score(scores, costs, plan, [key for key in singles if key in costs])
-            for costs in by_cost
-            if plan in costs
-        ]
-        for count, by_cost in ((count, [cost[of, count] for of in COSTS]) for count in (1, 16))
-    }
+    cost, scores = forecasts.costs(rows), resampled(forecasts.entries(rows), forecasts.plan_of, crps)
+    ratios = {count: [forecasts.ratio_of(scores, cost[of, count], plan) for of in COSTS] for count in (1, 16)}
+    return {count: [ratio for ratio in both if ratio is not None] for count, both in ratios.items()}
 
 
 def of_captions(rival: str) -> Ratios:

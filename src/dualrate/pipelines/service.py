@@ -31,12 +31,12 @@ def encoder(model: Model) -> Encode:
 
 @dataclass(frozen=True, eq=False)
 class OfPrompts(Work):
-    """Images of prompts. given: these, for the model that draws"""
+    """Images of prompts. prompts: these, for the model that draws"""
 
-    given: Callable[[Model], Given]
+    prompts: Callable[[Model], Given]
 
     def draw(self, drawer: Drawer, denoiser: Denoiser, watch: Callable[[State], None]) -> NDArray[Any]:
-        drawer = replace(drawer, model=drawer.model.with_given(self.given(drawer.model)))
+        drawer = replace(drawer, model=drawer.model.with_given(self.prompts(drawer.model)))
         return super().draw(drawer, denoiser, watch)
 
 
