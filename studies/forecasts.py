@@ -70,21 +70,11 @@ def seconds_of(rows: Sequence[Row]) -> float:
     return Counter(row["seconds"] for row in rows if row["kind"] == "final").most_common(1)[0][0]
 
 
-def finals(rows: Sequence[Row]) -> list[Row]:
-    """Trainings of the usual seconds, a row for each plan."""
-    usual = seconds_of(rows)
-    return [row for row in rows if row["kind"] == "final" and row["seconds"] == usual]
-
-
-def levels(rows: Sequence[Row]) -> list[Row]:
-    """ML-EM's cells that were scored as the trainings are."""
-    usual = seconds_of(rows)
-    return [row for row in rows if row["kind"] == "levels" and not row["between"] and row["seconds"] == usual]
-
-
 def entries(rows: Sequence[Row]) -> list[Row]:
-    """Trainings, and the single networks together by ML-EM."""
-    return [*finals(rows), *levels(rows)]
+    """Trainings of the usual seconds, a row for each plan, and the cells of ML-EM that were scored as these are."""
+    usual = seconds_of(rows)
+    kinds = [row for row in rows if row["kind"] == "final" or (row["kind"] == "levels" and not row["between"])]
+    return [row for row in kinds if row["seconds"] == usual]
 
 
 def costs(rows: Sequence[Row]) -> dict[tuple[str, int], dict[Plan, float]]:
@@ -188,7 +178,7 @@ def length_table(rows: Sequence[Row]) -> str:
 def member_table(rows: Sequence[Row]) -> str:
     """The best plan of each network and method: costs by members of a start, and of two rates the ratios at equal CRPS,
     with 50 members."""
-    trainings, cost, many = finals(rows), costs(rows), COUNTS[-1]
+    trainings, cost, many = entries(rows), costs(rows), COUNTS[-1]
     scores = {name: resampled(trainings, plan_of, values) for name, values in METRICS.items()}
     ordered = sorted(scores["CRPS"], key=lambda plan: (scores["CRPS"][plan][0], plan[2]))
     lines = []

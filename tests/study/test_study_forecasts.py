@@ -88,7 +88,10 @@ def test_members_have_what_they_cost_together_and_the_ratio_at_equal_crps_is_wit
          "ms": dict.fromkeys(("1", "6", "16", "50"), ms), "mib": {"1": 5.0, "6": 7.4, "16": 16.0, "50": 40.0}}
         for network, method, steps, ms in plans
     ]  # fmt: skip
-    single, pair = cells(forecasts.member_table(rows))
+    cell = {"kind": "levels", "between": 0, "sampler": "ancestral", "probabilities": [0.25]}
+    rows.append(final("medium + single", "ML-EM", 8, 0.19, 40.0, seconds=240) | cell)
+    levels, single, pair = cells(forecasts.member_table(rows))
+    assert levels[:5] == ["medium, large, ML-EM", "8, ancestral, p = 0.25", "40/40", "", ""]
     assert single[:2] == ["large, diffusion", "4"]  # more steps are no better
     assert pair[:2] == ["two rates, CRPS, one call", "1"]
     assert pair[2:5] == ["5/2.5/2", "0.5/8/25", "5/7/16/40"]
