@@ -232,8 +232,8 @@ class Contest:
         return self.out / "-".join(str(row[name]) for name in WHICH)
 
     def multilevel(self, seconds: float, seed: int) -> None:
-        """Adds rows of ML-EM by single networks: sampler, steps and probabilities by the search's starts, each cell
-        that no cheaper one beats there scored as the trainings are.
+        """Adds rows of ML-EM by single networks: sampler, steps and probabilities by the search's starts, with seed 0;
+        each cell that no cheaper one beats there scored as the trainings are, with any seed.
         """
         final = {"kind": "final", "method": "diffusion", "seconds": seconds, "seed": seed}
         for networks in LEVELS:
@@ -242,22 +242,25 @@ class Contest:
                 continue
             models = [dr.load(str(self.folder(row))) for row in rows]
             which = {"kind": "levels", "network": " + ".join(networks), "method": "ML-EM", "seconds": seconds}
-            which |= {"seed": seed}
-            cells: list[Row] = [
-                {"sampler": sampler, "steps": steps, "probabilities": list(p)}
-                for sampler, steps in product(SAMPLERS, CALLS)
-                for p in product(SHARES, repeat=len(models) - 1)
-            ]
-            for between in (STARTS, 0):
-                for cell in cells:
-                    if not self.rows_with(**which, **cell, between=between):
-                        row: Row = which | cell | {"between": between}
-                        row |= multilevel(models, self.system, cell, between)
-                        add_rows(self.out, [row])
-                        print(networks, cell, between, f"{row['macs']['1']:.1f} M, {mean(row):.4f}", flush=True)
-                searched = self.rows_with(**which, between=STARTS)
-                best = pareto_front(searched, lambda row: (row["macs"]["1"], mean(row)))
-                cells = [{name: row[name] for name in ("sampler", "steps", "probabilities")} for row in best]
+            if seed == 0:
+                shares = list(product(SHARES, repeat=len(models) - 1))
+                cells = [
+                    {"sampler": sampler, "steps": steps, "probabilities": list(p)}
+                    for sampler, steps, p in product(SAMPLERS, CALLS, shares)
+                ]
+                self.level_rows(models, which | {"seed": 0, "between": STARTS}, cells)
+            searched = self.rows_with(**which, seed=0, between=STARTS)
+            best = pareto_front(searched, lambda row: (row["macs"]["1"], mean(row)))
+            cells = [{name: row[name] for name in ("sampler", "steps", "probabilities")} for row in best]
+            self.level_rows(models, which | {"seed": seed, "between": 0}, cells)
+
+    def level_rows(self, models: Sequence[dr.Model], which: Row, cells: Sequence[Row]) -> None:
+        """Adds a row for each cell of ML-EM, unless it is there."""
+        for cell in cells:
+            if not self.rows_with(**which, **cell):
+                row = which | cell | multilevel(models, self.system, cell, which["between"])
+                add_rows(self.out, [row])
+                print(which["network"], which["seed"], cell, f"{row['macs']['1']:.1f} M, {mean(row):.4f}", flush=True)
 
     def timed_runs(self) -> dict[tuple[Network, Method], Path]:
         """The run of each network and method; of one that is not here its stand-in, which is trained."""

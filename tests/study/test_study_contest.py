@@ -119,6 +119,12 @@ def test_single_networks_score_together_by_ml_em(tiny: Contest, monkeypatch: pyt
     before = (tiny.out / "rows.jsonl").read_text()
     tiny.multilevel(0.01, 0)
     assert (tiny.out / "rows.jsonl").read_text() == before
+    for network in ("medium", "single"):
+        tiny.train("final", network, "diffusion", Setting(4), 0.01, 1)
+    tiny.multilevel(0.01, 1)
+    second = tiny.rows_with(kind="levels", seed=1)
+    assert [row["probabilities"] for row in second] == [row["probabilities"] for row in final]
+    assert {row["between"] for row in second} == {0}
 
 
 def test_rows_without_a_score_of_today_are_scored_again(tiny: Contest) -> None:
