@@ -11,6 +11,7 @@ import dualrate as dr
 from dualrate.diffusion.context import Batch, Cond, Context
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine, RectifiedFlow, sigma
+from dualrate.experiment.experiment import Start
 from dualrate.experiment.plan_support import steps_at
 from dualrate.methods.glance import FAST, SLOW, AdaptedNetwork, ByPhase, Glance, GlanceConfig
 from dualrate.sampling.ddim import DDIM
@@ -149,3 +150,12 @@ def experiment(method: GlanceConfig, **networks) -> dr.Experiment:
 def test_what_does_not_fit_is_refused(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_activations_that_would_be_kept_all_the_same_are_not_asked_to_be_computed_again() -> None:
+    adapted = experiment(GlanceConfig("run"))
+    start = Start(
+        True, torch.device("cpu"), False, lambda run: pytest.fail("loaded"), lambda i: pytest.fail("read"), print
+    )
+    with pytest.raises(ValueError, match=r"drop --fit\.recompute-from; --fit.micro-batch needs less memory"):
+        adapted.method.prepare(replace(adapted, fit=FitConfig(1, recompute_from=1)), start)

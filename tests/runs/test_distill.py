@@ -282,6 +282,40 @@ def test_a_changed_teacher_is_refused(root, tmp_path):
         train(student, tmp_path / "run", progress=Recorder())
 
 
+def test_a_resumed_distillation_keeps_the_precision_of_its_teacher(root, tmp_path, monkeypatch):
+    held = []
+
+    def noted(*args, bfloat16: bool, **options):
+        held.append(bfloat16)
+        return frozen_teacher(*args, bfloat16=bfloat16, **options)
+
+    monkeypatch.setattr(moment_matching, "frozen_teacher", noted)
+    student = brief(plain(root))
+    student = replace(student, fit=replace(student.fit, precision="auto"))
+    for pays, iterations in ((True, 1), (False, 2), (False, 3)):
+        monkeypatch.setattr("dualrate.networks.blocks.pays", lambda device, pays=pays: pays)
+        monkeypatch.setattr("dualrate.training.loop.pays", lambda device, pays=pays: pays)
+        train(replace(student, fit=replace(student.fit, iterations=iterations)), tmp_path / "run", progress=Recorder())
+        if iterations == 2:  # it is set aside, and the one before says it too
+            (tmp_path / "run" / "checkpoints" / "step-00000002" / "state.json").write_text("{}")
+    assert held == [True, True, True]
+    train(student, tmp_path / "other", progress=Recorder())
+    assert held[3:] == [False]
+
+
+def test_the_instant_version_goes_on_with_its_micro_batches_alone(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(moment_matching, "PRECONDITIONING", 1)
+    student = brief(plain(root, version="instant"))
+    train(student, tmp_path / "run", progress=Recorder())
+    fewer = replace(student, fit=replace(student.fit, iterations=2, micro_batch=4))
+    with pytest.raises(ValueError, match=r"fit\.micro_batch: None -> 4"):
+        train(fewer, tmp_path / "run", progress=Recorder())
+    alternating = brief(plain(root))
+    train(alternating, tmp_path / "alternating", progress=Recorder())
+    fewer = replace(alternating, fit=fewer.fit)
+    assert train(fewer, tmp_path / "alternating", progress=Recorder()).iteration == 2
+
+
 @pytest.mark.parametrize("of", ["student", "trained"])
 def test_scores_come_every_so_many_iterations_and_not_twice(root, tmp_path, of):
     data, values = DataConfig(str(root / "images.npz")), iter(range(100))

@@ -1,5 +1,6 @@
 """Runs: loading, saying what is loaded, starting an encoder, what was logged."""
 
+from copy import copy
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,22 @@ def test_loads_the_averaged_weights(tmp_path):
     assert all((p == 0.25).all() for p in model.networks.parameters())
     assert model.iteration == 7
     assert not any(p.requires_grad for p in model.networks.parameters())
+
+
+def test_a_model_of_another_denoiser_is_taken_for_no_other(tmp_path):
+    """Its hash names what was drawn, in samples and scores that are kept."""
+    model = load(saved(ONE, tmp_path / "run"))
+    called = [model, *(replace(model, denoiser=copy(model.denoiser)) for _ in range(2))]
+    assert len({each.identity for each in called}) == 3
+    assert replace(called[1], iteration=8).identity == called[1].identity
+    same = (
+        replace(model, denoiser=model.denoiser),
+        model.ready(bfloat16=True),
+        model.with_experiment(model.experiment),
+    )
+    anew = model.with_experiment(replace(ONE, networks=OneNetwork(NET.with_dropout(0.1))))
+    assert {each.identity for each in (*same, anew)} == {model.identity}
+    assert model.with_denoiser("fora").identity == model.with_denoiser("fora").identity != model.identity
 
 
 def test_weights_of_another_network_are_refused(tmp_path):

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.context import shared_time
+from dualrate.diffusion.process import GaussianProcess, posterior_weights
 from theory.common import PROCESS, SCHEDULES, f64, normals
 
 times = st.lists(st.floats(0.0, 1.0), min_size=3, max_size=3, unique=True).map(sorted)
@@ -86,6 +87,18 @@ def test_a_step_of_no_length_changes_nothing():
     torch.testing.assert_close(transition.mean, z)
     assert (posterior.variance == 0).all()
     assert (transition.variance == 0).all()
+
+
+def test_changing_coefficients_in_place_changes_no_later_ones():
+    t, s = shared_time(0.7), shared_time(0.3)
+
+    def coefficients():
+        return PROCESS.log_snr(t), *PROCESS.scales(t), *posterior_weights(PROCESS, t, s)
+
+    before = [value.item() for value in coefficients()]
+    for value in coefficients():
+        value.zero_()
+    assert [value.item() for value in coefficients()] == before
 
 
 def test_times_broadcast_over_leading_axes():

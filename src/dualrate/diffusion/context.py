@@ -220,6 +220,8 @@ def expand(value: Tensor, like: Tensor) -> Tensor:
 def cached_for_shared_time(formula: Callable[P, Value]) -> Callable[P, Value]:
     """The formula with a cache: where all times are shared, it is evaluated once, in float64 on the host.
 
+    Each call returns copies, which the caller may change.
+
     formula: (hashable, ..., *times) -> one tensor or several, shaped as the times, (B,) or ()
     """
 
@@ -233,6 +235,8 @@ def cached_for_shared_time(formula: Callable[P, Value]) -> Callable[P, Value]:
         times = [arg for arg in args if isinstance(arg, Tensor)]
         if kwargs or any(t.ndim or t.requires_grad for t in times):
             return formula(*args, **kwargs)
-        return remembered(args[: len(args) - len(times)], tuple(t.item() for t in times))
+        values = remembered(args[: len(args) - len(times)], tuple(t.item() for t in times))
+        copies: Any = values.clone() if isinstance(values, Tensor) else tuple(value.clone() for value in values)
+        return copies
 
     return evaluated

@@ -19,14 +19,7 @@ from dualrate.codecs.codec import CodecConfig, CodecFolder, NoCodec
 from dualrate.config.ranges import Ranged, many
 from dualrate.config.serial import to_plain
 from dualrate.data.condition_rows import Given, HeldOut
-from dualrate.data.conditions import (
-    Condition,
-    Conditioned,
-    Conditioning,
-    OfPicture,
-    Unconditional,
-    read_conditions,
-)
+from dualrate.data.conditions import Condition, Conditioned, Conditioning, OfPicture, Unconditional, read_conditions
 from dualrate.data.folders import images_below
 from dualrate.data.latent_set import is_encoded, read_latents
 from dualrate.data.loader import Augment, Encoded, TrainingSet

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from operator import index
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, SupportsIndex
 
 import torch
@@ -47,6 +48,8 @@ class Model:
     called_by: name of its denoiser, where that is not the networks' own
     conditions: that it draws images of, instead of held-out images' own
     class_names: of its training images' classes, by number; empty where nothing says them
+    hashed:    the denoiser that weights_hash stands for, and that hash; None: this model's. A model of another denoiser
+               under the same hash gets a hash that no other has: nothing tells what that denoiser computes
     """
 
     name: str
@@ -61,7 +64,15 @@ class Model:
     graphs: bool = False
     conditions: Given | None = None
     class_names: tuple[str, ...] = ()
+    hashed: tuple[Denoiser, str] | None = field(default=None, repr=False, compare=False)
     _ready: dict[bool, tuple[Any, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        denoiser, weights_hash = self.hashed or (self.denoiser, "")
+        if denoiser is not self.denoiser and weights_hash == self.weights_hash:
+            name = f"{weights_hash} under {type(self.denoiser).__name__} {token_hex(8)}"
+            object.__setattr__(self, "weights_hash", name)
+        object.__setattr__(self, "hashed", (self.denoiser, self.weights_hash))
 
     def __str__(self) -> str:
         """Which weights these are, for people."""
@@ -191,7 +202,7 @@ class Model:
         networks, denoiser = experiment.build()
         networks.load_state_dict(self.networks.state_dict())
         networks.to(self.device).eval().requires_grad_(False)
-        return replace(self, experiment=experiment, networks=networks, denoiser=denoiser)
+        return replace(self, experiment=experiment, networks=networks, denoiser=denoiser, hashed=None)
 
     def with_given(self, given: Given) -> Model:
         """The same model, given these conditions. Raises ValueError for others than it takes, or none to give."""
@@ -244,7 +255,7 @@ class Model:
                     (package_calls if self.device.type == "cpu" else compile_calls)(network, cache_dir() / COMPILED)
                 if self.graphs:
                     graph_calls(network)
-            ready = replace(self, networks=networks, denoiser=denoiser, compiled=False, graphs=False)
+            ready = replace(self, networks=networks, denoiser=denoiser, compiled=False, graphs=False, hashed=None)
             self._ready[cast] = ready, now, weights  # with which no later ones lie there
         return self._ready[cast][0]
 

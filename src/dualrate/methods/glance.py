@@ -201,6 +201,9 @@ class GlanceConfig(MethodConfig, Ranged):
             raise ValueError(f"{networks.adapters} adapters, and steps of {len(self.calls)} phases: make them the same")
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
+        if experiment.fit.recompute_from is not None:  # in evaluation mode blocks keep them
+            what = "adapters train by activations that are kept"
+            raise ValueError(f"{what}: drop --fit.recompute-from; --fit.micro-batch needs less memory")
         networks, denoiser = experiment.build()
         model, weights = cast(ByPhase, denoiser), {}
         networks.eval().requires_grad_(False)

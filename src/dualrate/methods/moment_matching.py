@@ -166,7 +166,8 @@ class InstantMomentMatching(StudentMethod):
     """The parameter-space version: one phase, "student", no auxiliary. A batch needs two rows or more.
 
     The halves of a batch are samples A for each other, so every row trains the student. They see the same steps of a
-    plan of N where a batch (or micro-batch) is a multiple of 2 N rows.
+    plan of N where a batch (or micro-batch) is a multiple of 2 N rows. Each micro-batch has its own halves: smaller
+    ones have the same mean gradient with more noise, so a run keeps its micro-batches.
 
     teacher:        runs in float32, which TF32 is not, as nu is a small difference
     preconditioner: the diagonal of Lambda by parameter name, as `preconditioned` finds it. None: the identity
@@ -175,6 +176,8 @@ class InstantMomentMatching(StudentMethod):
     teacher: Plain
     auxiliaries: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     preconditioner: Mapping[str, Tensor] | None = None
+
+    fixed_settings = ("micro_batch",)  # no annotation: no field
 
     def preconditioned(self, batches: Iterable[Batch]) -> InstantMomentMatching:
         """A copy with the preconditioner Lambda = 1 / sqrt(v), the diagonal of Adam, in units of the mean sqrt(v) and

@@ -283,12 +283,7 @@ class UViT(nn.Module):
         return self.stem(z.contiguous(memory_format=torch.channels_last))
 
     def descend(
-        self,
-        h: Tensor,
-        emb: Tensor,
-        added: Sequence[Tensor] = (),
-        begin: int = 0,
-        end: int | None = None,
+        self, h: Tensor, emb: Tensor, added: Sequence[Tensor] = (), begin: int = 0, end: int | None = None
     ) -> tuple[Tensor, Skips]:
         """The way down from the input h of level `begin` to that of level `end` (None: the middle), and (before, after)
         of every level on it. added: see `trunk`.

@@ -222,10 +222,11 @@ def _prepared(
     """The method, with networks to start, or go on, from."""
     config = experiment.fit
     whole = Batches(data, config.batch_size, config.seed, experiment.data.augment)
+    precision = checkpoint.precision(out / "checkpoints") if config.precision == "auto" else config.precision
     start = Start(
         fresh=world.of_leader(len(checkpoint.saved_paths(out / "checkpoints"))) == 0,
         device=device,
-        bfloat16=bool(world.of_leader(in_bfloat16(config.precision, device))),
+        bfloat16=bool(world.of_leader(in_bfloat16(precision, device))),
         load=partial(load, device=device, note=progress.note),
         batch=lambda iteration: whole.batch(iteration).to(device),
         note=progress.note,

@@ -192,12 +192,7 @@ def every_call(
 
 
 def measure_errors(
-    denoiser: Denoiser,
-    process: GaussianProcess,
-    t: tuple[float, ...],
-    x: Tensor,
-    cond: Cond,
-    draws: Draws,
+    denoiser: Denoiser, process: GaussianProcess, t: tuple[float, ...], x: Tensor, cond: Cond, draws: Draws
 ) -> Errors:
     """Errors on data x: (B, ...), along one forward path each; every pair of a grid time and a context.
 

@@ -27,6 +27,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dualrate.config.ranges import Precision
 from dualrate.system import folders
 from dualrate.system.files import ABSENT, naming, parse_json, shown, tensors_of, write_tensors
 from dualrate.system.folders import Damaged, Manifest, check_format, new_folder
@@ -142,11 +144,17 @@ def _entries(directory: Path) -> list[Path]:
         raise
 
 
+def precision(directory: Path) -> Precision:
+    """The precision that a run trains in, which each of its checkpoints says; "auto" where no intact one does."""
+    for path in reversed(saved_paths(directory)):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if manifest := Manifest.read(path, (MODEL, STATE)):
+                return parse_json(manifest.content(STATE), STATE)["precision"]
+    return "auto"
+
+
 def latest(
-    directory: Path,
-    on_bad: Callable[[Path, Damaged], None] = lambda path, error: None,
-    *,
-    training: bool = False,
+    directory: Path, on_bad: Callable[[Path, Damaged], None] = lambda path, error: None, *, training: bool = False
 ) -> Checkpoint | None:
     """The newest intact checkpoint; None if there is none. Touches nothing, and so serves every reader of a run.
 

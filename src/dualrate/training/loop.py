@@ -161,7 +161,8 @@ class _Trainer:
         self.identity = json.loads(json.dumps({**identity, "fit": asdict(self.config)}))
         directory, note, world = self.run_dir / "checkpoints", self.progress.note, self.world
         surroundings = self.surroundings()
-        iteration = resume(self.state, directory, self.identity, surroundings, places, upgrade, world, note)
+        fixed = getattr(self.method, "fixed_settings", ())
+        iteration = resume(self.state, directory, self.identity, surroundings, places, upgrade, world, note, fixed)
         self.saver = Saver(directory, self.config.keep, note, iteration)
         if self.state.precision == "auto":
             self.state.precision = "bfloat16" if world.of_leader(pays(self.device)) else "float32"
@@ -340,11 +341,7 @@ class _Trainer:
     def counts(self) -> dict[str, float]:
         """The numbers beside losses in lines of the log and of progress."""
         state = self.state
-        return {
-            "images": state.iteration * self.config.batch_size,
-            "seconds": state.seconds,
-            "skipped": state.skipped,
-        }
+        return {"images": state.iteration * self.config.batch_size, "seconds": state.seconds, "skipped": state.skipped}
 
     def write_line(self) -> None:
         """The leader writes a line of the log: means since the line before, and the latest learning rate."""

@@ -4,7 +4,7 @@ Batch i and every draw are functions of (seed, sample number), torch's generator
 (seed, iteration, phase, micro-batch), and everything else is in the checkpoint. So N iterations straight equal k
 iterations, a crash, and the rest: bit for bit on a CPU with the same number of threads; on a GPU but for the order in
 which its libraries add. Micro-batches are weighted by their rows, so accumulation changes a result only by rounding
-(and dropout masks).
+(and dropout masks), but for a method that says otherwise (`fixed_settings`).
 
 What a checkpoint holds is in state.py, how it is written and found in checkpoint.py. A run whose configuration differs
 is refused. Other versions, devices or threads only change the rounding: a note.
@@ -60,11 +60,13 @@ def resume(
     upgrade: Callable[[dict[str, Any]], dict[str, Any]],
     world: World,
     note: Callable[[str], None],
+    fixed: Container[str] = (),
 ) -> int:
     """Restore the newest intact checkpoint of a folder. Returns the iterations done, -1 where there is none.
 
     identity: what is trained, with the state's configuration as its "fit"; places, upgrade: as of `fit`
     surroundings: what equal bits depend on, noted where it differs
+    fixed: settings of the configuration that change the weights by this method
     Raises OtherRun for a checkpoint of another configuration, and what reading raises.
     """
     saved = checkpoint.recover(directory, note) if world.leads else None
@@ -74,7 +76,7 @@ def resume(
     saved = saved or checkpoint.load(when_seen(checkpoint.path_of(directory, iteration), timeout()))
     written, config = saved.state["config"], state.config
     with blaming(saved.path):
-        before, free = upgrade(written), {f"fit.{name}" for name in config.free()}
+        before, free = upgrade(written), {f"fit.{name}" for name in config.free() if name not in fixed}
         if changes := differences(before, identity, free, places):
             lines = "\n  ".join(("use a new run, or undo:", *changes)) + config.on_seconds(before["fit"])
             place = f"{saved.path} was trained with another configuration"
