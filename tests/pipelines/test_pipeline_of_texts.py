@@ -1,5 +1,6 @@
 """A run of a text-to-image model as a pipeline of diffusers: prompts, negative prompts, and a fresh process."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from cli.command import call
+from huggingface_hub import ModelCard
 from pipelines.stub_texts import embedding, encoders
+from pipelines.test_hub import SCORE
 from pipelines.test_retrofit_prompts import direct, root  # noqa: F401  # a fixture
 
 import dualrate as dr
@@ -35,7 +38,9 @@ np.save(sys.argv[2], images)
 def exported(root):  # noqa: F811
     with pytest.MonkeyPatch.context() as patch:
         encoders(patch)
-        assert call(patch, "export", root / "run", "--to", "diffusers", root / "pipe", *PLAN) == 0
+        (root / "score.json").write_text(json.dumps(SCORE | {"weights": dr.load(root / "run").weights_hash}))
+        line = ("export", root / "run", "--to", "diffusers", root / "pipe", *PLAN, "--score", root / "score.json")
+        assert call(patch, *line) == 0
     return root / "pipe"
 
 
@@ -61,6 +66,12 @@ def test_it_draws_the_runs_images_of_a_text(root, pipe, tmp_path):  # noqa: F811
     assert parts == {"model_index.json", "scheduler", "text_encoder", "tokenizer", "vae"}
     images = pipe("a red circle", generator=torch.Generator().manual_seed(3), output_type="np").images
     np.testing.assert_allclose(images, expected(root), atol=1 / 255)
+
+
+def test_its_card_says_text_to_image_of_the_model_and_of_its_score(exported):
+    data = ModelCard.load(exported / "README.md").data
+    (result,) = data.eval_results
+    assert (data.pipeline_tag, result.task_type) == ("text-to-image", "text-to-image")
 
 
 @pytest.mark.slow
