@@ -101,6 +101,15 @@ def test_it_is_guided_from_the_negative_prompt_and_takes_latents(root, pipe):  #
     torch.testing.assert_close(several, each)
 
 
+def test_its_text_encoders_are_of_its_dtype(exported, tmp_path, monkeypatch):
+    read, folder = encoders(monkeypatch), shutil.copytree(exported, tmp_path / "pipe")
+    how = {"num_inference_steps": 1, "num_heavy": 1, "negative_prompt": "blurred", "output_type": "latent"}
+    pipe = DualRatePipeline.from_pretrained(folder, dtype=torch.bfloat16)
+    pipe("a red circle", **how)
+    pipe.to(torch.float32)("a red circle", **how)
+    assert [encoder.dtype for encoder in read] == [torch.bfloat16, torch.float32]
+
+
 def test_calls_without_texts_or_with_changed_encoders_are_refused(pipe, tmp_path):
     with pytest.raises(ValueError, match="makes images of texts: pass prompt"):
         pipe()

@@ -65,9 +65,8 @@ def export_pipeline(
     stored = read_stored(run, note)
     model = stored.model()
     scored = None if score is None else read_score(as_path(score), model)
-    choice = choice.settled(model, note or warnings.warn)
-    pipeline = DualRatePipeline.of(model, choice, guidance)
-    drawer = choice.drawer(model, guidance=guidance)
+    pipeline = DualRatePipeline.of(model, choice, guidance, note or warnings.warn)
+    drawer = pipeline.scheduler.choice.drawer(model, guidance=guidance)
     before = _plan_and_licence(target)
     with new_folder(target, replace=True) as folder:
         pipeline.save_pretrained(folder)
