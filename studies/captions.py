@@ -345,7 +345,7 @@ def read_by_table() -> None:
     from dualrate.pipelines import folder as diffusers_folder
     from dualrate.pipelines import text_encoders as text_folder
 
-    def read_pipeline(folder: Path) -> CaptionPipeline:
+    def read_pipeline(folder: Path, dtype: torch.dtype) -> CaptionPipeline:
         return CaptionPipeline(None, None, None, Words.from_pretrained(folder / "text_encoder", use_safetensors=True))
 
     text_folder.read_pipeline = read_pipeline

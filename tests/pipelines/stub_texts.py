@@ -24,7 +24,8 @@ class Encoders:
 
     _execution_device = "cpu"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
         self.components, self.texts = {"text_encoder": folder}, 0
 
     def to(self, device: str) -> "Encoders":
@@ -40,8 +41,8 @@ def encoders(patch: pytest.MonkeyPatch) -> list[Encoders]:
     """All that are read from now on."""
     read: list[Encoders] = []
 
-    def stub(folder: Path) -> Encoders:
-        read.append(Encoders(folder))
+    def stub(folder: Path, dtype: torch.dtype) -> Encoders:
+        read.append(Encoders(folder, dtype))
         return read[-1]
 
     text_folder._pipeline.cache_clear()

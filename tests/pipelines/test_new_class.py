@@ -9,11 +9,13 @@ import torch
 from pipelines.models import diffusers, randomised
 
 import dualrate as dr
+from dualrate.diffusion.prediction import REPA
 from dualrate.pipelines import text_encoders
 from dualrate.pipelines.accelerate import METHODS
 from dualrate.pipelines.classes.catalogue import KINDS
 from dualrate.pipelines.classes.kind import HIDDEN, TEXT, NetworkSpec, PromptPart, Rows, by_text
 from dualrate.pipelines.folder import check_own
+from dualrate.pipelines.foreign import ForeignConfig
 from dualrate.pipelines.policies import FirstBlock
 from dualrate.pipelines.retrofitted import taps_of
 
@@ -177,6 +179,8 @@ def test_a_pipeline_that_computes_its_scale_keeps_it(tmp_path, monkeypatch):
     class Computes(Plain):
         vae_scale_factor = property(lambda self: 32)
 
+    network = ForeignConfig("UNet2DConditionModel", json.dumps({"sample_size": 8}), REPA)
     for number, (kind, expected) in enumerate(((Plain, 4), (Computes, 32))):
-        monkeypatch.setattr(text_encoders, "read_pipeline", lambda folder, kind=kind: kind())
-        assert text_encoders._pipeline(tmp_path, str(number), 8, "cpu").vae_scale_factor == expected
+        monkeypatch.setattr(text_encoders, "read_pipeline", lambda folder, dtype, kind=kind: kind())
+        texts = text_encoders.TextFolder(str(tmp_path), str(number), network)
+        assert text_encoders._pipeline(texts, "cpu", torch.float32).vae_scale_factor == expected

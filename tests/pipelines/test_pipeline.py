@@ -22,7 +22,9 @@ from trouble import flip_each
 
 import dualrate as dr
 from dualrate.data.images import to_uint8
+from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.schedule import Cosine
 from dualrate.pipelines import call
 from dualrate.pipelines.export import DualRatePipeline
 from dualrate.pipelines.parts import DualRateNetwork, DualRateScheduler
@@ -413,6 +415,33 @@ def test_a_scheduler_made_of_a_config_has_all_of_it():
     assert (again.choice, again.config["guidance_scale"]) == (choice, 3)
 
 
+def test_other_numbers_of_steps_keep_the_grid_and_the_places_of_the_export(model, tmp_path):
+    wish = {"grid": "karras", "places": "even" if model.reuses_context else None}
+    DualRatePipeline.of(model, dr.Choice(steps=STEPS, **wish)).save_pretrained(tmp_path / "pipe")
+    pipe = DualRatePipeline.from_pretrained(tmp_path / "pipe")
+    pipe.set_progress_bar_config(disable=True)
+    assert torch.equal(drawn(pipe, num_inference_steps=3), sampled(model, dr.Choice(steps=3, **wish)))
+    assert pipe.scheduler.asked(None, 2, None) == replace(pipe.scheduler.asked(STEPS, 2, None), steps=STEPS)
+    pipe.scheduler = DualRateScheduler(sampler="ddim", grid="karras")
+    choice = dr.Choice(steps=3, sampler="ddim", grid="karras")
+    assert torch.equal(drawn(pipe, num_inference_steps=3), sampled(model, choice))
+    with pytest.raises(ValueError, match="there is no grid 'steep'"):
+        DualRateScheduler(grid="steep")
+
+
+def test_a_plan_of_other_noise_levels_is_refused(model, pipe, folder):
+    steeper = replace(model.experiment, process=GaussianProcess(Cosine(shift=-2.0)))
+    other = DualRatePipeline.of(replace(model, experiment=steeper), dr.Choice(steps=STEPS))
+    with pytest.raises(ValueError, match="of another model's noise levels: take that of this"):
+        DualRatePipeline(**{**pipe.components, "scheduler": other.scheduler})
+    later = DualRatePipeline.from_pretrained(folder)
+    later.scheduler = other.scheduler
+    with pytest.raises(ValueError, match="of another model's noise levels"):
+        later()
+    later.scheduler = DualRateScheduler(plan=other.scheduler.choice.plan)
+    assert later(output_type="latent").images.isfinite().all()
+
+
 def test_a_scheduler_of_diffusers_is_refused_with_what_to_pass(pipe, folder):
     theirs = diffusers.DDIMScheduler()
     for scheduler in (theirs, diffusers.DDIMScheduler.from_config(pipe.scheduler.config)):
@@ -510,6 +539,20 @@ def test_bfloat16_is_the_projects_own(model, choice, folder, late):
     assert pipe.dtype == torch.bfloat16
     pipe.to(torch.float32)
     assert {part.dtype for part in pipe.transformer.parameters()} == {torch.float32}
+
+
+def test_a_network_takes_the_dtypes_that_it_computes_in(folder, pipe):
+    role = "light" if pipe.light is not None else "model"
+    for name in ("dtype", "torch_dtype"):
+        read = DualRateNetwork.from_pretrained(folder, subfolder=role, **{name: "auto"})
+        assert (read.dtype, {weight.dtype for weight in read.parameters()}) == (torch.float32, {torch.float32})
+        for wrong in (torch.float64, "bfloat16", torch.int8):
+            with pytest.raises(ValueError, match=r"dtype is torch\.float32, torch\.float16 or torch\.bfloat16, got"):
+                DualRateNetwork.from_pretrained(folder, subfolder=role, **{name: wrong})
+    with pytest.raises(ValueError, match=r"got torch\.float64"):
+        DualRatePipeline.from_pretrained(folder).to(torch.float64)
+    assert read.to("cpu", torch.float16).dtype == torch.float16
+    assert read.to(dtype=torch.float32).dtype == torch.float32
 
 
 def test_the_heavy_network_alone_is_offloaded(model, pipe):

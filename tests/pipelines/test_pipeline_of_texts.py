@@ -1,5 +1,6 @@
 """A run of a text-to-image model as a pipeline of diffusers: prompts, negative prompts, and a fresh process."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from cli.command import call
+from huggingface_hub import ModelCard
 from pipelines.stub_texts import embedding, encoders
+from pipelines.test_hub import SCORE
 from pipelines.test_retrofit_prompts import direct, root  # noqa: F401  # a fixture
 
 import dualrate as dr
@@ -35,7 +38,9 @@ np.save(sys.argv[2], images)
 def exported(root):  # noqa: F811
     with pytest.MonkeyPatch.context() as patch:
         encoders(patch)
-        assert call(patch, "export", root / "run", "--to", "diffusers", root / "pipe", *PLAN) == 0
+        (root / "score.json").write_text(json.dumps(SCORE | {"weights": dr.load(root / "run").weights_hash}))
+        line = ("export", root / "run", "--to", "diffusers", root / "pipe", *PLAN, "--score", root / "score.json")
+        assert call(patch, *line) == 0
     return root / "pipe"
 
 
@@ -63,6 +68,12 @@ def test_it_draws_the_runs_images_of_a_text(root, pipe, tmp_path):  # noqa: F811
     np.testing.assert_allclose(images, expected(root), atol=1 / 255)
 
 
+def test_its_card_says_text_to_image_of_the_model_and_of_its_score(exported):
+    data = ModelCard.load(exported / "README.md").data
+    (result,) = data.eval_results
+    assert (data.pipeline_tag, result.task_type) == ("text-to-image", "text-to-image")
+
+
 @pytest.mark.slow
 def test_so_does_a_fresh_process_by_the_loader_of_diffusers(root, pipe, tmp_path):  # noqa: F811
     out = tmp_path / "images.npy"
@@ -88,6 +99,15 @@ def test_it_is_guided_from_the_negative_prompt_and_takes_latents(root, pipe):  #
     several = pipe(texts, num_images_per_prompt=2, **how | {"latents": z}).images
     each = pipe([texts[0], texts[0], texts[1], texts[1]], **how | {"latents": z}).images
     torch.testing.assert_close(several, each)
+
+
+def test_its_text_encoders_are_of_its_dtype(exported, tmp_path, monkeypatch):
+    read, folder = encoders(monkeypatch), shutil.copytree(exported, tmp_path / "pipe")
+    how = {"num_inference_steps": 1, "num_heavy": 1, "negative_prompt": "blurred", "output_type": "latent"}
+    pipe = DualRatePipeline.from_pretrained(folder, dtype=torch.bfloat16)
+    pipe("a red circle", **how)
+    pipe.to(torch.float32)("a red circle", **how)
+    assert [encoder.dtype for encoder in read] == [torch.bfloat16, torch.float32]
 
 
 def test_calls_without_texts_or_with_changed_encoders_are_refused(pipe, tmp_path):

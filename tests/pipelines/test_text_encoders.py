@@ -18,6 +18,8 @@ from dualrate.data.loader import Augment
 from dualrate.diffusion.random import Draws
 from dualrate.pipelines.foreign import adopted
 from dualrate.pipelines.prompt_set import read_prompts
+from dualrate.pipelines.retrofitted import text_folder
+from dualrate.pipelines.text_encoders import read_pipeline
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z")
@@ -132,6 +134,27 @@ def test_prompts_are_what_the_pipelines_own_encoders_make(root, tmp_path, monkey
     with torch.no_grad():
         negative = layout.packed(PIPELINES[name][-1](pipe, "a")[1])
     torch.testing.assert_close(prompts.empty(), negative)
+
+
+def test_sd3_without_its_t5_reads_as_diffusers_does(root, tmp_path):
+    pipe, _ = pipeline(root, "SD3")
+    pipe.register_modules(text_encoder_3=None, tokenizer_3=None)
+    pipe.save_pretrained(tmp_path / "clips")
+    texts, _ = text_folder(tmp_path / "clips")
+    with torch.no_grad():
+        expected, none = of_sd3(pipe, "a red circle")
+    torch.testing.assert_close(texts.read("cpu")(["a red circle"]), texts.network.prompt.packed(expected))
+    torch.testing.assert_close(texts.negative(None, "cpu"), texts.network.prompt.packed(none))
+
+
+def test_weights_are_read_in_the_dtype_that_is_asked_for(root):
+    _, folder = pipeline(root, "SD3")
+    parts = read_pipeline(folder, torch.bfloat16).components
+    assert {parts[f"text_encoder{number}"].dtype for number in ("", "_2", "_3")} == {torch.bfloat16}
+    texts, _ = text_folder(folder)
+    whole, half = (texts.read("cpu", dtype)(["a red circle"]) for dtype in (torch.float32, torch.bfloat16))
+    torch.testing.assert_close(half, whole, rtol=0.1, atol=0.1)
+    assert not torch.equal(half, whole)
 
 
 def changed(file, **settings):

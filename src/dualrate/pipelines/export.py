@@ -41,7 +41,7 @@ from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.context import Cond
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
-from dualrate.drawing.choice import Choice
+from dualrate.drawing.choice import Choice, Note
 from dualrate.drawing.drawer import UNGUIDED, Guidance
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.model import Model
@@ -113,8 +113,10 @@ class DualRatePipeline(Checked, DiffusionPipeline):
 
     @staticmethod
     @own_defaults()
-    def of(model: Model, choice: Choice = RECOMMENDED, guidance: Guidance = UNGUIDED) -> DualRatePipeline:
-        """A pipeline that shares a model's weights. choice, guidance: for calls that say nothing.
+    def of(
+        model: Model, choice: Choice = RECOMMENDED, guidance: Guidance = UNGUIDED, note: Note = warnings.warn
+    ) -> DualRatePipeline:
+        """A pipeline that shares a model's weights. choice, guidance: for calls that say nothing; note: as of `Choice`.
 
         Raises ValueError for a plan or a sampler that the model does not serve, networks of other roles than encoder,
         light and model, a codec that is none of diffusers, a denoiser that is not their own.
@@ -137,11 +139,11 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             experiment = dataclasses.replace(experiment, condition=dataclasses.replace(condition, folder=TEXTS))
         if strange := sorted(set(model.networks) - set(ROLES)):
             raise ValueError(f"a pipeline has networks called {', '.join(ROLES)}, {model.name} has {strange[0]}")
-        choice = choice.settled(model)
         plain = json.loads(json.dumps(to_plain(experiment)))
         parts |= {role: DualRateNetwork.of(network, role, plain) for role, network in model.networks.items()}
         names = {str(number): name for number, name in enumerate(model.class_names)}
-        pipeline = DualRatePipeline(DualRateScheduler.of(choice, guidance), **parts, id2label=names)
+        scheduler = DualRateScheduler.of(choice.settled(model, note), guidance, choice, experiment.process)
+        pipeline = DualRatePipeline(scheduler, **parts, id2label=names)
         pipeline._texts = texts
         pipeline.scheduler.choice.drawer(pipeline.as_model(), guidance=guidance)
         return pipeline
@@ -152,12 +154,15 @@ class DualRatePipeline(Checked, DiffusionPipeline):
 
     @property
     def _how(self) -> DualRateScheduler:
-        """Its scheduler. Raises ValueError for one of diffusers: those step a network, and know no plan."""
+        """Its scheduler. Raises ValueError for one of diffusers: those step a network, and know no plan; and for one
+        whose plan is of other noise levels.
+        """
         if not isinstance(self.scheduler, DualRateScheduler):
             raise ValueError(
                 f"a pipeline's scheduler is a DualRateScheduler, got {type(self.scheduler).__name__}: for another "
                 "sampler pass DualRateScheduler.from_pretrained(FOLDER, subfolder='scheduler', sampler='ancestral')"
             )
+        self.scheduler.check(self._experiment.process)
         return self.scheduler
 
     @property
@@ -300,7 +305,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         prompt:    of a text-to-image model, one for each image or for all; negative_prompt: one for all, which guidance
                    goes away from; None: what its pipeline takes for none
         num_images_per_prompt: of each prompt, one after the other
-        num_inference_steps, num_heavy, plan: instead of the scheduler's plan; its grid of times goes with it
+        num_inference_steps, num_heavy, plan: instead of the scheduler's plan, whose grid and places they keep
         guidance_scale: weight of classifier-free guidance, 1 is none; None: the scheduler's
         generator: one for all images, or one for each. A fresh one stands for the seed it was made with: the image is
                    `dualrate.sample`'s of that seed. One that was drawn from before gives its next number for a seed
@@ -327,7 +332,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             raise ValueError(f"{model.name} makes images of no prompts: say how many by batch_size or class_labels")
         encoder = None if prompt is None else encoder_of(model.experiment)
         if encoder is not None and negative_prompt is not None:
-            empty = encoder.negative(negative_prompt, device)
+            empty = encoder.negative(negative_prompt, device, self.transformer.dtype)
             model = dataclasses.replace(model, denoiser=negated(model.denoiser, empty))
         choice = how.asked(num_inference_steps, num_heavy, plan)
         drawer = choice.drawer(model, guidance=how.guided(guidance_scale), precision="float32")
@@ -337,7 +342,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         numbers = drawer.labels(seeds) if labels is None else [*map(model.class_number, call.each(labels, count))]
         cond = Cond(
             None if numbers is None else torch.tensor(numbers, device=device),
-            None if encoder is None else encoder.read(device)(call.each(prompt, 1)).to(device),
+            None if encoder is None else encoder.read(device, self.transformer.dtype)(call.each(prompt, 1)).to(device),
         )
         draws = Draws(0, torch.tensor(seeds, device=device))
         self.num_timesteps, self._guidance_scale, self._interrupt = drawer.plan.num_steps, drawer.guidance.weight, False

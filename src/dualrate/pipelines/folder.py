@@ -92,7 +92,7 @@ def read_weights(kind: Any, place: Path) -> nn.Module:
 
     name = kind.__name__
     variant = _variant(place, name)
-    check_fractions(place)
+    check_weights(place)
     with blaming(place / NETWORK):
         net, info = kind.from_pretrained(
             place,
@@ -102,8 +102,6 @@ def read_weights(kind: Any, place: Path) -> nn.Module:
             low_cpu_mem_usage=is_accelerate_available(),  # without it diffusers asks for it at length
             output_loading_info=True,
         )
-    if any(LORA.search(key) for key in info["unexpected_keys"]):
-        raise ValueError(f"{place} was saved with a LoRA beside its weights: {FUSE}")
     if wrong := [key for keys in ("missing_keys", "mismatched_keys") for key in info[keys]]:
         raise ValueError(f"{place} lacks weights of its {name}, {min(wrong)} the first of {len(wrong)}: fetch it again")
     if more := info["unexpected_keys"]:
@@ -277,8 +275,9 @@ def class_named(name: str, classes: Collection[str] = KINDS) -> Any:
     return getattr(diffusers, name)
 
 
-def check_fractions(folder: Path) -> None:
-    """Raises ValueError for weights in a folder of another library, by their files' headers, that are whole numbers.
+def check_weights(folder: Path, *, ours: bool = False) -> None:
+    """Raises ValueError for weights in a folder, by their files' headers, that are whole numbers, or of a LoRA beside
+    others where they are not ours.
 
     Counters, of 64 bits, may be among them.
     """
@@ -286,6 +285,8 @@ def check_fractions(folder: Path) -> None:
         check_regular(file)
         with blaming(file), file.open("rb") as opened:
             header = read_header(opened)
+        if not ours and any(map(LORA.search, header)):
+            raise ValueError(f"{folder} was saved with a LoRA beside its weights: {FUSE}")
         for name, entry in header.items():
             dtype = entry.get("dtype") if isinstance(entry, dict) and name != "__metadata__" else "F32"
             if dtype != "I64" and not str(dtype).startswith(("F", "BF")):

@@ -65,9 +65,8 @@ def export_pipeline(
     stored = read_stored(run, note)
     model = stored.model()
     scored = None if score is None else read_score(as_path(score), model)
-    choice = choice.settled(model, note or warnings.warn)
-    pipeline = DualRatePipeline.of(model, choice, guidance)
-    drawer = choice.drawer(model, guidance=guidance)
+    pipeline = DualRatePipeline.of(model, choice, guidance, note or warnings.warn)
+    drawer = pipeline.scheduler.choice.drawer(model, guidance=guidance)
     before = _plan_and_licence(target)
     with new_folder(target, replace=True) as folder:
         pipeline.save_pretrained(folder)
@@ -115,11 +114,12 @@ def pipeline_card(
     """README.md of a repository of the Hub: metadata as YAML, then what is known of the model."""
     name = repository or name
     model, plan = drawer.model, drawer.plan
-    result, quality = (None, [UNSCORED]) if scored is None else _quality(scored)
+    task = "text-to-image" if model.experiment.condition.labelled else TASK
+    result, quality = (None, [UNSCORED]) if scored is None else _quality(scored, task)
     data = ModelCardData(
         license=license,
         library_name="dualrate",
-        pipeline_tag="text-to-image" if model.experiment.condition.labelled else TASK,
+        pipeline_tag=task,
         tags=["diffusers", "diffusion", "dual-rate-diffusion"],
         model_name=name,
         eval_results=None if result is None else [result],
@@ -144,8 +144,8 @@ def pipeline_card(
     return printable("\n".join(lines))
 
 
-def _quality(scored: Mapping[str, Any]) -> tuple[EvalResult, list[str]]:
-    """A score for the card's metadata, and as rows of its table."""
+def _quality(scored: Mapping[str, Any], task: str) -> tuple[EvalResult, list[str]]:
+    """A score for the card's metadata, of a task of the Hub, and as rows of its table."""
     score, fingerprint = scored["score"], Fingerprint(**scored["score"]["fingerprint"])
     how = f"{many(scored['num_steps'], 'step')}, {many(scored['num_heavy'], 'heavy call')}, {scored['sampler']}"
     measured = {
@@ -156,7 +156,7 @@ def _quality(scored: Mapping[str, Any]) -> tuple[EvalResult, list[str]]:
         "command": f"`{scored['command']}`",
     }
     result = EvalResult(
-        task_type=TASK,
+        task_type=task,
         dataset_type=fingerprint.reference.split(":")[0],
         dataset_name=fingerprint.reference,
         metric_type=score["metric"],

@@ -12,6 +12,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -20,12 +21,13 @@ from torch import Tensor, nn
 
 from dualrate.config.serial import from_plain
 from dualrate.diffusion.plan import StepPlan
-from dualrate.drawing.choice import Choice
+from dualrate.diffusion.process import Process
+from dualrate.drawing.choice import Choice, Places
 from dualrate.drawing.drawer import UNGUIDED, Guidance
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.upgrade import upgraded
 from dualrate.networks.blocks import blocks_of, cast_layers
-from dualrate.pipelines.folder import check_files, check_fractions, settings_in
+from dualrate.pipelines.folder import check_files, check_weights, settings_in
 from dualrate.system.files import blaming
 from dualrate.system.folders import MANIFEST, Damaged, Manifest
 
@@ -70,7 +72,7 @@ class Checked:
         folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
         if folder.is_dir():
             check_sealed(folder, cls.config_name)  # pyright: ignore[reportAttributeAccessIssue]
-            check_fractions(folder)
+            check_weights(folder, ours=True)
             settings_in(folder / cls.config_name)  # pyright: ignore[reportAttributeAccessIssue]
         return super().load_config(pretrained_model_name_or_path, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -78,6 +80,10 @@ class Checked:
 def experiment_in(plain: Mapping[str, Any]) -> Experiment:
     """The experiment in the configuration of a network."""
     return from_plain(Experiment, upgraded(dict(plain)), "experiment in config.json")
+
+
+LAYOUT = ("grid", "places", "switch_at")  # of a `Choice` without a plan
+COMPUTES_IN = {torch.float32, torch.float16, torch.bfloat16}
 
 
 class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
@@ -112,11 +118,12 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
         with torch.autocast(z.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.network(z, *args)
 
-    def to(self, *args: Any, **kwargs: Any) -> DualRateNetwork:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Move and cast, as any module, but for what a dtype casts."""
-        dtypes = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)]
-        rest = (value for value in args if not isinstance(value, torch.dtype))
-        super().to(*rest, **{key: value for key, value in kwargs.items() if key != "dtype"})
+    def to(self, *args: Any, dtype: Any = None, **kwargs: Any) -> DualRateNetwork:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Move and cast, as any module, but for what a dtype casts. Raises ValueError for any but `COMPUTES_IN`."""
+        dtypes = [dtype] * (dtype is not None) + [value for value in args if isinstance(value, torch.dtype)]
+        if wrong := [value for value in dtypes if value not in COMPUTES_IN]:
+            raise ValueError(f"dtype is torch.float32, torch.float16 or torch.bfloat16, got {wrong[0]!r}")
+        super().to(*(value for value in args if not isinstance(value, torch.dtype)), **kwargs)
         for dtype in dtypes:
             in_float32 = experiment_in(self.config["experiment"]).networks.bfloat16_weights
             self.computes_in = None if in_float32 or dtype == torch.float32 else dtype
@@ -131,11 +138,13 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:
-        """Load a network as any model, cast as `to` does. Raises OSError for a damaged folder, naming the file.
+        """Load a network as any model, cast as `to` does; dtype "auto": as saved, in float32.
+
+        Raises as `to`, and OSError for a damaged folder, naming the file.
 
         Weights are copied to where and as `dualrate.load` has them: else products differ in their last bits.
         """
-        dtype = [value for name in ("torch_dtype", "dtype") if (value := kwargs.pop(name, None)) is not None]
+        dtypes = [value for name in ("dtype", "torch_dtype") if (value := kwargs.pop(name, None)) not in (None, "auto")]
         kwargs.pop("use_safetensors", None)  # no pickle, whatever is asked for
         folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
         with blaming(folder / cls.config_name):
@@ -143,7 +152,7 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
         for weight in network.parameters():
             form = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
             weight.data = weight.data.clone(memory_format=form)
-        return network.to(dtype[0]) if dtype else network
+        return network.to(dtype=dtypes[0]) if dtypes else network
 
     @wraps(ModelMixin.save_pretrained)  # whose parameters a pipeline looks at
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -151,10 +160,17 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
         seal(Path(save_directory))
 
 
+def levels_of(process: Process) -> list[float]:
+    """The log-SNRs at three times, by which schedules are told apart."""
+    return process.pace.log_snr(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+
+
 class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
     """When networks run and how a step is made: a `Choice` and a `Guidance` in a file. It takes no steps itself.
 
     plan: a StepPlan, or as of its `to_json`, as the file has it; sampler, gamma, eta: as of `Choice`
+    grid, places, switch_at: as of `Choice`, of plans of other numbers of steps
+    log_snr: as of `levels_of`, of the process that the plan is for; None: any
     """
 
     @register_to_config
@@ -166,26 +182,43 @@ class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
         eta: float | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: Sequence[float] | None = None,
+        grid: str | None = None,
+        places: Places | None = None,
+        switch_at: float | None = None,
+        log_snr: Sequence[float] | None = None,
     ) -> None:
         with blaming("the settings of a DualRateScheduler"):
             step_plan = plan if isinstance(plan, StepPlan | None) else StepPlan.from_json(json.dumps(plan))
             self.choice = Choice(sampler=sampler, gamma=gamma, eta=eta, plan=step_plan)
-            self.guided(guidance_scale)
+            _ = self.guided(guidance_scale), self.asked(1, None, None)
         plain = None if step_plan is None else json.loads(step_plan.to_json())
         self.register_to_config(plan=plain, _use_default_values=[])  # else from_config drops what stands without names
 
     @classmethod
-    def of(cls, choice: Choice, guidance: Guidance = UNGUIDED) -> Self:
-        """A scheduler that draws by a choice with a plan, such as a `settled` one."""
-        return cls(choice.plan, choice.sampler, choice.gamma, choice.eta, guidance.weight, guidance.interval)
+    def of(cls, choice: Choice, guidance: Guidance = UNGUIDED, other: Choice = Choice(), process: Any = None) -> Self:  # noqa: B008  # a frozen value
+        """A scheduler that draws by a choice with a plan, such as a `settled` one.
+
+        other: what lays out plans of other numbers of steps; process: that the plan is for, None: any
+        """
+        settings = choice.plan, choice.sampler, choice.gamma, choice.eta, guidance.weight, guidance.interval
+        levels = None if process is None else levels_of(process)
+        return cls(*settings, **{name: getattr(other, name) for name in LAYOUT}, log_snr=levels)
+
+    def check(self, process: Process) -> None:
+        """Raises ValueError where its plan is of other noise levels than this process has."""
+        if (levels := self.config["log_snr"]) is not None and not np.allclose(levels, levels_of(process), atol=0.01):
+            raise ValueError(
+                "the plan of this scheduler is of another model's noise levels: take that of this model's folder"
+            )
 
     def asked(self, steps: int | None, heavy: int | None, plan: StepPlan | None) -> Choice:
         """Its choice, but for what a call says. Raises ValueError for a plan beside steps or heavy calls."""
-        if (steps, heavy, plan) == (None, None, None):
-            return self.choice
-        if steps is None and plan is None and self.choice.plan is not None:
+        if steps is plan is None and self.choice.plan is not None:
+            if heavy is None:
+                return self.choice
             steps = self.choice.plan.num_steps
-        return dataclasses.replace(self.choice, steps=steps, heavy=heavy, plan=plan)
+        layout = {name: self.config[name] for name in LAYOUT if plan is None}
+        return dataclasses.replace(self.choice, **{"steps": steps, "heavy": heavy, "plan": plan, **layout})
 
     def guided(self, weight: float | None) -> Guidance:
         """Its guidance, or of another weight."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -22,20 +24,18 @@ from torch import Tensor
 from dualrate.config.ranges import as_path
 from dualrate.data.cache import cache_dir
 from dualrate.pipelines.folder import (
-    FUSE,
     INDEX,
-    LORA,
     NETWORK,
     check_config,
     check_files,
-    check_fractions,
     check_own,
+    check_weights,
     digest_of,
     settings_in,
 )
 from dualrate.pipelines.foreign import ForeignConfig
 from dualrate.pipelines.prompts import COMPONENTS, encoded, negative_prompt
-from dualrate.system.files import blaming, read_bytes, read_header, write_whole
+from dualrate.system.files import blaming, read_bytes, write_whole
 
 PARTS = ("text_encoder", "tokenizer")  # as folders of a pipeline begin
 VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
@@ -57,8 +57,8 @@ def encoders_fingerprint(folder: Path) -> str:
     return digest_of(folder, files)
 
 
-def read_pipeline(folder: Path) -> Any:
-    """The pipeline without its network.
+def read_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The pipeline without its network, and without encoders that its model_index.json lacks. dtype: of its weights
 
     Raises ValueError where transformers is missing, for code of its own, and for text encoders that are quantised or
     hold a LoRA, and tokenizers without a vocabulary.
@@ -72,17 +72,14 @@ def read_pipeline(folder: Path) -> Any:
     check_own(folder, index)
     for part in (folder / name for name in index if name.startswith(PARTS[0])):
         check_config(part, settings_in(part / NETWORK) if (part / NETWORK).is_file() else {})
-        check_fractions(part)
-        for file in part.glob("*.safetensors"):  # transformers draws at random what it does not find
-            with file.open("rb") as opened:
-                if any(LORA.search(name) for name in read_header(opened)):
-                    raise ValueError(f"{part} was saved with a LoRA beside its weights: {FUSE}")
-    for part in (folder / name for name in index if name.startswith(PARTS[1])):
+        check_weights(part)  # transformers draws at random what it does not find
+    unused = {part: None for part, kind in index.items() if part in UNUSED or kind == [None, None]}
+    for part in (folder / name for name in index if name.startswith(PARTS[1]) and name not in unused):
         if not any((part / name).is_file() for name in VOCABULARY):  # transformers would make do with none
             raise ValueError(f"{part} has no vocabulary ({', '.join(VOCABULARY)}): fetch the pipeline again")
-    unused = {part: None for part in index if part in UNUSED}
+    how = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
     with blaming(folder / INDEX):
-        return DiffusionPipeline.from_pretrained(folder, **unused, use_safetensors=True, local_files_only=True)
+        return DiffusionPipeline.from_pretrained(folder, **unused, **how)
 
 
 def copy_encoders(folder: Path, target: Path) -> None:
@@ -98,9 +95,12 @@ def copy_encoders(folder: Path, target: Path) -> None:
 
 
 @lru_cache(1)
-def _pipeline(folder: Path, fingerprint: str, side: int, device: str) -> Any:
-    pipeline = read_pipeline(folder).to(device)
-    pipeline.default_sample_size = side  # for which it would ask its network, and for the other its VAE
+def _pipeline(texts: TextFolder, device: str, dtype: torch.dtype) -> Any:
+    folder, config = Path(texts.folder), json.loads(texts.network.config)
+    pipeline = read_pipeline(folder, dtype).to(device)
+    pipeline.default_sample_size = texts.network.shape[1]  # for which it would ask its network
+    # SD3 without its T5 asks the network for a width; a pipeline's own `__setattr__` takes modules alone
+    vars(pipeline)["transformer"] = SimpleNamespace(config=SimpleNamespace(**config), dtype=dtype)
     if (layout := folder / VAE_LAYOUT).is_file() and (blocks := settings_in(layout).get("block_out_channels")):
         with blaming(layout):
             vars(pipeline)["vae_scale_factor"] = 2 ** (len(blocks) - 1)  # a property of its class stays, as PRX's
@@ -133,9 +133,9 @@ class TextFolder:
         """D, the numbers of a prompt."""
         return self.network.prompt.size
 
-    def read(self, device: torch.device | str) -> Callable[[Sequence[str]], Tensor]:
-        """texts -> (B, 1, 1, D)"""
-        pipeline, layout, kind = self._pipeline(device), self.network.prompt, self.network.spec
+    def read(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Callable[[Sequence[str]], Tensor]:
+        """texts -> (B, 1, 1, D), by encoders of this dtype."""
+        pipeline, layout, kind = _pipeline(self, str(device), dtype), self.network.prompt, self.network.spec
         return lambda texts: layout.packed(encoded(kind, layout, list(texts), pipeline))
 
     def empty(self, device: torch.device | str) -> Tensor:
@@ -146,9 +146,10 @@ class TextFolder:
         self.keep(empty)
         return empty
 
-    def negative(self, text: str | None, device: torch.device | str) -> Tensor:
+    def negative(self, text: str | None, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
         """(1, 1, 1, D): the prompt that a text stands for where it is the negative one; None: of none."""
-        return cast(Tensor, negative_prompt(self.network.spec, self.network.prompt, text, self._pipeline(device)))
+        pipeline = _pipeline(self, str(device), dtype)
+        return cast(Tensor, negative_prompt(self.network.spec, self.network.prompt, text, pipeline))
 
     @property
     def cache_file(self) -> Path:
@@ -162,6 +163,3 @@ class TextFolder:
         np.save(content, empty.float().cpu().numpy(), allow_pickle=False)
         self.cache_file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.cache_file, content.getvalue())
-
-    def _pipeline(self, device: torch.device | str) -> Any:
-        return _pipeline(as_path(self.folder), self.fingerprint, self.network.shape[1], str(device))

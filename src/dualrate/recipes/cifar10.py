@@ -43,7 +43,7 @@ DATA = DataConfig("cifar10", size=32, channels=3, augment=Augment(flip=True))
 def distilled() -> StudentRecipe:
     """Students of the heavy model."""
     optim = OptimConfig(lr=5e-5, betas=(0.0, 0.99), warmup=200)
-    return StudentRecipe("cifar10", NETWORKS["light"], replace(FIT, optim=optim, ema_halflife=10_000))
+    return StudentRecipe(None, NETWORKS["light"], replace(FIT, optim=optim, ema_halflife=10_000))
 
 
 HEAVY, LIGHT = NETWORKS.values()

@@ -143,7 +143,7 @@ class Students(StudentRecipe):
 
 def distilled(size: Size = 64) -> Students:
     """Students of the heavy model."""
-    return Students(f"imagenet{size}", network(size, "light"), _within_memory(DISTILLING, size))
+    return Students(None, network(size, "light"), _within_memory(DISTILLING, size))
 
 
 def pixels_by_consistency(experiment: Experiment) -> Experiment:

@@ -41,7 +41,7 @@ class StudentRecipe(Ranged):
     """
 
     name: str | None
-    """Beginning of the student's name."""
+    """Beginning of the student's name. Default: the teacher's."""
     light: UViTConfig | None
     fit: FitConfig
     noise: Annotated[int, Range(0, 1024)] = 0
