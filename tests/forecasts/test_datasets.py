@@ -719,6 +719,41 @@ def test_levels_of_cells_are_channels(tmp_path: Path, dims: tuple[str, str], las
     assert f"along {dims[1]} are no neighbours" in source.note
 
 
+@pytest.mark.parametrize("dim", ["s_rho", "s_w", "depthu", "depthv", "depthw", "nav_lev", "olevel", "ilev", "siglay"])
+def test_levels_of_oceans_are_channels(tmp_path: Path, dim: str) -> None:
+    data = xarray.Dataset({"t": (("time", dim, "eta", "xi"), V)})
+    assert find_fields(saved(data, tmp_path / "a.nc"))[1].variables == ("t_0", "t_1", "t_2")
+
+
+@pytest.mark.parametrize(
+    "says", [{"cartesian_axis": "Z"}, {"standard_name": "ocean_s_coordinate_g2"}, {"axis": "Z"}, {"positive": "up"}]
+)
+def test_levels_say_so_in_several_ways(tmp_path: Path, says: dict[str, str]) -> None:
+    data = xarray.Dataset({"t": (("time", "st", "y", "x"), V)}, {"st": ("st", [-0.5, -0.25, 0.0], says)})
+    assert find_fields(saved(data, tmp_path / "a.nc"))[1].variables == ("t_-0.5", "t_-0.25", "t_0")
+
+
+@pytest.mark.parametrize("names", [("clat", "clon"), ("latCell", "lonCell"), ("lat", "lon"), None])
+def test_where_cells_lie_is_read_of_variables_too(tmp_path: Path, names: tuple[str, str] | None) -> None:
+    """Without the attribute `coordinates` of NetCDF they are variables; without them a note says what is missing."""
+    places = dict.fromkeys(names or (), ("cells", np.linspace(-1, 1, 6), {"units": "radian"}))
+    field = ("time", "cells"), V[:, 0, 0], {"CDI_grid_type": "unstructured"}
+    data = xarray.Dataset({"t": field, **places})
+    source = find_fields(saved(data, tmp_path / "a.nc"))[1]
+    assert {each.name for each in source.metadata.coordinates} == {*source.statics} == {*places}
+    assert "along cells are no neighbours" in source.note
+    assert ("-setgrid,CELLS" in source.note) == (not names)
+
+
+@pytest.mark.parametrize("unit", ["", "degrees"])
+def test_degrees_that_may_be_radians_are_noted(tmp_path: Path, unit: str) -> None:
+    says = {"units": unit} if unit else {}
+    places = {"lat": ("lat", np.linspace(0.5, 1, 4), says), "lon": ("lon", np.linspace(0, 0.7, 6), says)}
+    data = xarray.Dataset({"t": (("time", "lat", "lon"), V[:, 0])}, places)
+    note = find_fields(saved(data, tmp_path / "a.nc"))[1].note
+    assert ("lat and lon are taken as degrees: of radians say so" in note) == (not unit)
+
+
 def at_times(times: Any, **attributes: Any) -> xarray.Dataset:
     data = era5(time="time").drop_vars("expver")
     return data.assign_coords(time=("time", np.asarray(times), attributes))

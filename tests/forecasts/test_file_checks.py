@@ -379,6 +379,17 @@ def test_a_pipe_is_no_source(tmp_path: Path, suffix: str) -> None:
         find_fields(tmp_path / f"a{suffix}")
 
 
+@pytest.mark.parametrize("ending", [".nc", ".h5", ".npy", ".npz"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"), ("\n<!DOCTYPE html>", "of HTML")],
+)
+def test_what_stands_in_place_of_a_file_is_named(tmp_path: Path, ending: str, content: str, words: str) -> None:
+    (file := tmp_path / f"a{ending}").write_text(content)
+    with pytest.raises(ValueError, match=f"{re.escape(str(file))} cannot be read as .*: it is a p.*{words}"):
+        find_fields(file)
+
+
 def test_a_store_is_a_folder_with_a_plain_name(tmp_path: Path) -> None:
     (tmp_path / "a.zarr").write_bytes(b"PK\3\4")
     with pytest.raises(ValueError, match=r"a\.zarr is no folder, which a zarr store is: unpack it"):

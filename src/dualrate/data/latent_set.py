@@ -75,8 +75,7 @@ class LatentSet(TrainingSet):
             raise ValueError(
                 f"{self.name} has no latents of mirrored images: encode with --mirrored, or drop --data.augment.flip"
             )
-        view = augment.mirrors(draws).long().numpy()
-        return torch.from_numpy(self.packed.rows[index * self.views + view])
+        return torch.from_numpy(self.packed.rows[index * self.views + augment.mirrors(draws).long().numpy()])
 
     @staticmethod
     def floats(rows: Tensor, draws: Draws) -> Tensor:

@@ -22,7 +22,7 @@ import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -309,7 +309,18 @@ def reading(path: Path | str, kind: str) -> Iterator[None]:
             raise MemoryError(text if str(path) in text else f"{path}: {text}") from error
         if isinstance(error, ValueError) and str(path) in text:
             raise
-        raise ValueError(f"{path} cannot be read as {kind}: {text}") from error
+        raise ValueError(f"{path} cannot be read as {kind}: {_instead_of_data(path) or text}") from error
+
+
+def _instead_of_data(path: Path | str) -> str:
+    """A clause on a file that stands in place of one with data, and how to get that; empty for others."""
+    with suppress(OSError), open(path, "rb") as file:
+        begin = file.read(512).lstrip().lower()
+        if begin.startswith(b"version https://git-lfs"):
+            return "it is a pointer of Git LFS: `git lfs pull` fetches the file that it stands for"
+        if begin.startswith((b"<!doctype html", b"<html")):
+            return "it is a page of HTML, as of a failed download or a login: fetch the file again"
+    return ""
 
 
 def _claimed(error: MemoryError) -> int:

@@ -140,8 +140,7 @@ class Choice(Brief, Ranged):
                 "trained without it, or is called at every step: drop places"
             )
         if self.switch_at is not None:
-            alone = before(times, self.switch_at)
-            heavy = min(heavy, steps - alone) if self.heavy is None else heavy
+            heavy = min(heavy, steps - before(times, self.switch_at)) if self.heavy is None else heavy
         elif light_first and self.places is None:
             alone = max(steps - heavy, 0)
         elif heavy > 0 and starts_alone and (self.places or ("even" if model.serves.even else "late")) == "late":
@@ -173,8 +172,7 @@ class Choice(Brief, Ranged):
             return model.serves.sampler, self.gamma
         if model.denoiser.reuse is Reuse.SMOOTH:
             return SMOOTH, self.gamma
-        usual = GAMMA if model.process.one_time else 0.0
-        return RECOMMENDED, usual if self.gamma is None else self.gamma
+        return RECOMMENDED, (GAMMA if model.process.one_time else 0.0) if self.gamma is None else self.gamma
 
 
 def read_plan(path: Path) -> StepPlan:

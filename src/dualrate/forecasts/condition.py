@@ -136,8 +136,7 @@ class Forecast(Condition, Ranged):
         """Without the fingerprint, since the identity of a run has that of its data, and without what its file says of
         axes, units and coordinates, which changes nothing but the weights of points."""
         unsaid = [name for name in ("externals", "weights") if not getattr(self, name)]
-        left_out = (*OF_DATA, *unsaid)
-        plain = {name: value for name, value in to_plain(self).items() if name not in left_out}
+        plain = {name: value for name, value in to_plain(self).items() if name not in (*OF_DATA, *unsaid)}
         harmonics = {"anomalies": self.anomalies.harmonics} if self.anomalies else {}  # the rest is of the data
         return {"condition": plain | self.geometry.identity | harmonics}
 

@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 
 from dualrate.forecasts.file_checks import check_claim
 from dualrate.forecasts.metadata import (
-    SAME_AXIS,
     Coordinate,
     Description,
     Metadata,
     calendar_of,
     level_of,
     mesh_among,
+    near_radians,
     plain_units,
     text_of,
     way,
@@ -54,9 +54,8 @@ LEADS = ("step", "lead_time", "prediction_timedelta", "forecast_period", "foreca
 START, VERSIONS = "forecast_reference_time", "expver"  # the latter of ERA5 and, in recent months, ERA5T
 TIME = ("time", "t", "frame", "valid_time", *LEADS)
 CHANNEL = ("channel", "channels", "variable", "field")
-LEVEL = ("level", "levels", "lev", "plev", "pressure_level", "isobaricinhpa", "depth", "deptht", "model_level")
-LEVEL += ("bottom_top", "nz1", "nvertlevels", "nvertlevelsp1")  # of WRF, FESOM and MPAS
-OF_LEVELS = ("air_pressure", "depth", "height", "altitude", "model_level_number")  # standard names
+LEVEL = r"lev(?!ation)|dept|(?<!p)layer|isobar|hybrid|sig(ma|lay)|bottom_top|^(p(full|half)|s_(rho|w)|nz1?)$"
+OF_LEVELS = r"air_pressure|depth|height|altitude|model_level_number|(atmosphere|ocean)_\w+_coordinate"  # standard names
 DESCRIBING = ("bounds", "climatology", "cell_measures", "ancillary_variables", "formula_terms")
 
 
@@ -129,7 +128,9 @@ def fields_of(
     times, stored = times_of(data), data.data_vars
     aside = _bounds(data) | {*data.variables} & {name for each in data.variables for name in _describing(data[each])}
     aside -= {*names}
-    by_time = tuple(str(name) for name in data.coords if _is_place(data[name]) and {*data[name].dims[:-1]} & times)
+    places = {name for name, each in stored.items() if _bare(each).angular and not {*each.dims} & times} - aside
+    data = data.set_coords(places)
+    by_time = tuple(str(name) for name in data.coords if _bare(data[name]).place and {*data[name].dims[:-1]} & times)
     data = _over_time(at_rest(data, times, by_time), times)
     timed = {str(name): each for name, each in data.data_vars.items() if {*each.dims} & times and name not in aside}
     alone = [name for name, each in timed.items() if {*each.dims} <= {*times, *TRAJECTORY}]
@@ -166,7 +167,7 @@ def fields_of(
 
     clock = _clock(path, data, layout)
     labels = {dim for variable in arrays.values() for dim in variable.dims} | {getattr(clock, "name", None)}
-    check([*arrays], [str(name) for name in data.coords if name in labels or _is_place(data[name])])
+    check([*arrays], [str(name) for name in data.coords if name in labels or _bare(data[name]).place])
     timings = timings_of(path, "" if clock is None else str(clock.name), _times(clock, layout, counts), count, frames)
     described = tuple(about for part in parts for about in part.about)
     describing = [str(name) for name in data.variables if name in aside and name not in data.sizes]
@@ -175,11 +176,14 @@ def fields_of(
     notes = [f"left out, as they {why}: {', '.join(each)}" for why, each in left_out.items() if each]
     notes += list(dict.fromkeys(timing.note for timing in timings if timing.note))[:1]
     points = _points(data, layout.space, {*TRAJECTORY, *times, *aside})
-    if mesh := mesh_among(points, layout.space):
+    if mesh := mesh_among(points, layout.space, next(iter(arrays.values())).attrs):
+        cells = "" if any(each.angular for each in points) else "-setgrid,CELLS (the model's file of where they are) "
         notes.append(
             f"points one after the other along {mesh} are no neighbours by latitude and longitude, as networks take "
-            "them to be: bring a mesh to a grid first (cdo remapcon,r64x32 IN OUT)"
+            f"them to be: bring a mesh to a grid first (cdo remapcon,r64x32 {cells}IN OUT)"
         )
+    if len(unsure := near_radians(points)) > 1:
+        notes.append(f"{unsure[0].name} and {unsure[1].name} are taken as degrees: of radians say so, by their units")
     return FieldSource(
         {"": [one_of(*each) for each in enumerate(timings)]},
         variables,
@@ -189,8 +193,8 @@ def fields_of(
         Metadata(described, points, *_units(clock), _projection(data, arrays.values())),
         {
             str(name): lambda name=str(name): static(name)
-            for name, variable in data.data_vars.items()
-            if {*variable.dims} == {*layout.space} and variable.dtype.kind in "fiub"
+            for name, variable in data.variables.items()
+            if name in stored and {*variable.dims} == {*layout.space} and variable.dtype.kind in "fiub"
         },
         tuple(each for name in varying for each in channels.get(name, (name,))),
         str(data[layout.time].values[0]) if frames > 1 and layout.time in {*LEADS} & {*data.coords} else "",
@@ -202,7 +206,6 @@ def _over_time(data: Any, times: set[str]) -> Any:
     """The dataset; if no variable is over time and it has one date, with that as a dimension, and nothing read."""
     if any({*each.dims} & times for each in data.data_vars.values()) or not (moment := _moment(data)):
         return data
-    data = data.set_coords({*SAME_AXIS} & {*data.data_vars})
     unread = {name: np.broadcast_to(np.zeros((), data[name].dtype), data[name].shape) for name in data.data_vars}
     return data.copy(data=unread).expand_dims(moment)
 
@@ -290,20 +293,20 @@ def _layout(path: Path, data: Any, name: str, variable: Any, times: Collection[s
     channel = next((dim for dim in dims if dim in CHANNEL), "")
     space = [dim for dim in dims if dim not in (*trajectories, *single, time, channel)]
     level = next((dim for dim in space if _is_level(data, dim)), "")
-    if level and not channel and (len(space) > 2 or levels or mesh_among(_points(data, space, ()), space)):
+    if level and not channel and (len(space) > 2 or levels or mesh_among(_points(data, space), space, variable.attrs)):
         channel, space = level, [dim for dim in space if dim != level]
     for dim in [dim for dim in space if variable.sizes[dim] == 1][: max(0, len(space) - 2)]:
         space.remove(dim)
         single.append(dim)
     before = [dim for dim in space if dims.index(dim) < dims.index(time)]
     strange = before and (before != space or not trajectories)  # perhaps another name of trajectories
-    strange = strange and not all(dim in data.coords and _is_place(data[dim]) for dim in before)
+    strange = strange and not all(dim in data.coords and _bare(data[dim]).place for dim in before)
     if len(space) not in (1, 2) or strange:
         raise ValueError(
             f"{path}: its variable {name} has the dimensions {dict(variable.sizes)}; expected {EXPECTED}, or "
             f"without channel, with one or two of space, after time; trajectories are called {' or '.join(TRAJECTORY)}"
-            f", levels {' or '.join(LEVEL)}, channels {' or '.join(CHANNEL)}: name other variables (--data.variables), "
-            "or bring its dimensions into this order, by such names (xarray: transpose, rename)"
+            f", levels level, depth, layer or by axis='Z', channels {' or '.join(CHANNEL)}: name other variables "
+            "(--data.variables), or bring its dimensions into this order, by such names (xarray: transpose, rename)"
         )
     return Layout(tuple(sorted(trajectories, key=dims.index)), time, channel, tuple(space), tuple(single))
 
@@ -335,17 +338,15 @@ def _part(path: Path, name: str, variable: Any, layout: Layout, levels: Sequence
 
 def _is_level(data: Any, dim: str) -> bool:
     """Whether a dimension is one of levels, by its name or its attributes."""
-    if dim.lower() in LEVEL or dim not in data.coords:
-        return dim.lower() in LEVEL
-    says = data[dim].attrs
-    pressure = plain_units(text_of(says.get("units", ""))) in ("Pa", "hPa")
-    level = text_of(says.get("long_name", "")).startswith("original GRIB coordinate for key: level")
-    return level or pressure or says.get("axis") == "Z" or "positive" in says or says.get("standard_name") in OF_LEVELS
+    says = data[dim].attrs if dim in data.coords else {}
+    about, axes = Description.of(says), (says.get("axis"), says.get("cartesian_axis"))
+    named = re.search(LEVEL, dim.lower()) or re.match(OF_LEVELS, about.standard_name)
+    original = about.long_name.startswith("original GRIB coordinate for key: level")
+    return bool(named) or original or plain_units(about.units) in ("Pa", "hPa") or "Z" in axes or "positive" in says
 
 
-def _points(data: Any, space: Sequence[str], without: Collection[str]) -> tuple[Coordinate, ...]:
+def _points(data: Any, space: Sequence[str], without: Collection[str] = ()) -> tuple[Coordinate, ...]:
     """The coordinates of points: finite numbers over axes of space, or one of all points, such as a level."""
-    names = [str(name) for name in (*data.coords, *data.data_vars) if name in data.coords or name in SAME_AXIS]
     return with_radians(
         Coordinate(
             str(coordinate.name),
@@ -353,7 +354,7 @@ def _points(data: Any, space: Sequence[str], without: Collection[str]) -> tuple[
             tuple(coordinate.values.ravel().tolist()),
             Description.of(coordinate.attrs),
         )
-        for coordinate in (data[name] for name in names if name not in without)
+        for coordinate in (each for name, each in data.coords.items() if name not in without)
         if {*coordinate.dims} <= {*space} and coordinate.dtype.kind in "fiu" and np.isfinite(coordinate.values).all()
     )
 
@@ -368,9 +369,9 @@ def _are_dates(coordinate: Any) -> bool:
     return coordinate.dtype.kind == "M" or "calendar" in coordinate.encoding  # the latter where xarray read them
 
 
-def _is_place(coordinate: Any) -> bool:
-    """Whether it holds latitudes or longitudes along axes."""
-    return bool(coordinate.dims and Coordinate(str(coordinate.name), (), (), Description.of(coordinate.attrs)).place)
+def _bare(variable: Any) -> Coordinate:
+    """A coordinate without its numbers."""
+    return Coordinate(str(variable.name), (), (), Description.of(variable.attrs))
 
 
 def _describing(variable: Any) -> list[str]:
@@ -438,8 +439,7 @@ def _times(clock: Any | None, layout: Layout, counts: Sequence[int]) -> NDArray[
     if clock is None or clock.dims in ((), (layout.time,)):
         return None if clock is None else clock.values
     missing = {dim: n for dim, n in zip(layout.trajectories, counts, strict=True) if dim not in clock.dims}
-    whole = clock.expand_dims(missing).transpose(*layout.trajectories, layout.time)
-    return whole.values.reshape(-1, whole.sizes[layout.time])
+    return clock.expand_dims(missing).transpose(*layout.trajectories, layout.time).values.reshape(math.prod(counts), -1)
 
 
 def _units(clock: Any | None) -> tuple[str, str]:

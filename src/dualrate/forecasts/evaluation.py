@@ -360,5 +360,4 @@ def judged(model: Model, starts: Starts, x: Frame) -> StabilityReport:
 def _moving(frames: Tensor) -> list[int]:
     """The channels that are no constant in these frames (K, C, H, W); all, if each is one."""
     flat = frames.transpose(0, 1).flatten(1)
-    channels = (flat != flat[:, :1]).any(1).nonzero()[:, 0].tolist()
-    return channels or list(range(len(flat)))
+    return (flat != flat[:, :1]).any(1).nonzero()[:, 0].tolist() or list(range(len(flat)))

@@ -138,8 +138,7 @@ def _pdearena(file: Any, path: Path) -> FieldSource | None:
         raise ValueError(f"{path}: its splits have {theirs} and {mine}: bring them to one")
     named = {each.axes: each.name for each in most.coordinates}
     axes = tuple(named.get((i,), "") for i in range(len(space)))
-    axes, note = axes if all(axes) else (), next(iter(notes), "")
-    return FieldSource(splits, variables, common_step(steps), axes, note, most)
+    return FieldSource(splits, variables, common_step(steps), axes if all(axes) else (), next(iter(notes), ""), most)
 
 
 def _of_hdf5(path: Path, parts: Sequence[Any], number: int, shape: tuple[int, ...], timing: Timing) -> Lazy:

@@ -81,8 +81,7 @@ class ClipCoder(Coder):
         return (in_parts(images, self.shape, draws).unflatten(1, (self.each, -1)) + 1) * 127.5
 
     def received(self, past: Tensor) -> Tensor:
-        latents = self.encoded(past.unflatten(1, (-1, self.each)).flatten(0, 1))
-        return latents.unflatten(0, (len(past), -1)).cpu()
+        return self.encoded(past.unflatten(1, (-1, self.each)).flatten(0, 1)).unflatten(0, (len(past), -1)).cpu()
 
     def delivered(self, frames: Tensor, rows: Tensor, number: int) -> Tensor:
         latents = frames.flatten(0, 1).to(rows.device).unbind(1)

@@ -21,7 +21,7 @@ SAME_AXIS = {"lat": "y", "latitude": "y", "lon": "x", "longitude": "x"}
 COMPARED = 4096  # points of a coordinate that a run keeps, at most; all of most axes
 LONGEST = 200  # characters of an attribute
 RADIANS = {"latitude": 1.571, "longitude": 6.284}  # the most
-CELLS = ("ncells", "ncol", "n_face", "nmesh2_face", "nod2")  # dimensions of MPAS, ICON, CAM, UGRID and FESOM
+CELLS = r"n?cells?|ncol|n_?face|nmesh2_face|mesh\w*_nfaces|nod2|nele"  # dimensions of ICON, CAM, UGRID, FESOM, FVCOM
 NEAR = 1e-3  # of the spacing of points: less apart they are the same
 SAME_CALENDAR = {"gregorian": "standard", "proleptic_gregorian": "standard", "365_day": "noleap", "366_day": "all_leap"}
 SAME_UNITS = {  # names in small letters
@@ -105,6 +105,12 @@ class Coordinate:
             if degrees or word in (self.description.standard_name, self.name.lower()) or self.name.lower() == word[:3]:
                 return word
         return ""
+
+    @property
+    def angular(self) -> bool:
+        """Whether it is a latitude or longitude, in degrees or, of cells (clat, latCell), in radians."""
+        standard, name = self.description.standard_name, self.name.lower()
+        return self.place != "" or standard in RADIANS or re.fullmatch("c?(lat|lon)(itude|cell)?", name) is not None
 
     @property
     def unwound(self) -> NDArray[np.float64]:
@@ -230,27 +236,35 @@ def variable_number(
 def with_radians(points: Iterable[Coordinate]) -> tuple[Coordinate, ...]:
     """The same; latitudes and longitudes without units are in radians where they reach over a sphere of such."""
     points = tuple(points)
-    unsaid = [each for each in points if each.place and not each.description.units and each.values]
-    wide = any(each.place == "latitude" and np.ptp(each.values) > 2 for each in unsaid)
-    if not wide or any(max(map(abs, each.values)) > RADIANS[each.place] for each in unsaid):
+    unsaid = near_radians(points)
+    if not any(each.place == "latitude" and np.ptp(each.values) > 2 for each in unsaid):
         return points
-    said = {each.name: replace(each, description=replace(each.description, units="radians")) for each in unsaid}
-    return tuple(said.get(each.name, each) for each in points)
+    radians = [replace(each, description=replace(each.description, units="radians")) for each in points]
+    return tuple(said if each in unsaid else each for each, said in zip(points, radians, strict=True))
 
 
-def mesh_among(points: Sequence[Coordinate], space: Sequence[str]) -> str:
+def near_radians(points: Iterable[Coordinate]) -> list[Coordinate]:
+    """Latitudes and longitudes without units, unless a number is beyond a sphere in radians: then none."""
+    unsaid = [each for each in points if each.place and not each.description.units and each.values]
+    return unsaid if all(max(map(abs, each.values)) <= RADIANS[each.place] for each in unsaid) else []
+
+
+def mesh_among(points: Sequence[Coordinate], space: Sequence[str], about: Mapping[str, Any]) -> str:
     """The dimension of cells by its name, or along which latitudes and longitudes are those of no line; empty: none.
+
+    The last one where attributes of a variable (`about`) say so, as those that cfgrib and cdo write.
 
     Of a line one of them goes one way, but for one turn, or both do, with steps to a side and steps up or down.
     """
-    places = [each for each in points if each.place or each.description.standard_name in ("latitude", "longitude")]
+    places = [each for each in points if each.angular]
+    said = any("unstructured" in text_of(about.get(name, "")) for name in ("GRIB_gridType", "CDI_grid_type"))
     for axis, dim in enumerate(space):
         ways = [np.diff(each.values) for each in places if each.axes == (axis,)]
         counts = np.array([((each < 0).sum(), (each == 0).sum(), (each > 0).sum()) for each in ways])
         turns = len(ways) > 1 and min(counts.sum(1) - counts.max(1)) > 1 and max(counts[:, ::2].min(1)) > 1
-        if turns or dim.lower() in CELLS:
+        if turns or re.fullmatch(CELLS, dim.lower()):
             return dim
-    return ""
+    return space[-1] if said and space else ""
 
 
 def calendar_of(name: Any) -> str:

@@ -348,8 +348,7 @@ class ForecastScorer:
             "power": sums.power[:, channels] / variance[:, None],
             "power_truth": sums.power_truth[:, channels] / variance[:, None],
         }
-        shares = torch.bincount(ranks.flatten(), weights.expand(ranks.shape).flatten(), minlength=count + 1)
-        return row, shares
+        return row, torch.bincount(ranks.flatten(), weights.expand(ranks.shape).flatten(), minlength=count + 1)
 
 
 def count_of(groups: Tensor) -> int:

@@ -38,7 +38,8 @@ def power_spectrum(fields: Tensor) -> Tensor:
     directions. H = 1 is a field in one dimension. Fields that are not periodic get the power of their edges as well.
     """
     height, width = fields.shape[-2:]
-    ring = _rings(height, width).to(fields.device)
+    y, x = torch.fft.fftfreq(height, dtype=torch.float64), torch.fft.rfftfreq(width, dtype=torch.float64)
+    ring = (max(height, width) * torch.hypot(y[:, None], x)).round().long().to(fields.device)  # of terms of `rfft2`
     twice = torch.full((width // 2 + 1,), 2.0, device=fields.device, dtype=fields.dtype)  # what the half leaves out
     twice[0] = 1
     if width % 2 == 0:
@@ -96,12 +97,6 @@ def legendre(x: NDArray[np.float64], degrees: int) -> NDArray[np.float64]:
             values[m, n] = factor * (x * values[m, n - 1] - before / last)
             before, last = values[m, n - 1], factor
     return values
-
-
-def _rings(height: int, width: int) -> Tensor:
-    """(H, W // 2 + 1) int64: the wavenumber of each term of `rfft2`."""
-    y, x = torch.fft.fftfreq(height, dtype=torch.float64), torch.fft.rfftfreq(width, dtype=torch.float64)
-    return (max(height, width) * torch.hypot(y[:, None], x)).round().long()
 
 
 def band_masks(wavenumbers: int, side: int) -> list[Tensor]:

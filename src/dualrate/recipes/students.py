@@ -118,8 +118,7 @@ def _dual(
     if started.networks.single_rate:
         raise ValueError(f"{student_from} is a single-rate model; student_from takes a dual-rate one")
     check_same_images(started, source, f"student_from {student_from} and the teacher {name}")
-    noise = recipe.noise or started.networks.noise
-    return started.networks.with_noise(noise), replace(source, data=started.data)
+    return started.networks.with_noise(recipe.noise or started.networks.noise), replace(source, data=started.data)
 
 
 def consistency_student(
