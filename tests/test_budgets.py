@@ -19,13 +19,13 @@ from tools.house import dialect, first_words, lines, modules, survey
 ROOT = Path(__file__).resolve().parent.parent
 
 # Lines of code. Above the first budget, for what later issues added: forecasts (2,900), pipelines (3,200), texts (400),
-# carriers (8,500: calls that are compiled on a CPU), pipelines (4,048: a scheduler's grid and noise levels, encoders in
+# carriers (8,500: calls that are compiled on a CPU, files that stand for data), pipelines (4,048: a scheduler's grid and noise levels, encoders in
 # half precision and without a T5).
 CODE = {
     "engine": 8527,
-    "carriers": 8591,
+    "carriers": 8595,
     "forecasts": 8092,
-    "pipelines": 4068,
+    "pipelines": 4069,
     "texts": 739,
     "services": 1498,
     "front": 3114,

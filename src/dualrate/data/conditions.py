@@ -273,7 +273,8 @@ def smaller(x: Tensor, factor: int) -> Tensor:
 def grey(x: Tensor) -> Tensor:
     """(B, 3, H, W) -> (B, 1, H, W), as PIL's "L", in 8 bits."""
     red, green, blue = to_bytes(x).int().split(1, 1)
-    return to_float(((19595 * red + 38470 * green + 7471 * blue) + 2**15 >> 16).to(torch.uint8))
+    luma = (19595 * red + 38470 * green + 7471 * blue) + 2**15 >> 16
+    return to_float(luma.to(torch.uint8))
 
 
 def hole_mask(draws: Draws, hole: int, height: int, width: int) -> Tensor:

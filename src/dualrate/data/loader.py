@@ -173,7 +173,8 @@ class Batches:
             raise ValueError(f"iteration {iteration}; expected 0 or more")
         sample = self.rows + iteration * self.batch_size
         epoch, place = sample // len(self.images), sample % len(self.images)
-        index = torch.cat([self._order(int(e))[place[epoch == e]] for e in epoch.unique()]).numpy()  # epochs ascend too
+        parts = [self._order(int(e))[place[epoch == e]] for e in epoch.unique()]
+        index = torch.cat(parts).numpy()  # samples ascend, and so do epochs
         labels, draws = self.images.labels, Draws(self.seed, sample)
         return ByteBatch(
             x=self.images.rows(index, draws, self.augment),

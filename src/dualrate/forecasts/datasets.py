@@ -54,7 +54,7 @@ LEADS = ("step", "lead_time", "prediction_timedelta", "forecast_period", "foreca
 START, VERSIONS = "forecast_reference_time", "expver"  # the latter of ERA5 and, in recent months, ERA5T
 TIME = ("time", "t", "frame", "valid_time", *LEADS)
 CHANNEL = ("channel", "channels", "variable", "field")
-LEVEL = r"lev(?!ation)|dept|(?<!p)layer|isobar|hybrid|sig(ma|lay)|bottom_top|^(p(full|half)|s_(rho|w)|nz1?)$"
+LEVEL = r"lev(?!ation)|depth|(?<!p)layer|isobar|hybrid|sig(ma|lay)|bottom_top|^(p(full|half)|s_(rho|w)|nz1?)$"
 OF_LEVELS = r"air_pressure|depth|height|altitude|model_level_number|(atmosphere|ocean)_\w+_coordinate"  # standard names
 DESCRIBING = ("bounds", "climatology", "cell_measures", "ancillary_variables", "formula_terms")
 

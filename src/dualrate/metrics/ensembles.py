@@ -65,7 +65,8 @@ def rank(members: Tensor, truth: Tensor, chance: Tensor) -> Tensor:
 
     chance: (N, ...) uniform in [0, 1), orders those that are equal
     """
-    return (members < truth[:, None]).sum(1) + (chance * ((members == truth[:, None]).sum(1) + 1)).long()
+    equal = (members == truth[:, None]).sum(1)
+    return (members < truth[:, None]).sum(1) + (chance * (equal + 1)).long()
 
 
 def ranks(members: Tensor, truth: Tensor, generator: torch.Generator, where: Tensor | None = None) -> Tensor:

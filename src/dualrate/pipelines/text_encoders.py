@@ -77,9 +77,10 @@ def read_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     for part in (folder / name for name in index if name.startswith(PARTS[1]) and name not in unused):
         if not any((part / name).is_file() for name in VOCABULARY):  # transformers would make do with none
             raise ValueError(f"{part} has no vocabulary ({', '.join(VOCABULARY)}): fetch the pipeline again")
-    how = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
     with blaming(folder / INDEX):
-        return DiffusionPipeline.from_pretrained(folder, **unused, **how)
+        return DiffusionPipeline.from_pretrained(
+            folder, **unused, dtype=dtype, use_safetensors=True, local_files_only=True
+        )
 
 
 def copy_encoders(folder: Path, target: Path) -> None:
