@@ -240,5 +240,6 @@ def test_a_row_says_what_the_class_does(root, tmp_path, monkeypatch, name):
     model = retrofitted(root, name)
     assert baselines(root / name) == caches
     size = model.experiment.networks.given
-    monkeypatch.setattr(TextFolder, "read", lambda self, device: lambda texts: torch.ones(len(texts), *(size or (1,))))
+    ones = lambda texts: torch.ones(len(texts), *(size or (1,)))  # noqa: E731
+    monkeypatch.setattr(TextFolder, "read", lambda self, *how: ones)
     exported(model, tmp_path / "pipeline")
