@@ -271,7 +271,7 @@ def test_channels_along_a_dimension_are_read_by_their_names(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="has no variable w: it has t, u, v"):
         find_fields(path, names=("w",))
     bands = xarray.Dataset({"data": (("time", "band", "y", "x"), V)})
-    with pytest.raises(ValueError, match="channels channel or"):
+    with pytest.raises(ValueError, match="names such as trajectory, member, channel"):
         find_fields(saved(bands, tmp_path / "bands.nc"))
 
 

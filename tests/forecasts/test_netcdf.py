@@ -26,7 +26,7 @@ def test_a_dimension_that_nobody_knows_is_no_space(tmp_path: Path) -> None:
         all_of(read_fields(saved("a.nc", "ensemble", "time", "x"), "train"))[:, :, 0, 0], ARRAY[:18, :, 0, 0]
     )
     for dims in (("ic", "time", "x"), ("x", "y", "time"), ("ic", "time", "y", "x")):
-        with pytest.raises(ValueError, match=r"with one or two of space, after time; trajectories are called"):
+        with pytest.raises(ValueError, match=r"with one or two of space, after time; names such as trajectory"):
             read_fields(saved(f"{''.join(dims)}.nc", *dims), "train")
     with pytest.raises(ValueError, match=r"several dimensions of time \(time, frame\), expected one"):
         read_fields(saved("b.nc", "time", "frame", "x"), "train")
@@ -138,7 +138,7 @@ def test_dates_are_in_hours_and_three_dimensions_are_refused(tmp_path: Path) -> 
     data.to_netcdf(tmp_path / "era.nc", engine="h5netcdf")
     assert read_fields(tmp_path / "era.nc", "train").step == 12
     xarray.Dataset({"w": (("time", "z", "y", "x"), ARRAY[0])}).to_netcdf(tmp_path / "deep.nc", engine="h5netcdf")
-    with pytest.raises(ValueError, match=r"has the dimensions \{'time': 6, 'z': 2.*trajectories are called trajectory"):
+    with pytest.raises(ValueError, match=r"has the dimensions \{'time': 6, 'z': 2.*names such as trajectory"):
         read_fields(tmp_path / "deep.nc", "train")
     xarray.Dataset({"w": (("when", "x"), ARRAY[0, :, 0, 0])}).to_netcdf(tmp_path / "no.nc", engine="h5netcdf")
     with pytest.raises(ValueError, match="none with a dimension called time"):

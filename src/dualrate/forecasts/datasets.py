@@ -304,9 +304,9 @@ def _layout(path: Path, data: Any, name: str, variable: Any, times: Collection[s
     if len(space) not in (1, 2) or strange:
         raise ValueError(
             f"{path}: its variable {name} has the dimensions {dict(variable.sizes)}; expected {EXPECTED}, or "
-            f"without channel, with one or two of space, after time; trajectories are called {' or '.join(TRAJECTORY)}"
-            f", levels level, depth, layer or by axis='Z', channels {' or '.join(CHANNEL)}: name other variables "
-            "(--data.variables), or bring its dimensions into this order, by such names (xarray: transpose, rename)"
+            "without channel, with one or two of space, after time; names such as trajectory, member, channel, level or "
+            "depth (or axis='Z') tell them: name other variables (--data.variables), or bring its dimensions into this "
+            "order, by such names (xarray: transpose, rename)"
         )
     return Layout(tuple(sorted(trajectories, key=dims.index)), time, channel, tuple(space), tuple(single))
 
