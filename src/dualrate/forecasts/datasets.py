@@ -304,7 +304,7 @@ def _layout(path: Path, data: Any, name: str, variable: Any, times: Collection[s
     if len(space) not in (1, 2) or strange:
         raise ValueError(
             f"{path}: its variable {name} has the dimensions {dict(variable.sizes)}; expected {EXPECTED}, or "
-            "without channel, with one or two of space, after time; names such as trajectory, member, channel, level or "
+            "without channel, with one or two of space, after time; names such as trajectory, member, channel, level, "
             "depth (or axis='Z') tell them: name other variables (--data.variables), or bring its dimensions into this "
             "order, by such names (xarray: transpose, rename)"
         )
