@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from dualrate.report.figures import log_axis, png
+from dualrate.report.table import significant
 from dualrate.system.files import write_whole
 from studies import roll_outs
 from studies.common import RESULTS, Row, kept_in, markdown, place
@@ -183,8 +184,8 @@ def member_table(rows: Sequence[Row]) -> str:
     ordered = sorted(scores["CRPS"], key=lambda plan: (scores["CRPS"][plan][0], plan[2]))
     lines = []
     for plan in {plan[:2]: plan for plan in reversed(ordered)}.values():
-        cells = ["/".join(f"{cost['macs', n][plan]:.3g}" for n in COUNTS if plan in cost["macs", n])]
-        cells.append("/".join(f"{n * cost['ms', n][plan]:.3g}" for n in COUNTS if plan in cost["ms", n]))
+        cells = ["/".join(significant(cost["macs", n][plan]) for n in COUNTS if plan in cost["macs", n])]
+        cells.append("/".join(significant(n * cost["ms", n][plan]) for n in COUNTS if plan in cost["ms", n]))
         cells.append("/".join(f"{cost['mib', n][plan]:.0f}" for n in (1, FEW, *COUNTS[1:]) if plan in cost["mib", n]))
         cells += [interval(scores[metric][plan], 3) for metric in METRICS]
         ratios = [str(ratio_of(scores["CRPS"], cost[of, many], plan)) for of in ("macs", "ms") if plan[0] == "dual"]

@@ -91,10 +91,10 @@ def test_members_have_what_they_cost_together_and_the_ratio_at_equal_crps_is_wit
     cell = {"kind": "levels", "between": 0, "sampler": "ancestral", "probabilities": [0.25]}
     rows.append(final("medium + single", "ML-EM", 8, 0.19, 40.0, seconds=240) | cell)
     levels, single, pair = cells(forecasts.member_table(rows))
-    assert levels[:5] == ["medium, large, ML-EM", "8, ancestral, p = 0.25", "40/40", "", ""]
+    assert levels[:5] == ["medium, large, ML-EM", "8, ancestral, p = 0.25", "40.0/40.0", "", ""]
     assert single[:2] == ["large, diffusion", "4"]  # more steps are no better
     assert pair[:2] == ["two rates, CRPS, one call", "1"]
-    assert pair[2:5] == ["5/2.5/2", "0.5/8/25", "5/7/16/40"]
+    assert pair[2:5] == ["5.00/2.50/2.00", "0.500/8.00/25.0", "5/7/16/40"]
     assert pair[5].startswith("0.231 [")
     assert pair[7] == "15.0; 6.00"  # (10 x 3) / 2 and 3 / 0.5
     assert single[7] == ""
