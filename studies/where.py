@@ -131,7 +131,7 @@ class Setting:
 KS, SHORT = "kuramoto-sivashinsky", "[1 to 3 trainings, 256 starts](forecasts.md)"
 LEADS = "[1 or 3 trainings, 256 starts](forecasts.md#frames-that-are-each-made-by-themselves)"
 KF, FLOW = "kolmogorov", "[1 or 3 trainings, 128 starts](forecasts.md#in-two-dimensions)"
-SPHERE = "[3 trainings, 64 starts](forecasts.md#on-a-sphere)"
+SPHERE = "[1 or 3 trainings, 64 starts](forecasts.md#on-a-sphere)"
 MOVING = "[3 trainings, {}](clips.md#what-comes-next)".format
 MINUTES = "[2 trainings, 256 conditions](conditions.md#{})".format
 SHAPES = "[1 training, 512 captions](captions.md)"
