@@ -572,6 +572,11 @@ def test_runs_that_do_not_compare(here):
     assert len(run(here, "heavy:2", "other:2", mixed=True).finished) == 2
 
 
+def test_members_of_runs_without_a_condition_are_refused_in_python_too(here):
+    with pytest.raises(ValueError, match="no condition that members would share"):
+        run(here, "heavy:2", members=4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

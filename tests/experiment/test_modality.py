@@ -164,8 +164,8 @@ def test_without_its_line_the_same_source_is_no_tone():
     [
         ("kolmogorov", FIELDS), ("weather.nc", FIELDS), ("weather.zarr", FIELDS), ("weather.h5", FIELDS),
         ("fields.npz", FIELDS), ("images.npz", None), ("neither.npz", None), ("gone.npz", None),
-        ("novel.txt", TEXTS), ("python-docs", TEXTS), ("fashion-mnist", None), ("photos", None), ("photos.tar", None),
-        ("photos.parquet", None), ("", None),
+        ("novel.txt", TEXTS), ("NOVEL.TXT", TEXTS), ("python-docs", TEXTS), ("fashion-mnist", None), ("photos", None),
+        ("photos.tar", None), ("photos.parquet", None), ("", None),
     ],
 )  # fmt: skip
 def test_every_source_has_one_reader(source, reader, tmp_path, monkeypatch):

@@ -224,7 +224,7 @@ class Session:
             drawer = replace(
                 candidate.drawer(model),
                 precision=terms.precision,
-                members=1 if model.experiment.networks.given is None else terms.members,
+                members=terms.members,
                 guidance=Guidance(terms.guidance) if model.guides else UNGUIDED,
                 equal_classes=terms.equal_classes,
             )

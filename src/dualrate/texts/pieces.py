@@ -59,7 +59,7 @@ class TextFiles(Pictures):
 
 def is_text(source: str | Path) -> bool:
     """Whether a source is a text, by its name alone."""
-    return source == PYTHON_DOCS or Path(source).suffix == ENDING
+    return source == PYTHON_DOCS or Path(source).suffix.lower() == ENDING
 
 
 def read_text(source: str | Path, split: Split, length: int = PIECE) -> ImageSet:
