@@ -85,10 +85,11 @@ def test_a_folder_holds_clips_of_all_kinds_at_any_depth_in_the_order_of_their_nu
     for i, name in enumerate(names):
         save(tmp_path / "in" / name, drawn(3 + i))
     save(tmp_path / "in" / ".hidden" / "x.gif", drawn(3))
-    Image.fromarray(drawn(1)[0]).save(tmp_path / "in" / "cover.png")
+    for cover in ("cover.png", "still.gif"):
+        Image.fromarray(drawn(1)[0]).save(tmp_path / "in" / cover)
     source = read_clips(tmp_path / "in", WHOLE)
     assert sorted(each.shape[0] for each in source.trajectories) == [3, 4, 5, 6]
-    assert source.note.startswith("pictures beside clips are left out: cover.png")
+    assert source.note.startswith("pictures beside clips are left out: cover.png, still.gif")
     lengths = {3 + i: name for i, name in enumerate(names)}
     assert [lengths[each.shape[0]] for each in source.trajectories][-1] == "a/b/1.gif"
 

@@ -15,7 +15,9 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,8 +78,11 @@ class ClipReading:
 
 
 def holds_clip(path: Path) -> bool:
-    """Whether a file is a clip by itself, by its name, a WEBP by whether it moves."""
+    """Whether a file is a clip by itself: a video by its name, a GIF or WEBP by whether it moves."""
     ending = path.suffix.lower()
+    if ending == ".gif" and path.is_file():
+        with suppress(OSError, ValueError):  # a damaged one is named where it is read
+            return len(list(islice(frames_of(path), 2))) > 1
     if ending == ".webp" and path.is_file():
         with path.open("rb") as file:
             begins = file.read(21)
