@@ -128,7 +128,7 @@ class Setting:
     excess: str = ""
 
 
-KS, SHORT = "kuramoto-sivashinsky", "[1 to 3 trainings, 256 starts](forecasts.md)"
+KS, SHORT = "kuramoto-sivashinsky", "[3 trainings, 256 starts](forecasts.md)"
 LEADS = "[1 or 3 trainings, 256 starts](forecasts.md#frames-that-are-each-made-by-themselves)"
 KF, FLOW = "kolmogorov", "[1 or 3 trainings, 128 starts](forecasts.md#in-two-dimensions)"
 SPHERE = "[1 or 3 trainings, 64 starts](forecasts.md#on-a-sphere)"
