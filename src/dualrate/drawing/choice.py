@@ -140,7 +140,8 @@ class Choice(Brief, Ranged):
                 "trained without it, or is called at every step: drop places"
             )
         if self.switch_at is not None:
-            heavy = min(heavy, steps - before(times, self.switch_at)) if self.heavy is None else heavy
+            alone = before(times, self.switch_at)
+            heavy = min(heavy, steps - alone) if self.heavy is None else heavy
         elif light_first and self.places is None:
             alone = max(steps - heavy, 0)
         elif heavy > 0 and starts_alone and (self.places or ("even" if model.serves.even else "late")) == "late":
