@@ -290,6 +290,7 @@ def test_in_turns_student_and_auxiliary_come_to_the_teacher_s_samples():
         ({}, None),
         ({"moment_gap": 3.0, "gap_ahead": 0.3}, "the moment gap grows"),
         ({"gap_ahead": 1.1}, "the auxiliary lags behind the student"),
+        ({"moment_gap": 0.0}, None),
         ({"power": 0.1}, "the student collapses"),
         ({"latent_power": 3.0}, "the Langevin chain runs away"),
         ({"noise_power": 3.0}, "the Langevin chain runs away"),

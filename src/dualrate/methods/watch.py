@@ -74,6 +74,6 @@ def growth(windows: Windows, name: str, what: str, remedy: str) -> Warnings:
 def lag(windows: Windows, least: float, most: float) -> Warnings:
     """A warning where `gap_ahead` is not between two multiples of `moment_gap`, from the second window on."""
     gap, ahead = windows[-1]["moment_gap"], windows[-1]["gap_ahead"]
-    if len(windows) > 1 and not least * gap <= ahead <= most * gap:
+    if len(windows) > 1 and gap and not least * gap <= ahead <= most * gap:
         why = f"gap_ahead is {ahead / gap:.1f} moment gaps, expected from {least:g} to {most:g}"
         yield "the auxiliary lags behind the student", f"{why}: lower --student-rate, or raise --fit.batch-size"
