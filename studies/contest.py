@@ -411,7 +411,7 @@ def neighbours(setting: Setting, batches: Sequence[int]) -> list[Setting]:
 
 
 def multilevel(models: Sequence[dr.Model], system: System, cell: Row, between: int) -> Row:
-    """Cost and scores as of `scored`, of single networks by ML-EM. macs: of a member, by levels that run.
+    """Cost and scores as of `scored`, of single networks by ML-EM. macs: of a member, by levels that run; calls: of each.
 
     cell: sampler, steps, and the probabilities of all networks but the lightest
     """
@@ -428,6 +428,7 @@ def multilevel(models: Sequence[dr.Model], system: System, cell: Row, between: i
     macs = sum(cost * calls for cost, calls in zip(costs, denoiser.calls, strict=True))
     return {
         "macs": dict.fromkeys(map(str, system.shared), macs),
+        "calls": list(denoiser.calls),
         **by_lead(by_start(batches, members), truth, area_of(model)),
     }
 

@@ -79,13 +79,27 @@ def entries(rows: Sequence[Row]) -> list[Row]:
 
 
 def costs(rows: Sequence[Row]) -> dict[tuple[str, int], dict[Plan, float]]:
-    """Million multiply-adds and milliseconds of a member, and MiB of all, by members and plan: what was measured."""
+    """Million multiply-adds and milliseconds of a member, and MiB of all, by members and plan: what was measured.
+
+    Milliseconds of ML-EM are those of its networks' calls, each a step of the longest plan that was timed.
+    """
     tables: dict[tuple[str, int], dict[Plan, float]] = defaultdict(dict)
     for row in [*entries(rows), *(row for row in rows if row["kind"] == "time")]:
         for name in ("macs", "ms", "mib"):
             for count, value in row.get(name, {}).items():
                 tables[name, int(count)][plan_of(row)] = value
+    for row in (row for row in entries(rows) if row["method"] == "ML-EM"):
+        for count in map(int, row["macs"]):
+            steps = [step_of(tables["ms", count], network) for network in row["network"].split(" + ")]
+            if all(steps):
+                tables["ms", count][plan_of(row)] = float(np.dot(steps, row["calls"]))
     return tables
+
+
+def step_of(milliseconds: Mapping[Plan, float], network: str) -> float:
+    """Milliseconds of a step by diffusion, in the longest plan that was timed; 0 without one."""
+    timed = {plan[2]: value / plan[2] for plan, value in milliseconds.items() if plan[:2] == (network, "diffusion")}
+    return timed[max(timed)] if timed else 0.0
 
 
 def ratio_of(scores: Scores[Plan], cost: Mapping[Plan, float], plan: Plan) -> Ratio | None:
@@ -140,7 +154,7 @@ def ratio_table(rows: Sequence[Row]) -> str:
             cells.append(str(ratio_of(scores[metric], cost[of], plan) or ""))
         lines.append([f"{word(plan[1])}, {plan[2]} steps" if plan[1] in BY_STEPS else word(plan[1]), *cells])
     heads = [
-        "CRPS less that of the best single network",
+        "CRPS less that of the best of others",
         "ratio at equal CRPS: multiply-adds, of 1",
         "of 16",
         "ms, of 1",

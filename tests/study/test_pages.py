@@ -112,10 +112,15 @@ def test_a_page_is_what_code_writes_of_kept_rows(page: str, regenerated: Path) -
     assert (regenerated / page).read_text() == (DOCS / page).read_text()
 
 
+def near(text: str) -> object:
+    """What JSON holds, its numbers to nine digits: machines add in another order."""
+    return json.loads(text, parse_float=lambda number: f"{float(number):.9g}")
+
+
 def test_numbers_and_figures_are_written(regenerated: Path) -> None:
     results = regenerated / "results"
     for name in ("settled-25.json", "where.json"):
-        assert (results / name).read_text() == (DOCS / "results" / name).read_text()
+        assert near((results / name).read_text()) == near((DOCS / "results" / name).read_text())
     assert {file.name for file in results.glob("*.png")} | {"settled-25.json", "where.json"} == WRITTEN
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in results.glob("*.png"))
 

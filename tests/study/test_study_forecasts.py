@@ -73,6 +73,18 @@ def test_single_networks_by_ml_em_are_rivals_too() -> None:
     assert line[2:4] == ["4.00", "8.00"]
 
 
+def test_milliseconds_of_ml_em_are_those_of_its_calls() -> None:
+    levels = final("medium + single", "ML-EM", 8, 0.4 / 3**0.5, 20.0) | {"calls": [8, 2]}
+    levels |= {"kind": "levels", "between": 0, "sampler": "ancestral", "probabilities": [0.25]}
+    times = [("medium", 4, 0.4, 0.2), ("single", 8, 4.0, 4.0), ("single", 2, 9.0, 9.0)]
+    rows = [
+        {"kind": "time", "network": name, "method": "diffusion", "steps": steps, "ms": {"1": of_one, "16": of_many}}
+        for name, steps, of_one, of_many in times
+    ]
+    (line,) = cells(forecasts.ratio_table([*ROWS, levels, *rows]))
+    assert line[4:6] == ["3.60", "5.60"]  # (8 x 0.1 + 2 x 0.5) / 0.5, (8 x 0.05 + 2 x 0.5) / 0.25
+
+
 def test_members_have_what_they_cost_together_and_the_ratio_at_equal_crps_is_with_fifty() -> None:
     scores = {1: 0.4, 2: 0.4 / 2**0.5, 4: 0.2, 8: 0.2, 16: 0.21}
     rows = [
