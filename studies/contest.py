@@ -411,7 +411,7 @@ def neighbours(setting: Setting, batches: Sequence[int]) -> list[Setting]:
 
 
 def multilevel(models: Sequence[dr.Model], system: System, cell: Row, between: int) -> Row:
-    """Cost and scores as of `scored`, of single networks by ML-EM. macs: of a member, by levels that run; calls: of each.
+    """Cost and scores as of `scored`, and calls of each network, of single networks by ML-EM. macs: of levels that run.
 
     cell: sampler, steps, and the probabilities of all networks but the lightest
     """
