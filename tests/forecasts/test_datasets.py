@@ -836,3 +836,22 @@ def test_members_by_their_names_are_trajectories(tmp_path: Path, name: str) -> N
     both = xarray.concat([data, data + 1], xarray.Variable(name, members))
     trajectories = find_fields(saved(both, tmp_path / "a.nc"))[1].trajectories
     np.testing.assert_array_equal(trajectories[1][0:12] - 1, trajectories[0][0:12])
+
+
+def test_frames_that_memory_has_room_for_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = saved(era5()[["sp", "t"]], tmp_path / "a.nc")
+    forcings: dict[str, Any] = {"forcings": ["sp"]}
+    fields = read_fields(source, "train", **forcings)
+    with monkeypatch.context() as little:
+        little.setattr("dualrate.forecasts.fields.HELD", 4 * (int(np.prod(fields.trajectories[0].shape)) - 1))
+        unheld = read_fields(source, "train", **forcings)
+    windows = [each.frames(0, 2, 3) for each in (fields, unheld)]
+    forced = [each.forced[0][2:5] for each in (fields, unheld)]
+    np.testing.assert_array_equal(*windows)
+    np.testing.assert_array_equal(*forced)
+    assert (fields.hashed, fields.statistics) == (unheld.hashed, unheld.statistics)
+    monkeypatch.setattr("dualrate.forecasts.datasets.Part.read", None)
+    np.testing.assert_array_equal(fields.frames(0, 2, 3), windows[0])
+    np.testing.assert_array_equal(fields.forced[0][2:5], forced[0])
+    with pytest.raises(ValueError):
+        unheld.frames(0, 2, 3)

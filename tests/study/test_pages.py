@@ -113,7 +113,7 @@ def test_a_page_is_what_code_writes_of_kept_rows(page: str, regenerated: Path) -
 
 
 def near(text: str) -> object:
-    """What JSON holds, its numbers to nine digits: machines add in another order."""
+    """The value of JSON, its numbers to nine digits: machines add in another order."""
     return json.loads(text, parse_float=lambda number: f"{float(number):.9g}")
 
 

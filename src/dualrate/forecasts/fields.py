@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -23,9 +24,11 @@ from dualrate.forecasts.metadata import Metadata
 from dualrate.forecasts.sources import AS_THEY_ARE, find_fields
 from dualrate.forecasts.splits import check_frames, divided, pieces_of
 from dualrate.forecasts.statistics import Statistics, as_float32, survey
-from dualrate.forecasts.trajectories import Trajectory
+from dualrate.forecasts.trajectories import Lazy, Trajectory
+from dualrate.system.files import MEMORY
 
 NO_GEOMETRY = Geometry()
+HELD = min(2**33, MEMORY // 8)  # bytes of frames of files that are held in memory, where a window takes no reading
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,10 +150,13 @@ def read_fields(
     if hidden is not None and hidden.shape != chosen[0].shape[1:]:
         raise ValueError(f"{source} has frames of {chosen[0].shape[1:]} (C, H, W), and the mask hides {hidden.shape}")
     about = fields.metadata, len(fields.space)
-    hashed, measured = survey(name, chosen, fields.variables, progress, place, hidden, about)
+    room = room_for(chosen)
+    hashed, measured = survey(name, chosen, fields.variables, progress, place, hidden, about, room)
     forced = divided(str(source), aside, split)[1] if forcings else ()
     if forced:  # whose numbers are checked, and count in the fingerprint
-        also = survey(name, forced, aside.variables, progress, place, about=about)[0]
+        forced_room = room_for(forced)
+        also = survey(name, forced, aside.variables, progress, place, about=about, into=forced_room)[0]
+        forced = held(forced, forced_room)
         hashed = sha256((hashed + also).encode()).hexdigest()
     if statistics is None:
         statistics = (
@@ -162,4 +168,20 @@ def read_fields(
             f"{len(statistics.mean)}: give fields with the channels that the run was trained on"
         )
     described = fields.variables, fields.step, statistics, hashed, fields.axes
-    return Fields(name, chosen, *described, metadata=fields.metadata, hidden=hidden, forced=forced)
+    return Fields(name, held(chosen, room), *described, metadata=fields.metadata, hidden=hidden, forced=forced)
+
+
+def room_for(trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:
+    """An array for the frames of each trajectory; none where all are arrays already, or take more than HELD bytes."""
+    lazy, numbers = any(isinstance(each, Lazy) for each in trajectories), sum(math.prod(e.shape) for e in trajectories)
+    return [np.empty(each.shape, np.float32) for each in trajectories] if lazy and 4 * numbers <= HELD else []
+
+
+def held(trajectories: Sequence[Trajectory], arrays: Sequence[NDArray[np.float32]]) -> Sequence[Trajectory]:
+    """The trajectories with the frames of these arrays; without arrays as they are."""
+    if not arrays:
+        return trajectories
+    return [
+        replace(each, read=lambda i, j, array=array: array[i:j]) if isinstance(each, Lazy) else array
+        for each, array in zip(trajectories, arrays, strict=True)
+    ]

@@ -69,11 +69,13 @@ def survey(
     place: tuple[int, int] = (0, 0),
     hidden: NDArray[np.bool_] | None = None,
     about: tuple[Metadata, int] = (Metadata(), 0),
+    into: Sequence[NDArray[np.float32]] = (),
 ) -> tuple[str, Statistics]:
     """The fingerprint and the statistics of trajectories, of which each frame is read once.
 
     place: of the first in its source, trajectory and frame, for messages; hidden: (C, H, W), points that do not count
     about: coordinates of points, and the number of axes of space, for messages
+    into: an array for each trajectory, which gets its frames in float32; none: nothing is kept
     Moments are in float64, of parts, joined as by Chan, Golub and LeVeque (COMPSTAT 1982).
     Raises ValueError for a number that is not finite, and says where it is, and for a channel whose changes float32
     rounds away.
@@ -97,6 +99,8 @@ def survey(
             times = timing_of(trajectory).times[first : first + each]
             check_finite(part, variables, about, times, f"{name}: trajectory {place[0] + i}", place[1] + first)
             digest.update(part.astype("<f4", copy=False).tobytes())
+            if into:
+                into[i][first : first + each] = part
             states.add(read := part.astype(np.float64))
             if raw.dtype.itemsize > 2 and raw.dtype != np.float32:
                 high, low = _halves(raw)
