@@ -21,7 +21,7 @@ test test-%: export OMP_NUM_THREADS ?= 1
 test test-%: export PYTHONDONTWRITEBYTECODE :=
 
 test: env-dev  ## set up, then run the tests (seven minutes, two processes of one thread) [PROCESSES=4]
-	@$(BIN)/python -m pytest --numprocesses=$(or $(PROCESSES),2) --dist=worksteal --session-timeout=900
+	@$(BIN)/python -m pytest --numprocesses=$(or $(PROCESSES),2) --dist=worksteal --session-timeout=1500
 
 test-slow: env-dev  ## the long fault and training tests
 	@$(BIN)/python -m pytest -m slow

@@ -61,10 +61,11 @@ def resampled(
         groups.setdefault(key(row), []).append(values(row))
     cases = len(next(iter(groups.values()))[0])
     picked = np.random.default_rng(0).integers(0, cases, (RESAMPLES, cases))
+    shares = np.stack([np.bincount(each, minlength=cases) for each in picked], 1) / cases  # (cases, R)
     scores = {}
     for plan, trainings in groups.items():
         table = np.stack(trainings)  # (trainings, cases)
-        means = table[:, picked].mean(2)  # (trainings, R)
+        means = table @ shares  # (trainings, R)
         count = len(table)
         rng = np.random.default_rng(zlib.crc32(repr(curve(plan)).encode()))
         drawn = rng.integers(0, count, (count, RESAMPLES))

@@ -78,7 +78,9 @@ def turned(kind: str) -> xarray.Dataset:
 KINDS = ("south first", "from -180", "from 20", "west last", "longitude, latitude", "longitude, latitude, time")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:5]), KINDS[5]]
+)
 def test_a_run_on_another_order_is_the_same_to_the_bit(tmp_path: Path, kind: str) -> None:
     plain = trained(saved(waves(), tmp_path / "plain.nc"), tmp_path / "plain")
     source = saved(turned(kind), tmp_path / "other.nc")
@@ -146,8 +148,10 @@ def region(kind: str) -> xarray.Dataset:
     return data
 
 
-@pytest.mark.parametrize("kind", ["sorted", "from the east", "longitude, latitude"])
-@pytest.mark.parametrize("date_line", [False, True])
+@pytest.mark.parametrize(
+    "kind", ["sorted", pytest.param("from the east", marks=pytest.mark.slow), "longitude, latitude"]
+)
+@pytest.mark.parametrize("date_line", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_region_that_a_file_cuts_in_two_is_joined_and_given_back_as_it_was(
     tmp_path: Path, kind: str, date_line: bool
 ) -> None:
@@ -463,7 +467,14 @@ def sea(fill: float) -> xarray.Dataset:
     return data.assign(wet=(("lat", "lon"), (~LAND).astype(np.int8)), land=(("lat", "lon"), LAND.astype(np.int8)))
 
 
-@pytest.mark.parametrize(("mask", "fill"), [("auto", np.nan), ("wet", 7.0), ("not:land", -1e30), ("wet", np.inf)])
+@pytest.mark.parametrize(
+    ("mask", "fill"),
+    [
+        ("auto", np.nan),
+        ("not:land", -1e30),
+        *(pytest.param("wet", fill, marks=pytest.mark.slow) for fill in (7.0, np.inf)),
+    ],
+)
 def test_values_at_hidden_points_change_nothing(tmp_path: Path, mask: str, fill: float) -> None:
     plain = trained(saved(sea(0.0), tmp_path / "zeros.nc"), tmp_path / "zeros", mask="wet", difference=True)
     other = trained(saved(sea(fill), tmp_path / "other.nc"), tmp_path / "other", mask=mask, difference=True)
@@ -475,7 +486,7 @@ def test_values_at_hidden_points_change_nothing(tmp_path: Path, mask: str, fill:
 
 
 @pytest.mark.parametrize("trained_by", ["diffusion", "crps", "regression", "residual", "refiner", "rolling"])
-@pytest.mark.parametrize("rate", ["dual", "single"])
+@pytest.mark.parametrize("rate", ["dual", pytest.param("single", marks=pytest.mark.slow)])
 def test_hidden_points_are_the_mean_in_forecasts(tmp_path: Path, trained_by: str, rate: str) -> None:
     if trained_by == "residual" and rate == "single":
         pytest.skip("a regression and a light network are two")

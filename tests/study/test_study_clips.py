@@ -63,6 +63,7 @@ def test_clips_are_written_without_loss(tmp_path: Path, monkeypatch: pytest.Monk
     assert [len(piece) for piece in pieces] == [clips.WINDOW] * 2
 
 
+@pytest.mark.slow
 def test_every_way_is_searched_and_scored_on_the_same_frames(tiny: Path) -> None:
     ahead = Next("sprites", tiny / "sprites-next", WAYS)
 

@@ -251,7 +251,7 @@ def test_noise_levels_of_a_window_are_those_of_the_name(tiny: Contest) -> None:
 def test_averages_are_of_the_best_setting_and_shorter_than_a_20th_of_the_windows(tiny: Contest) -> None:
     contest.add_rows(tiny.out, [{"kind": "speed", "network": "dual", "method": "diffusion", "batch": 4, "ms": 1.0}])
     tiny.train("search", "dual", "diffusion", Setting(4, 1e-3), 0.04, 0)
-    tiny.averages("dual", "diffusion", 0.2)  # 200 updates of 4 windows
+    tiny.averages("dual", "diffusion", 0.08)  # 80 updates of 4 windows
     rows = tiny.rows_with(kind="average", batch=4, rate=1e-3)
-    assert [row["halflife"] for row in rows] == [20, 10, 5]
+    assert [row["halflife"] for row in rows] == [8, 4, 2]
     assert tiny.best("dual", "diffusion") == Setting(4, 1e-3)
