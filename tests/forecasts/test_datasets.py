@@ -12,7 +12,7 @@ import pytest
 import xarray
 
 from dualrate.experiment.data_config import DataConfig
-from dualrate.forecasts.fields import read_fields
+from dualrate.forecasts.fields import read_fields, room_for
 from dualrate.forecasts.recipe import Forecasting
 from dualrate.forecasts.sources import find_fields
 from dualrate.forecasts.trajectories import timing_of
@@ -855,3 +855,15 @@ def test_frames_that_memory_has_room_for_are_read_once(tmp_path: Path, monkeypat
     np.testing.assert_array_equal(fields.forced[0][2:5], forced[0])
     with pytest.raises(ValueError):
         unheld.frames(0, 2, 3)
+
+
+def test_processes_of_a_machine_hold_an_eighth_of_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trajectories = find_fields(saved(era5()[["sp"]], tmp_path / "a.nc"))[1].trajectories
+    size = 4 * int(np.prod(trajectories[0].shape))
+    monkeypatch.setattr("dualrate.forecasts.fields.MEMORY", 16 * size)
+    assert [each.nbytes for each in room_for(trajectories)] == [size]
+    assert room_for([each[0:2] for each in trajectories]) == []  # arrays already
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert len(room_for(trajectories)) == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert room_for(trajectories) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,7 +29,7 @@ from dualrate.forecasts.trajectories import Lazy, Trajectory
 from dualrate.system.files import MEMORY
 
 NO_GEOMETRY = Geometry()
-HELD = min(2**33, MEMORY // 8)  # bytes of frames of files that are held in memory, where a window takes no reading
+HELD = 2**33  # bytes of frames of files that a process holds at most, and all of a machine an eighth of its memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,9 +173,11 @@ def read_fields(
 
 
 def room_for(trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:
-    """An array for the frames of each trajectory; none where all are arrays already, or take more than HELD bytes."""
-    lazy, numbers = any(isinstance(each, Lazy) for each in trajectories), sum(math.prod(e.shape) for e in trajectories)
-    return [np.empty(each.shape, np.float32) for each in trajectories] if lazy and 4 * numbers <= HELD else []
+    """An array for the frames of each trajectory; none where all are arrays already, or more than may be held."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+    room = 4 * sum(math.prod(each.shape) for each in trajectories) <= min(HELD, MEMORY // (8 * processes))
+    lazy = any(isinstance(each, Lazy) for each in trajectories)
+    return [np.empty(each.shape, np.float32) for each in trajectories] if room and lazy else []
 
 
 def held(trajectories: Sequence[Trajectory], arrays: Sequence[NDArray[np.float32]]) -> Sequence[Trajectory]:

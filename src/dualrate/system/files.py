@@ -43,6 +43,9 @@ try:
     MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of this machine
 except (AttributeError, ValueError):  # not every system says
     MEMORY = sys.maxsize
+for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # of a container
+    with suppress(OSError, ValueError):
+        MEMORY = min(MEMORY, int(Path(limit).read_text()))
 
 
 @contextmanager
