@@ -159,7 +159,7 @@ class Place:
         if model.identity != self.identity:
             raise ValueError(
                 f"{self.path} has other weights by now, of iteration {model.iteration}: if it is being trained, "
-                "export it first, and use the export"
+                "use an export; a denoiser that was replaced here is found by its name (with_denoiser)"
             )
         return replace(model, compiled=self.compiled, graphs=self.graphs)
 
