@@ -289,6 +289,12 @@ def test_of_a_single_clip_enough_frames_for_a_window_are_held_out(tmp_path: Path
         replace(forecast, frames=9).read_fields(data, "train")
 
 
+def test_frames_of_clips_are_not_copied_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dualrate.forecasts.fields.room_for", None)
+    data = DataConfig(f"clips:{save(tmp_path / 'a.gif', drawn(20))}")
+    assert Forecast(past=2, frames=3).read_fields(data, "train").frames(0, 1, 2).shape[0] == 2
+
+
 # Videos
 
 

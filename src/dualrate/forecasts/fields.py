@@ -151,7 +151,7 @@ def read_fields(
     if hidden is not None and hidden.shape != chosen[0].shape[1:]:
         raise ValueError(f"{source} has frames of {chosen[0].shape[1:]} (C, H, W), and the mask hides {hidden.shape}")
     about = fields.metadata, len(fields.space)
-    room = room_for(chosen)
+    room = room_for(chosen) if clips is AS_THEY_ARE else []  # clips are mapped from where they were decoded to
     hashed, measured = survey(name, chosen, fields.variables, progress, place, hidden, about, room)
     forced = divided(str(source), aside, split)[1] if forcings else ()
     if forced:  # whose numbers are checked, and count in the fingerprint
