@@ -18,14 +18,14 @@ from tools.house import dialect, first_words, lines, modules, survey
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Lines of code. Above the first budget, for what later issues added: texts (400), forecasts (2,900; 8,119: frames that
+# Lines of code. Above the first budget, for what later issues added: texts (400), forecasts (2,900; 8,120: frames that
 # memory has room for), pipelines (3,200; 4,048: a scheduler's grid and noise levels, encoders in half precision and
 # without a T5), carriers (8,500: calls that are compiled on a CPU; 8,599: files that stand for data, memory
 # of a container).
 CODE = {
     "engine": 8527,
     "carriers": 8599,
-    "forecasts": 8119,
+    "forecasts": 8120,
     "pipelines": 4069,
     "texts": 739,
     "services": 1498,

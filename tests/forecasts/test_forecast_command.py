@@ -94,6 +94,12 @@ def test_a_forecast_that_is_stopped_has_the_exit_code_of_the_page(run, tmp_path,
     assert ("the same command goes on" in said.splitlines()[-1]) == (how is signal.SIGINT)
 
 
+def test_a_stop_before_the_first_frame_says_that_the_command_goes_on(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("dualrate.forecasts.folder.ForecastArray", Mock(side_effect=KeyboardInterrupt))
+    assert call(monkeypatch, "forecast", run, "--out", tmp_path / "out", *OPTIONS) == 130
+    assert "keeps what it has; the same command goes on" in capsys.readouterr().err
+
+
 def test_scores_are_written_before_stability_is_judged(run, tmp_path, monkeypatch):
     without_page(monkeypatch)
     monkeypatch.setattr("dualrate.forecasts.forecast.judged", Mock(side_effect=MemoryError))

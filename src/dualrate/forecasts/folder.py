@@ -295,15 +295,16 @@ def write_forecast(
     if target is not None and not target.exists():
         check_writable(target)
     with record.filling(out) as record:
-        record.write(out)
-        truth = None if starts.truth is None else _truth(out / TRUTH, starts, frame_shape(drawer.model))
-        array = ForecastArray(out, (len(starts), drawer.members, frames, *frame_shape(drawer.model)))
-        report, before = progress or (lambda done, total: None), int(array.done.sum())
-        if array.damaged:
-            note(f"{array.path}: {many(array.damaged, 'member')} not as written, to be drawn again")
-        report(before, array.done.size * frames)
-        begun = time.perf_counter()
+        with naming_progress(f"{out} keeps what it has"):
+            record.write(out)
+            truth = None if starts.truth is None else _truth(out / TRUTH, starts, frame_shape(drawer.model))
+            array = ForecastArray(out, (len(starts), drawer.members, frames, *frame_shape(drawer.model)))
         with naming_progress(array):
+            report, before = progress or (lambda done, total: None), int(array.done.sum())
+            if array.damaged:
+                note(f"{array.path}: {many(array.damaged, 'member')} not as written, to be drawn again")
+            report(before, array.done.size * frames)
+            begun = time.perf_counter()
             try:
                 for piece in roll_out(drawer, starts, frames, seed=seed, earlier=array.earlier, mapper=mapper):
                     array.write(piece)
