@@ -157,7 +157,7 @@ def read_fields(
     if forced:  # whose numbers are checked, and count in the fingerprint
         forced_room = room_for(forced)
         also = survey(name, forced, aside.variables, progress, place, about=about, into=forced_room)[0]
-        forced = held(forced, forced_room)
+        forced = in_memory(forced, forced_room)
         hashed = sha256((hashed + also).encode()).hexdigest()
     if statistics is None:
         statistics = (
@@ -169,7 +169,7 @@ def read_fields(
             f"{len(statistics.mean)}: give fields with the channels that the run was trained on"
         )
     described = fields.variables, fields.step, statistics, hashed, fields.axes
-    return Fields(name, held(chosen, room), *described, metadata=fields.metadata, hidden=hidden, forced=forced)
+    return Fields(name, in_memory(chosen, room), *described, metadata=fields.metadata, hidden=hidden, forced=forced)
 
 
 def room_for(trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:
@@ -180,7 +180,7 @@ def room_for(trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:
     return [np.empty(each.shape, np.float32) for each in trajectories] if room and lazy else []
 
 
-def held(trajectories: Sequence[Trajectory], arrays: Sequence[NDArray[np.float32]]) -> Sequence[Trajectory]:
+def in_memory(trajectories: Sequence[Trajectory], arrays: Sequence[NDArray[np.float32]]) -> Sequence[Trajectory]:
     """The trajectories with the frames of these arrays; without arrays as they are."""
     if not arrays:
         return trajectories
