@@ -20,7 +20,7 @@ test test-%: export OMP_NUM_THREADS ?= 1
 # the processes that tests start find the sources compiled, whatever the environment says
 test test-%: export PYTHONDONTWRITEBYTECODE :=
 
-test: env-dev  ## set up, then run the tests (seven minutes, two processes of one thread) [PROCESSES=4]
+test: env-dev  ## set up, then run the tests (ten minutes, two processes of one thread) [PROCESSES=4]
 	@$(BIN)/python -m pytest --numprocesses=$(or $(PROCESSES),2) --dist=worksteal --session-timeout=1500
 
 test-slow: env-dev  ## the long fault and training tests

@@ -337,3 +337,10 @@ def test_the_command_makes_every_simulation_and_the_options_name_no_other() -> N
     options = json.loads(Path("src/dualrate/options/options.json").read_text())
     text = json.dumps(options).split("of such files, ")[1].split(". Clips")[0]
     assert set(text.replace(" or ", ", ").split(", ")) == SIMULATIONS.keys()
+
+
+def test_parts_of_a_mapped_array_stay_mapped(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", np.random.default_rng(0).normal(size=(1, 40, 1, 8)).astype(np.float32))
+    (trajectory,) = read_fields(tmp_path / "one.npy", "test").trajectories
+    assert isinstance(trajectory, np.memmap)
+    assert trajectory.shape == (4, 1, 1, 8)

@@ -5,6 +5,7 @@ import fcntl
 import gzip
 import json
 import os
+import runpy
 import stat
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from trouble import failing, forked, full_disk, unreadable
 
 from dualrate.pipelines.folder import check_files
+from dualrate.system import files
 from dualrate.system.files import (
     append_record,
     naming,
@@ -248,3 +250,11 @@ def test_a_line_on_a_full_disk_is_an_error_with_the_file(tmp_path):
     (tmp_path / "a.jsonl").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device: '.*a\.jsonl'"):
         append_record(tmp_path / "a.jsonl", {"i": 0})
+
+
+@pytest.mark.parametrize(
+    ("limit", "memory"), [("1048576\n", 2**20), ("max\n", files.MEMORY), (str(2**63), files.MEMORY)]
+)
+def test_a_container_s_memory_is_its_limit(monkeypatch, limit, memory):
+    monkeypatch.setattr(Path, "read_text", lambda path: limit)
+    assert runpy.run_path(files.__file__)["MEMORY"] == memory

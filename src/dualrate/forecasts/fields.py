@@ -173,10 +173,10 @@ def read_fields(
 
 
 def room_for(trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:
-    """An array for the frames of each trajectory; none where all are arrays already, or more than may be held."""
+    """An array for the frames of each trajectory; none where some are arrays already, or more than may be held."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
     room = 4 * sum(math.prod(each.shape) for each in trajectories) <= min(HELD, MEMORY // (8 * processes))
-    lazy = any(isinstance(each, Lazy) for each in trajectories)
+    lazy = all(isinstance(each, Lazy) for each in trajectories)
     return [np.empty(each.shape, np.float32) for each in trajectories] if room and lazy else []
 
 
@@ -184,7 +184,5 @@ def in_memory(trajectories: Sequence[Trajectory], arrays: Sequence[NDArray[np.fl
     """The trajectories with the frames of these arrays; without arrays as they are."""
     if not arrays:
         return trajectories
-    return [
-        replace(each, read=lambda i, j, array=array: array[i:j]) if isinstance(each, Lazy) else array
-        for each, array in zip(trajectories, arrays, strict=True)
-    ]
+    pairs = zip(trajectories, arrays, strict=True)
+    return [replace(each, read=lambda i, j, array=array: array[i:j]) for each, array in pairs if isinstance(each, Lazy)]

@@ -50,7 +50,9 @@ def divided(
 
 def part_of(whole: Trajectory, first: int, last: int) -> Trajectory:
     """The frames from `first` to before `last`, with their times."""
-    timing = timing_of(whole)
+    if not isinstance(whole, Lazy):
+        return whole[first:last]
+    timing = whole.timing
     breaks = tuple(at - first for at in timing.breaks if first < at < last)
     timing = Timing(breaks=breaks, steps=timing.steps[first : max(first, last - 1)], times=timing.times[first:last])
     return Lazy((last - first, *whole.shape[1:]), lambda i, j: whole[first + i : first + j], timing)  # pyright: ignore[reportArgumentType]
